@@ -1,0 +1,234 @@
+"""Dreamer: owns the networks and their optimizers; observes, acts, updates."""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor, nn
+
+from dreamer_mpc.behavior import Actor, BehaviorConfig, Critic, TanhNormal
+from dreamer_mpc.behavior.imagination import actor_loss, critic_loss, imagine
+from dreamer_mpc.capture import Captured
+from dreamer_mpc.planners import Memory, Planner, reset_memory
+from dreamer_mpc.returns import lambda_return
+from dreamer_mpc.world_model import Batch, WorldModel, WorldModelConfig
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam for world model, actor and critic."""
+
+    world_model_lr: float = 1e-3
+    """Learning rate of the world model (paper: 1e-3)."""
+    actor_lr: float = 8e-5
+    """Learning rate of the actor (paper: 8e-5)."""
+    critic_lr: float = 8e-5
+    """Learning rate of the critic (paper: 8e-5)."""
+    eps: float = 1e-7
+    """Adam's epsilon (paper: 1e-7)."""
+    grad_clip: float = 100.0
+    """Largest gradient norm of each of the three (paper: 100)."""
+
+
+class Latents(nn.Module):
+    """World model, actor and critic as planners see them (`LatentModel`)."""
+
+    def __init__(self, world_model: WorldModel, actor: Actor, critic: Critic, action_dim: int):
+        super().__init__()
+        self.world_model, self.actor, self.critic, self.action_dim = world_model, actor, critic, action_dim
+
+    def step(
+        self, state: Float[Tensor, "*b S"], action: Float[Tensor, "*b A"], noise: Float[Tensor, "*b Z"] | None = None
+    ) -> Float[Tensor, "*b S"]:
+        """One sample of the prior."""
+        return self.world_model.rssm.prior_step(state, action, noise)
+
+    def noise(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b Z"]:
+        """Standard normal draws for `step`."""
+        return torch.randn_like(state[..., : self.world_model.rssm.stoch])
+
+    def reward(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b"]:
+        """Reward received on arriving in `state`."""
+        return self.world_model.reward(state)
+
+    def value(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "K *b"]:
+        """Value heads, each including `reward(state)`."""
+        return self.critic(state)
+
+    def policy(self, state: Float[Tensor, "*b S"]) -> TanhNormal:
+        """The actor."""
+        return self.actor(state)
+
+
+class Carry(NamedTuple):
+    """What acting hands from one step to the next, for B environments."""
+
+    state: Float[Tensor, "B S"]
+    action: Float[Tensor, "B A"]  # the action that was executed last
+    memory: Any  # the planner's
+
+    def reset(self, done: Bool[Tensor, " B"]) -> "Carry":
+        """Rows where an episode ended start over."""
+        return self._replace(memory=reset_memory(self.memory, done))
+
+
+class Act(NamedTuple):
+    """One step of acting."""
+
+    action: Float[Tensor, "B A"]  # to execute
+    carry: Carry  # for the next call
+    model_evaluations: int  # of the plan, per environment
+
+
+class Dreamer:
+    """The agent (Dreamer, Hafner et al. 2020; the paper's Table 18). Everything on one device.
+
+    With `capture`, acting and updating are replayed as CUDA graphs; the eager code is the same functions.
+    """
+
+    def __init__(
+        self,
+        action_dim: int,
+        world_model: WorldModelConfig = WorldModelConfig(),
+        behavior: BehaviorConfig = BehaviorConfig(),
+        optimizer: OptimizerConfig = OptimizerConfig(),
+        device: torch.device | str = "cpu",
+        capture: bool = True,
+        bf16: bool = True,
+    ):
+        self.behavior, self.optimizer = behavior, optimizer
+        self.device = torch.device(device)
+        world = WorldModel(world_model, action_dim)
+        size = world.rssm.state_dim
+        actor = Actor(
+            size, action_dim, behavior.actor_layers, behavior.actor_hidden, init_std=behavior.actor_init_std
+        )
+        critic = Critic(
+            size, behavior.value_heads, behavior.value_layers, behavior.value_hidden, behavior.bootstrap
+        )
+        self.model = Latents(world, actor, critic, action_dim).to(self.device)
+        self.optimizers = {
+            name: torch.optim.Adam(
+                part.parameters(), lr=rate, eps=optimizer.eps, fused=True, capturable=self.device.type == "cuda"
+            )
+            for name, part, rate in [
+                ("world_model", world, optimizer.world_model_lr),
+                ("actor", actor, optimizer.actor_lr),
+                ("critic", critic, optimizer.critic_lr),
+            ]
+        }
+        self.bf16 = bf16 and self.device.type == "cuda"
+        self.capture = capture and self.device.type == "cuda"
+        self.update = Captured(self._update) if self.capture else self._update
+        self._acts: dict[tuple[Planner, float], Any] = {}
+
+    def initial(self, batch: int) -> Carry:
+        """What acting starts from."""
+        state = self.model.world_model.rssm.initial(batch).detach()
+        return Carry(state, state.new_zeros(batch, self.model.action_dim), None)
+
+    def act(
+        self,
+        planner: Planner,
+        carry: Carry,
+        image: UInt8[Tensor, "B H W C"],
+        is_first: Bool[Tensor, " B"],
+        action_noise: float = 0.0,
+    ) -> Act:
+        """Observe an image and plan.
+
+        `action_noise` is the standard deviation of Gaussian exploration noise on the executed action. Where `is_first`,
+        an episode starts and what was carried is forgotten.
+        """
+        key = (planner, action_noise)
+        if key not in self._acts:
+            function = partial(self._act, planner, action_noise)
+            self._acts[key] = Captured(function) if self.capture else function
+        return self._acts[key](carry, image, is_first)
+
+    @torch.no_grad()
+    def _act(
+        self,
+        planner: Planner,
+        action_noise: float,
+        carry: Carry,
+        image: UInt8[Tensor, "B H W C"],
+        is_first: Bool[Tensor, " B"],
+    ) -> Act:
+        carry = carry.reset(is_first)
+        with self._amp():
+            embed = self.model.world_model.encode(image)
+        state = self.model.world_model.rssm.posterior_step(carry.state, carry.action, embed, is_first)
+        plan = planner.plan(self.model, state, carry.memory)
+        action = plan.action
+        if action_noise > 0:
+            action = (action + action_noise * torch.randn_like(action)).clamp(-1, 1)
+        return Act(action, Carry(state, action, plan.memory), plan.model_evaluations)
+
+    def _update(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
+        """One gradient step on world model, actor and critic; metrics stay on the device.
+
+        A step in which any gradient is not finite changes no parameter and counts as `skipped`.
+        """
+        model, behavior = self.model, self.behavior
+        model_loss, posterior, metrics = model.world_model.loss(batch, self._amp())
+        gradients = {"world_model": torch.autograd.grad(model_loss, list(model.world_model.parameters()))}
+
+        states = imagine(model, posterior.detach().flatten(0, 1), behavior.horizon)  # [H, M, S]
+        values = model.value(states)  # [K, H, M]
+        returns = lambda_return(
+            model.reward(states)[:-1], values.mean(0)[1:], behavior.discount, behavior.lambda_
+        )  # [H-1, M]
+        policy_loss = actor_loss(returns)
+        value_loss = critic_loss(values[:, :-1], returns, model.critic.mask(batch.index.flatten()))
+        gradients["actor"] = torch.autograd.grad(policy_loss, list(model.actor.parameters()), retain_graph=True)
+        # The value graph reaches back through the imagined states; asking for the critic's parameters stops there.
+        gradients["critic"] = torch.autograd.grad(value_loss, list(model.critic.parameters()))
+
+        norms = self._descend(gradients)
+        with torch.no_grad():
+            policy = model.policy(states[-1])
+            return metrics | norms | {
+                "model_loss": model_loss.detach(),
+                "actor_loss": policy_loss.detach(),
+                "critic_loss": value_loss.detach() / len(values),
+                "value_mean": values.mean(),
+                "value_spread": values.std(0, correction=0).mean(),
+                "imagined_reward": model.reward(states).mean(),
+                "actor_std": policy.std.mean(),
+            }  # fmt: skip
+
+    def _descend(self, gradients: dict[str, tuple[Tensor, ...]]) -> dict[str, Float[Tensor, ""]]:
+        """Clip and apply; all three steps are skipped together where a gradient is not finite. No host sync."""
+        norms = {}
+        for name, grads in gradients.items():
+            for parameter, grad in zip(self._parameters(name), grads, strict=True):
+                parameter.grad = grad.contiguous()  # fused Adam wants the parameter's strides
+            norms[f"{name}_grad_norm"] = nn.utils.clip_grad_norm_(self._parameters(name), self.optimizer.grad_clip)
+        finite = torch.stack(list(norms.values())).isfinite().all()
+        for optimizer in self.optimizers.values():
+            optimizer.found_inf = (~finite).float()  # fused Adam leaves parameters and moments alone where this is 1
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return norms | {"skipped": (~finite).float()}
+
+    def _parameters(self, name: str) -> Iterable[nn.Parameter]:
+        return self.optimizers[name].param_groups[0]["params"]
+
+    def _amp(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Networks and optimizers, by their plain names."""
+        optimizers = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
+        return {"model": self.model.state_dict(), "optimizers": optimizers}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`; without optimizers (a checkpoint for acting only) they start afresh."""
+        self.model.load_state_dict(state["model"])
+        for name, optimizer in state.get("optimizers", {}).items():
+            self.optimizers[name].load_state_dict(copy.deepcopy(optimizer))

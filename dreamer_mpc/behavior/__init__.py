@@ -1,0 +1,38 @@
+"""Actor and critic, learned in latent imagination."""
+
+from dataclasses import dataclass
+
+from dreamer_mpc.behavior.actor import Actor, TanhNormal
+from dreamer_mpc.behavior.critic import Critic
+
+__all__ = ["Actor", "BehaviorConfig", "Critic", "TanhNormal"]
+
+
+@dataclass(frozen=True)
+class BehaviorConfig:
+    """Actor, critic and the returns they learn from."""
+
+    horizon: int = 15
+    """Steps of imagination (paper: 15)."""
+    discount: float = 0.99
+    """Discount per agent step (paper: 0.99)."""
+    lambda_: float = 0.95
+    """Lambda of the lambda-return (paper: 0.95)."""
+    actor_layers: int = 4
+    """Hidden layers of the actor (paper: 4)."""
+    actor_hidden: int = 200
+    """Hidden size of the actor (paper: 200)."""
+    actor_init_std: float = 5.0
+    """Initial standard deviation of the actor, before the tanh (paper: 5)."""
+    value_heads: int = 5
+    """Value heads of the critic, K (paper: 5)."""
+    value_layers: int = 3
+    """Hidden layers of each value head (paper: 3)."""
+    value_hidden: int = 200
+    """Hidden size of each value head (paper: 200)."""
+    bootstrap: float = 0.8
+    """Share of the frames that each value head learns from (ours)."""
+
+    def __post_init__(self):
+        if self.horizon < 2:
+            raise ValueError(f"horizon must be at least 2 (a return needs a next value), got {self.horizon}")

@@ -1,0 +1,36 @@
+"""The policy rolled out in latent imagination, and the losses of actor and critic on it."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from dreamer_mpc.planners.protocol import LatentModel
+
+
+def imagine(model: LatentModel, start: Float[Tensor, "M S"], horizon: int) -> Float[Tensor, "H M S"]:
+    """States s_1 .. s_H under the policy's samples, differentiable in the actions (Dreamer, section 3).
+
+    The policy reads detached states: its gradient comes through the actions, not through what it was shown.
+    """
+    state, states = start, []
+    for _ in range(horizon):
+        action = model.policy(state.detach()).rsample()
+        state = model.step(state, action)
+        states.append(state)
+    return torch.stack(states)
+
+
+def actor_loss(returns: Float[Tensor, "T M"]) -> Float[Tensor, ""]:
+    """Maximise lambda-returns by gradients through the world model (Dreamer, Eq. 7)."""
+    return -returns.mean()
+
+
+def critic_loss(
+    values: Float[Tensor, "K T M"], returns: Float[Tensor, "T M"], mask: Bool[Tensor, "K M"]
+) -> Float[Tensor, ""]:
+    """Each head's regression on the returns (Dreamer, Eq. 8), over the trajectories its bootstrap mask keeps.
+
+    Summed over heads, so that each learns as fast as a single critic would.
+    """
+    error = 0.5 * (values - returns.detach()).square().mean(dim=1)  # [K, M]
+    return ((error * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1)).sum()

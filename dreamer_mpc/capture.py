@@ -1,0 +1,74 @@
+"""CUDA graphs: record a function once, replay it with one launch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+WARMUP_CALLS = 3
+
+
+class Captured:
+    """`function` recorded as a CUDA graph and replayed; the plain function where the inputs are not on a GPU.
+
+    Inputs and outputs are tensors in tuples, named tuples, dicts, lists or None. The first calls run eagerly, so that
+    libraries and optimizers set themselves up and everything the function changes is changed by real calls; the next
+    one records. One graph is kept per set of input shapes. Random numbers go on from torch's generator as in an eager
+    call. The function must not synchronise with the host or depend on tensor values in Python.
+    """
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function = function
+        self.recordings: dict[tuple, _Recording] = {}
+
+    def __call__(self, *args: Any) -> Any:
+        leaves, spec = pytree.tree_flatten(args)
+        tensors = [x for x in leaves if isinstance(x, Tensor)]
+        if not tensors or not all(x.is_cuda for x in tensors):
+            return self.function(*args)
+        key = (spec, tuple((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in leaves))
+        if key not in self.recordings:
+            self.recordings[key] = _Recording(self.function, spec)
+        return self.recordings[key](leaves)
+
+
+class _Recording:
+    """The graph of one set of input shapes, with the buffers it reads and writes."""
+
+    def __init__(self, function: Callable[..., Any], spec: pytree.TreeSpec):
+        self.function, self.spec = function, spec
+        self.calls = 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.stream = torch.cuda.Stream()
+
+    def __call__(self, inputs: list[Any]) -> Any:
+        if self.calls < WARMUP_CALLS:
+            self.calls += 1
+            return self._warm_up(inputs)
+        if self.graph is None:
+            self._record(inputs)
+        for buffer, value in zip(self.inputs, inputs, strict=True):
+            if isinstance(value, Tensor):
+                buffer.copy_(value, non_blocking=True)
+        self.graph.replay()
+        return pytree.tree_map(_copy, self.outputs)
+
+    def _warm_up(self, inputs: list[Any]) -> Any:
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            outputs = self.function(*pytree.tree_unflatten(inputs, self.spec))
+        torch.cuda.current_stream().wait_stream(self.stream)
+        return outputs
+
+    def _record(self, inputs: list[Any]) -> None:
+        self.inputs = [_copy(x) for x in inputs]
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.outputs = self.function(*pytree.tree_unflatten(self.inputs, self.spec))
+        self.graph = graph
+
+
+def _copy(x: Any) -> Any:
+    return x.clone() if isinstance(x, Tensor) else x

@@ -1,0 +1,267 @@
+"""The typed schema of a run, and how YAML presets and the command line fill it."""
+
+import contextlib
+import dataclasses
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tyro
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dreamer_mpc.agent import OptimizerConfig
+from dreamer_mpc.behavior import BehaviorConfig
+from dreamer_mpc.errors import UserError
+from dreamer_mpc.planners import PLANNERS, DreamMPC, Planner, make_planner
+from dreamer_mpc.replay import ReplayConfig
+from dreamer_mpc.world_model import WorldModelConfig
+
+PRESETS = Path(__file__).resolve().parent.parent / "configs"
+PlannerName = Literal["policy", "dream-mpc"]
+T = TypeVar("T")
+
+
+def require_at_least(config: Any, **bounds: float) -> None:
+    """ValueError that names the field of `config` that is below its bound."""
+    for name, low in bounds.items():
+        if not getattr(config, name) >= low:
+            raise ValueError(f"{name} must be at least {low}, got {getattr(config, name)}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop: random episodes first, then rounds of collecting and updating."""
+
+    seed_episodes: int = 5
+    """Episodes of random actions before the first update (paper: 5)."""
+    every: int = 1000
+    """Env steps between rounds of updates (paper: 1000, one episode)."""
+    updates: int = 100
+    """Updates of a round (paper: 100)."""
+    action_noise: float = 0.3
+    """Standard deviation of the Gaussian noise on executed actions while collecting (paper: 0.3)."""
+    keep_checkpoints: int = 3
+    """Checkpoints kept in the run folder."""
+
+    def __post_init__(self):
+        require_at_least(self, seed_episodes=1, every=1, updates=0, action_noise=0, keep_checkpoints=1)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Evaluation without noise, on a fixed grid of env steps and on seeds of its own."""
+
+    every: int = 25_000
+    """Env steps between evaluations; a checkpoint is written at each."""
+    episodes: int = 10
+    """Episodes of an evaluation (paper: 10)."""
+    num_envs: int = 10
+    """Environments stepped side by side; at most one a core."""
+    seed: int = 10_000
+    """Seed of the first evaluation episode; the next ones count up."""
+    video: bool = True
+    """Write a video and the picture of one decision at each evaluation."""
+    video_steps: int = 250
+    """Longest video, agent steps."""
+
+    def __post_init__(self):
+        require_at_least(self, every=1, episodes=1, num_envs=1, seed=0, video_steps=1)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a Dreamer agent from pixels whose actions are chosen by a planner in latent imagination."""
+
+    config: str = "default"
+    """Preset: a name in configs/ (default, quick, ...) or a YAML file; several, joined by commas, add up."""
+    env: str = "cheetah-run"
+    """dm_control task as domain-task, or module:factory for your own gymnasium.Env."""
+    planner: PlannerName = "dream-mpc"
+    """What chooses actions, in training and in evaluation."""
+    seed: int = 0
+    """Seed of networks, sampling and training episodes."""
+    env_steps: int = 1_000_000
+    """Length of the run in env steps, i.e. steps of the simulator (paper: 1M)."""
+    num_envs: int = 1
+    """Training environments stepped side by side; 1 is the sequential algorithm of the paper."""
+    action_repeat: int = 2
+    """Env steps of one agent step; rewards are summed (paper: 2)."""
+    camera: int | None = None
+    """Camera of a dm_control task; None takes the usual one (2 for quadruped, else 0)."""
+    max_env_steps: int | None = None
+    """Longest episode in env steps; None is the task's own time limit."""
+    render_quality: Literal["full", "fast"] = "full"
+    """full: dm_control's own pixels; fast: no shadows and no multisampling, about 5x as fast on a CPU."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    compile: Literal["auto", "off"] = "auto"
+    """auto: on a GPU, replay acting and updates as CUDA graphs; off: eager."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Convolutions on a GPU: bf16 autocast, or fp32. Parameters, latents and losses are fp32 in both."""
+    run_dir: str | None = None
+    """Where the run is written; None is runs/<env>-<planner>-seed<seed>."""
+    resume: str | None = None
+    """Run folder to go on with, from its last checkpoint; its settings hold unless given again."""
+    overwrite: bool = False
+    """Start again in a run folder that exists, deleting the run in it."""
+    logger: Literal["none", "tensorboard", "wandb"] = "none"
+    """Logger beside metrics.jsonl; wandb stays offline unless WANDB_MODE says otherwise."""
+    train: TrainConfig = TrainConfig()
+    eval: EvaluationConfig = EvaluationConfig()
+    replay: ReplayConfig = ReplayConfig()
+    dream_mpc: DreamMPC = DreamMPC()
+    world_model: WorldModelConfig = WorldModelConfig()
+    behavior: BehaviorConfig = BehaviorConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+    def __post_init__(self):
+        require_at_least(self, seed=0, env_steps=1, num_envs=1, action_repeat=1)
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluate one checkpoint under each named planner, on the same episode seeds, and print one table."""
+
+    checkpoint: str
+    """Checkpoint file, or a run folder, whose last one is taken."""
+    planner: str = "dream-mpc,policy"
+    """Planners, joined by commas."""
+    episodes: int = 10
+    """Episodes for each planner."""
+    video: bool = False
+    """Write a video of the first episode and the picture of one decision, for each planner."""
+    env: str | None = None
+    """Environment; None is the checkpoint's."""
+    seed: int = 10_000
+    """Seed of the first episode; the next ones count up."""
+    num_envs: int = 10
+    """Environments stepped side by side; at most one a core and one an episode."""
+    render_quality: Literal["full", "fast"] | None = None
+    """Rendering; None is the checkpoint's."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    compile: Literal["auto", "off"] = "auto"
+    """auto: on a GPU, replay acting as CUDA graphs; off: eager."""
+    out: str | None = None
+    """Where eval.json and videos go; None is eval/ in the checkpoint's run folder."""
+    dream_mpc: DreamMPC = DreamMPC()
+
+    def __post_init__(self):
+        require_at_least(self, episodes=1, num_envs=1, seed=0)
+
+
+def load_presets(names: str) -> Config:
+    """The presets `names`, merged in order over the defaults; UserError on an unknown preset, key or value."""
+    merged = OmegaConf.structured(Config)
+    for name in names.split(","):
+        path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
+        if not path.is_file():
+            known = sorted(str(p.relative_to(PRESETS).with_suffix("")) for p in PRESETS.rglob("*.yaml"))
+            raise UserError(f"no preset {name!r}: known are {', '.join(known)}, or give a YAML file")
+        try:
+            merged = OmegaConf.merge(merged, OmegaConf.load(path))
+        except (OmegaConfBaseException, ValueError, OSError) as error:
+            raise UserError(f"{path}: {_first_lines(error)}") from error
+        except Exception as error:
+            if type(error).__module__.startswith("yaml"):
+                raise UserError(f"{path} is not valid YAML: {_first_lines(error)}") from error
+            raise
+    return _build(merged, names)
+
+
+def config_from_dict(values: dict[str, Any], source: str) -> Config:
+    """A saved configuration; UserError where it does not fit this version's schema."""
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(values))
+    except (OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"{source}: {_first_lines(error)}") from error
+    return _build(merged, source)
+
+
+def _build(merged: Any, source: str) -> Config:
+    try:
+        return OmegaConf.to_object(merged)
+    except ValueError as error:
+        raise UserError(f"{source}: {_first_lines(error)}") from error
+
+
+def to_yaml(config: Config) -> str:
+    """`config` as YAML that `load_presets` reads back."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """`config` as plain numbers, strings, lists and dicts."""
+    return OmegaConf.to_container(OmegaConf.structured(config))
+
+
+def parse(schema: type[T], args: Sequence[str], default: T | None = None, prog: str = "run.py") -> T:
+    """`schema` from command-line arguments over `default`; UserError, one line, where they do not fit."""
+    stderr = io.StringIO()
+    extra = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(stderr):
+            return tyro.cli(schema, args=list(args), prog=prog, **extra)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UserError(_one_line(stderr.getvalue())) from stop
+    except ValueError as error:
+        raise UserError(_with_flag(schema, args, str(error))) from error
+
+
+def option(args: Sequence[str], name: str) -> str | None:
+    """The value of `--name` in `args`, read ahead of the full parse; None where it is not given."""
+    for i, arg in enumerate(args):
+        if arg == f"--{name}" and i + 1 < len(args):
+            return args[i + 1]
+        if arg.startswith(f"--{name}="):
+            return arg.split("=", 1)[1]
+    return None
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """`key: old -> new` for every setting that differs."""
+    a, b = (_flatten(dataclasses.asdict(config)) for config in (old, new))
+    return [f"{key}: {a[key]} -> {b[key]}" for key in a if a[key] != b[key]]
+
+
+def planner_from(config: Config | EvalConfig, name: str) -> Planner:
+    """The planner `name` with its group of settings in `config`; UserError on an unknown name."""
+    if name not in PLANNERS:
+        raise UserError(f"unknown planner {name!r}: known are {', '.join(PLANNERS)}")
+    group = getattr(config, name.replace("-", "_"), None)
+    return make_planner(name) if group is None else group
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _first_lines(error: Exception) -> str:
+    """The message without OmegaConf's list of types; its full key if it names one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    keys = [line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")]
+    message = " ".join(line for line in lines if not re.match(r"(full_key|reference_type|object_type)\b", line))
+    return f"{keys[0]}: {message}" if keys else message
+
+
+def _with_flag(schema: type, args: Sequence[str], message: str) -> str:
+    """Put the flag's name before a range error such as `candidates must be ...`."""
+    name = message.split(" ", 1)[0].replace("_", "-").strip("-")
+    flags = [arg.split("=")[0] for arg in args if re.fullmatch(rf"--([\w-]+\.)?{re.escape(name)}-?", arg.split("=")[0])]
+    return f"{flags[0]}: {message}" if flags else message
+
+
+def _one_line(box: str) -> str:
+    """tyro's boxed error as one line."""
+    text = re.sub(r"[─-╿]+", " ", box)
+    text = re.sub(r"For full helptext, run.*", "", text, flags=re.DOTALL)
+    return re.sub(r"\s+", " ", text).strip() + " (see --help)"

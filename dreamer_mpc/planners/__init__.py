@@ -1,0 +1,23 @@
+"""Planners behind one protocol; each sees a latent model and nothing else."""
+
+from dataclasses import fields
+from typing import Any
+
+from dreamer_mpc.planners.dream_mpc import DreamMPC
+from dreamer_mpc.planners.policy import Policy
+from dreamer_mpc.planners.protocol import LatentModel, Memory, Plan, Planner, reset_memory
+
+PLANNERS: dict[str, type] = {"policy": Policy, "dream-mpc": DreamMPC}
+
+__all__ = ["PLANNERS", "DreamMPC", "LatentModel", "Memory", "Plan", "Planner", "Policy", "make_planner", "reset_memory"]
+
+
+def make_planner(name: str, **settings: Any) -> Planner:
+    """Build the planner `name` of `PLANNERS`; ValueError on an unknown name, setting or value."""
+    if name not in PLANNERS:
+        raise ValueError(f"unknown planner {name!r}: known are {', '.join(PLANNERS)}")
+    known = [field.name for field in fields(PLANNERS[name])]
+    unknown = [setting for setting in settings if setting not in known]
+    if unknown:
+        raise ValueError(f"{name} has no setting {', '.join(unknown)}: known are {', '.join(known) or 'none'}")
+    return PLANNERS[name](**settings)

@@ -1,0 +1,97 @@
+"""The objective all planners share: roll a latent model out, score the states it reaches."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dreamer_mpc.planners.protocol import LatentModel
+from dreamer_mpc.returns import lambda_return
+
+LatentNoise = Literal["fresh", "fixed", "mean"]
+
+
+def rollout(
+    model: LatentModel,
+    state: Float[Tensor, "B S"],
+    actions: Float[Tensor, "B N H A"],
+    noise: list[Tensor | None] | None = None,
+) -> Float[Tensor, "B N H S"]:
+    """The states s_1 .. s_H that `actions` lead to from `state` (s_0, not included)."""
+    noise = noise or [None] * actions.shape[2]
+    current = state[:, None].expand(-1, actions.shape[1], -1)  # [B, N, S]
+    states = []
+    for action, draw in zip(actions.unbind(2), noise, strict=True):
+        current = latent_step(model, current, action, draw)
+        states.append(current)
+    return torch.stack(states, dim=2)
+
+
+def latent_step(
+    model: LatentModel, state: Float[Tensor, "*b S"], action: Float[Tensor, "*b A"], noise: Tensor | None
+) -> Float[Tensor, "*b S"]:
+    """One prior step; `noise` is passed only where there is some, so a model needs no parameter for it."""
+    return model.step(state, action) if noise is None else model.step(state, action, noise)
+
+
+def draw_noise(
+    model: LatentModel, state: Float[Tensor, "*b S"], horizon: int, kind: LatentNoise
+) -> list[Tensor | None]:
+    """What the model's random steps use: None (each step draws afresh), draws to be reused, or zeros (the mean)."""
+    if kind == "fresh":
+        return [None] * horizon
+    if not hasattr(model, "noise"):
+        raise ValueError(
+            f"latent_noise={kind!r} needs a model with noise(state) and step(state, action, noise); "
+            f"{type(model).__name__} has no noise method: use latent_noise='fresh'"
+        )
+    draws = [model.noise(state) for _ in range(horizon)]
+    return draws if kind == "fixed" else [torch.zeros_like(draw) for draw in draws]
+
+
+def ensemble_std(values: Float[Tensor, "K *b"]) -> Float[Tensor, "*b"]:
+    """Standard deviation over value heads (paper, Eq. 6); its gradient is 0, not NaN, where all heads agree."""
+    return values.var(dim=0, correction=0).clamp_min(1e-16).sqrt()
+
+
+@dataclass(frozen=True)
+class Objective:
+    """J of the states s_1 .. s_H of an imagined trajectory (paper, Eq. 5 and 6, with Dreamer's value convention).
+
+        J = sum_{k=1}^{H-1} discount^{k-1} [r(s_k) - c u(s_k)]  +  discount^{H-1} [v(s_H) - c u(s_H)]
+
+    v and u are mean and standard deviation of the value heads, c the `uncertainty` coefficient. `value(s)` already
+    includes `reward(s)`, so the reward of s_H is not added again. `scale_penalty` multiplies u by v and
+    `penalty_gradient=False` cuts its gradient: both are habits of the authors' released code. With
+    `kind="lambda-return"`, J is the lambda-return of s_1 over the same penalised rewards and values.
+    """
+
+    discount: float = 0.99
+    uncertainty: float = 0.0
+    kind: Literal["return", "lambda-return"] = "return"
+    lambda_: float = 0.95
+    scale_penalty: bool = False
+    penalty_gradient: bool = True
+
+    def __call__(self, model: LatentModel, states: Float[Tensor, "B N H S"]) -> Float[Tensor, "B N"]:
+        reward = model.reward(states)  # [B, N, H]
+        every_state = self.uncertainty != 0 or self.kind == "lambda-return"
+        values = model.value(states if every_state else states[:, :, -1:])  # [K, B, N, H or 1]
+        value = values.mean(0)
+        if self.uncertainty != 0:
+            penalty = self.uncertainty * self._spread(values)  # [B, N, H]
+            reward, value = reward - penalty, value - penalty
+        if self.kind == "lambda-return" and states.shape[2] > 1:
+            r_t, v_tp1 = reward.movedim(2, 0)[:-1], value.movedim(2, 0)[1:]
+            return lambda_return(r_t, v_tp1, self.discount, self.lambda_)[0]
+        gains = torch.cat([reward[:, :, :-1], value[:, :, -1:]], dim=2)  # [B, N, H]
+        weights = self.discount ** torch.arange(gains.shape[2], device=gains.device, dtype=gains.dtype)
+        return (weights * gains).sum(2)
+
+    def _spread(self, values: Float[Tensor, "K B N H"]) -> Float[Tensor, "B N H"]:
+        spread = ensemble_std(values)
+        if self.scale_penalty:
+            spread = spread * values.mean(0)
+        return spread if self.penalty_gradient else spread.detach()

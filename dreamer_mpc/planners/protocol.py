@@ -1,0 +1,109 @@
+"""The one seam: what a planner needs of a world model, and what it gives back."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+@runtime_checkable
+class ActionDistribution(Protocol):
+    """A distribution over actions [*, A] in [-1, 1]."""
+
+    @property
+    def mode(self) -> Float[Tensor, "*b A"]: ...
+
+    def rsample(self) -> Float[Tensor, "*b A"]: ...
+
+
+@runtime_checkable
+class LatentModel(Protocol):
+    """A latent world model with an actor and a critic; any object with these members plugs in, for any S.
+
+    A model whose `step` is random may also offer `noise(state) -> [*, Z]`, standard normal draws, and take them as
+    `step(state, action, noise)`; zeros then mean the prior's mean. Planners use that for `latent_noise` other than
+    `fresh`, and nothing else does.
+    """
+
+    action_dim: int
+
+    def step(self, state: Float[Tensor, "*b S"], action: Float[Tensor, "*b A"]) -> Float[Tensor, "*b S"]:
+        """One prior step, differentiable in both arguments."""
+
+    def reward(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b"]:
+        """Reward received on arriving in `state`."""
+
+    def value(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "K *b"]:
+        """K value heads, each including `reward(state)`."""
+
+    def policy(self, state: Float[Tensor, "*b S"]) -> ActionDistribution:
+        """The actor's distribution over actions."""
+
+
+class Memory(NamedTuple):
+    """The previous plan, handed from one call of `plan` to the next."""
+
+    actions: Float[Tensor, "B H A"]
+    valid: Bool[Tensor, " B"]  # False where there is no previous plan: an episode's start, or a fallback
+
+    def reset(self, done: Bool[Tensor, " B"]) -> "Memory":
+        """Forget the rows where `done` is True."""
+        return self._replace(valid=self.valid & ~done)
+
+
+@dataclass
+class Plan:
+    """What a planner decided, for B environments at once."""
+
+    action: Float[Tensor, "B A"]  # what to execute, in [-1, 1]
+    actions: Float[Tensor, "B H A"]  # the chosen sequence
+    value: Float[Tensor, " B"]  # the objective J by which it was chosen
+    candidates: Float[Tensor, "B N H A"]  # all candidates, after refinement
+    candidate_values: Float[Tensor, "B N"]  # J of each; -inf where the model returned something not finite
+    memory: Any  # what the next call wants back
+    model_evaluations: int  # `step` calls per environment, one candidate each
+    fallback: Bool[Tensor, " B"]  # rows where no candidate had a finite value: the policy's mode is executed
+
+
+@runtime_checkable
+class Planner(Protocol):
+    """Chooses actions by imagining in a latent model; holds settings, never state."""
+
+    def plan(self, model: LatentModel, state: Float[Tensor, "B S"], memory: Any = None) -> Plan:
+        """Plan for B environments. `memory` is None at an episode's start, else the last plan's."""
+
+
+def reset_memory(memory: Any, done: Bool[Tensor, " B"]) -> Any:
+    """Forget the rows of `memory` where an episode ended; planners without memory pass None through."""
+    return None if memory is None else memory.reset(done)
+
+
+def choose(
+    model: LatentModel,
+    state: Float[Tensor, "B S"],
+    candidates: Float[Tensor, "B N H A"],
+    values: Float[Tensor, "B N"],
+    model_evaluations: int,
+) -> Plan:
+    """The plan whose sequence is the best candidate; the policy's mode where no candidate is finite."""
+    finite = values.isfinite() & candidates.isfinite().all(dim=(-1, -2))  # [B, N]
+    values = torch.where(finite, values, -torch.inf)
+    best = values.argmax(dim=1)  # [B]
+    rows = torch.arange(len(state), device=state.device)
+    actions = candidates[rows, best]  # [B, H, A]
+    fallback = ~finite.any(dim=1)
+    mode = model.policy(state).mode[:, None].expand_as(actions)
+    actions = torch.where(fallback[:, None, None], mode, actions)
+    actions = actions.nan_to_num(0.0, 1.0, -1.0).clamp(-1, 1)
+    return Plan(
+        action=actions[:, 0],
+        actions=actions,
+        value=values[rows, best],
+        candidates=candidates.nan_to_num(0.0, 1.0, -1.0).clamp(-1, 1),
+        candidate_values=values,
+        memory=Memory(actions, ~fallback),
+        model_evaluations=model_evaluations,
+        fallback=fallback,
+    )

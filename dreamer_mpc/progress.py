@@ -1,0 +1,179 @@
+"""What a person sees while a run goes on: a live bar on a terminal, plain lines elsewhere."""
+
+import math
+import time
+from collections import deque
+from typing import SupportsFloat
+
+from rich import box
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+WINDOW_S = 60.0
+LINE_EVERY_S = 30.0
+
+
+class Progress:
+    """Context manager that shows how far a run is. Rates are of the last minute, or the last tenth."""
+
+    def __init__(self, total_env_steps: int, start_env_steps: int = 0, *, console=None, clock=time.monotonic):
+        self._console = console or Console()
+        self._clock = clock
+        self._total = total_env_steps
+        self._env_steps, self._updates, self._phase = start_env_steps, 0, ""
+        self._train_return = self._eval_return = None
+        self._start = self._last_line = clock()
+        self._printed = start_env_steps
+        self._points = deque()  # (seconds, env steps, updates)
+        terminal = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._live = (
+            Live(console=self._console, get_renderable=self._render, refresh_per_second=4)
+            if terminal
+            else None
+        )
+
+    def __enter__(self):
+        self._start = self._last_line = self._clock()
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error):
+        if self._live:
+            self._live.stop()
+        elif self._env_steps != self._printed:
+            self._plain_line()
+
+    def update(
+        self,
+        env_steps: int,
+        updates: int,
+        phase: str = "",
+        train_return: SupportsFloat | None = None,
+        eval_return: SupportsFloat | None = None,
+    ) -> None:
+        """Tell where the run is. What is not given stays; pass `eval_return` when an evaluation ends."""
+        now = self._clock()
+        self._env_steps, self._updates, self._phase = env_steps, updates, phase or self._phase
+        self._train_return = self._train_return if train_return is None else train_return
+        self._eval_return = self._eval_return if eval_return is None else eval_return
+        self._remember(now)
+        if not self._live and (eval_return is not None or now - self._last_line >= LINE_EVERY_S):
+            self._plain_line()
+
+    def line(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._console.print(Text(text), soft_wrap=True)
+
+    def rates(self) -> tuple[float, float]:
+        """Env steps per second and updates per second, over the sliding window."""
+        if not self._points:
+            return 0.0, 0.0
+        seconds, env_steps, updates = self._points[0]
+        elapsed = self._clock() - seconds
+        if elapsed <= 0:
+            return 0.0, 0.0
+        return (self._env_steps - env_steps) / elapsed, (self._updates - updates) / elapsed
+
+    def _remember(self, now):
+        points = self._points
+        if not points or now - points[-1][0] >= 0.5:
+            points.append((now, self._env_steps, self._updates))
+        # Collecting and updating take turns, slow ones on a CPU: a window inside one turn would show a rate
+        # of zero. So it grows with the run, and always holds some env steps.
+        edge = now - max(WINDOW_S, 0.1 * (now - self._start))
+        while len(points) > 1 and points[1][0] <= edge and points[1][1] < self._env_steps:
+            points.popleft()
+
+    def _fields(self):
+        env_rate, update_rate = self.rates()
+        left = (self._total - self._env_steps) / env_rate if env_rate > 0 else None
+        return {
+            "env steps/s": _rate(env_rate),
+            "updates/s": _rate(update_rate),
+            "train": _return(self._train_return),
+            "eval": _return(self._eval_return),
+            "elapsed": duration(self._clock() - self._start),
+            "ETA": duration(max(left, 0.0)) if left is not None else "-",
+        }
+
+    def _plain_line(self):
+        self._last_line, self._printed = self._clock(), self._env_steps
+        fields = self._fields()
+        words = [f"env steps {self._env_steps:,}/{self._total:,} ({self._percent()})", self._phase]
+        words += [f"{fields.pop(name)} {name}" for name in ("env steps/s", "updates/s")]
+        words += [f"{name} {value}" for name, value in fields.items()]
+        self.line("  ".join(word for word in words if word))
+
+    def _percent(self):
+        # Rounded down: 100 % means done.
+        return f"{math.floor(1000 * min(self._env_steps / max(self._total, 1), 1)) / 10:.1f} %"
+
+    def _render(self):
+        grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
+        grid.add_column(
+            width=13, no_wrap=True, overflow="ellipsis"
+        )  # fixed: a new phase must not move the bar
+        grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+        grid.add_row(Text(self._phase or "start", style="bold cyan"), self._bar())
+        show = self._fields()
+        grid.add_row(
+            "", f"{show['env steps/s']} env steps/s   {show['updates/s']} updates/s   ETA {show['ETA']}"
+        )
+        grid.add_row(
+            "", f"train return {show['train']}   eval return {show['eval']}   elapsed {show['elapsed']}"
+        )
+        return grid
+
+    def _bar(self):
+        row = Table.grid(padding=(0, 2, 0, 0), expand=True)
+        row.add_column(ratio=1)
+        row.add_column(justify="right", no_wrap=True)
+        row.add_column(justify="right", no_wrap=True)
+        counts = Text.assemble((f"{self._env_steps:,}", "bold"), (f"/{self._total:,} env steps", "dim"))
+        done = ProgressBar(total=max(self._total, 1), completed=min(self._env_steps, self._total))
+        row.add_row(done, self._percent(), counts)
+        return row
+
+
+def results_table(rows: list[dict]) -> Table:
+    """The table that `eval` prints, a row a planner.
+
+    Keys of a row: planner, return_mean, return_std, return_low and return_high (95 % interval of the mean),
+    ms_per_action, model_evaluations (an action), episodes. KeyError if one is missing.
+    """
+    table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("planner", no_wrap=True)
+    for name in ("return\nmean ± std", "95 %\ninterval", "ms per\naction", "model\nevals", "episodes"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            str(row["planner"]),
+            f"{row['return_mean']:.1f} ± {row['return_std']:.1f}",
+            Text(
+                f"[{row['return_low']:.1f}, {row['return_high']:.1f}]"
+            ),  # Text, because rich takes [...] for markup
+            f"{row['ms_per_action']:.2f}",
+            f"{row['model_evaluations']:,.0f}",
+            f"{row['episodes']:d}",
+        )
+    return table
+
+
+def duration(seconds: SupportsFloat) -> str:
+    """`0:12:33`, or `2d 03:04` from a day on."""
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    return f"{days}d {hour:02d}:{minute:02d}" if days else f"{hours}:{minute:02d}:{second:02d}"
+
+
+def _rate(value):
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def _return(value):
+    return "-" if value is None else f"{float(value):.1f}"

@@ -1,0 +1,23 @@
+"""Returns as pure functions of predictions; they know no network."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def lambda_return(
+    r_t: Float[Tensor, "T *b"], v_tp1: Float[Tensor, "T *b"], discount: float, lambda_: float
+) -> Float[Tensor, "T *b"]:
+    """TD(lambda) returns (Dreamer, Hafner et al. 2020, Eq. 6, written as a recursion).
+
+        R_t = r_t + discount * ((1 - lambda) v_{t+1} + lambda R_{t+1}),     R_T = v_T
+
+    `r_t[k]` is the reward of the k-th state and `v_tp1[k]` the value of the one after it, so R_t begins with r_t and a
+    value head trained on it includes the reward of its own state.
+    """
+    returns = []
+    last = v_tp1[-1]
+    for r, v in zip(r_t.flip(0).unbind(0), v_tp1.flip(0).unbind(0), strict=True):
+        last = r + discount * ((1 - lambda_) * v + lambda_ * last)
+        returns.append(last)
+    return torch.stack(returns[::-1])

@@ -1,0 +1,244 @@
+"""The training loop: seed episodes, then collect, update, evaluate when due, save when due."""
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+
+from dreamer_mpc.agent import Dreamer
+from dreamer_mpc.checkpoint import checkpoint_path, load_checkpoint, prune, save_checkpoint
+from dreamer_mpc.collect import Collector, Counters
+from dreamer_mpc.config import Config, planner_from, to_dict, to_yaml
+from dreamer_mpc.device import choose_device, device_name
+from dreamer_mpc.errors import UserError
+from dreamer_mpc.evaluate import Evaluation, evaluate
+from dreamer_mpc.logger import Logger
+from dreamer_mpc.progress import Progress
+from dreamer_mpc.replay import Replay, choose_storage, frame_bytes
+from dreamer_mpc.run_folder import RunFolder
+from dreamer_mpc.visualize import decision, episode_video
+from envs import choose_gl_backend, make_vector_env
+from envs.gl import match_egl_device
+
+
+def default_run_dir(config: Config) -> str:
+    """runs/<env>-<planner>-seed<seed>."""
+    return f"runs/{config.env.replace(':', '.')}-{config.planner}-seed{config.seed}"
+
+
+def make_envs(config: Config, num_envs: int, env: str | None = None) -> gymnasium.vector.VectorEnv:
+    """`num_envs` environments as `config` sets them up, with an OpenGL that was seen to work."""
+    name = env or config.env
+    if ":" not in name:
+        choose_gl_backend()
+    return make_vector_env(
+        name,
+        num_envs,
+        action_repeat=config.action_repeat,
+        render_quality=config.render_quality,
+        camera=config.camera,
+        max_env_steps=config.max_env_steps,
+    )
+
+
+def make_agent(config: Config, action_dim: int, device: torch.device) -> Dreamer:
+    """The agent that `config` describes, its weights drawn from torch's generator."""
+    return Dreamer(
+        action_dim,
+        config.world_model,
+        config.behavior,
+        config.optimizer,
+        device,
+        capture=config.compile == "auto",
+        bf16=config.precision == "bf16",
+    )
+
+
+def load_agent(payload: dict[str, Any], config: Config, action_dim: int, device: torch.device) -> Dreamer:
+    """An agent with the weights of a checkpoint; UserError where the environment has another action size."""
+    trained = payload["action_dim"]
+    if trained != action_dim:
+        raise UserError(
+            f"the checkpoint was trained on {payload['config']['env']} with {trained} action dimensions, "
+            f"this environment ({config.env}) has {action_dim}: use an environment with {trained}"
+        )
+    agent = make_agent(config, action_dim, device)
+    try:
+        agent.load_state_dict(payload["agent"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"the checkpoint's weights do not fit --world-model and --behavior: {reason}") from error
+    return agent
+
+
+def side_by_side_envs(wanted: int, episodes: int) -> int:
+    """Environments to step at once: no more than asked for, than cores, or than episodes."""
+    return max(1, min(wanted, episodes, os.cpu_count() or 1))
+
+
+class Trainer:
+    """One run: owns its environments, agent, replay and folder."""
+
+    def __init__(self, config: Config, folder: RunFolder, payload: dict[str, Any] | None = None):
+        self.config, self.folder = config, folder
+        self.device = choose_device(config.device)
+        torch.manual_seed(config.seed)
+        np.random.seed(config.seed)
+        if self.device.type == "cuda":
+            match_egl_device(self.device.index)
+        self.planner = planner_from(config, config.planner)
+        self.counters = Counters(**payload["counters"]) if payload else Counters()
+        self.envs = make_envs(config, config.num_envs)
+        self.eval_envs = make_envs(config, side_by_side_envs(config.eval.num_envs, config.eval.episodes))
+        action_dim = self.envs.single_action_space.shape[0]
+        if payload:
+            self.agent = load_agent(payload, config, action_dim, self.device)
+        else:
+            self.agent = make_agent(config, action_dim, self.device)
+        self.replay, self.replay_line = self._make_replay(action_dim)
+        # A resumed run collects from seeds it has not seen.
+        seed = config.seed * 1_000_003 + self.counters.episodes
+        self.collector = Collector(self.envs, self.agent, self.replay, self.counters, seed % 2**31)
+        self.evaluation: Evaluation | None = None
+
+    def _make_replay(self, action_dim: int) -> tuple[Replay, str]:
+        config = self.config
+        # An episode adds one frame more than it has steps, and may leave the ring's end unused.
+        capacity = min(config.replay.capacity, int(1.02 * config.env_steps / config.action_repeat) + 2000)
+        required = capacity * frame_bytes(action_dim)
+        device, memmap, line = choose_storage(config.replay.storage, required, self.device, self.folder.path)
+        replay = Replay(capacity, action_dim, device=device, memmap=memmap, seed=config.seed)
+        return replay, f"{line}, {capacity:,} frames"
+
+    def run(self) -> None:
+        """Train until `env_steps`; the last evaluation is left in `self.evaluation`."""
+        config, counters = self.config, self.counters
+        # Written only now: a run that could not be set up leaves its folder empty, to be used again.
+        self.folder.write_config(to_yaml(config))
+        self.folder.write_versions({"device": device_name(self.device)})
+        with (
+            Logger(self.folder, config.logger) as logger,
+            Progress(config.env_steps, counters.env_steps) as progress,
+        ):
+            if counters.env_steps:
+                logger.truncate(counters.env_steps)
+            for line in self._introduction():
+                progress.line(line)
+            self._collect_seed_episodes(logger, progress)
+            next_eval = (counters.env_steps // config.eval.every + 1) * config.eval.every
+            next_round = counters.env_steps
+            while counters.env_steps < config.env_steps:
+                progress.update(counters.env_steps, counters.updates, "updating")
+                metrics = self._update()
+                next_round = min(next_round + config.train.every, config.env_steps)
+                progress.update(counters.env_steps, counters.updates, "collecting")
+                returns = self.collector.collect(next_round, self.planner, config.train.action_noise)
+                logger.write(asdict(counters), metrics | _train_returns(returns))
+                progress.update(counters.env_steps, counters.updates, train_return=returns[-1] if returns else None)
+                if counters.env_steps >= min(next_eval, config.env_steps):
+                    next_eval += config.eval.every
+                    self._evaluate(logger, progress)
+                    self._save(progress)
+
+    def close(self) -> None:
+        """End the environments' workers."""
+        self.envs.close()
+        self.eval_envs.close()
+
+    def _introduction(self) -> list[str]:
+        config = self.config
+        return [
+            f"{config.env} with {config.planner} on {device_name(self.device)}, run folder {self.folder.path}",
+            f"{config.env_steps:,} env steps = {config.env_steps // config.action_repeat:,} agent steps "
+            f"(action repeat {config.action_repeat}); {config.train.updates} updates every "
+            f"{config.train.every:,} env steps",
+            self.replay_line,
+        ]
+
+    def _collect_seed_episodes(self, logger: Logger, progress: Progress) -> None:
+        # A resumed run has networks but no replay: its first episodes come from the planner, not at random.
+        config, counters = self.config, self.counters
+        progress.update(counters.env_steps, counters.updates, "seed episodes")
+        if counters.updates:
+            returns: list[float] = []
+            while len(returns) < config.train.seed_episodes:
+                target = counters.env_steps + config.action_repeat * config.num_envs
+                returns += self.collector.collect(target, self.planner, config.train.action_noise)
+        else:
+            returns = self.collector.collect_episodes(config.train.seed_episodes)
+        logger.write(asdict(counters), _train_returns(returns))
+        progress.line(f"{len(returns)} seed episodes, mean return {np.mean(returns):.1f}")
+
+    def _update(self) -> dict[str, float]:
+        """One round of updates; the means of their metrics, read from the device once."""
+        config = self.config
+        total: torch.Tensor | None = None
+        names: list[str] = []
+        for _ in range(config.train.updates):
+            batch = self.replay.sample(config.replay.batch_size, config.replay.sequence_length, self.device)
+            metrics = self.agent.update(batch)
+            names, values = list(metrics), torch.stack(list(metrics.values()))
+            total = values if total is None else total + values
+        self.counters.updates += config.train.updates
+        if total is None:
+            return {}
+        means = dict(zip(names, (total / config.train.updates).tolist(), strict=True))
+        skipped = round(means.pop("skipped") * config.train.updates)
+        return {f"train/{name}": value for name, value in means.items()} | {"train/skipped_updates": skipped}
+
+    def _evaluate(self, logger: Logger, progress: Progress) -> None:
+        config, counters = self.config, self.counters
+        progress.update(counters.env_steps, counters.updates, "evaluating")
+        trace_steps = config.eval.video_steps if config.eval.video else 0
+        self.evaluation = evaluate(
+            self.agent, self.planner, self.eval_envs, config.eval.episodes, config.eval.seed, trace_steps
+        )
+        summary = self.evaluation.summary()
+        logger.write(asdict(counters), {f"eval/{name}": value for name, value in summary.items()})
+        progress.update(counters.env_steps, counters.updates, eval_return=summary["return_mean"])
+        progress.line(
+            f"evaluation at {counters.env_steps:,} env steps: return {summary['return_mean']:.1f} "
+            f"± {summary['return_std']:.1f} over {config.eval.episodes} episodes"
+        )
+        if trace_steps:
+            stem = self.folder.videos / f"{counters.env_steps:08d}"
+            write_visuals(stem, self.agent, self.planner, self.evaluation, config.env)
+
+    def _save(self, progress: Progress) -> None:
+        path = checkpoint_path(self.folder.checkpoints, self.counters.env_steps)
+        payload = {
+            "config": to_dict(self.config),
+            "counters": asdict(self.counters),
+            "action_dim": self.agent.model.action_dim,
+            "agent": self.agent.state_dict(),
+        }
+        save_checkpoint(path, payload)
+        prune(self.folder.checkpoints, self.config.train.keep_checkpoints)
+        progress.line(f"checkpoint {path}")
+
+
+def write_visuals(stem: Path, agent: Dreamer, planner, evaluation: Evaluation, env: str) -> list[Path]:
+    """`<stem>.mp4` of an evaluation's traced episode and `<stem>-decision.png` from its middle; what was written."""
+    video, picture = stem.with_name(f"{stem.name}.mp4"), stem.with_name(f"{stem.name}-decision.png")
+    episode_video(video, agent, evaluation.trace)
+    drawn = decision(picture, agent, planner, evaluation.trace, len(evaluation.trace.image) // 2, env)
+    return [video, picture] if drawn else [video]
+
+
+def _train_returns(returns: list[float]) -> dict[str, float]:
+    return {"train/return": float(np.mean(returns))} if returns else {}
+
+
+def prepare(config: Config) -> tuple[RunFolder, dict[str, Any] | None]:
+    """The run folder and, with `resume`, its last checkpoint."""
+    if config.resume:
+        folder = RunFolder.open(config.resume)
+        payload = load_checkpoint(folder.path)
+    else:
+        folder = RunFolder.create(config.run_dir or default_run_dir(config), config.overwrite)
+        payload = None
+    return folder, payload

@@ -1,0 +1,86 @@
+"""What the agent sees, reconstructs and dreams, as frames for videos and pictures."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from dreamer_mpc.agent import Dreamer, Latents
+from dreamer_mpc.evaluate import Trace
+from dreamer_mpc.planners import DreamMPC, Planner
+from dreamer_mpc.planners.objective import draw_noise, rollout
+from dreamer_mpc.video import decision_picture, side_by_side, write_mp4
+
+DREAM_STEPS = 50  # open-loop steps before the dream starts again from what is seen
+
+
+@torch.no_grad()
+def dream(model: Latents, state: Float[Tensor, "T S"], action: Float[Tensor, "T A"]) -> Float[Tensor, "T S"]:
+    """States imagined without images, by the executed actions; every `DREAM_STEPS` steps from the posterior again."""
+    imagined = []
+    for t in range(len(state)):
+        if t % DREAM_STEPS == 0:
+            current = state[t]
+        else:
+            current = model.step(current, action[t - 1], torch.zeros_like(model.noise(current)))
+        imagined.append(current)
+    return torch.stack(imagined)
+
+
+@torch.no_grad()
+def episode_video(path: Path, agent: Dreamer, trace: Trace, fps: int = 25) -> None:
+    """One MP4: real frame, reconstruction, and open-loop imagination from the same start, side by side."""
+    state, action = torch.stack(trace.state), torch.stack(trace.action)  # [T, S], [T, A]
+    imagined = dream(agent.model, state, action)
+    expected = agent.model.reward(imagined).tolist()
+    paid = [0.0, *trace.reward]  # the reward on arriving at frame t
+    footer = [
+        f"step {t:3d}   dreaming {t % DREAM_STEPS:2d} steps ahead   reward {paid[t]:5.2f}   dreamed {expected[t]:5.2f}"
+        for t in range(len(state))
+    ]
+    columns = {
+        "real": np.stack(trace.image),
+        "reconstruction": _decode(agent, state),
+        "imagination": _decode(agent, imagined),
+    }
+    write_mp4(path, side_by_side(columns, footer=footer), fps)
+
+
+def _decode(agent: Dreamer, state: Float[Tensor, "T S"], chunk: int = 250) -> UInt8[np.ndarray, "T H W C"]:
+    return np.concatenate([agent.model.world_model.decode(part).cpu().numpy() for part in state.split(chunk)])
+
+
+@torch.no_grad()
+def decision(path: Path, agent: Dreamer, planner: Planner, trace: Trace, t: int, env: str) -> bool:
+    """One picture of the plan made at step `t`: decoded to frames before and after the ascent, with J under each.
+
+    The same draws give the candidates without the ascent; both J are taken under the prior's mean, so that they differ
+    by the actions alone. Returns False, and draws nothing, for a planner that does not ascend.
+    """
+    if not isinstance(planner, DreamMPC) or planner.iterations == 0:
+        return False
+    state = trace.state[t][None]
+    after = _replan(agent, planner, state, trace.memory[t])
+    before = _replan(agent, dataclasses.replace(planner, iterations=0), state, trace.memory[t])
+    chosen = after.candidate_values[0].argmax()
+    objective = planner.objective_function()
+    frames, values, actions = [], [], []
+    for candidates in (before.candidates, after.candidates):
+        sequence = candidates[:, chosen, None]  # [1, 1, H, A]
+        noise = draw_noise(agent.model, state[:, None], planner.horizon, "mean")
+        states = rollout(agent.model, state, sequence, noise)  # [1, 1, H, S]
+        frames.append(_decode(agent, states[0, 0]))
+        values.append(float(objective(agent.model, states)))
+        actions.append(sequence[0, 0].cpu().numpy())
+    title = f"{env}, step {t}: one Dream-MPC decision (N = {planner.candidates}, I = {planner.iterations})"
+    decision_picture(path, *frames, *values, *actions, real=trace.image[t], title=title)
+    return True
+
+
+def _replan(agent: Dreamer, planner: DreamMPC, state: Float[Tensor, "1 S"], memory):
+    with torch.random.fork_rng(devices=[agent.device] if agent.device.type == "cuda" else []):
+        torch.manual_seed(0)
+        return planner.plan(agent.model, state, memory)

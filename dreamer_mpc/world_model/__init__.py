@@ -1,0 +1,5 @@
+"""Images to latent states, latent dynamics, and back."""
+
+from dreamer_mpc.world_model.world_model import Batch, WorldModel, WorldModelConfig
+
+__all__ = ["Batch", "WorldModel", "WorldModelConfig"]

@@ -1,0 +1,108 @@
+"""Recurrent state-space model (PlaNet, Hafner et al. 2019): state = cat(deter, stoch), [*, S]."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Gaussian(NamedTuple):
+    """Mean and standard deviation of a diagonal Gaussian, [*, stoch] each."""
+
+    mean: Tensor
+    std: Tensor
+
+
+def gaussian_kl(p: Gaussian, q: Gaussian) -> Float[Tensor, "*b"]:
+    """KL(p || q) in nats, summed over the last dimension."""
+    ratio = (p.std / q.std).square()
+    distance = ((p.mean - q.mean) / q.std).square()
+    return 0.5 * (ratio + distance - 1 - ratio.log()).sum(-1)
+
+
+class RSSM(nn.Module):
+    """One-step functions with and without an image, and the sequence function that scans them.
+
+    Alignment everywhere: action[t] led into image[t], and is_first[t] marks an episode's first image, before which
+    there is neither state nor action.
+    """
+
+    def __init__(
+        self, action_dim: int, embed: int, deter: int = 200, stoch: int = 30, hidden: int = 200, min_std: float = 0.1
+    ):
+        super().__init__()
+        self.deter, self.stoch, self.min_std = deter, stoch, min_std
+        self.state_dim = deter + stoch
+        self.input = nn.Linear(stoch + action_dim, hidden)
+        self.cell = nn.GRUCell(hidden, deter)
+        self.prior_hidden = nn.Linear(deter, hidden)
+        self.prior_out = nn.Linear(hidden, 2 * stoch)
+        self.posterior_hidden = nn.Linear(deter + embed, hidden)
+        self.posterior_out = nn.Linear(hidden, 2 * stoch)
+
+    def initial(self, batch: int) -> Float[Tensor, "B S"]:
+        """The state before an episode's first image: zeros."""
+        return self.input.weight.new_zeros(batch, self.state_dim)
+
+    def prior_step(
+        self, state: Float[Tensor, "*b S"], action: Float[Tensor, "*b A"], noise: Float[Tensor, "*b Z"] | None = None
+    ) -> Float[Tensor, "*b S"]:
+        """Imagine one step: sample the next state from the prior. `noise` is standard normal, drawn here if None."""
+        rows = self._recur(state.reshape(-1, self.state_dim), action.reshape(-1, action.shape[-1]))
+        deter = rows.view(*state.shape[:-1], self.deter)
+        prior = self.prior(deter)
+        noise = torch.randn_like(prior.mean) if noise is None else noise
+        return torch.cat([deter, prior.mean + prior.std * noise], dim=-1)
+
+    def posterior_step(
+        self,
+        state: Float[Tensor, "B S"],
+        action: Float[Tensor, "B A"],
+        embed: Float[Tensor, "B E"],
+        is_first: Bool[Tensor, " B"],
+    ) -> Float[Tensor, "B S"]:
+        """Observe one image: the posterior's sample after `action` led from `state` into the image."""
+        return self.observe(embed[None], action[None], is_first[None], state)[0][0]
+
+    def observe(
+        self,
+        embed: Float[Tensor, "T B E"],
+        action: Float[Tensor, "T B A"],
+        is_first: Bool[Tensor, "T B"],
+        state: Float[Tensor, "B S"] | None = None,
+    ) -> tuple[Float[Tensor, "T B S"], Gaussian, Gaussian]:
+        """Infer states over a sequence: samples [T, B, S], posterior and prior [T, B, stoch]."""
+        state = self.initial(embed.shape[1]) if state is None else state
+        keep = (~is_first)[..., None].to(embed.dtype)  # [T, B, 1]
+        action = action * keep
+        noise = torch.randn(*embed.shape[:2], self.stoch, device=embed.device, dtype=embed.dtype)
+        # The image's share of the posterior's first layer needs no recurrence: one product for all steps.
+        deter_weight, embed_weight = self.posterior_hidden.weight.split([self.deter, embed.shape[-1]], dim=1)
+        seen = F.linear(embed, embed_weight, self.posterior_hidden.bias)  # [T, B, hidden]
+        deters, stochs, posteriors = [], [], []
+        for t in range(len(embed)):
+            deter = self._recur(state * keep[t], action[t])
+            hidden = F.elu(torch.addmm(seen[t], deter, deter_weight.t()))
+            posterior = self._gaussian(self.posterior_out(hidden))
+            stoch = posterior.mean + posterior.std * noise[t]
+            state = torch.cat([deter, stoch], dim=-1)
+            deters.append(deter)
+            stochs.append(stoch)
+            posteriors.append(posterior)
+        deter = torch.stack(deters)
+        mean, std = (torch.stack(part) for part in zip(*posteriors, strict=True))
+        return torch.cat([deter, torch.stack(stochs)], dim=-1), Gaussian(mean, std), self.prior(deter)
+
+    def prior(self, deter: Float[Tensor, "*b D"]) -> Gaussian:
+        """p(stoch | deter): what is expected before the image is seen."""
+        return self._gaussian(self.prior_out(F.elu(self.prior_hidden(deter))))
+
+    def _recur(self, state: Float[Tensor, "M S"], action: Float[Tensor, "M A"]) -> Float[Tensor, "M D"]:
+        deter, stoch = state.split([self.deter, self.stoch], dim=-1)
+        return self.cell(F.elu(self.input(torch.cat([stoch, action], dim=-1))), deter)
+
+    def _gaussian(self, stats: Float[Tensor, "*b stats"]) -> Gaussian:
+        mean, std = stats.chunk(2, dim=-1)
+        return Gaussian(mean, F.softplus(std) + self.min_std)

@@ -1,0 +1,107 @@
+"""The world model: encoder, RSSM, decoder and reward head, and their loss."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor, nn
+
+from dreamer_mpc.world_model.decoder import Decoder
+from dreamer_mpc.world_model.encoder import Encoder, preprocess, to_image
+from dreamer_mpc.world_model.networks import mlp
+from dreamer_mpc.world_model.rssm import RSSM, gaussian_kl
+
+
+class Batch(NamedTuple):
+    """Sequences from replay. action[t] led into image[t]; reward[t] was paid on arriving there."""
+
+    image: UInt8[Tensor, "T B H W C"]
+    action: Float[Tensor, "T B A"]
+    reward: Float[Tensor, "T B"]
+    is_first: Bool[Tensor, "T B"]
+    index: Int64[Tensor, "T B"]  # the frame's place in replay, its identity for the bootstrap masks
+
+
+@dataclass(frozen=True)
+class WorldModelConfig:
+    """Sizes and loss of the world model."""
+
+    deter: int = 200
+    """Size of the deterministic (GRU) part of the state (paper: 200)."""
+    stoch: int = 30
+    """Size of the stochastic (Gaussian) part of the state (paper: 30)."""
+    hidden: int = 200
+    """Hidden size of the RSSM's layers (paper: 200)."""
+    min_std: float = 0.1
+    """Smallest standard deviation of prior and posterior (paper: 0.1)."""
+    encoder_channels: tuple[int, int, int, int] = (32, 64, 128, 256)
+    """Channels of the encoder's four convolutions (paper: 32 64 128 256)."""
+    decoder_dense: int = 1024
+    """Size of the decoder's dense layer (paper: 1024)."""
+    decoder_channels: tuple[int, int, int] = (128, 64, 32)
+    """Channels of the decoder's first three transposed convolutions (paper: 128 64 32)."""
+    reward_layers: int = 2
+    """Hidden layers of the reward head (paper: 2)."""
+    reward_hidden: int = 200
+    """Hidden size of the reward head (paper: 200)."""
+    free_nats: float = 3.0
+    """Nats of KL that cost nothing (paper: 3)."""
+    image_scale: float = 1.0
+    """Weight of the image log-likelihood (paper: 1)."""
+    reward_scale: float = 1.0
+    """Weight of the reward log-likelihood (paper: 1)."""
+    kl_scale: float = 1.0
+    """Weight of the KL (paper: 1)."""
+
+
+class WorldModel(nn.Module):
+    """Encoder, RSSM, decoder and reward head (paper, Table 18)."""
+
+    def __init__(self, config: WorldModelConfig, action_dim: int):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config.encoder_channels)
+        self.rssm = RSSM(
+            action_dim, self.encoder.outputs, config.deter, config.stoch, config.hidden, config.min_std
+        )
+        self.decoder = Decoder(self.rssm.state_dim, config.decoder_dense, config.decoder_channels)
+        self.reward_head = mlp(self.rssm.state_dim, config.reward_hidden, config.reward_layers, 1)
+
+    def reward(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b"]:
+        """Mean of the reward received on arriving in `state`."""
+        return self.reward_head(state).squeeze(-1)
+
+    def encode(self, image: UInt8[Tensor, "*b H W C"]) -> Float[Tensor, "*b E"]:
+        """Embed images for acting: no dequantisation noise."""
+        return self.encoder(preprocess(image)).float()
+
+    def decode(self, state: Float[Tensor, "*b S"]) -> UInt8[Tensor, "*b H W C"]:
+        """Mean images of latent states."""
+        return to_image(self.decoder(state).float())
+
+    def loss(
+        self, batch: Batch, amp: torch.autocast
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "T B S"], dict[str, Float[Tensor, ""]]]:
+        """Negative evidence lower bound of a batch (Dreamer, Eq. 10): scalar, posterior states, mean of each term.
+
+        image and reward: unit-variance Gaussian log-likelihoods without their constants. A reward is scored only
+        where one was paid, so not at an episode's first image. `amp` covers the convolutions; losses are in fp32.
+        """
+        target = preprocess(batch.image, dequantize=True)  # [T, B, C, H, W]
+        with amp:
+            embed = self.encoder(target)
+        states, posterior, prior = self.rssm.observe(embed.float(), batch.action, batch.is_first)
+        with amp:
+            decoded = self.decoder(states)
+        kl = gaussian_kl(posterior, prior)
+        losses = {
+            "image": 0.5 * (decoded.float() - target).square().sum(dim=(-1, -2, -3)),  # each [T, B]
+            "reward": 0.5 * (self.reward(states) - batch.reward).square() * ~batch.is_first,
+            "kl": kl.clamp_min(self.config.free_nats),
+        }
+        scales = {"image": self.config.image_scale, "reward": self.config.reward_scale, "kl": self.config.kl_scale}
+        assert losses.keys() == scales.keys() and all(loss.shape == kl.shape for loss in losses.values())
+        total = sum(scales[name] * losses[name].mean() for name in losses)
+        metrics = {f"{name}_loss": loss.mean().detach() for name, loss in losses.items()}
+        return total, states, metrics | {"kl": kl.mean().detach()}

@@ -1,0 +1,32 @@
+"""What every environment does with an action: bring it to the simulator's bounds, and repeat it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+StepResult = tuple[Any, float, bool, bool, dict[str, Any]]
+
+
+def to_bounds(action: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Clip `action` [A] to [-1, 1] and map it to [low, high], float64 [A]; ValueError if not finite."""
+    action = np.asarray(action, dtype=np.float64)
+    if action.shape != low.shape:
+        raise ValueError(f"an action must have shape {low.shape}, got {action.shape}")
+    if not np.isfinite(action).all():
+        raise ValueError(f"an action must be finite, got {action}")
+    return low + (np.clip(action, -1.0, 1.0) + 1.0) / 2.0 * (high - low)
+
+
+def repeat_action(step: Callable[[np.ndarray], StepResult], action: np.ndarray, times: int) -> StepResult:
+    """Call `step(action)` up to `times` times, until the episode ends: the last result, rewards summed.
+
+    `info["env_steps"]` is the number of calls made.
+    """
+    total = 0.0
+    for count in range(1, times + 1):
+        observation, reward, terminated, truncated, info = step(action)
+        total += float(reward)
+        if terminated or truncated:
+            break
+    return observation, total, bool(terminated), bool(truncated), {**info, "env_steps": count}

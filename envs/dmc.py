@@ -1,0 +1,174 @@
+"""dm_control's suite from pixels."""
+
+import difflib
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+
+from envs.actions import StepResult, repeat_action, to_bounds
+from envs.errors import EnvError
+from envs.gl import choose_gl_backend
+
+ENDLESS_TASK_STEPS = 1000
+VIDEO_SIZE = (480, 640)
+RANDOM_MODELS = ("lqr",)  # domains that draw the model itself, so that a new seed needs a new model
+UNBOUNDED = 1e9  # dm_control writes 1e10 for the bounds of an actuator that has none
+CAMERAS = {"quadruped": 2}
+
+
+def list_tasks() -> list[str]:
+    """Every task of dm_control's suite as `domain-task`; `EnvError` without OpenGL."""
+    choose_gl_backend()
+    from dm_control import suite
+
+    return sorted(f"{domain}-{task}" for domain, task in suite.ALL_TASKS)
+
+
+class DMCEnv(gymnasium.Env):
+    """A task of dm_control's suite: uint8 images [size, size, 3], float32 actions [A] in [-1, 1].
+
+    An episode is terminated where dm_control ends it with discount 0, truncated at the time limit (tasks
+    without one: 1000 env steps) and where the physics diverges. The arguments are those of `make_env`.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 50}
+    render_mode = "rgb_array"
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        action_repeat: int = 2,
+        image_size: int = 64,
+        render_quality: str = "full",
+        camera: int | None = None,
+        max_env_steps: int | None = None,
+    ) -> None:
+        tasks = list_tasks()
+        if name not in tasks:
+            raise EnvError(_unknown(name, tasks))
+        self._domain, self._task = name.split("-", 1)
+        self._action_repeat = action_repeat
+        self._image_size = image_size
+        self._render_quality = render_quality
+        self._env = None
+        self._views = {}  # (height, width) -> dm_control's Camera
+        self._load(None)
+        self._camera = self._choose_camera(camera)
+        limit = self._time_limit()
+        self._max_env_steps = min(limit, max_env_steps or limit)
+        self._env_steps = None  # of this episode; None: reset first
+        self._low, self._high = self._action_bounds()
+        self.observation_space = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, self._low.shape, np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+        """A new episode; the same seed gives the same ones from here on, no seed goes on with the stream."""
+        super().reset(seed=seed)
+        if seed is not None and self._domain in RANDOM_MODELS:
+            self._load(seed)
+        elif seed is not None:
+            self._env.task.random.seed(seed)
+        self._env.reset()
+        self._env_steps = 0
+        return self._render(self._image_size, self._image_size), {"env_steps": 0}
+
+    def step(self, action: np.ndarray):
+        """Repeat `action` [A] and render once; ValueError for an action that is not finite."""
+        if self._env_steps is None:
+            raise gymnasium.error.ResetNeeded("call reset() before step(), also after an episode's end")
+        control = to_bounds(action, self._low, self._high)
+        _, reward, terminated, truncated, info = repeat_action(self._simulate, control, self._action_repeat)
+        if terminated or truncated:
+            self._env_steps = None
+        return self._render(self._image_size, self._image_size), reward, terminated, truncated, info
+
+    def render(self) -> np.ndarray:
+        """The present frame for a video, uint8 [480, 640, 3]."""
+        return self._render(*VIDEO_SIZE)
+
+    def close(self) -> None:
+        """Free the physics and its OpenGL context."""
+        if self._env is not None:
+            self._views.clear()
+            self._env.physics.free()
+        self._env = None
+
+    def _load(self, seed: int | None) -> None:
+        self.close()
+        self._env = _load_suite(self._domain, self._task, seed)
+        visual = self._env.physics.model.vis
+        visual.global_.offheight = max(visual.global_.offheight, self._image_size)
+        visual.global_.offwidth = max(visual.global_.offwidth, self._image_size)
+        if self._render_quality == "fast":  # takes effect when the context is made, at the first frame
+            visual.quality.shadowsize = 0
+            visual.quality.offsamples = 0
+
+    def _simulate(self, control: np.ndarray) -> StepResult:
+        from dm_control.rl.control import PhysicsError
+
+        self._env_steps += 1
+        try:
+            time_step = self._env.step(control)
+        except PhysicsError:
+            return None, 0.0, False, True, {}
+        reward = time_step.reward
+        if not np.isfinite(reward):
+            return None, 0.0, False, True, {}
+        terminated = time_step.last() and time_step.discount == 0.0
+        truncated = not terminated and (time_step.last() or self._env_steps >= self._max_env_steps)
+        return None, reward, terminated, truncated, {}
+
+    def _render(self, height: int, width: int) -> np.ndarray:
+        if (
+            height,
+            width,
+        ) not in self._views:  # a new one for each frame would double the cost of a fast frame
+            self._views[height, width] = self._make_view(height, width)
+        return np.ascontiguousarray(self._views[height, width].render())
+
+    def _make_view(self, height: int, width: int):
+        from dm_control.mujoco.engine import Camera
+
+        return Camera(self._env.physics, height, width, self._camera)
+
+    def _choose_camera(self, camera: int | None) -> int:
+        if camera is None:
+            return CAMERAS.get(self._domain, 0)
+        count = self._env.physics.model.ncam
+        if not -1 <= camera < count:
+            raise EnvError(
+                f"{self._domain}-{self._task} has cameras 0 to {count - 1} (-1: free), got {camera}"
+            )
+        return camera
+
+    def _time_limit(self) -> int:
+        limit = self._env._step_limit  # dm_control has no public word for it
+        return ENDLESS_TASK_STEPS if np.isinf(limit) else round(limit)
+
+    def _action_bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        spec = self._env.action_spec()
+        unbounded = (spec.minimum < -UNBOUNDED) | (
+            spec.maximum > UNBOUNDED
+        )  # lqr: its controls are forces near 1
+        return np.where(unbounded, -1.0, spec.minimum), np.where(unbounded, 1.0, spec.maximum)
+
+
+def _load_suite(domain: str, task: str, seed: int | None):
+    from absl import logging
+    from dm_control import suite
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # mujoco calls dm_control's own models deprecated, in every worker
+    try:
+        return suite.load(domain, task, task_kwargs={"random": seed})
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _unknown(name: str, tasks: list[str]) -> str:
+    near = difflib.get_close_matches(name, tasks, n=3)
+    if near:
+        return f"unknown env {name!r}: did you mean {' or '.join(near)}? (or module:factory for your own)"
+    return f"unknown env {name!r}: name a dm_control task such as cheetah-run, or module:factory for your own"

@@ -1,0 +1,103 @@
+"""An OpenGL backend that works here, found before dm_control is imported and binds itself to one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from envs.errors import EnvError
+
+BACKENDS = ("egl", "osmesa", "glfw")
+CANDIDATES = ("egl", "osmesa") if sys.platform.startswith("linux") else ("glfw",)
+DEBIAN_PACKAGES = {"egl": "libegl1 libgl1", "osmesa": "libosmesa6"}
+PIP_PACKAGES = "'dm_control>=1.0.50' 'mujoco>=3.17,<4'"
+PROBE = Path(__file__).with_name("probe_gl.py")
+PROBE_SECONDS = 60
+
+# Children inherit both: the backend that was probed, and the CUDA index of each EGL device ("1,0,,").
+PROBED = "DREAMER_MPC_GL_PROBED"
+CUDA_INDICES = "DREAMER_MPC_EGL_CUDA_INDICES"
+
+
+def choose_gl_backend() -> str:
+    """The backend that renders here, also set as MUJOCO_GL: the user's own choice, else egl, else osmesa.
+
+    Each is probed once, in a subprocess (seconds): a bad driver may crash, and dm_control's import is for
+    good. Raises `EnvError` with the Debian packages to install.
+    """
+    loaded = sys.modules.get("dm_control._render")
+    if getattr(loaded, "BACKEND", None):
+        return loaded.BACKEND
+    asked = os.environ.get("MUJOCO_GL")
+    if asked and asked == os.environ.get(PROBED):
+        return asked
+    failures = {}
+    for backend in [asked] if asked else CANDIDATES:
+        failure = _probe(backend)
+        if failure is None:
+            os.environ["MUJOCO_GL"] = os.environ[PROBED] = backend
+            return backend
+        failures[backend] = failure
+    raise EnvError(_explain(failures, asked))
+
+
+def match_egl_device(cuda_index: int) -> None:
+    """Render on the GPU `cuda:cuda_index`: set MUJOCO_EGL_DEVICE_ID, as EGL numbers its devices differently.
+
+    Call it before the first environment. Leaves a value that the user set, and does nothing where it cannot
+    be told: another backend, no NVIDIA EGL, CUDA_VISIBLE_DEVICES in UUIDs.
+    """
+    if "MUJOCO_EGL_DEVICE_ID" in os.environ:
+        return
+    try:
+        if choose_gl_backend() != "egl":
+            return
+    except EnvError:
+        return
+    indices = os.environ.get(CUDA_INDICES, "").split(",")
+    physical = _physical_index(cuda_index)
+    if physical is not None and str(physical) in indices:
+        os.environ["MUJOCO_EGL_DEVICE_ID"] = str(indices.index(str(physical)))
+
+
+def _physical_index(cuda_index: int) -> int | None:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return cuda_index
+    devices = [device.strip() for device in visible.split(",")]
+    if cuda_index >= len(devices) or not devices[cuda_index].isdecimal():
+        return None
+    return int(devices[cuda_index])
+
+
+def _probe(backend: str) -> str | None:
+    """None if `backend` renders a frame, else why not, in one line."""
+    if backend not in BACKENDS:
+        return f"not one of {', '.join(BACKENDS)}"
+    # -P keeps this folder's module names (gl, make, ...) off the script's import path.
+    command = [sys.executable, "-P", str(PROBE)]
+    environment = {**os.environ, "MUJOCO_GL": backend}
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"no frame in {PROBE_SECONDS} s"
+    if done.returncode < 0:
+        return f"killed by signal {-done.returncode}"
+    if done.returncode > 0:
+        return (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1][:160]
+    if backend == "egl":
+        os.environ[CUDA_INDICES] = (done.stdout.splitlines() or [""])[-1]
+    return None
+
+
+def _explain(failures: dict[str, str], asked: str | None) -> str:
+    reasons = "; ".join(f"{backend}: {reason}" for backend, reason in failures.items())
+    if any("No module named" in reason or "flex_vertedge" in reason for reason in failures.values()):
+        return f"dm_control does not import ({reasons}): pip install {PIP_PACKAGES}"
+    packages = " or ".join(DEBIAN_PACKAGES[backend] for backend in CANDIDATES if backend in DEBIAN_PACKAGES)
+    install = f"apt-get install {packages}" if packages else "see https://mujoco.readthedocs.io"
+    if asked:
+        return f"MUJOCO_GL={asked} does not render here ({reasons}): unset it, or {install}"
+    return f"no OpenGL to render with ({reasons}): {install}"

@@ -1,0 +1,64 @@
+"""Several environments at once, in spawned workers that make environment and OpenGL context themselves."""
+
+import functools
+import signal
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector.async_vector_env import AsyncState, _async_worker
+
+from envs.errors import EnvError
+from envs.make import make_env
+
+
+def make_vector_env(
+    name: str, num_envs: int, *, workers: bool | None = None, **settings: Any
+) -> gymnasium.vector.VectorEnv:
+    """`num_envs` times `make_env(name, **settings)`: one in this process, more in a worker process each.
+
+    `workers` overrules that. Nothing is reset by itself: call `reset_rows` for the rows that ended, before
+    the next step. Observations are uint8 [B, H, W, 3] and copies; `infos["env_steps"]` is int [B]. Raises
+    `EnvError`.
+    """
+    if num_envs < 1:
+        raise EnvError(f"num_envs must be 1 or more, got {num_envs}")
+    factories = [functools.partial(make_env, name, **settings)] * num_envs
+    if workers if workers is not None else num_envs > 1:
+        return WorkerVectorEnv(
+            factories, context="spawn", worker=_run_worker, autoreset_mode=AutoresetMode.DISABLED
+        )
+    return SyncVectorEnv(factories, autoreset_mode=AutoresetMode.DISABLED)
+
+
+def reset_rows(
+    envs: gymnasium.vector.VectorEnv, mask: np.ndarray, seeds: Sequence[int | None] | None = None
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Reset the rows of `mask`, bool [B], with `seeds`, B of them (None, all or one: go on with the stream).
+
+    Returns observations [B, H, W, 3], whose other rows are as they were, and infos, zero there. Every row
+    must have been reset once before a row is left out.
+    """
+    mask = np.asarray(mask, dtype=bool)
+    if seeds is not None:
+        seeds = [None if seed is None else int(seed) for seed in seeds]
+    return envs.reset(seed=seeds, options={"reset_mask": mask})
+
+
+class WorkerVectorEnv(AsyncVectorEnv):
+    """gymnasium's `AsyncVectorEnv`, closed at once and quietly, even amid a step."""
+
+    def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
+        """End the workers: asked to when idle, terminated otherwise."""
+        idle = self._state is AsyncState.DEFAULT and all(process.is_alive() for process in self.processes)
+        self._state = (
+            AsyncState.DEFAULT
+        )  # an interrupted call's answers may be half read: never wait for them
+        super().close_extras(timeout=timeout, terminate=terminate or not idle)
+
+
+def _run_worker(*arguments: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it closes its workers
+    _async_worker(*arguments)

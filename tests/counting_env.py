@@ -1,0 +1,64 @@
+"""An environment whose images and rewards say which step of which episode they belong to."""
+
+import gymnasium
+import numpy as np
+
+
+class CountingEnv(gymnasium.Env):
+    """Step `step` of episode `episode` (both from 0, a reset's image is step 0), written into every pixel.
+
+    The reward on arriving there is `expected_reward(episode, step, action)` of the action that led there,
+    which `info["action"]` repeats. Episodes last `length` steps and end as truncated, or as terminated if
+    `terminates`.
+    """
+
+    observation_space = gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
+
+    def __init__(self, length: int = 10, action_dim: int = 2, terminates: bool = False) -> None:
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (action_dim,), np.float32)
+        self.length = length
+        self.terminates = terminates
+        self.episode = -1
+        self.steps = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.episode += 1
+        self.steps = 0
+        return encode(self.episode, self.steps), {"action": np.zeros(self.action_space.shape, np.float32)}
+
+    def step(self, action):
+        self.steps += 1
+        over = self.steps >= self.length
+        reward = expected_reward(self.episode, self.steps, action)
+        info = {"action": np.array(action, np.float32)}
+        return (
+            encode(self.episode, self.steps),
+            reward,
+            over and self.terminates,
+            over and not self.terminates,
+            info,
+        )
+
+
+def expected_reward(episode: int, step: int, action: np.ndarray) -> float:
+    """10 * episode + step + 0.1 * action[0]."""
+    return 10.0 * episode + step + 0.1 * float(action[0])
+
+
+def encode(episode: int, step: int) -> np.ndarray:
+    """An image uint8 [64, 64, 3] that says `episode` (below 256) and `step` (below 65536)."""
+    return np.full((64, 64, 3), (episode, step % 256, step // 256), np.uint8)
+
+
+def decode(image: np.ndarray) -> tuple[int, int]:
+    """(episode, step) of an image; ValueError if its pixels differ, as a blend or a misplaced copy would."""
+    episode, low, high = (int(value) for value in image[0, 0])
+    if (image != image[0, 0]).any():
+        raise ValueError("not an image of CountingEnv")
+    return episode, low + 256 * high
+
+
+def make() -> CountingEnv:
+    """Episodes of 10 steps that end as truncated."""
+    return CountingEnv()

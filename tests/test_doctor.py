@@ -1,0 +1,84 @@
+"""`doctor`: a line each, 0 or 2, and never a traceback."""
+
+import sys
+
+import pytest
+
+from dreamer_mpc import doctor as module
+from dreamer_mpc.doctor import doctor
+from envs import EnvError
+
+
+@pytest.fixture
+def no_rendering(monkeypatch):
+    monkeypatch.setattr(module, "_frame_milliseconds", lambda quality: 1.5)
+
+
+def line(output, name):
+    (found,) = (text for text in output.splitlines() if text.split()[1:2] == [name])
+    return found
+
+
+def test_this_machine_is_ready(capsys):
+    assert doctor() == 0
+    output = capsys.readouterr().out
+    assert output.splitlines()[-1] == "ready"
+    assert "FAIL" not in output
+    assert "ms a 64x64 frame" in line(output, "OpenGL")
+    assert "known to work" in line(output, "dm_control")
+    assert "\x1b" not in output
+
+
+@pytest.mark.parametrize(
+    ("module_name", "check"), [("torch", "torch"), ("envs", "OpenGL"), ("imageio_ffmpeg", None)]
+)
+def test_a_missing_module_is_a_line(module_name, check, no_rendering, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, module_name, None)
+    assert doctor() == (2 if check else 0)
+    output = capsys.readouterr().out
+    assert "Traceback" not in output
+    if check:
+        assert line(output, check).startswith("FAIL")
+        assert "pip install" in line(output, check)
+        assert f"not ready: {check}" in output
+
+
+def test_missing_opengl_is_a_line_with_its_packages(no_rendering, monkeypatch, capsys):
+    def fail():
+        raise EnvError("no OpenGL to render with: apt-get install libegl1 libgl1")
+
+    monkeypatch.setattr("envs.choose_gl_backend", fail)
+    assert doctor() == 2
+    assert "apt-get install libegl1" in line(capsys.readouterr().out, "OpenGL")
+
+
+@pytest.mark.parametrize(
+    ("mujoco", "dm_control", "status"),
+    [
+        ("3.17.0", "1.0.50", "ok"),
+        ("3.16.2", "1.0.50", "warn"),
+        ("3.18.1", "1.0.51", "warn"),
+        ("4.0.0", "1.0.50", "FAIL"),
+    ],
+)
+def test_the_mujoco_pair(mujoco, dm_control, status, monkeypatch):
+    versions = {"mujoco": mujoco, "dm_control": dm_control}
+    monkeypatch.setattr("importlib.metadata.version", versions.__getitem__)
+    finding = module.check_mujoco()
+    assert finding.status == status
+    assert ("pip install" in finding.text) == (status != "ok")
+
+
+@pytest.mark.parametrize(
+    ("version", "status"), [((3, 10, 9), "FAIL"), ((3, 12, 1), "ok"), ((3, 13, 0), "FAIL")]
+)
+def test_the_python_version(version, status, monkeypatch):
+    monkeypatch.setattr(sys, "version_info", version)
+    assert module.check_python().status == status
+
+
+def test_a_little_memory_and_disk_warn(monkeypatch):
+    monkeypatch.setattr(module, "_memory_gib", lambda: (3.0, 4.0))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 2**30}))
+    assert module.check_memory().status == "warn"
+    assert module.check_disk().status == "warn"

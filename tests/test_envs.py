@@ -1,0 +1,570 @@
+"""Environments, with dm_control's real pixels; quality `fast`, a tenth of the cost, where that will do."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+from envs import (
+    EnvError,
+    choose_gl_backend,
+    list_tasks,
+    make_env,
+    make_vector_env,
+    match_egl_device,
+    reset_rows,
+)
+from envs.gl import CUDA_INDICES, PROBED
+from tests.counting_env import CountingEnv, decode, expected_reward
+
+ROOT = Path(__file__).parents[1]
+SAMPLE = (
+    "ball_in_cup-catch",
+    "cartpole-swingup_sparse",
+    "humanoid_CMU-stand",
+    "lqr-lqr_2_1",
+    "quadruped-walk",
+)
+IMAGES = gymnasium.spaces.Box(0, 255, (32, 48, 3), np.uint8)
+ACTIONS = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+
+def make(name, **settings):
+    return make_env(name, render_quality="fast", **settings)
+
+
+def random_actions(env, count, seed=0):
+    return np.random.default_rng(seed).uniform(-1, 1, (count, *env.action_space.shape)).astype(np.float32)
+
+
+def roll(env, seed, steps=5):
+    """Frames [1 + steps, ...] and rewards [steps] after a reset with `seed`."""
+    frames, rewards = [env.reset(seed=seed)[0]], []
+    for action in random_actions(env, steps):
+        frame, reward, *_ = env.step(action)
+        frames.append(frame)
+        rewards.append(reward)
+    return np.array(frames), np.array(rewards)
+
+
+def physics(env):
+    return env.unwrapped._env.physics
+
+
+def without_rendering(env):
+    env.unwrapped._render = lambda height, width: np.zeros((height, width, 3), np.uint8)
+    return env
+
+
+# One dm_control environment
+
+
+@pytest.mark.filterwarnings("ignore:.*alternative render modes.*")
+def test_cheetah_run_is_a_gymnasium_env():
+    check_env(make("cheetah-run"))
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_every_kind_of_task_makes_pixels(name):
+    env = make(name)
+    env.reset(seed=0)
+    frame, reward, terminated, truncated, info = env.step(env.action_space.sample())
+    assert env.observation_space.contains(frame)
+    assert frame.std() > 5
+    assert np.isfinite(reward)
+    assert not terminated
+    assert not truncated
+    assert info["env_steps"] == 2
+
+
+def test_list_tasks_names_the_whole_suite():
+    assert len(list_tasks()) > 45
+    assert {*SAMPLE, "dog-run", "cheetah-run"} <= set(list_tasks())
+
+
+@pytest.mark.parametrize("name", ["cheetah-run", "lqr-lqr_2_1", "quadruped-fetch"])
+def test_a_seed_decides_frames_and_rewards(name):
+    first, second = make(name), make(name)
+    roll(first, seed=9, steps=2)  # an instance with a past, and a fresh one
+    first_frames, first_rewards = roll(first, seed=3)
+    second_frames, second_rewards = roll(second, seed=3)
+    np.testing.assert_array_equal(first_frames, second_frames)
+    np.testing.assert_array_equal(first_rewards, second_rewards)
+    first_next, second_next = first.reset()[0], second.reset()[0]
+    np.testing.assert_array_equal(first_next, second_next)
+    assert (first_next != first_frames[0]).any(), "without a seed the stream goes on"
+    assert (roll(second, seed=4, steps=0)[0] != first_frames[0]).any()
+
+
+def test_actions_are_rescaled_to_the_tasks_bounds():
+    env = without_rendering(make("quadruped-walk"))  # its bounds are not all [-1, 1]
+    spec = env.unwrapped._env.action_spec()
+    assert (spec.maximum > 1).any()
+    env.reset(seed=0)
+    middle = (spec.minimum + spec.maximum) / 2
+    for value, control in ((-1, spec.minimum), (1, spec.maximum), (0, middle), (7, spec.maximum)):
+        env.step(np.full(12, value, np.float32))
+        np.testing.assert_allclose(physics(env).data.ctrl, control, atol=1e-6)
+
+
+def test_a_repeated_actions_reward_is_the_sum_of_its_single_steps():
+    repeated, single = (
+        without_rendering(make("walker-walk", action_repeat=4)),
+        without_rendering(make("walker-walk")),
+    )
+    single.unwrapped._action_repeat = 1
+    repeated.reset(seed=1)
+    single.reset(seed=1)
+    for action in random_actions(repeated, 5):
+        _, reward, _, _, info = repeated.step(action)
+        assert reward == pytest.approx(sum(single.step(action)[1] for _ in range(4)), abs=1e-12)
+        assert info["env_steps"] == 4
+    np.testing.assert_array_equal(physics(repeated).get_state(), physics(single).get_state())
+
+
+@pytest.mark.parametrize("name", ["cheetah-run", "lqr-lqr_6_2"])  # lqr has no time limit of its own
+def test_an_episode_is_truncated_after_1000_env_steps(name):
+    env = without_rendering(make(name, action_repeat=3))
+    assert env.reset(seed=0)[1]["env_steps"] == 0
+    counts, over = [], False
+    while not over:
+        _, _, terminated, over, info = env.step(np.zeros(env.action_space.shape))
+        counts.append(info["env_steps"])
+        assert not terminated
+    assert sum(counts) == 1000
+    assert counts == [3] * 333 + [1]
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(np.zeros(env.action_space.shape))
+
+
+def test_max_env_steps_shortens_an_episode():
+    env = without_rendering(make("cheetah-run", max_env_steps=5))
+    env.reset(seed=0)
+    results = [env.step(np.zeros(6)) for _ in range(3)]
+    assert [result[3] for result in results] == [False, False, True]
+    assert [result[4]["env_steps"] for result in results] == [2, 2, 1]
+
+
+def test_discount_zero_is_a_termination():
+    env = without_rendering(make("lqr-lqr_2_1"))  # ends with discount 0 where the state is at rest
+    env.reset(seed=0)
+    physics(env).data.qpos[:] = physics(env).data.qvel[:] = 0
+    physics(env).forward()
+    _, _, terminated, truncated, info = env.step(np.zeros(1))
+    assert terminated
+    assert not truncated
+    assert info["env_steps"] == 1
+
+
+def test_diverged_physics_truncates_with_a_finite_reward():
+    env = make("cheetah-run")
+    env.reset(seed=0)
+    physics(env).data.qvel[:] = 1e30
+    frame, reward, terminated, truncated, _ = env.step(np.zeros(6))
+    assert np.isfinite(reward)
+    assert truncated
+    assert not terminated
+    assert env.observation_space.contains(frame)
+    np.testing.assert_array_equal(
+        roll(env, seed=3, steps=1)[0], roll(make("cheetah-run"), seed=3, steps=1)[0]
+    )
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_actions_must_be_finite(value):
+    env = without_rendering(make("cheetah-run"))
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="finite"):
+        env.step(np.full(6, value))
+
+
+def test_fast_quality_changes_pixels_a_little():
+    full = make_env("cheetah-run").reset(seed=0)[0].astype(float)
+    fast = make("cheetah-run").reset(seed=0)[0].astype(float)
+    assert 0.05 < np.abs(full - fast).mean() < 3
+
+
+def test_fast_quality_survives_a_new_model():
+    env = make("lqr-lqr_2_1")
+    env.reset(seed=0)
+    env.reset(seed=1)
+    assert physics(env).model.vis.quality.shadowsize == 0
+    assert physics(env).contexts.mujoco.ptr.shadowFBO == 0
+
+
+def test_render_gives_a_full_size_frame_of_the_same_scene():
+    env = make("cheetah-run")
+    image = env.reset(seed=0)[0]
+    video = env.render()
+    assert env.render_mode == "rgb_array"
+    assert video.shape == (480, 640, 3)
+    assert np.abs(video.mean((0, 1)) - image.mean((0, 1))).max() < 30
+    np.testing.assert_array_equal(env.unwrapped._render(64, 64), image)
+
+
+def test_cameras():
+    chosen = make("quadruped-walk").reset(seed=0)[0]
+    np.testing.assert_array_equal(chosen, make("quadruped-walk", camera=2).reset(seed=0)[0])
+    assert (chosen != make("quadruped-walk", camera=0).reset(seed=0)[0]).any()
+    with pytest.raises(EnvError, match="cameras 0 to 3"):
+        make("quadruped-walk", camera=4)
+
+
+def test_frames_are_not_overwritten():
+    env = make("cheetah-run")
+    first = env.reset(seed=0)[0]
+    kept = first.copy()
+    env.step(np.ones(6))
+    np.testing.assert_array_equal(first, kept)
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("cheeta-run", {}, r"^unknown env 'cheeta-run': did you mean cheetah-run.*\? \(or module:factory"),
+        ("xyzzy", {}, "unknown env 'xyzzy'.*module:factory"),
+        ("cheetah-run", {"action_repeat": 0}, "action_repeat must be 1 or more"),
+        ("cheetah-run", {"image_size": 0}, "image_size must be 1 or more"),
+        ("cheetah-run", {"max_env_steps": 0}, "max_env_steps must be 1 or more"),
+        ("cheetah-run", {"render_quality": "best"}, "full, fast"),
+        ("no_such_module:make", {}, "cannot import no_such_module"),
+        ("tests.example_env:", {}, "write module:factory"),
+        ("tests.example_env:nothing", {}, "has no function nothing"),
+        ("tests.test_envs:needs_argument", {}, "without arguments.*size"),
+        ("tests.test_envs:not_an_env", {}, "must return a gymnasium.Env, got builtins.dict"),
+        ("tests.test_envs:vector_observations", {}, "must be pixels.*AddRenderObservation"),
+        ("tests.test_envs:grey_images", {}, "must be pixels"),
+        ("tests.test_envs:float_images", {}, "must be pixels"),
+        ("tests.test_envs:discrete_actions", {}, "actions must be a Box"),
+        ("tests.test_envs:unbounded_actions", {}, "finite bounds"),
+    ],
+)
+def test_an_unusable_env_is_an_error_in_one_line(name, settings, message):
+    with pytest.raises(EnvError, match=message) as caught:
+        make_env(name, **settings)
+    assert isinstance(caught.value, ValueError)
+    assert "\n" not in str(caught.value)
+
+
+class SpacesEnv(gymnasium.Env):
+    """Black images; remembers the actions it got."""
+
+    def __init__(self, images=IMAGES, actions=ACTIONS):
+        self.observation_space, self.action_space, self.actions = images, actions, []
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(self.observation_space.shape, np.uint8), {}
+
+    def step(self, action):
+        self.actions.append(action)
+        return (
+            np.zeros(self.observation_space.shape, np.uint8),
+            1.0,
+            len(self.actions) >= 7,
+            False,
+            {"note": 5},
+        )
+
+    def imported(self, module):
+        return module in sys.modules
+
+
+def needs_argument(size):
+    return SpacesEnv()
+
+
+def not_an_env():
+    return {}
+
+
+def vector_observations():
+    return SpacesEnv(gymnasium.spaces.Box(-1, 1, (3,), np.float32))
+
+
+def grey_images():
+    return SpacesEnv(gymnasium.spaces.Box(0, 255, (64, 64, 1), np.uint8))
+
+
+def float_images():
+    return SpacesEnv(gymnasium.spaces.Box(0, 1, (64, 64, 3), np.float32))
+
+
+def discrete_actions():
+    return SpacesEnv(actions=gymnasium.spaces.Discrete(3))
+
+
+def unbounded_actions():
+    return SpacesEnv(actions=gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32))
+
+
+def odd_bounds():
+    return SpacesEnv(
+        actions=gymnasium.spaces.Box(np.array([0.0, -4.0]), np.array([10.0, 2.0]), dtype=np.float64)
+    )
+
+
+# An environment of one's own
+
+
+@pytest.mark.filterwarnings("ignore:.*alternative render modes.*")
+@pytest.mark.filterwarnings("ignore:.*different from the unwrapped.*")
+def test_the_example_env_runs():
+    env = make_env("tests.example_env:make")
+    check_env(env)
+    frames, rewards = roll(env, seed=0)
+    assert len(np.unique(frames.reshape(6, -1), axis=0)) == 6
+    assert (rewards > 0).all()
+    np.testing.assert_array_equal(env.render(), frames[-1])
+
+
+def test_a_custom_env_is_resized_rescaled_repeated_and_counted():
+    env = make_env("tests.test_envs:odd_bounds", action_repeat=3)
+    assert env.reset(seed=0)[0].shape == (64, 64, 3)
+    assert env.action_space == gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
+    results = [env.step(np.array(action, np.float32)) for action in ([-1, 1], [0, 0], [9, -9])]
+    expected = [[0, 2]] * 3 + [[5, -1]] * 3 + [[10, -4]]
+    np.testing.assert_allclose(env.unwrapped.actions, expected)
+    assert env.unwrapped.actions[0].dtype == np.float64
+    assert [result[1] for result in results] == [3.0, 3.0, 1.0]
+    assert [result[2] for result in results] == [False, False, True]
+    assert [result[4] for result in results] == [{"note": 5, "env_steps": n} for n in (3, 3, 1)]
+    assert all(result[0].shape == (64, 64, 3) for result in results)
+
+
+def test_a_custom_env_has_a_time_limit_on_request():
+    env = make_env("tests.test_envs:odd_bounds", max_env_steps=3)
+    env.reset()
+    assert env.step(np.zeros(2))[2:4] == (False, False)
+    assert env.step(np.zeros(2))[2:] == (False, True, {"note": 5, "env_steps": 1})
+
+
+def test_a_custom_env_is_found_in_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "my_robot.py").write_text("from tests.example_env import make\n")
+    monkeypatch.setattr(sys, "path", [str(ROOT), *(entry for entry in sys.path if entry)])
+    monkeypatch.chdir(tmp_path)
+    assert make_env("my_robot:make").reset()[0].shape == (64, 64, 3)
+
+
+def test_counting_env_tells_where_it_is():
+    env = CountingEnv(length=300)
+    for episode in range(2):
+        assert decode(env.reset()[0]) == (episode, 0)
+        for step in range(1, 301):
+            action = np.array([step / 300, 0], np.float32)
+            image, reward, terminated, truncated, info = env.step(action)
+            assert decode(image) == (episode, step)
+            assert reward == expected_reward(episode, step, action) == 10 * episode + step + 0.1 * action[0]
+            np.testing.assert_array_equal(info["action"], action)
+            assert (terminated, truncated) == (False, step == 300)
+
+
+# Several at once
+
+
+def test_workers_give_the_frames_of_single_envs():
+    envs = make_vector_env("cheetah-run", 2, render_quality="fast")
+    singles = [make("cheetah-run"), make("cheetah-run")]
+    frames, infos = envs.reset(seed=[5, 6])
+    kept = frames.copy()
+    np.testing.assert_array_equal(
+        frames, [env.reset(seed=seed)[0] for env, seed in zip(singles, (5, 6), strict=True)]
+    )
+    assert infos["env_steps"].tolist() == [0, 0]
+    actions = random_actions(singles[0], 4).reshape(2, 2, 6)
+    for pair in actions:
+        after, rewards, _, _, infos = envs.step(pair)
+        expected = [env.step(action) for env, action in zip(singles, pair, strict=True)]
+        np.testing.assert_array_equal(after, [result[0] for result in expected])
+        np.testing.assert_array_equal(rewards, [result[1] for result in expected])
+        assert infos["env_steps"].tolist() == [2, 2]
+    np.testing.assert_array_equal(frames, kept)  # a later step overwrote none
+
+    reset, infos = reset_rows(envs, np.array([False, True]), seeds=[None, np.int64(6)])
+    np.testing.assert_array_equal(reset[0], after[0])
+    np.testing.assert_array_equal(reset[1], kept[1])
+    last = envs.step(actions[0])[0]
+    np.testing.assert_array_equal(last[0], singles[0].step(actions[0][0])[0])
+    processes = envs.processes
+    envs.close()
+    assert not any(process.is_alive() for process in processes)
+
+
+@pytest.mark.parametrize("workers", [False, True])
+def test_masked_resets(workers):
+    envs = make_vector_env("tests.counting_env:make", 2, workers=workers, action_repeat=4)
+    envs.reset(seed=0)
+    for step in (4, 8, 10):
+        images, _, terminated, truncated, infos = envs.step(np.zeros((2, 2), np.float32))
+        assert [decode(image) for image in images] == [(0, step)] * 2
+    assert truncated.all()
+    assert not terminated.any()
+    assert infos["env_steps"].tolist() == [2, 2]
+    images, infos = reset_rows(envs, np.array([True, False]))
+    assert [decode(image) for image in images] == [(1, 0), (0, 10)], "nothing resets by itself"
+    assert infos["env_steps"].tolist() == [0, 0]
+    images, _ = reset_rows(envs, np.array([False, True]))
+    assert [decode(image) for image in images] == [(1, 0), (1, 0)]
+    envs.close()
+
+
+def test_workers_load_no_torch():
+    envs = make_vector_env("tests.test_envs:SpacesEnv", 1, workers=True)
+    assert envs.call("imported", "numpy") == (True,)
+    assert envs.call("imported", "torch") == (False,)
+    envs.close()
+
+
+def test_one_env_runs_in_this_process():
+    envs = make_vector_env("tests.example_env:make", 1)
+    assert isinstance(envs, gymnasium.vector.SyncVectorEnv)
+    assert envs.reset(seed=0)[0].shape == (1, 64, 64, 3)
+    with pytest.raises(EnvError, match="num_envs"):
+        make_vector_env("tests.example_env:make", 0)
+    with pytest.raises(EnvError, match="cannot import"):
+        make_vector_env("no_such_module:make", 2)
+
+
+def slow_to_step():
+    class Slow(CountingEnv):
+        def step(self, action):
+            time.sleep(20)
+
+    return Slow()
+
+
+INTERRUPTED = """
+import os, signal, threading, time
+import numpy as np
+from envs import make_vector_env
+if __name__ == "__main__":
+    envs = make_vector_env("tests.test_envs:slow_to_step", 2)
+    try:
+        os.killpg(0, signal.SIGINT)
+        time.sleep(1)
+    except KeyboardInterrupt:
+        envs.reset()  # the workers are still there
+    threading.Timer(0.5, lambda: os.killpg(0, signal.SIGINT)).start()
+    try:
+        envs.step(np.zeros((2, 2), np.float32))
+    except KeyboardInterrupt:
+        envs.close()
+        print("closed", [process.is_alive() for process in envs.processes])
+"""
+
+
+def test_an_interrupted_step_closes_at_once_and_quietly(tmp_path):
+    script = tmp_path / "interrupted.py"
+    script.write_text(INTERRUPTED)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+        check=True,
+    )
+    assert done.stdout == "closed [False, False]\n"
+    assert done.stderr == ""
+    assert time.monotonic() - start < 15
+
+
+# OpenGL
+
+
+def choose_in_a_new_process(code="import envs; print(envs.choose_gl_backend())", **variables):
+    hidden = ("MUJOCO_GL", "PYOPENGL_PLATFORM", "MUJOCO_EGL_DEVICE_ID", PROBED, CUDA_INDICES)
+    environment = {key: value for key, value in os.environ.items() if key not in hidden}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**environment, **variables},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"MUJOCO_GL": "nonsense"}, "EnvError: MUJOCO_GL=nonsense does not render here"),
+        ({"MUJOCO_GL": "glfw"}, "EnvError: MUJOCO_GL=glfw does not render here"),
+        ({"PYOPENGL_PLATFORM": "nonsense"}, "EnvError: no OpenGL to render with (egl: "),
+    ],
+)
+def test_missing_opengl_names_the_packages_in_one_line(variables, message):
+    done = choose_in_a_new_process(**variables)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 1
+    assert message in last
+    assert "apt-get install libegl1 libgl1" in last
+    assert "libosmesa6" in last
+
+
+def test_a_missing_dm_control_is_not_blamed_on_opengl(tmp_path):
+    (tmp_path / "dm_control.py").write_text("raise ModuleNotFoundError(\"No module named 'dm_control'\")")
+    done = choose_in_a_new_process(PYTHONPATH=str(tmp_path))
+    assert "pip install 'dm_control" in done.stderr.splitlines()[-1]
+
+
+def test_a_probed_backend_is_not_probed_again_by_children():
+    script = "import envs, envs.gl; envs.gl._probe = None; print(envs.choose_gl_backend())"
+    assert choose_in_a_new_process(script, MUJOCO_GL="egl", **{PROBED: "egl"}).stdout == "egl\n"
+    assert choose_in_a_new_process(script, MUJOCO_GL="egl", **{PROBED: "osmesa"}).stdout == ""
+
+
+def test_importing_envs_does_nothing():
+    script = (
+        "import os, sys; before = dict(os.environ); import envs; "
+        "loaded = [m for m in ('torch', 'dm_control', 'mujoco', 'OpenGL', 'cv2') if m in sys.modules]; "
+        "print(loaded, before == os.environ)"
+    )
+    assert choose_in_a_new_process(script).stdout == "[] True\n"
+
+
+@pytest.mark.parametrize(
+    ("cuda_index", "visible", "expected"),
+    [
+        (0, None, "2"),
+        (1, None, "0"),
+        (0, "1,0", "0"),
+        (1, "1,0", "2"),
+        (5, None, None),
+        (0, "GPU-1f", None),
+        (0, "", None),
+    ],
+)
+def test_the_egl_device_is_that_of_the_cuda_device(cuda_index, visible, expected, monkeypatch):
+    monkeypatch.setattr("envs.gl.choose_gl_backend", lambda: "egl")
+    monkeypatch.setenv(
+        CUDA_INDICES, "1,,0,"
+    )  # as the probe writes it: EGL device 0 is CUDA's 1, EGL's 2 is its 0
+    monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    match_egl_device(cuda_index)
+    assert os.environ.get("MUJOCO_EGL_DEVICE_ID") == expected
+    monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID", raising=False)
+
+
+def test_the_users_egl_device_is_left_alone(monkeypatch):
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "3")
+    match_egl_device(0)
+    assert os.environ["MUJOCO_EGL_DEVICE_ID"] == "3"
+
+
+def test_the_chosen_backend_is_in_the_environment():
+    assert choose_gl_backend() == os.environ["MUJOCO_GL"] == os.environ[PROBED]

@@ -1,0 +1,210 @@
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dreamer_mpc import logger as logger_module
+from dreamer_mpc.errors import UserError
+from dreamer_mpc.logger import Logger, read_metrics
+from dreamer_mpc.run_folder import RunFolder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder(tmp_path)
+
+
+def counters(env_steps):
+    return {"env_steps": env_steps, "agent_steps": env_steps // 2, "updates": 3, "episodes": 1}
+
+
+def write(folder, *steps):
+    with Logger(folder) as logger:
+        for env_steps in steps:
+            logger.write(counters(env_steps), {"train/return": float(env_steps)})
+
+
+def env_steps_in(folder):
+    return [record["env_steps"] for record in read_metrics(folder.metrics)]
+
+
+def strict(line):
+    """Parse as the JSON standard says: Python alone would take NaN and Infinity."""
+
+    def refuse(word):
+        raise ValueError(word)
+
+    return json.loads(line, parse_constant=refuse)
+
+
+def test_a_record_has_counters_time_and_metrics_and_is_on_disk_at_once(folder):
+    logger = Logger(folder)
+    logger.write(counters(1000), {"train/return": 12.5})
+    (line,) = folder.metrics.read_text().splitlines()
+    record = strict(line)
+    assert list(record) == ["env_steps", "agent_steps", "updates", "episodes", "time_s", "train/return"]
+    assert record.pop("time_s") >= 0
+    assert record == {**counters(1000), "train/return": 12.5}
+    logger.close()
+
+
+def test_non_finite_values_are_valid_json_and_read_as_nan(folder):
+    with Logger(folder) as logger:
+        logger.write(counters(1), {"a": math.nan, "b": math.inf, "c": -math.inf, "d": 1})
+    record = strict(folder.metrics.read_text())
+    assert (record["a"], record["b"], record["c"], record["d"]) == (None, None, None, 1.0)
+    (record,) = read_metrics(folder.metrics)
+    assert math.isnan(record["a"]) and math.isnan(record["b"])
+
+
+def test_any_kind_of_number_is_taken(folder):
+    with Logger(folder) as logger:
+        logger.write(counters(1), {"a": 1, "b": np.float32(0.5), "c": np.int64(2)})
+    (record,) = read_metrics(folder.metrics)
+    assert [record[name] for name in "abc"] == [1.0, 0.5, 2.0]
+
+
+@pytest.mark.parametrize("missing", logger_module.COUNTERS)
+def test_a_missing_counter_is_refused_and_nothing_written(folder, missing):
+    three = {name: value for name, value in counters(1).items() if name != missing}
+    with Logger(folder) as logger, pytest.raises(ValueError, match=missing):
+        logger.write(three, {})
+    assert folder.metrics.read_text() == ""
+
+
+def test_a_metric_named_like_a_counter_is_refused(folder):
+    with Logger(folder) as logger, pytest.raises(ValueError, match="updates"):
+        logger.write(counters(1), {"updates": 1.0})
+
+
+def test_a_torn_last_line_is_left_out(folder):
+    write(folder, 1, 2)
+    text = folder.metrics.read_text()
+    for cut in range(1, len(text.splitlines()[1])):
+        folder.metrics.write_text(text[: -1 - cut])
+        assert env_steps_in(folder) == [1]
+
+
+def test_a_bad_line_in_the_middle_is_named(folder):
+    write(folder, 1)
+    folder.metrics.write_text("{broken\n" + folder.metrics.read_text())
+    with pytest.raises(UserError, match="line 1"):
+        read_metrics(folder.metrics)
+
+
+def test_no_file_is_a_user_error(folder):
+    with pytest.raises(UserError, match="no metrics"):
+        read_metrics(folder.metrics)
+
+
+def test_appending_after_a_torn_line_does_not_glue_to_it(folder):
+    write(folder, 1, 2)
+    folder.metrics.write_text(folder.metrics.read_text()[:-5])
+    write(folder, 3)
+    assert env_steps_in(folder) == [1, 3]
+
+
+def test_truncate_drops_what_lies_past_the_checkpoint(folder):
+    write(folder, 1000, 2000, 3000, 4000)
+    with Logger(folder) as logger:
+        logger.truncate(2000)
+        assert env_steps_in(folder) == [1000, 2000]
+        logger.write(counters(3000), {})
+    assert env_steps_in(folder) == [1000, 2000, 3000]
+    assert [path.name for path in folder.path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_truncate_keeps_null(folder):
+    with Logger(folder) as logger:
+        logger.write(counters(1), {"a": math.nan})
+        logger.truncate(1)
+    assert strict(folder.metrics.read_text())["a"] is None
+
+
+def test_time_goes_on_from_the_records_that_are_kept(folder, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(logger_module.time, "monotonic", lambda: now[0])
+    with Logger(folder) as logger:
+        for env_steps in (1, 2):
+            now[0] += 50
+            logger.write(counters(env_steps), {})
+    now[0] = 7.0
+    with Logger(folder) as logger:
+        logger.truncate(1)
+        now[0] += 5
+        logger.write(counters(2), {})
+    assert [record["time_s"] for record in read_metrics(folder.metrics)] == [50.0, 55.0]
+
+
+def test_no_writer_is_imported_unless_asked(tmp_path):
+    code = (
+        "import sys, dreamer_mpc.logger as l, dreamer_mpc.run_folder as r\n"
+        "import dreamer_mpc.progress, dreamer_mpc.video\n"
+        f"l.Logger(r.RunFolder(r.Path({str(tmp_path)!r}))).close()\n"
+        "names = ('wandb', 'tensorboard', 'matplotlib', 'imageio', 'cv2')\n"
+        "print([name for name in names if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("backend, module", [("wandb", "wandb"), ("tensorboard", "torch.utils.tensorboard")])
+def test_a_missing_package_is_named(folder, monkeypatch, backend, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match=f"pip install {backend}"):
+        Logger(folder, backend)
+
+
+class FakeWandb:
+    """Stands in for the wandb module and its run; remembers what it was told."""
+
+    def __init__(self):
+        self.logged = []
+
+    def Settings(self, **settings):
+        return settings
+
+    def init(self, **arguments):
+        self.arguments = arguments
+        return self
+
+    def log(self, values, step):
+        self.logged.append((step, values["train/return"]))
+
+    def finish(self):
+        self.finished = True
+
+
+@pytest.mark.parametrize("said, mode", [(None, "offline"), ("", "offline"), ("online", "online")])
+def test_wandb_is_offline_unless_told_otherwise(folder, monkeypatch, said, mode):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    if said is not None:
+        monkeypatch.setenv("WANDB_MODE", said)
+    folder.write_config("seed: 3\n")
+    with Logger(folder, "wandb") as logger:
+        logger.write(counters(2000), {"train/return": 1.0})
+    assert fake.arguments["mode"] == mode
+    assert fake.arguments["config"] == {"seed": 3}
+    assert fake.logged == [(2000, 1.0)]
+    assert fake.finished
+
+
+def test_tensorboard_axes_are_env_steps_and_truncation_purges(folder):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with Logger(folder, "tensorboard") as logger:
+        logger.write(counters(1000), {"train/return": 1.0})
+        logger.write(counters(2000), {"train/return": 2.0})
+        logger.truncate(1000)
+        logger.write(counters(3000), {"train/return": 3.0})
+    events = EventAccumulator(str(folder.tensorboard)).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/return")] == [
+        (1000, 1.0),
+        (3000, 3.0),
+    ]

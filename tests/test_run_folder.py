@@ -1,0 +1,164 @@
+import json
+import os
+import sys
+
+import pytest
+
+from dreamer_mpc.errors import UserError
+from dreamer_mpc.run_folder import PROGRAM, WRITTEN, RunFolder, atomic_path, source_commit
+
+
+@pytest.fixture(autouse=True)
+def fake_git(tmp_path_factory, monkeypatch):
+    """A `git` that answers like one in a clean checkout; a test rewrites it to play another part."""
+    folder = tmp_path_factory.mktemp("bin")
+    git = folder / "git"
+
+    def answer(tracked=True, changed=""):
+        git.write_text(
+            f'#!/bin/sh\ncase "$3" in\nls-files) exit {0 if tracked else 1} ;;\nrev-parse) echo abc123 ;;\n'
+            f'status) printf "%s" "{changed}" ;;\n*) exit 9 ;;\nesac\n'
+        )
+        git.chmod(0o755)
+
+    answer()
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    return answer
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_create_makes_missing_parents_and_accepts_an_empty_folder(tmp_path):
+    assert RunFolder.create(tmp_path / "a" / "b").path.is_dir()
+    (tmp_path / "empty").mkdir()
+    assert RunFolder.create(tmp_path / "empty").is_run()
+
+
+def test_create_refuses_what_exists_and_names_the_three_ways_out(tmp_path):
+    run = tmp_path / "x"
+    RunFolder.create(run).write_config("seed: 1\n")
+    with pytest.raises(UserError) as error:
+        RunFolder.create(run)
+    for way in (f"--resume {run}", "--overwrite", "--run-dir"):
+        assert way in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_that_never_started_does_not_block_its_folder(tmp_path):
+    RunFolder.create(tmp_path / "x")
+    folder = RunFolder.create(tmp_path / "x")
+    folder.write_versions({})
+    with pytest.raises(UserError):
+        RunFolder.create(tmp_path / "x")
+
+
+def test_a_file_in_the_way_is_a_user_error(tmp_path):
+    (tmp_path / "x").write_text("")
+    with pytest.raises(UserError, match="--run-dir"):
+        RunFolder.create(tmp_path / "x")
+
+
+def test_overwrite_removes_what_a_run_writes_and_nothing_else(tmp_path):
+    folder = RunFolder.create(tmp_path / "x")
+    for name in WRITTEN:
+        path = folder.path / name
+        if "." in name:
+            path.write_text("old")
+        else:
+            path.mkdir()
+            (path / "file").write_text("old")
+    folder.write_versions({})
+    (folder.path / "notes.txt").write_text("mine")
+    (folder.path / "extra").mkdir()
+    RunFolder.create(folder.path, overwrite=True)
+    assert files(folder.path) == ["extra", "notes.txt", "versions.json"]
+    assert json.loads(folder.versions.read_text()) == {"program": PROGRAM}
+
+
+@pytest.mark.parametrize("versions", [None, "not json", "[]", '{"program": "other"}'])
+def test_overwrite_leaves_a_folder_alone_that_no_run_wrote(tmp_path, versions):
+    (tmp_path / "config.yaml").write_text("precious")
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "holiday.mp4").write_text("precious")
+    if versions is not None:
+        (tmp_path / "versions.json").write_text(versions)
+    before = files(tmp_path)
+    with pytest.raises(UserError, match="--overwrite refused"):
+        RunFolder.create(tmp_path, overwrite=True)
+    assert files(tmp_path) == before
+
+
+def test_overwrite_does_not_follow_links(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "keep").write_text("")
+    folder = RunFolder.create(tmp_path / "x")
+    folder.checkpoints.symlink_to(elsewhere)
+    RunFolder.create(folder.path, overwrite=True)
+    assert (elsewhere / "keep").exists()
+    assert not folder.checkpoints.is_symlink()
+
+
+def test_open_wants_a_run(tmp_path):
+    with pytest.raises(UserError, match="no run folder"):
+        RunFolder.open(tmp_path / "missing")
+    with pytest.raises(UserError, match="is no run folder"):
+        RunFolder.open(tmp_path)
+    (tmp_path / "checkpoint-00000001.pt").write_text("")
+    with pytest.raises(UserError, match="is no run folder"):
+        RunFolder.open(tmp_path / "checkpoint-00000001.pt")
+    assert RunFolder.open(RunFolder.create(tmp_path / "x").path).config == tmp_path / "x" / "config.yaml"
+
+
+def test_write_config_keeps_the_old_file_when_the_replacement_fails(tmp_path, monkeypatch):
+    folder = RunFolder.create(tmp_path / "x")
+    folder.write_config("seed: 1\n")
+
+    def fail(*_):
+        raise OSError("no")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError):
+        folder.write_config("seed: 2\n")
+    assert folder.config.read_text() == "seed: 1\n"
+    assert files(folder.path) == ["config.yaml", "versions.json"]
+
+
+def test_atomic_path_leaves_nothing_when_the_block_raises(tmp_path):
+    with pytest.raises(KeyError), atomic_path(tmp_path / "a.txt") as temporary:
+        temporary.write_text("half")
+        raise KeyError
+    assert files(tmp_path) == []
+
+
+def test_versions_say_what_ran(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["run.py", "--env", "cheetah-run"])
+    folder = RunFolder.create(tmp_path / "x")
+    folder.write_versions({"device": "cpu"})
+    versions = json.loads(folder.versions.read_text())
+    assert versions["command"] == ["run.py", "--env", "cheetah-run"]
+    assert versions["device"] == "cpu"
+    assert versions["commit"] == "abc123"
+    assert versions["packages"]["numpy"]
+    assert versions["started"].endswith("+00:00")
+    assert "earlier" not in versions
+
+
+def test_versions_of_a_resumed_run_keep_the_earlier_ones(tmp_path):
+    folder = RunFolder.create(tmp_path / "x")
+    for device in ("a", "b", "c"):
+        folder.write_versions({"device": device})
+    versions = json.loads(folder.versions.read_text())
+    assert [versions["device"], *(old["device"] for old in versions["earlier"])] == ["c", "a", "b"]
+
+
+def test_commit_tells_dirty_trees_and_missing_git(tmp_path, fake_git, monkeypatch):
+    file = tmp_path / "a.py"
+    fake_git(changed=" M a.py")
+    assert source_commit(file) == "abc123-dirty"
+    fake_git(tracked=False)
+    assert source_commit(file) is None
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert source_commit(file) is None

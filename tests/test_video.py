@@ -1,0 +1,157 @@
+import os
+
+import numpy as np
+import pytest
+
+from dreamer_mpc.video import decision_picture, learning_curve_picture, side_by_side, write_mp4
+
+
+def clip(length=5, height=64, width=64, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (length, height, width, 3), dtype=np.uint8)
+
+
+def read_video(path):
+    imageio = pytest.importorskip("imageio.v2")
+    pytest.importorskip("imageio_ffmpeg")
+    with imageio.get_reader(path, format="FFMPEG") as reader:
+        return np.stack(list(reader.iter_data())), reader.get_meta_data()
+
+
+def read_png(path):
+    import cv2
+
+    return cv2.imread(str(path))
+
+
+@pytest.mark.parametrize("height, width", [(64, 64), (63, 65)])
+def test_an_mp4_is_read_back_with_its_frames_size_and_rate(tmp_path, height, width):
+    path = tmp_path / "videos" / "a.mp4"
+    write_mp4(path, clip(7, height, width), fps=25)
+    frames, meta = read_video(path)
+    assert frames.shape == (7, 64, width + width % 2, 3)
+    assert meta["fps"] == 25
+    assert meta["codec"] == "h264"
+    assert meta["pix_fmt"].startswith("yuv420p")
+    assert os.listdir(path.parent) == ["a.mp4"]
+
+
+def test_an_mp4_keeps_order_and_colour(tmp_path):
+    frames = np.zeros((3, 64, 64, 3), np.uint8)
+    frames[0, ..., 0] = frames[1, ..., 1] = frames[2, ..., 2] = 200
+    write_mp4(tmp_path / "a.mp4", frames, fps=10)
+    seen, _ = read_video(tmp_path / "a.mp4")
+    np.testing.assert_allclose(seen.mean((1, 2)), frames.mean((1, 2)), atol=8)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [clip().astype(np.float32), clip()[0], clip()[:0], clip()[..., :1]],
+    ids=["float", "one frame", "no frame", "gray"],
+)
+def test_write_mp4_refuses_other_arrays(tmp_path, frames):
+    with pytest.raises(ValueError, match="uint8"):
+        write_mp4(tmp_path / "a.mp4", frames, fps=10)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_video_leaves_the_previous_one(tmp_path, monkeypatch):
+    path = tmp_path / "a.mp4"
+    path.write_text("previous")
+
+    def fail(*_):
+        raise OSError("no")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError):
+        write_mp4(path, clip(), fps=10)
+    assert path.read_text() == "previous"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def find(video, patch):
+    """Whether `patch` [h, w, 3] is somewhere in the frame `video`, pixel by pixel."""
+    windows = np.lib.stride_tricks.sliding_window_view(video, patch.shape)[:, :, 0]
+    return bool((windows == patch).all((2, 3, 4)).any())
+
+
+def test_panels_hold_the_enlarged_frames_unsmoothed():
+    left, right = clip(3, 8, 8, seed=1), clip(3, 8, 8, seed=2)
+    video = side_by_side({"real": left, "imagined": right}, scale=2)
+    assert video.dtype == np.uint8
+    assert len(video) == 3
+    assert video.shape[1] % 2 == video.shape[2] % 2 == 0
+    for step in range(3):
+        assert find(video[step], left[step].repeat(2, 0).repeat(2, 1))
+        assert find(video[step], right[step].repeat(2, 0).repeat(2, 1))
+
+
+def test_titles_and_footers_are_drawn():
+    black = {"a": np.zeros((2, 64, 64, 3), np.uint8)}
+    plain, titled = side_by_side({"": black["a"]}), side_by_side({"real": black["a"]})
+    assert (plain != titled).any()
+    video = side_by_side(black, footer=["t = 0", "t = 1"])
+    assert video.shape[1] > titled.shape[1]
+    changed = np.flatnonzero((video[0] != video[1]).any((1, 2)))
+    assert changed.min() > 256, "the footer lies below the panel"
+
+
+def test_a_long_title_stays_in_its_panel():
+    frames = np.zeros((1, 64, 64, 3), np.uint8)
+    short = side_by_side({"": frames, "b": frames})
+    long = side_by_side({"a title much too long for its panel, really": frames, "b": frames})
+    assert np.flatnonzero((short != long).any((0, 1, 3))).max() < 8 + 4 * 64 + 8
+
+
+def test_a_shorter_clip_holds_its_last_frame():
+    short = clip(2, 8, 8)
+    video = side_by_side({"long": clip(4, 8, 8, seed=3), "short": short}, scale=1)
+    assert find(video[3], short[1])
+
+
+def test_clips_of_different_size_and_a_wrong_footer_are_refused():
+    with pytest.raises(ValueError, match="one size"):
+        side_by_side({"a": clip(2, 8, 8), "b": clip(2, 8, 9)})
+    with pytest.raises(ValueError, match="one size"):
+        side_by_side({})
+    with pytest.raises(ValueError, match="footer"):
+        side_by_side({"a": clip(2)}, footer=["one"])
+
+
+@pytest.mark.parametrize("horizon, action_dim", [(15, 6), (1, 1), (12, 21)])
+def test_the_decision_picture_is_written_whatever_the_sizes(tmp_path, horizon, action_dim):
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(-1, 1, (2, horizon, action_dim))
+    path = tmp_path / "a.png"
+    decision_picture(
+        path, clip(horizon), clip(horizon, seed=1), 1.0, 2.0, *actions, clip(1)[0], "one decision"
+    )
+    assert read_png(path).shape == (900, 1600, 3)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_decision_picture_shows_the_change_that_was_made(tmp_path):
+    before, actions = np.zeros((4, 64, 64, 3), np.uint8), np.zeros((4, 2))
+    after = before.copy()
+    after[:, 20:40, 20:40, 1] = 10
+
+    def brightest_green(frames):
+        decision_picture(tmp_path / "a.png", before, frames, 0, 0, actions, actions, before[0], "")
+        rows = read_png(tmp_path / "a.png")[420:560, 360:].astype(int)
+        return (rows[..., 1] - rows[..., 0]).max()
+
+    assert brightest_green(before) == 0
+    assert brightest_green(after) > 200, "a change of 10 grey levels is amplified until it can be seen"
+
+
+def test_the_decision_picture_refuses_plans_that_differ_in_shape(tmp_path):
+    actions = np.zeros((5, 2))
+    with pytest.raises(ValueError, match="same shape"):
+        decision_picture(tmp_path / "a.png", clip(5), clip(4), 0, 0, actions, actions, clip(1)[0], "")
+
+
+def test_the_learning_curve_is_written_and_needs_a_curve_for_each_band(tmp_path):
+    x = np.arange(5) * 1000
+    learning_curve_picture(tmp_path / "a.png", {"a": (x, x)}, title="t", bands={"a": (x - 1, x + 1)})
+    assert read_png(tmp_path / "a.png").shape == (750, 1200, 3)
+    with pytest.raises(ValueError, match="without a curve"):
+        learning_curve_picture(tmp_path / "b.png", {"a": (x, x)}, title="t", bands={"b": (x, x)})
