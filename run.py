@@ -40,7 +40,8 @@ def train(args: Sequence[str]) -> int:
     finally:
         trainer.close()
     Console().print(table_of(rows, trainer.eval_envs.num_envs))
-    print(f"run folder: {folder.path}\nevaluate:   python run.py eval --checkpoint {folder.path} --planner dream-mpc,policy")
+    print(f"run folder: {folder.path}")
+    print(f"evaluate:   python run.py eval --checkpoint {folder.path} --planner dream-mpc,policy")
     return 0
 
 
@@ -101,7 +102,8 @@ def evaluate_checkpoint(args: Sequence[str]) -> int:
         render_quality=config.render_quality or trained.render_quality,
     )
     envs = make_envs(trained, side_by_side_envs(config.num_envs, config.episodes))
-    out = Path(config.out) if config.out else path.parent.parent / "eval"
+    run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    out = Path(config.out) if config.out else run / "eval"
     rows, console = [], Console()
     try:
         agent = load_agent(payload, trained, envs.single_action_space.shape[0], device)

@@ -36,7 +36,7 @@ def random_batch(device: torch.device, length: int = 50, batch_size: int = 50) -
 def median_ms(function, device: torch.device, repeats: int, warmup: int = 5) -> float:
     """Median wall time of a call, the device waited for."""
     times = []
-    for i in range(warmup + repeats):
+    for _ in range(warmup + repeats):
         if device.type == "cuda":
             torch.cuda.synchronize()
         start = time.perf_counter()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dreamer_mpc.behavior import Actor, BehaviorConfig, Critic, TanhNormal
 from dreamer_mpc.behavior.imagination import actor_loss, critic_loss, imagine
 from dreamer_mpc.capture import Captured
-from dreamer_mpc.planners import Memory, Planner, reset_memory
+from dreamer_mpc.planners import Planner, reset_memory
 from dreamer_mpc.returns import lambda_return
 from dreamer_mpc.world_model import Batch, WorldModel, WorldModelConfig
 

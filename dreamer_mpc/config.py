@@ -210,8 +210,6 @@ def parse(schema: type[T], args: Sequence[str], default: T | None = None, prog: 
         if not stop.code:
             raise
         raise UserError(_one_line(stderr.getvalue())) from stop
-    except ValueError as error:
-        raise UserError(_with_flag(schema, args, str(error))) from error
 
 
 def option(args: Sequence[str], name: str) -> str | None:
@@ -253,15 +251,17 @@ def _first_lines(error: Exception) -> str:
     return f"{keys[0]}: {message}" if keys else message
 
 
-def _with_flag(schema: type, args: Sequence[str], message: str) -> str:
-    """Put the flag's name before a range error such as `candidates must be ...`."""
-    name = message.split(" ", 1)[0].replace("_", "-").strip("-")
-    flags = [arg.split("=")[0] for arg in args if re.fullmatch(rf"--([\w-]+\.)?{re.escape(name)}-?", arg.split("=")[0])]
-    return f"{flags[0]}: {message}" if flags else message
-
-
 def _one_line(box: str) -> str:
-    """tyro's boxed error as one line."""
-    text = re.sub(r"[─-╿]+", " ", box)
-    text = re.sub(r"For full helptext, run.*", "", text, flags=re.DOTALL)
-    return re.sub(r"\s+", " ", text).strip() + " (see --help)"
+    """tyro's boxed error as one line: its title and its pointers to --help left out, range errors with their flag."""
+    lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    text = re.sub(r"[─-╿]+", " ", " ".join(lines))
+    text = re.sub(r"Argument helptext:.*|For full helptext,.*", "", text)
+    text = re.sub(r"\s+", " ", text).strip()
+    text = re.sub(r"^Error parsing (?:Config|EvalConfig): (\w+) must", lambda m: f"{_flag(m[1])} must", text)
+    text = re.sub(r"^Error parsing ([\w-]+): (\w+) must", lambda m: f"{_flag(f'{m[1]}.{m[2]}')} must", text)
+    return f"{text} (see --help)"
+
+
+def _flag(key: str) -> str:
+    """dream_mpc.step_size -> --dream-mpc.step-size, as tyro spells it."""
+    return "--" + key.replace("_", "-").rstrip("-")

@@ -6,7 +6,7 @@ from dreamer_mpc.errors import UserError
 
 
 def choose_device(name: str) -> torch.device:
-    """The torch device of `--device`, and its fast matrix products switched on; UserError if there is no such device."""
+    """The torch device of `--device`, TF32 and cuDNN's search switched on; UserError if there is no such device."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -157,7 +157,7 @@ CHECKS: dict[str, Callable[[], Finding]] = {
 def _examine(check: Callable[[], Finding]) -> Finding:
     try:
         return check()
-    except Exception as error:  # noqa: BLE001  a broken installation can raise anything
+    except Exception as error:
         missing = isinstance(error, ImportError) and error.name
         return Finding("FAIL", f"{_one_line(error)}" + (f": pip install {error.name}" if missing else ""))
 

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -159,7 +159,7 @@ def choose_storage(
 
     UserError where they do not fit.
     """
-    def fits(free: int) -> bool: return required <= HEADROOM * free  # fmt: skip  # noqa: E704
+    def fits(free: int) -> bool: return required <= HEADROOM * free  # fmt: skip
     size = f"replay {required / GIB:.2f} GiB"
     if storage == "gpu" and device.type != "cuda":
         raise UserError(f"--replay.storage gpu needs a CUDA device, this run is on {device}: use ram or memmap")

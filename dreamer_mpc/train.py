@@ -87,7 +87,6 @@ class Trainer:
         self.config, self.folder = config, folder
         self.device = choose_device(config.device)
         torch.manual_seed(config.seed)
-        np.random.seed(config.seed)
         if self.device.type == "cuda":
             match_egl_device(self.device.index)
         self.planner = planner_from(config, config.planner)

@@ -70,7 +70,7 @@ def side_by_side(
         left = GAP + number * (width + GAP)
         held = clip[np.minimum(np.arange(length), len(clip) - 1)]
         video[:, line : line + height, left : left + width] = held.repeat(scale, axis=1).repeat(scale, axis=2)
-    for frame, text in zip(video, footer or []):
+    for frame, text in zip(video, footer or [], strict=False):
         _put_text(frame, text, GAP, line + height, total_width - 2 * GAP, line)
     return video
 

@@ -23,8 +23,9 @@ def repeat_action(step: Callable[[np.ndarray], StepResult], action: np.ndarray, 
 
     `info["env_steps"]` is the number of calls made.
     """
-    total = 0.0
-    for count in range(1, times + 1):
+    total, count = 0.0, 0
+    while count < times:
+        count += 1
         observation, reward, terminated, truncated, info = step(action)
         total += float(reward)
         if terminated or truncated:

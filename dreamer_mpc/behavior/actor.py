@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from dreamer_mpc.world_model.networks import mlp
 
-
 MODE_ITERATIONS = 8
 
 
@@ -24,14 +23,15 @@ class TanhNormal(NamedTuple):
     def mode(self) -> Float[Tensor, "*b A"]:
         """Where the density is highest.
 
-        In x before the tanh, log p = -(x - mean)^2 / (2 std^2) + 2 log cosh x + const, whose maximum on the mean's
-        side solves x = mean + 2 std^2 tanh x: a fixed point, found from the outside, where iterating is monotone. With
-        a wide Gaussian the density piles up at the bounds, so the median tanh(mean) would be another action.
+        In x before the tanh, log p = -(x - mean)^2 / (2 std^2) + 2 log cosh x + const; its maximum on the mean's side
+        solves x = mean + 2 std^2 tanh x, found by Newton's steps from the outside, where they are monotone. With a wide
+        Gaussian the density piles up at the bounds, so the median tanh(mean) would be another action.
         """
         shift = 2 * self.std.square()
-        x = self.mean + shift * self.mean.sign()
+        x = self.mean + torch.where(self.mean < 0, -shift, shift)
         for _ in range(MODE_ITERATIONS):
-            x = self.mean + shift * torch.tanh(x)
+            t = torch.tanh(x)
+            x = x - (x - self.mean - shift * t) / (1 - shift * (1 - t * t)).clamp_min(1e-6)
         return torch.tanh(x)
 
     def rsample(self) -> Float[Tensor, "*b A"]:

@@ -1,10 +1,11 @@
 """Dream-MPC: a few policy rollouts, refined by gradient ascent through the world model."""
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from dreamer_mpc.planners.objective import LatentNoise, Objective, draw_noise, latent_step, rollout
@@ -47,6 +48,7 @@ class DreamMPC:
     """Roll the policy's mode out as the first of the candidates."""
 
     def __post_init__(self):
+        check_choices(self)
         for name, low, high in [
             ("horizon", 1, None), ("candidates", 1, None), ("iterations", 0, None), ("step_size", 0, None),
             ("grad_clip", 0, None), ("reuse", 0, 1), ("discount", 0, 1), ("uncertainty", None, None),
@@ -61,6 +63,8 @@ class DreamMPC:
         The first rollout proposes and evaluates at once: the policy acts in the states that the blended actions
         lead to, and J's gradient is taken through those same steps.
         """
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError("plan under torch.no_grad(): torch.inference_mode() leaves the ascent no gradients")
         objective = self.objective_function()
         noise = draw_noise(model, self._expand(state), self.horizon, self.latent_noise)
         previous, weight = self._previous(model, state, memory)
@@ -103,6 +107,7 @@ class DreamMPC:
         if memory.actions.shape != shape:
             raise ValueError(f"memory has actions {list(memory.actions.shape)}, this call needs {list(shape)}")
         shifted = torch.cat([memory.actions[:, 1:], memory.actions[:, -1:]], dim=1)
+        shifted = torch.where(memory.valid[:, None, None], shifted, 0.0)
         return shifted, self.reuse * memory.valid[:, None, None].to(state.dtype)
 
     def _propose(
@@ -154,7 +159,15 @@ def ascend(
 
 
 def check_range(name: str, value: float, low: float | None, high: float | None) -> None:
-    """ValueError unless low <= value <= high; None is no bound."""
-    if value != value or (low is not None and value < low) or (high is not None and value > high):
-        bounds = f"between {low} and {high}" if high is not None else f"at least {low}"
+    """ValueError unless value is finite and low <= value <= high; None is no bound."""
+    if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
+        bounds = "finite" if low is None else f"at least {low}" if high is None else f"between {low} and {high}"
         raise ValueError(f"{name} must be {bounds}, got {value}")
+
+
+def check_choices(settings: Any) -> None:
+    """ValueError unless each field typed as a Literal holds one of its values."""
+    for name, annotation in get_type_hints(type(settings)).items():
+        if get_origin(annotation) is Literal and getattr(settings, name) not in get_args(annotation):
+            known = ", ".join(map(str, get_args(annotation)))
+            raise ValueError(f"{name} must be one of {known}, got {getattr(settings, name)!r}")

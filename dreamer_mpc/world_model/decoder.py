@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -48,8 +48,7 @@ def upsample(x: Float[Tensor, "M I h w"], layer: nn.ConvTranspose2d) -> Float[Te
     size = layer.kernel_size[0]
     taps = (size + 1) // 2
     kernel = F.pad(layer.weight, (0, size % 2, 0, size % 2))  # [I, O, 2 taps, 2 taps]
-    kernel = kernel.unflatten(3, (taps, 2)).unflatten(2, (taps, 2)).flip(2, 4)  # [I, O, m, p, m, p]
-    kernel = kernel.permute(1, 3, 5, 0, 2, 4).flatten(0, 2)  # [O * 4, I, taps, taps]
+    kernel = rearrange(kernel, "i o (m p) (n q) -> (o p q) i m n", p=2, q=2).flip(2, 3)  # [O * 4, I, taps, taps]
     y = F.conv2d(x, kernel, layer.bias.repeat_interleave(4), padding=taps - 1)
     y = F.pixel_shuffle(y, 2)
     odd = size % 2  # the padded kernel row would add one output row

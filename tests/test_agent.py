@@ -1,0 +1,366 @@
+"""The agent: acting, updating, saving; and its model as planners see it."""
+
+import copy
+
+import pytest
+import torch
+from torch.distributions import Normal
+
+from dreamer_mpc.agent import Dreamer, OptimizerConfig
+from dreamer_mpc.behavior import BehaviorConfig
+from dreamer_mpc.capture import Captured
+from dreamer_mpc.planners import make_planner
+from dreamer_mpc.world_model import Batch, WorldModelConfig
+
+ACTION_DIM = 2
+WORLD = WorldModelConfig(
+    deter=16, stoch=8, hidden=16, encoder_channels=(4, 8, 16, 32), decoder_dense=32, decoder_channels=(8, 8, 4),
+    reward_hidden=16, free_nats=0.0,
+)  # fmt: skip
+BEHAVIOR = dict(horizon=4, actor_init_std=0.5, actor_hidden=16, value_hidden=16, value_heads=3)
+PARTS = ("world_model", "actor", "critic")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small networks are slower on two threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def make_agent(seed=0, behavior=None, **optimizer):
+    torch.manual_seed(seed)
+    behavior = BehaviorConfig(**BEHAVIOR | (behavior or {}))
+    return Dreamer(ACTION_DIM, WORLD, behavior, OptimizerConfig(**optimizer))
+
+
+def make_batch(seed=0, length=5, batch_size=3):
+    generator = torch.Generator().manual_seed(seed)
+    is_first = torch.zeros(length, batch_size, dtype=torch.bool)
+    is_first[0, 0] = True
+    return Batch(
+        torch.randint(0, 256, (length, batch_size, 64, 64, 3), dtype=torch.uint8, generator=generator),
+        torch.rand(length, batch_size, ACTION_DIM, generator=generator) * 2 - 1,
+        torch.randn(length, batch_size, generator=generator),
+        is_first,
+        torch.arange(length * batch_size).view(length, batch_size),
+    )
+
+
+def update(agent, batch, seed=0):
+    torch.manual_seed(seed)
+    return agent.update(batch)
+
+
+def snapshot(agent, part="model"):
+    module = agent.model if part == "model" else getattr(agent.model, part)
+    return copy.deepcopy(module.state_dict())
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# acting
+
+PLANNERS = [("policy", {}), ("dream-mpc", {"horizon": 3, "reuse": 0.7})]
+
+
+def act(agent, planner, steps, seed=0, rows=2, noise=0.0, first=lambda t: [t == 0, t == 0], carry=None):
+    """Actions [T, B, A] and the last carry, on the images of `make_batch(0)`."""
+    torch.manual_seed(seed)
+    carry, images, actions = carry or agent.initial(rows), make_batch().image, []
+    for t in steps:
+        action, carry, _ = agent.act(planner, carry, images[t, :rows], torch.tensor(first(t)), noise)
+        actions.append(action)
+    return torch.stack(actions), carry
+
+
+@pytest.mark.parametrize("name, settings", PLANNERS)
+def test_acting_repeats_under_a_seed(name, settings):
+    agent, planner = make_agent(), make_planner(name, **settings)
+    actions, carry = act(agent, planner, range(4))
+    again, again_carry = act(agent, planner, range(4))
+    other, _ = act(agent, planner, range(4), seed=1)
+    assert torch.equal(actions, again)
+    assert torch.equal(carry.state, again_carry.state)
+    assert not torch.equal(actions, other)
+    assert actions.abs().max() <= 1
+
+
+@pytest.mark.parametrize("name, settings", PLANNERS)
+def test_a_first_image_forgets_what_was_carried(name, settings):
+    agent, planner = make_agent(), make_planner(name, **settings)
+    _, carry = act(agent, planner, range(3))
+    after, after_carry = act(agent, planner, [3], seed=7, carry=carry, first=lambda t: [True, True])
+    fresh, fresh_carry = act(agent, planner, [3], seed=7, first=lambda t: [True, True])
+    torch.testing.assert_close(after, fresh)
+    torch.testing.assert_close(after_carry.state, fresh_carry.state)
+    carried, carried_carry = act(agent, planner, [3], seed=7, carry=carry, first=lambda t: [False, False])
+    assert not torch.allclose(carried, fresh)
+    assert not torch.allclose(carried_carry.state, fresh_carry.state)
+
+
+def test_a_first_image_concerns_its_row_alone():
+    agent, planner = make_agent(), make_planner("dream-mpc", horizon=3, reuse=0.7)
+    _, carry = act(agent, planner, range(3))
+    both, both_carry = act(agent, planner, [3], seed=7, carry=carry, first=lambda t: [False, False])
+    one, one_carry = act(agent, planner, [3], seed=7, carry=carry, first=lambda t: [True, False])
+    torch.testing.assert_close(one[0, 1], both[0, 1])
+    assert not torch.allclose(one[0, 0], both[0, 0])
+    assert not torch.allclose(one_carry.state[0], both_carry.state[0])
+
+
+def test_acting_observes_with_the_action_executed_last():
+    agent, planner = make_agent(), make_planner("policy")
+    actions, carry = act(agent, planner, range(2), noise=0.5)
+    torch.testing.assert_close(carry.action, actions[-1])
+    torch.manual_seed(3)
+    action, carried, _ = agent.act(planner, carry, make_batch().image[2, :2], torch.zeros(2, dtype=torch.bool))
+    torch.manual_seed(3)
+    world = agent.model.world_model
+    embed = world.encode(make_batch().image[2, :2])
+    state = world.rssm.posterior_step(carry.state, actions[-1], embed, torch.zeros(2, dtype=torch.bool))
+    torch.testing.assert_close(carried.state, state)
+    torch.testing.assert_close(action, agent.model.policy(state).mode)
+
+
+def test_action_noise_is_added_only_when_asked():
+    agent, planner = make_agent(), make_planner("policy")
+    quiet, carry = act(agent, planner, [0])
+    torch.testing.assert_close(quiet[0], agent.model.policy(carry.state).mode)
+    noisy, carry = act(agent, planner, [0], noise=0.3)
+    assert not torch.allclose(noisy, quiet)
+    assert torch.equal(carry.action, noisy[-1]), "the executed action is carried"
+
+
+def test_action_noise_has_its_std_and_stays_in_bounds():
+    agent, n = make_agent(), 4000
+
+    class Still:
+        def plan(self, model, state, memory=None):
+            plan = make_planner("policy").plan(model, state, memory)
+            plan.action = torch.tensor([0.0, 0.9]).expand(len(state), -1)
+            return plan
+
+    agent.model.world_model.encode = lambda image: torch.zeros(n, 128)
+    image = torch.zeros(n, 1, 1, 3, dtype=torch.uint8)
+    action, _, _ = agent.act(Still(), agent.initial(n), image, torch.ones(n, dtype=torch.bool), 0.2)
+    assert action.abs().max() <= 1
+    assert abs(action[:, 0].std() - 0.2) < 0.01
+    assert abs(action[:, 0].mean()) < 0.015
+    assert abs((action[:, 1] == 1).float().mean() - (1 - Normal(0.0, 1.0).cdf(torch.tensor(0.5)))) < 0.03
+
+
+def test_acting_leaves_no_gradient_and_no_graph():
+    agent = make_agent()
+    actions, carry = act(agent, make_planner("dream-mpc", horizon=3), range(2))
+    assert not actions.requires_grad
+    assert not carry.state.requires_grad
+    assert all(p.grad is None for p in agent.model.parameters())
+
+
+# the model that planners see
+
+
+@pytest.mark.parametrize("lead", [(), (4,), (2, 3)])
+def test_the_model_takes_any_leading_dims(lead):
+    model = make_agent().model
+    torch.manual_seed(0)
+    state, action = torch.randn(*lead, 24), torch.randn(*lead, ACTION_DIM)
+    rows = state.reshape(-1, 24)
+    noise = model.noise(state)
+    assert noise.shape == (*lead, 8)
+    stepped = model.step(rows, action.reshape(-1, ACTION_DIM), noise.reshape(-1, 8))
+    torch.testing.assert_close(model.step(state, action, noise).reshape(-1, 24), stepped)
+    torch.testing.assert_close(model.reward(state), model.reward(rows).view(lead))
+    torch.testing.assert_close(model.value(state), model.value(rows).view(3, *lead))
+    torch.testing.assert_close(model.policy(state).mode.reshape(-1, ACTION_DIM), model.policy(rows).mode)
+    assert model.policy(state).rsample().shape == (*lead, ACTION_DIM)
+    image = model.world_model.decode(state)
+    assert torch.equal(image.reshape(-1, 64, 64, 3), model.world_model.decode(rows))
+
+
+def test_a_model_s_step_is_the_prior_step():
+    model = make_agent().model
+    state, action, noise = torch.randn(3, 24), torch.randn(3, ACTION_DIM), torch.randn(3, 8)
+    expected = model.world_model.rssm.prior_step(state, action, noise)
+    torch.testing.assert_close(model.step(state, action, noise), expected)
+    assert not torch.equal(model.step(state, action), model.step(state, action)), "it samples"
+
+
+# updating
+
+
+def test_an_update_changes_all_parts_and_leaves_no_gradient():
+    agent = make_agent()
+    before = {part: snapshot(agent, part) for part in PARTS}
+    metrics = update(agent, make_batch())
+    for part in PARTS:
+        after = snapshot(agent, part)
+        unchanged = [name for name in after if torch.equal(after[name], before[part][name])]
+        assert unchanged == (["masks"] if part == "critic" else []), part
+    assert all(p.grad is None for p in agent.model.parameters())
+    assert all(x.isfinite() and x.shape == () and not x.requires_grad for x in metrics.values())
+    assert metrics["skipped"] == 0
+
+
+@pytest.mark.parametrize("clip", [1e9, 0.5])
+def test_the_world_model_learns_from_its_own_loss_alone(clip):
+    agent, batch = make_agent(grad_clip=clip), make_batch()
+    world = copy.deepcopy(agent.model.world_model)
+    optimizer = torch.optim.Adam(world.parameters(), lr=1e-3, eps=1e-7)
+    for seed in range(3):  # Adam's first step hides the gradient's size
+        torch.manual_seed(seed)
+        loss, _, _ = world.loss(batch, torch.autocast("cpu", enabled=False))
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(world.parameters(), clip)
+        optimizer.step()
+        metrics = update(agent, batch, seed)
+        torch.testing.assert_close(metrics["world_model_grad_norm"], norm, rtol=1e-3, atol=0)
+    torch.testing.assert_close(snapshot(agent, "world_model"), world.state_dict(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("behavior", [{"discount": 0.5}, {"horizon": 2}, {"bootstrap": 0.3}])
+def test_behaviour_does_not_reach_the_world_model(behavior):
+    agents = [make_agent(), make_agent(behavior=behavior, actor_lr=0.0, critic_lr=0.0)]
+    start = snapshot(agents[0], "world_model")
+    agents[1].model.world_model.load_state_dict(start)
+    for agent in agents:
+        update(agent, make_batch())
+    assert same(*(snapshot(agent, "world_model") for agent in agents))
+    assert not same(snapshot(agents[0], "world_model"), start)
+
+
+def test_learning_rates_belong_to_their_parts():
+    for still in PARTS:
+        agent = make_agent(**{f"{still}_lr": 0.0})
+        before = {part: snapshot(agent, part) for part in PARTS}
+        update(agent, make_batch())
+        assert [part for part in PARTS if same(before[part], snapshot(agent, part))] == [still]
+
+
+def test_the_critic_s_learning_does_not_depend_on_the_actor_s_loss():
+    agents = [make_agent(), make_agent(actor_lr=0.0)]
+    for agent in agents:
+        update(agent, make_batch())
+    assert same(*(snapshot(agent, "critic") for agent in agents))
+
+
+def test_a_frame_s_index_decides_which_heads_learn_from_it():
+    agent, batch = make_agent(world_model_lr=0.0, actor_lr=0.0), make_batch()
+    agent.model.critic.masks[:] = torch.tensor([True, False, True])
+    before = [p.detach().clone() for p in agent.model.critic.parameters()]
+    update(agent, batch)
+    changed = [(p != q).flatten(1).any(1).tolist() for p, q in zip(agent.model.critic.parameters(), before)]
+    assert changed == [[True, False, True]] * len(before)
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_batch_that_is_not_finite_changes_nothing_and_is_counted(warm):
+    agent, batch = make_agent(), make_batch()
+    if warm:
+        update(agent, batch)
+    before = copy.deepcopy(agent.state_dict())
+    reward = batch.reward.clone()
+    reward[2, 1] = torch.nan
+    metrics = update(agent, batch._replace(reward=reward))
+    assert metrics["skipped"] == 1
+    assert same(before["model"], agent.model.state_dict())
+    if warm:
+        torch.testing.assert_close(agent.state_dict()["optimizers"], before["optimizers"], rtol=0, atol=0)
+    assert all(p.grad is None for p in agent.model.parameters())
+
+
+def test_after_a_skipped_update_the_next_is_as_if_it_had_not_been():
+    agents, batch = [make_agent(), make_agent()], make_batch()
+    update(agents[0], batch._replace(reward=torch.full_like(batch.reward, torch.inf)))
+    for seed in range(2):
+        metrics = [update(agent, batch, seed) for agent in agents]
+        torch.testing.assert_close(*metrics, rtol=0, atol=0)
+        assert metrics[0]["skipped"] == 0
+    assert same(*(snapshot(agent) for agent in agents))
+
+
+@pytest.mark.parametrize("part", ["actor", "critic"])
+def test_one_part_that_is_not_finite_stops_all(part):
+    agent = make_agent()
+    next(getattr(agent.model, part).parameters()).data.flatten()[0] = torch.nan
+    before = {name: snapshot(agent, name) for name in PARTS if name != part}
+    assert update(agent, make_batch())["skipped"] == 1
+    assert all(same(before[name], snapshot(agent, name)) for name in before)
+
+
+# saving
+
+
+def test_a_restored_agent_goes_on_bit_for_bit():
+    agent, batch = make_agent(), make_batch()
+    for seed in range(2):
+        update(agent, batch, seed)
+    state = copy.deepcopy(agent.state_dict())
+    other = make_agent(seed=9)
+    other.load_state_dict(state)
+    for seed in range(2):
+        metrics = [update(a, make_batch(seed + 1), seed) for a in (agent, other)]
+        torch.testing.assert_close(*metrics, rtol=0, atol=0)
+    assert same(snapshot(agent), snapshot(other))
+    planner = make_planner("dream-mpc", horizon=3)
+    assert torch.equal(act(agent, planner, range(3))[0], act(other, planner, range(3))[0])
+
+
+def test_loading_shares_no_tensor_with_what_was_loaded():
+    agent, other, batch = make_agent(), make_agent(seed=9), make_batch()
+    update(agent, batch)
+    state = agent.state_dict()
+    before = copy.deepcopy(state)
+    other.load_state_dict(state)
+    update(other, batch)
+    torch.testing.assert_close(agent.state_dict(), before, rtol=0, atol=0)
+
+
+def test_weights_alone_load_and_the_optimizers_start_afresh():
+    agent, batch = make_agent(), make_batch()
+    update(agent, batch)
+    other = make_agent(seed=9)
+    other.load_state_dict({"model": agent.state_dict()["model"]})
+    assert same(snapshot(agent), snapshot(other))
+    assert all(not optimizer.state for optimizer in other.optimizers.values())
+    assert update(other, batch)["skipped"] == 0
+
+
+def test_a_state_dict_has_plain_names():
+    names = make_agent().state_dict()["model"]
+    assert {name.split(".")[0] for name in names} == {"world_model", "actor", "critic"}
+    assert not any("_orig_mod" in name for name in names)
+
+
+# capture
+
+
+def test_captured_on_a_cpu_calls_the_function():
+    calls = []
+
+    def function(*args):
+        calls.append(args)
+        return {"sum": args[0] + 1}
+
+    captured, x = Captured(function), torch.ones(2)
+    for _ in range(6):
+        assert torch.equal(captured(x, None, [x])["sum"], torch.full((2,), 2.0))
+    assert len(calls) == 6
+    assert all(call[0] is x and call[1] is None for call in calls)
+    assert captured.recordings == {}
+
+
+def test_captured_without_tensors_calls_the_function():
+    assert Captured(lambda x: x + 1)(1) == 2
+
+
+def test_an_agent_on_a_cpu_captures_nothing_and_stays_in_fp32():
+    agent = make_agent()
+    assert not agent.capture
+    assert not agent.bf16

@@ -1,0 +1,215 @@
+"""Actor, critic and learning in imagination, against loops, grids and finite differences."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from dreamer_mpc.behavior import Actor, BehaviorConfig, Critic, TanhNormal
+from dreamer_mpc.behavior.imagination import actor_loss, critic_loss, imagine
+from dreamer_mpc.returns import lambda_return
+from tests.latent_models import Smooth
+
+
+def log_density(mean, std, x):
+    """log p(tanh x) up to a constant, with log(1 - tanh^2 x) = 2 (log 2 - x - softplus(-2x))."""
+    return -0.5 * ((x - mean) / std) ** 2 + 2 * (x + nn.functional.softplus(-2 * x))
+
+
+MEANS = [-4.0, -1.0, -0.3, -0.05, 0.01, 0.2, 0.7, 2.0, 5.0]
+
+
+@pytest.mark.parametrize("std", [1e-3, 0.1, 0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 1.0, 1.5, 3.0, 5.0])
+def test_mode_is_where_the_density_of_the_action_is_highest(std):
+    mean = torch.tensor(MEANS, dtype=torch.float64)
+    reach = abs(mean) + 2 * std**2 + 1
+    x = torch.linspace(-1, 1, 400_001, dtype=torch.float64) * reach[:, None]
+    best = torch.tanh(x.gather(1, log_density(mean[:, None], std, x).argmax(1, keepdim=True))).squeeze(1)
+    mode = TanhNormal(mean, torch.full_like(mean, std)).mode
+    torch.testing.assert_close(mode, best, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("std", [0.5, 1.0, 5.0])
+def test_mode_of_a_mean_of_zero_is_one_of_the_two_peaks_not_the_valley_between(std):
+    x = torch.linspace(0, 2 * std**2 + 1, 100_001, dtype=torch.float64)
+    best = torch.tanh(x[log_density(0.0, std, x).argmax()])
+    mode = TanhNormal(torch.zeros(2, dtype=torch.float64), torch.full((2,), std, dtype=torch.float64)).mode
+    torch.testing.assert_close(mode.abs(), best.expand(2), rtol=0, atol=0.02)
+
+
+def test_samples_are_reparameterised():
+    mean, std = torch.tensor([0.3, -0.2]).requires_grad_(), torch.tensor([0.5, 1.0]).requires_grad_()
+    torch.manual_seed(0)
+    action = TanhNormal(mean, std).rsample()
+    torch.manual_seed(0)
+    noise = torch.randn(2)
+    slopes = torch.autograd.grad(action.sum(), [mean, std])
+    flat = 1 - action.detach() ** 2
+    torch.testing.assert_close(action, torch.tanh(mean + std * noise))
+    torch.testing.assert_close(slopes[0], flat)
+    torch.testing.assert_close(slopes[1], flat * noise)
+
+
+def test_a_new_actor_has_a_std_of_about_5_and_bounded_means():
+    torch.manual_seed(0)
+    mean, std = Actor(6, 2, hidden=64)(torch.randn(200, 6))
+    assert std.mean().item() == pytest.approx(5, abs=0.1) and std.min() > 4.5 and std.max() < 5.5
+    mean, std = Actor(6, 2, hidden=64)(torch.randn(200, 6) * 1e4)
+    assert 4 < mean.abs().max() <= 5 and (std > 0).all()
+    assert Actor(6, 2, init_std=0.7)(torch.zeros(1, 6)).std.mean().item() == pytest.approx(0.7, abs=0.1)
+
+
+def test_means_are_scaled_softly_to_5():
+    torch.manual_seed(0)
+    actor, state = Actor(6, 2, hidden=16), torch.randn(50, 6) * 100
+    raw = actor.layers(state)[:, :2]
+    assert raw.abs().max() > 1
+    torch.testing.assert_close(actor(state).mean, 5 * torch.tanh(raw / 5))
+
+
+def test_actions_stay_in_bounds():
+    torch.manual_seed(0)
+    policy = Actor(6, 2, hidden=16)(torch.randn(4, 500, 6) * 100)
+    for action in (policy.rsample(), policy.mode):
+        assert action.shape == (4, 500, 2) and action.abs().max() <= 1
+
+
+def plain_head(critic, k):
+    """Head k of the ensemble as an MLP of its own."""
+    layers = []
+    for layer in critic.layers:
+        linear = nn.Linear(layer.weight.shape[1], layer.weight.shape[2])
+        linear.weight.data, linear.bias.data = layer.weight[k].detach().T, layer.bias[k, 0].detach()
+        layers += [linear, nn.ELU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def test_the_ensemble_is_k_separate_networks():
+    torch.manual_seed(0)
+    critic, state = Critic(4, heads=3, layers=2, hidden=8), torch.randn(2, 5, 4)
+    expected = torch.stack([plain_head(critic, k)(state).squeeze(-1) for k in range(3)])
+    torch.testing.assert_close(critic(state), expected)
+    torch.testing.assert_close(critic(state[0, 0]), expected[:, 0, 0])
+
+
+def test_heads_differ_from_the_start():
+    torch.manual_seed(0)
+    critic = Critic(4, heads=3, layers=2, hidden=8)
+    assert (critic(torch.randn(20, 4)).std(0) > 1e-3).all()
+    assert all(parameter.std(0).min() > 0 for parameter in critic.parameters())
+
+
+def test_a_head_learns_alone():
+    critic = Critic(4, heads=3, layers=2, hidden=8)
+    gradients = torch.autograd.grad(critic(torch.randn(20, 4))[1].sum(), list(critic.parameters()))
+    for gradient in gradients:
+        assert not gradient[0].any() and gradient[1].any() and not gradient[2].any()
+
+
+@pytest.mark.parametrize("bootstrap", [0.0, 0.5, 0.8, 1.0])
+def test_a_head_sees_its_share_of_the_frames(bootstrap):
+    torch.manual_seed(0)
+    critic = Critic(4, heads=3, layers=1, hidden=8, bootstrap=bootstrap)
+    share = critic.mask(torch.arange(50_000)).double().mean(1)
+    assert (share - bootstrap).abs().max() <= 0.01
+
+
+def test_the_mask_belongs_to_the_frame_and_differs_between_heads():
+    critic = Critic(4, heads=3, layers=1, hidden=8, bootstrap=0.5)
+    index = torch.tensor([[5, 9, 5], [7, 500_000, 9]])
+    mask = critic.mask(index)
+    assert mask.shape == (3, 2, 3) and torch.equal(mask, critic.mask(index))
+    assert torch.equal(mask[:, 0, 0], mask[:, 0, 2]) and torch.equal(mask[:, 0, 1], mask[:, 1, 2])
+    torch.testing.assert_close(critic.mask(index.flip(0)), mask.flip(1))
+    many = critic.mask(torch.arange(1000))
+    assert not torch.equal(many[0], many[1])
+    other = Critic(4, heads=3, layers=1, hidden=8, bootstrap=0.5)
+    other.load_state_dict(critic.state_dict())
+    assert torch.equal(other.mask(torch.arange(1000)), many)
+
+
+def test_critic_loss_is_the_loop_over_heads_and_kept_trajectories():
+    torch.manual_seed(0)
+    values, returns = torch.randn(3, 4, 5, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64)
+    mask = torch.tensor([[1, 0, 1, 1, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]]).bool()
+    expected = 0.0
+    for k in range(3):
+        kept = [m for m in range(5) if mask[k, m]]
+        errors = [0.5 * (values[k, t, m] - returns[t, m]).item() ** 2 for m in kept for t in range(4)]
+        expected += sum(errors) / max(len(errors), 1)
+    assert critic_loss(values, returns, mask).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_critic_loss_moves_kept_values_only_and_never_the_returns():
+    values = torch.randn(2, 3, 4).requires_grad_()
+    returns = torch.randn(3, 4).requires_grad_()
+    mask = torch.tensor([[1, 0, 1, 1], [1, 1, 0, 1]]).bool()
+    slope, none = torch.autograd.grad(
+        critic_loss(values, returns, mask), [values, returns], allow_unused=True, materialize_grads=True
+    )
+    assert not none.any()
+    assert torch.equal(slope != 0, mask[:, None].expand(2, 3, 4))
+
+
+def test_actor_loss_is_minus_the_mean_return():
+    assert actor_loss(torch.tensor([[1.0, 2.0], [3.0, 6.0]])).item() == -3.0
+
+
+class Fixed(Smooth):
+    """`Smooth` with a policy that has no randomness and reads the states it is told to, if any."""
+
+    shown = None
+
+    def policy(self, state):
+        if self.shown is not None:
+            state = self.shown.pop(0)
+        return super().policy(state)
+
+
+def test_imagine_follows_the_policy():
+    model, start = Fixed(std=0.0), torch.randn(4, 3, dtype=torch.float64)
+    states = imagine(model, start, 3)
+    state = start
+    for k in range(3):
+        state = model.step(state, model.policy(state).mode)
+        torch.testing.assert_close(states[k], state)
+    assert states.shape == (3, 4, 3)
+
+
+def loss_of(model, start, horizon=5):
+    states = imagine(model, start, horizon)
+    return actor_loss(lambda_return(model.reward(states)[:-1], model.value(states).mean(0)[1:], 0.9, 0.7))
+
+
+def test_actor_gradient_is_that_of_the_return_through_the_actions_alone():
+    """Finite differences with the policy's inputs held at the states of the unperturbed rollout."""
+    torch.manual_seed(3)
+    model, start = Fixed(std=0.0), torch.randn(4, 3, dtype=torch.float64)
+    gradient = torch.autograd.grad(loss_of(model, start), model.act)[0]
+    seen = [start, *imagine(model, start, 4).detach()]
+
+    origin, epsilon = model.act.detach().clone(), 1e-6
+    expected = torch.zeros_like(origin)
+    for i in range(origin.numel()):
+        losses = []
+        for sign in (1, -1):
+            vector = origin.flatten().clone()
+            vector[i] += sign * epsilon
+            model.act.data, model.shown = vector.view_as(origin), list(seen)
+            losses.append(loss_of(model, start).item())
+        expected.view(-1)[i] = (losses[0] - losses[1]) / (2 * epsilon)
+    torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_step_against_the_actor_loss_raises_the_return():
+    torch.manual_seed(3)
+    model, start = Smooth(std=0.0), torch.randn(20, 3, dtype=torch.float64)
+    loss = loss_of(model, start)
+    gradient = torch.autograd.grad(loss, model.act)
+    vector_to_parameters(parameters_to_vector([model.act]) - 1e-2 * gradient[0].flatten(), [model.act])
+    assert loss_of(model, start) < loss
+
+
+def test_imagination_needs_a_next_value():
+    with pytest.raises(ValueError, match="at least 2"):
+        BehaviorConfig(horizon=1)

@@ -1,0 +1,200 @@
+"""What a collector stores and counts, stepping environments whose images and rewards say which step they are."""
+
+import numpy as np
+import pytest
+import torch
+
+from dreamer_mpc.agent import Act, Carry, Dreamer
+from dreamer_mpc.collect import Collector, Counters
+from dreamer_mpc.planners import make_planner
+from dreamer_mpc.replay import Replay
+from envs import make_vector_env
+from tests.counting_env import CountingEnv, decode, expected_reward
+from tests.test_agent import make_agent, one_thread  # noqa: F401
+
+PLANNER = make_planner("policy")
+
+
+class Recorder(Dreamer):
+    """An agent that notes what it sees; its n-th action is (n / 100, row / 10)."""
+
+    def __init__(self):
+        self.device = torch.device("cpu")
+        self.calls = []  # (carry, decoded images, is_first, action_noise)
+
+    def initial(self, batch):
+        return Carry(torch.zeros(batch, 1), torch.zeros(batch, 2), None)
+
+    def act(self, planner, carry, image, is_first, action_noise=0.0):
+        seen = [decode(x) for x in image.numpy()]
+        action = torch.tensor([[len(self.calls) / 100, row / 10] for row in range(len(image))])
+        self.calls.append((carry, seen, is_first.tolist(), action_noise))
+        return Act(action, Carry(carry.state + 1, action, None), 0)
+
+
+class Keeper(Replay):
+    """A replay that also keeps the episodes."""
+
+    def __init__(self):
+        super().__init__(1000, 2)
+        self.kept = []
+
+    def add(self, episode):
+        super().add(episode)
+        self.kept.append(episode)
+
+
+class TwoLengths(CountingEnv):
+    """Episodes of 4 steps where the first seed was even, of 7 where it was odd."""
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            self.length = 7 if seed % 2 else 4
+        return super().reset(seed=seed, options=options)
+
+
+def terminating():
+    return CountingEnv(terminates=True)
+
+
+def make_collector(env="tests.counting_env:make", num_envs=1, seed=0, agent=None, **settings):
+    envs = make_vector_env(env, num_envs, **{"workers": False, "action_repeat": 1} | settings)
+    return Collector(envs, agent or Recorder(), Keeper(), Counters(), seed)
+
+
+def check_episode(episode, number, action_repeat, length):
+    """Frame t is step t x repeat of episode `number`; action[t] led there and reward[t] was paid for it."""
+    steps = [*range(0, length, action_repeat), length]
+    assert [decode(image) for image in episode.image] == [(number, step) for step in steps]
+    assert episode.is_first.tolist() == [True] + [False] * (len(steps) - 1)
+    assert not episode.action[0].any()
+    assert episode.reward[0] == 0
+    for t in range(1, len(steps)):
+        passed = range(steps[t - 1] + 1, steps[t] + 1)
+        expected = sum(expected_reward(number, step, episode.action[t]) for step in passed)
+        assert episode.reward[t] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "action_repeat, num_envs, workers",
+    [(1, 1, False), (1, 2, False), (1, 2, True), (2, 1, False), (2, 2, True), (4, 1, False), (4, 2, False)],
+)
+def test_episodes_are_stored_as_they_happened(action_repeat, num_envs, workers):
+    collector = make_collector(num_envs=num_envs, workers=workers, action_repeat=action_repeat)
+    returns = collector.collect(30 * num_envs, PLANNER)
+    collector.envs.close()
+    kept = collector.replay.kept
+    assert len(kept) == len(returns) == 3 * num_envs
+    for i, episode in enumerate(kept):
+        check_episode(episode, i // num_envs, action_repeat, 10)
+        assert returns[i] == pytest.approx(episode.reward.sum())
+        np.testing.assert_allclose(episode.action[1:, 1], (i % num_envs) / 10, rtol=1e-6)  # its own row's actions
+    actions = np.concatenate([episode.action[1:, 0] for episode in kept[::num_envs]])
+    np.testing.assert_allclose(actions, np.arange(len(actions)) / 100, atol=1e-6)  # each once, in order
+    agent_steps = num_envs * 3 * -(-10 // action_repeat)
+    assert collector.counters == Counters(30 * num_envs, agent_steps, 0, 3 * num_envs)
+
+
+def test_rows_end_each_in_their_time():
+    collector = make_collector("tests.test_collect:TwoLengths", 2, seed=2)
+    collector.collect(56, PLANNER)
+    numbers = {4: 0, 7: 0}
+    for episode in collector.replay.kept:
+        length = len(episode.reward) - 1
+        check_episode(episode, numbers[length], 1, length)
+        numbers[length] += 1
+    assert numbers == {4: 7, 7: 4}
+    assert collector.counters == Counters(56, 56, 0, 11)
+
+
+def test_an_episode_that_terminates_is_stored_like_one_that_is_cut():
+    collector = make_collector("tests.test_collect:terminating")
+    collector.collect(20, PLANNER)
+    assert len(collector.replay.kept) == 2
+    for number, episode in enumerate(collector.replay.kept):
+        check_episode(episode, number, 1, 10)
+
+
+@pytest.mark.parametrize("action_repeat", [1, 2])
+def test_the_agent_sees_each_image_once_and_is_first_exactly_at_starts(action_repeat):
+    collector = make_collector("tests.test_collect:TwoLengths", 2, seed=2, action_repeat=action_repeat)
+    collector.collect(80, PLANNER)
+    for row, length in enumerate([4, 7]):
+        seen = [(images[row], first[row]) for _, images, first, _ in collector.agent.calls]
+        steps = range(0, length, action_repeat)  # the last image of an episode asks for no action
+        expected = [((episode, step), step == 0) for episode in range(40) for step in steps]
+        assert seen == expected[: len(seen)]
+        assert len(seen) > 2 * length
+
+
+def test_the_agent_gets_its_carry_back_and_the_noise():
+    collector = make_collector()
+    collector.collect(13, PLANNER, action_noise=0.3)
+    assert [float(carry.state) for carry, *_ in collector.agent.calls] == list(range(13))
+    assert [noise for *_, noise in collector.agent.calls] == [0.3] * 13
+
+
+def test_collecting_goes_on_where_it_stopped():
+    collector = make_collector()
+    returns = collector.collect(7, PLANNER) + collector.collect(7, PLANNER) + collector.collect(25, PLANNER)
+    assert len(returns) == 2
+    for number, episode in enumerate(collector.replay.kept):
+        check_episode(episode, number, 1, 10)
+    assert collector.counters.env_steps == 25
+
+
+def test_env_steps_stop_at_the_first_step_that_reaches_the_goal():
+    collector = make_collector(num_envs=2, action_repeat=2)
+    collector.collect(9, PLANNER)
+    assert (collector.counters.env_steps, collector.counters.agent_steps) == (12, 6)
+
+
+def test_random_episodes_are_random_uniform_and_stored_alike():
+    collector = make_collector(num_envs=2, seed=4)
+    returns = collector.collect_episodes(40)
+    assert len(returns) == 40
+    assert collector.agent.calls == []
+    for i, episode in enumerate(collector.replay.kept):
+        check_episode(episode, i // 2, 1, 10)
+    actions = np.stack([episode.action[1:] for episode in collector.replay.kept])
+    assert len(np.unique(actions)) == actions.size
+    assert -1 <= actions.min() < -0.95 < 0.95 < actions.max() < 1
+    assert abs(actions.mean()) < 0.06
+    assert abs(actions.std() - 3**-0.5) < 0.03
+
+
+@pytest.mark.parametrize("episodes, num_envs, ended", [(1, 2, 2), (3, 2, 4), (3, 1, 3)])
+def test_random_collection_ends_with_the_step_that_ends_enough_episodes(episodes, num_envs, ended):
+    collector = make_collector(num_envs=num_envs)
+    assert len(collector.collect_episodes(episodes)) == ended
+    assert collector.counters == Counters(10 * ended, 10 * ended, 0, ended)
+
+
+def test_random_actions_repeat_under_a_seed():
+    runs = []
+    for seed in (1, 1, 2):
+        collector = make_collector(seed=seed)
+        collector.collect_episodes(1)
+        runs.append(collector.replay.kept[0].action)
+    assert (runs[0] == runs[1]).all()
+    assert (runs[0] != runs[2]).any()
+
+
+def test_after_random_steps_the_agent_starts_with_an_empty_carry():
+    collector = make_collector()
+    collector.collect(5, PLANNER)
+    collector.collect_episodes(1)
+    collector.collect(collector.counters.env_steps + 1, PLANNER)
+    carry, images, is_first, _ = collector.agent.calls[-1]
+    assert (float(carry.state), images, is_first) == (0.0, [(1, 0)], [True])
+
+
+def test_a_real_agent_s_actions_are_stored_as_they_were_executed():
+    collector = make_collector(num_envs=2, agent=make_agent())
+    torch.manual_seed(0)
+    collector.collect(40, make_planner("dream-mpc", horizon=2), action_noise=0.3)
+    assert len(collector.replay.kept) == 4
+    for i, episode in enumerate(collector.replay.kept):
+        check_episode(episode, i // 2, 1, 10)
+        assert episode.action[1:].any(1).all()
+        assert np.abs(episode.action).max() <= 1

@@ -1,0 +1,102 @@
+"""A world model learns to foresee a toy: a square that the action moves, rewarded by how far right it is."""
+
+import numpy as np
+import pytest
+import torch
+
+from dreamer_mpc.replay import Episode, Replay
+from dreamer_mpc.world_model import WorldModel, WorldModelConfig
+
+AMP = torch.autocast("cpu", enabled=False)
+CONFIG = WorldModelConfig(
+    deter=64, stoch=8, hidden=64, encoder_channels=(8, 8, 16, 32), decoder_dense=64, decoder_channels=(32, 16, 8),
+    reward_hidden=64, free_nats=1.0, reward_scale=30.0,
+)  # fmt: skip
+SEEN, AHEAD = 4, 8  # frames shown, then steps foreseen
+
+
+def make_episode(rng, length):
+    """The action moves the square by up to 5.5 pixels a step, and changes every fourth step."""
+    position, action = rng.uniform(-1, 1, 2), rng.uniform(-1, 1, 2)
+    frames = [(draw(position), np.zeros(2), 0.0)]
+    for t in range(1, length):
+        action = rng.uniform(-1, 1, 2) if t % 4 == 0 else action
+        position = np.clip(position + 0.25 * action, -1, 1)
+        frames.append((draw(position), action, position[0]))
+    image, action, reward = (np.stack(x) for x in zip(*frames))
+    return Episode(image, action.astype(np.float32), reward.astype(np.float32), np.arange(length) == 0)
+
+
+def draw(position):
+    column, row = np.rint(31.5 + 22 * position).astype(int)
+    image = np.full((64, 64, 3), 40, np.uint8)
+    image[row - 9 : row + 10, column - 9 : column + 10] = (255, 200, 0)
+    return image
+
+
+def locate(image):
+    """The square's centre in pixels, uint8 [*, 64, 64, 3] -> [*, 2]."""
+    red = image[..., 0].float()
+    weight = (red - red.amin((-1, -2), keepdim=True)).square()
+    weight = weight / weight.sum((-1, -2), keepdim=True)
+    pixels = torch.arange(64.0)
+    return torch.stack([weight.sum(-2) @ pixels, weight.sum(-1) @ pixels], -1)
+
+
+def fill(rng, episodes, length):
+    replay = Replay(episodes * length, 2)
+    for _ in range(episodes):
+        replay.add(make_episode(rng, length))
+    return replay
+
+
+@pytest.fixture(scope="module")
+def foresight():
+    """What a trained model foresees for 64 new episodes, and what happened: images, rewards [AHEAD, 64]."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # small networks are slower on two
+    rng = np.random.default_rng(0)
+    replay, test = fill(rng, 100, 30), fill(rng, 64, SEEN + AHEAD).sample(64, SEEN + AHEAD)
+    torch.manual_seed(0)
+    model = WorldModel(CONFIG, action_dim=2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
+    for _ in range(250):
+        total, _, _ = model.loss(replay.sample(6, 8), AMP)
+        optimizer.zero_grad()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 100.0)
+        optimizer.step()
+    with torch.no_grad():
+        embed = model.encode(test.image[:SEEN])
+        states, _, _ = model.rssm.observe(embed, test.action[:SEEN], test.is_first[:SEEN])
+        state, foreseen = states[-1], []
+        for t in range(SEEN, SEEN + AHEAD):
+            state = model.rssm.prior_step(state, test.action[t], torch.zeros(64, 8))
+            foreseen.append(state)
+        foreseen = torch.stack(foreseen)
+        result = model.decode(foreseen), model.reward(foreseen), test
+    torch.set_num_threads(threads)
+    return result
+
+
+def test_where_the_square_will_be_is_foreseen(foresight):
+    image, _, test = foresight
+    happened = locate(test.image[SEEN:])
+    errors = (locate(image) - happened).norm(dim=-1).mean(1)  # [AHEAD], pixels
+    centre = (happened - happened.mean((0, 1))).norm(dim=-1).mean(1)
+    stays = (happened - locate(test.image[SEEN - 1])).norm(dim=-1).mean(1)
+    assert (errors < 0.7 * centre).all(), "better than not knowing"
+    assert (errors[3:] < 0.85 * stays[3:]).all(), "better than a square that stays"
+
+
+def test_images_are_foreseen_better_than_by_the_mean_image(foresight):
+    image, _, test = foresight
+    happened = test.image[SEEN:].float()
+    error = (image.float() - happened).square().mean()
+    assert error < 0.85 * (happened - happened.mean((0, 1))).square().mean()
+
+
+def test_rewards_are_foreseen(foresight):
+    _, reward, test = foresight
+    for predicted, paid in zip(reward, test.reward[SEEN:]):
+        assert torch.corrcoef(torch.stack([predicted, paid]))[0, 1] > 0.75
