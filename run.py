@@ -51,8 +51,6 @@ def final_rows(trainer) -> list[dict]:
     from dreamer_mpc.planners import make_planner
 
     config = trainer.config
-    if trainer.evaluation is None:
-        return []
     rows = [{"planner": config.planner, **trainer.evaluation.summary()}]
     if config.planner != "policy":
         policy = make_planner("policy")

@@ -1,7 +1,8 @@
 """Dreamer: owns the networks and their optimizers; observes, acts, updates."""
 
+import contextlib
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -62,6 +63,23 @@ class Latents(nn.Module):
     def policy(self, state: Float[Tensor, "*b S"]) -> TanhNormal:
         """The actor."""
         return self.actor(state)
+
+
+@contextlib.contextmanager
+def one_thread(device: torch.device) -> Iterator[None]:
+    """On a CPU, a single thread: acting is hundreds of tiny operations, and waking threads costs more than they give.
+
+    Where the cores are shared it costs far more: every operation waits for a thread that is not running.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Carry(NamedTuple):
@@ -148,7 +166,8 @@ class Dreamer:
         if key not in self._acts:
             function = partial(self._act, planner, action_noise)
             self._acts[key] = Captured(function) if self.capture else function
-        return self._acts[key](carry, image, is_first)
+        with one_thread(self.device):
+            return self._acts[key](carry, image, is_first)
 
     @torch.no_grad()
     def _act(
@@ -181,7 +200,7 @@ class Dreamer:
         states = imagine(model, posterior.detach().flatten(0, 1), behavior.horizon)  # [H, M, S]
         values = model.value(states)  # [K, H, M]
         returns = lambda_return(
-            model.reward(states)[:-1], values.mean(0)[1:], behavior.discount, behavior.lambda_
+            model.reward(states)[:-1], values.mean(0)[1:], behavior.discount, behavior.return_lambda
         )  # [H-1, M]
         policy_loss = actor_loss(returns)
         value_loss = critic_loss(values[:, :-1], returns, model.critic.mask(batch.index.flatten()))

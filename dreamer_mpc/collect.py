@@ -90,7 +90,7 @@ class Collector:
             self.counters.episodes += 1
         self._image, _ = reset_rows(self.envs, done)
         for i in np.flatnonzero(done):
-            self._stages[i] = self._start(i)
+            self._stages[i] = self._start(int(i))
         return returns
 
     def _start(self, i: int) -> _Stage:

@@ -1,5 +1,8 @@
 """Where a run computes."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
 from dreamer_mpc.errors import UserError
@@ -23,6 +26,13 @@ def choose_device(name: str) -> torch.device:
         torch.set_float32_matmul_precision("high")  # TF32, for the recurrent part and the heads
         torch.backends.cudnn.benchmark = True
     return device
+
+
+@contextlib.contextmanager
+def preserved_rng(device: torch.device) -> Iterator[None]:
+    """torch's generators, of the host and of `device`, are afterwards as they were before."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
 
 
 def device_name(device: torch.device) -> str:

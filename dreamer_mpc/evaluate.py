@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dreamer_mpc.agent import Carry, Dreamer
+from dreamer_mpc.device import preserved_rng
 from dreamer_mpc.planners import Planner
 from dreamer_mpc.statistics import bootstrap_interval
 from envs import reset_rows
@@ -64,7 +65,7 @@ def evaluate(
     The first `trace_steps` steps of episode 0 are kept. torch's generator is left as it was found, so that an
     evaluation does not change the training around it.
     """
-    with torch.random.fork_rng(devices=[agent.device] if agent.device.type == "cuda" else []):
+    with preserved_rng(agent.device):
         torch.manual_seed(seed)
         return _evaluate(agent, planner, envs, episodes, seed, trace_steps)
 

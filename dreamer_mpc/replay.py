@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+import psutil
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
@@ -17,6 +18,7 @@ from dreamer_mpc.world_model import Batch
 
 Storage = Literal["auto", "gpu", "ram", "memmap"]
 GIB = 2**30
+CGROUP = Path("/sys/fs/cgroup")
 HEADROOM = 0.9  # share of the free memory that the replay may take
 
 
@@ -170,7 +172,8 @@ def choose_storage(
         if storage == "gpu":
             raise UserError(f"{size} does not fit {device}: {free / GIB:.2f} GiB free; {_remedy('ram or memmap')}")
     if storage == "memmap":
-        free = shutil.disk_usage(folder if folder.exists() else Path.cwd()).free
+        existing = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
+        free = shutil.disk_usage(existing).free
         if not fits(free):
             raise UserError(f"{size} does not fit the disk of {folder}: {free / GIB:.2f} GiB free; {_remedy('ram')}")
         return torch.device("cpu"), folder / "replay.bin", f"{size} memory-mapped at {folder / 'replay.bin'}"
@@ -185,7 +188,11 @@ def _remedy(other: str) -> str:
 
 
 def available_memory() -> int:
-    """Bytes of RAM that can still be had, under the container's limit where there is one."""
-    import psutil
-
-    return psutil.virtual_memory().available
+    """Bytes of RAM that can still be had, under the container's limit (cgroup v2) where there is one."""
+    free = psutil.virtual_memory().available
+    try:
+        limit = CGROUP.joinpath("memory.max").read_text().strip()
+        used = int(CGROUP.joinpath("memory.current").read_text())
+    except (OSError, ValueError):
+        return free
+    return free if limit == "max" else min(free, int(limit) - used)

@@ -15,7 +15,10 @@ from pathlib import Path
 from dreamer_mpc.errors import UserError
 
 PROGRAM = "dreamer-mpc"
-WRITTEN = ("config.yaml", "metrics.jsonl", "versions.json", "checkpoints", "videos", "tensorboard", "wandb")
+WRITTEN = (
+    "config.yaml", "metrics.jsonl", "versions.json", "replay.bin",
+    "checkpoints", "videos", "eval", "tensorboard", "wandb",
+)  # fmt: skip
 PACKAGES = (
     "torch", "numpy", "dm_control", "mujoco", "gymnasium", "einops", "omegaconf", "tyro",
     "opencv-python-headless", "opencv-python", "imageio", "imageio-ffmpeg", "matplotlib", "rich",

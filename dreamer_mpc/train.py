@@ -102,7 +102,7 @@ class Trainer:
         # A resumed run collects from seeds it has not seen.
         seed = config.seed * 1_000_003 + self.counters.episodes
         self.collector = Collector(self.envs, self.agent, self.replay, self.counters, seed % 2**31)
-        self.evaluation: Evaluation | None = None
+        self.evaluation: Evaluation | None = None  # the last one
 
     def _make_replay(self, action_dim: int) -> tuple[Replay, str]:
         config = self.config
@@ -142,6 +142,9 @@ class Trainer:
                     next_eval += config.eval.every
                     self._evaluate(logger, progress)
                     self._save(progress)
+            if self.evaluation is None:  # the seed episodes alone reached the end
+                self._evaluate(logger, progress)
+                self._save(progress)
 
     def close(self) -> None:
         """End the environments' workers."""
@@ -237,6 +240,9 @@ def prepare(config: Config) -> tuple[RunFolder, dict[str, Any] | None]:
     if config.resume:
         folder = RunFolder.open(config.resume)
         payload = load_checkpoint(folder.path)
+        done = payload["counters"]["env_steps"]
+        if done >= config.env_steps:
+            raise UserError(f"{folder.path} has reached its {done:,} env steps: give more with --env-steps")
     else:
         folder = RunFolder.create(config.run_dir or default_run_dir(config), config.overwrite)
         payload = None

@@ -9,9 +9,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from dreamer_mpc.agent import Dreamer, Latents
+from dreamer_mpc.device import preserved_rng
 from dreamer_mpc.evaluate import Trace
 from dreamer_mpc.planners import DreamMPC, Planner
-from dreamer_mpc.planners.objective import draw_noise, rollout
+from dreamer_mpc.planners.objective import rollout
 from dreamer_mpc.video import decision_picture, side_by_side, write_mp4
 
 DREAM_STEPS = 50  # open-loop steps before the dream starts again from what is seen
@@ -21,11 +22,12 @@ DREAM_STEPS = 50  # open-loop steps before the dream starts again from what is s
 def dream(model: Latents, state: Float[Tensor, "T S"], action: Float[Tensor, "T A"]) -> Float[Tensor, "T S"]:
     """States imagined without images, by the executed actions; every `DREAM_STEPS` steps from the posterior again."""
     imagined = []
+    mean = torch.zeros_like(state[0, : model.world_model.rssm.stoch])  # the prior's, no draw
     for t in range(len(state)):
         if t % DREAM_STEPS == 0:
             current = state[t]
         else:
-            current = model.step(current, action[t - 1], torch.zeros_like(model.noise(current)))
+            current = model.step(current, action[t - 1], mean)
         imagined.append(current)
     return torch.stack(imagined)
 
@@ -70,7 +72,7 @@ def decision(path: Path, agent: Dreamer, planner: Planner, trace: Trace, t: int,
     frames, values, actions = [], [], []
     for candidates in (before.candidates, after.candidates):
         sequence = candidates[:, chosen, None]  # [1, 1, H, A]
-        noise = draw_noise(agent.model, state[:, None], planner.horizon, "mean")
+        noise = [torch.zeros_like(state[:, None, : agent.model.world_model.rssm.stoch])] * planner.horizon
         states = rollout(agent.model, state, sequence, noise)  # [1, 1, H, S]
         frames.append(_decode(agent, states[0, 0]))
         values.append(float(objective(agent.model, states)))
@@ -81,6 +83,6 @@ def decision(path: Path, agent: Dreamer, planner: Planner, trace: Trace, t: int,
 
 
 def _replan(agent: Dreamer, planner: DreamMPC, state: Float[Tensor, "1 S"], memory):
-    with torch.random.fork_rng(devices=[agent.device] if agent.device.type == "cuda" else []):
+    with preserved_rng(agent.device):
         torch.manual_seed(0)
         return planner.plan(agent.model, state, memory)

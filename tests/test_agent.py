@@ -14,8 +14,8 @@ from dreamer_mpc.world_model import Batch, WorldModelConfig
 
 ACTION_DIM = 2
 WORLD = WorldModelConfig(
-    deter=16, stoch=8, hidden=16, encoder_channels=(4, 8, 16, 32), decoder_dense=32, decoder_channels=(8, 8, 4),
-    reward_hidden=16, free_nats=0.0,
+    deter=16, stoch=8, hidden=16, encoder_channels=(4, 8, 16, 32), decoder_dense=32,
+    decoder_channels=(8, 8, 4), reward_hidden=16, free_nats=0.0,
 )  # fmt: skip
 BEHAVIOR = dict(horizon=4, actor_init_std=0.5, actor_hidden=16, value_hidden=16, value_heads=3)
 PARTS = ("world_model", "actor", "critic")
@@ -118,7 +118,9 @@ def test_acting_observes_with_the_action_executed_last():
     actions, carry = act(agent, planner, range(2), noise=0.5)
     torch.testing.assert_close(carry.action, actions[-1])
     torch.manual_seed(3)
-    action, carried, _ = agent.act(planner, carry, make_batch().image[2, :2], torch.zeros(2, dtype=torch.bool))
+    action, carried, _ = agent.act(
+        planner, carry, make_batch().image[2, :2], torch.zeros(2, dtype=torch.bool)
+    )
     torch.manual_seed(3)
     world = agent.model.world_model
     embed = world.encode(make_batch().image[2, :2])

@@ -1,4 +1,4 @@
-"""What a collector stores and counts, stepping environments whose images and rewards say which step they are."""
+"""What a collector stores and counts, on environments whose images and rewards say which step they are."""
 
 import numpy as np
 import pytest
@@ -88,7 +88,9 @@ def test_episodes_are_stored_as_they_happened(action_repeat, num_envs, workers):
     for i, episode in enumerate(kept):
         check_episode(episode, i // num_envs, action_repeat, 10)
         assert returns[i] == pytest.approx(episode.reward.sum())
-        np.testing.assert_allclose(episode.action[1:, 1], (i % num_envs) / 10, rtol=1e-6)  # its own row's actions
+        np.testing.assert_allclose(
+            episode.action[1:, 1], (i % num_envs) / 10, rtol=1e-6
+        )  # its own row's actions
     actions = np.concatenate([episode.action[1:, 0] for episode in kept[::num_envs]])
     np.testing.assert_allclose(actions, np.arange(len(actions)) / 100, atol=1e-6)  # each once, in order
     agent_steps = num_envs * 3 * -(-10 // action_repeat)

@@ -120,7 +120,9 @@ def test_the_agent_is_not_changed():
 def traced():
     """An agent, and its trace of episode 0: 10 steps, while row 1 plays shorter episodes."""
     agent = make_agent()
-    return agent, evaluate(agent, DREAM, make_envs(2, "tests.counting_env:make"), 4, seed=3, trace_steps=100).trace
+    return agent, evaluate(
+        agent, DREAM, make_envs(2, "tests.counting_env:make"), 4, seed=3, trace_steps=100
+    ).trace
 
 
 def test_a_trace_is_aligned(traced):
@@ -152,7 +154,9 @@ def test_a_trace_s_memory_is_what_the_planner_was_given(traced):
     for t in range(1, 10):
         assert isinstance(trace.memory[t], Memory)
         assert trace.memory[t].actions.shape == (1, 3, 2)
-        assert torch.equal(trace.memory[t].actions[0, 0], trace.action[t - 1]), "the plan made one step before"
+        assert torch.equal(trace.memory[t].actions[0, 0], trace.action[t - 1]), (
+            "the plan made one step before"
+        )
 
 
 @pytest.mark.parametrize("steps", [0, 4])
@@ -208,7 +212,9 @@ def test_an_episode_video_has_a_frame_a_step(traced, tmp_path):
 def test_an_episode_video_shows_real_frame_reconstruction_and_dream(traced, tmp_path, monkeypatch):
     agent, trace = traced
     shown = {}
-    monkeypatch.setattr(visualize, "side_by_side", lambda columns, footer: shown.update(columns, footer=footer))
+    monkeypatch.setattr(
+        visualize, "side_by_side", lambda columns, footer: shown.update(columns, footer=footer)
+    )
     monkeypatch.setattr(visualize, "write_mp4", lambda *_: None)
     monkeypatch.setattr(visualize, "DREAM_STEPS", 6)
     episode_video(tmp_path / "episode.mp4", agent, trace)

@@ -9,8 +9,8 @@ from dreamer_mpc.world_model import WorldModel, WorldModelConfig
 
 AMP = torch.autocast("cpu", enabled=False)
 CONFIG = WorldModelConfig(
-    deter=64, stoch=8, hidden=64, encoder_channels=(8, 8, 16, 32), decoder_dense=64, decoder_channels=(32, 16, 8),
-    reward_hidden=64, free_nats=1.0, reward_scale=30.0,
+    deter=64, stoch=8, hidden=64, encoder_channels=(8, 8, 16, 32), decoder_dense=64,
+    decoder_channels=(32, 16, 8), reward_hidden=64, free_nats=1.0, reward_scale=30.0,
 )  # fmt: skip
 SEEN, AHEAD = 4, 8  # frames shown, then steps foreseen
 

@@ -470,7 +470,7 @@ def test_no_iterations_choose_among_the_policys_rollouts():
 
 @pytest.mark.parametrize("kind", ["return", "lambda-return"])
 def test_objective_and_its_options_are_those_of_the_settings(kind):
-    planner = DreamMPC(**SMALL, objective=kind, lambda_=0.4, scale_penalty=True, penalty_gradient=False)
+    planner = DreamMPC(**SMALL, objective=kind, return_lambda=0.4, scale_penalty=True, penalty_gradient=False)
     objective = planner.objective_function()
     assert (objective.kind, objective.lambda_, objective.discount, objective.uncertainty) == (
         kind,
@@ -542,7 +542,7 @@ CHANGES = [
     ({}, {"scale_penalty": True}),
     ({}, {"penalty_gradient": False}),
     ({}, {"objective": "lambda-return"}),
-    ({"objective": "lambda-return"}, {"lambda_": 0.5}),
+    ({"objective": "lambda-return"}, {"return_lambda": 0.5}),
     ({}, {"choose_by": "after"}),
     ({}, {"latent_noise": "fixed"}),
     ({"latent_noise": "fixed"}, {"latent_noise": "mean"}),
@@ -609,8 +609,8 @@ def test_an_unknown_planner_or_setting_is_an_error_that_lists_the_known():
     "name, value",
     [
         *[(name, 0) for name in ("horizon", "candidates")],
-        *[(name, -1) for name in ("iterations", "step_size", "grad_clip", "reuse", "discount", "lambda_")],
-        *[(name, 1.01) for name in ("reuse", "discount", "lambda_")],
+        *[(name, -1) for name in ("iterations", "step_size", "grad_clip", "reuse", "discount", "return_lambda")],
+        *[(name, 1.01) for name in ("reuse", "discount", "return_lambda")],
         *[(name, float("nan")) for name in ("step_size", "grad_clip", "reuse", "discount", "uncertainty")],
     ],
 )

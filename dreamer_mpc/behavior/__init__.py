@@ -16,7 +16,7 @@ class BehaviorConfig:
     """Steps of imagination (paper: 15)."""
     discount: float = 0.99
     """Discount per agent step (paper: 0.99)."""
-    lambda_: float = 0.95
+    return_lambda: float = 0.95
     """Lambda of the lambda-return (paper: 0.95)."""
     actor_layers: int = 4
     """Hidden layers of the actor (paper: 4)."""

@@ -38,7 +38,7 @@ class DreamMPC:
     """Let the ascent see the penalty; the authors' released code cuts its gradient."""
     objective: Literal["return", "lambda-return"] = "return"
     """J: discounted rewards with a terminal value, or the lambda-return (Dreamer, Eq. 6)."""
-    lambda_: float = 0.95
+    return_lambda: float = 0.95
     """Lambda of the lambda-return; read only with that objective."""
     choose_by: Literal["before", "after"] = "before"
     """J that picks the executed candidate: before the last step, or after it for one more rollout."""
@@ -52,7 +52,7 @@ class DreamMPC:
         for name, low, high in [
             ("horizon", 1, None), ("candidates", 1, None), ("iterations", 0, None), ("step_size", 0, None),
             ("grad_clip", 0, None), ("reuse", 0, 1), ("discount", 0, 1), ("uncertainty", None, None),
-            ("lambda_", 0, 1),
+            ("return_lambda", 0, 1),
         ]:  # fmt: skip
             check_range(name, getattr(self, name), low, high)
 
@@ -91,7 +91,12 @@ class DreamMPC:
     def objective_function(self) -> Objective:
         """J as the settings define it."""
         return Objective(
-            self.discount, self.uncertainty, self.objective, self.lambda_, self.scale_penalty, self.penalty_gradient
+            self.discount,
+            self.uncertainty,
+            self.objective,
+            self.return_lambda,
+            self.scale_penalty,
+            self.penalty_gradient,
         )
 
     def _expand(self, state: Float[Tensor, "B S"]) -> Float[Tensor, "B N S"]:

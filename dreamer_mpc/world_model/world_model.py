@@ -97,7 +97,7 @@ class WorldModel(nn.Module):
         kl = gaussian_kl(posterior, prior)
         losses = {
             "image": 0.5 * (decoded.float() - target).square().sum(dim=(-1, -2, -3)),  # each [T, B]
-            "reward": 0.5 * (self.reward(states) - batch.reward).square() * ~batch.is_first,
+            "reward": torch.where(batch.is_first, 0.0, 0.5 * (self.reward(states) - batch.reward).square()),
             "kl": kl.clamp_min(self.config.free_nats),
         }
         scales = {"image": self.config.image_scale, "reward": self.config.reward_scale, "kl": self.config.kl_scale}

@@ -1,0 +1,68 @@
+"""Does the ascent raise J? The change of J by Dream-MPC's gradient step, over states of one episode of a checkpoint.
+
+    python benchmarks/ascent.py results/cheetah-run/seed0/checkpoint.pt
+
+Candidates before and after come from the same draws; both J are taken under the prior's mean, so they differ by the
+actions alone. 40 states, every fifth of an episode driven by the policy (environment seed 10000), 5 candidates each.
+"""
+
+import argparse
+import dataclasses
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dreamer_mpc.agent import Dreamer
+from dreamer_mpc.checkpoint import load_checkpoint
+from dreamer_mpc.config import config_from_dict
+from dreamer_mpc.planners import DreamMPC, Policy
+from dreamer_mpc.planners.objective import rollout
+from dreamer_mpc.train import load_agent, make_envs
+
+
+def episode_states(agent: Dreamer, envs, steps: int = 200, every: int = 5) -> Float[Tensor, "B S"]:
+    """Posterior states along one episode under the policy."""
+    image, _ = envs.reset(seed=[10_000])
+    carry, states = agent.initial(1), []
+    for t in range(steps):
+        act = agent.act(Policy(), carry, torch.from_numpy(image), torch.tensor([t == 0]))
+        carry = act.carry
+        if t % every == 0:
+            states.append(carry.state)
+        image, *_ = envs.step(act.action.numpy())
+    return torch.cat(states)
+
+
+@torch.no_grad()
+def change(agent: Dreamer, planner: DreamMPC, states: Float[Tensor, "B S"]) -> Float[Tensor, "B N"]:
+    """J after the ascent minus J before it, of every candidate."""
+    values = []
+    for variant in (dataclasses.replace(planner, iterations=0), planner):
+        torch.manual_seed(0)
+        candidates = variant.plan(agent.model, states).candidates
+        noise = [torch.zeros(*candidates.shape[:2], agent.model.world_model.rssm.stoch)] * planner.horizon
+        values.append(planner.objective_function()(agent.model, rollout(agent.model, states, candidates, noise)))
+    return values[1] - values[0]
+
+
+def main() -> None:
+    """Measure a few settings and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint")
+    payload = load_checkpoint(parser.parse_args().checkpoint)
+    config = dataclasses.replace(config_from_dict(payload["config"], "checkpoint"), render_quality="fast")
+    envs = make_envs(config, 1)
+    agent = load_agent(payload, config, envs.single_action_space.shape[0], torch.device("cpu"))
+    states = episode_states(agent, envs)
+    print("latent_noise  iterations  grad_clip   mean dJ  median dJ  share up")
+    for noise in ("fresh", "mean"):
+        for iterations, clip in [(1, 0.3), (1, 1.0), (1, 3.0), (1, 10.0), (5, 1.0)]:
+            planner = DreamMPC(latent_noise=noise, iterations=iterations, grad_clip=clip)
+            d = change(agent, planner, states)
+            share = (d > 0).float().mean()
+            print(f"{noise:12}  {iterations:10}  {clip:9}  {d.mean():8.3f}  {d.median():9.3f}  {share:8.2f}")
+
+
+if __name__ == "__main__":
+    main()

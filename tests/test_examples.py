@@ -1,0 +1,22 @@
+"""The examples of the README do what it says."""
+
+from pathlib import Path
+
+import torch
+
+from tests import example_env, example_model
+
+README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+
+
+def test_the_custom_world_model_is_driven_to_the_origin():
+    torch.manual_seed(0)
+    assert example_model.drive().norm() < 0.1
+    assert torch.tensor([1.0, 0.0]).norm() > 0.9  # where it came from
+
+
+def test_readme_shows_the_examples_as_they_are():
+    for module in (example_env, example_model):
+        code = Path(module.__file__).read_text()
+        body = code[code.index("class ") : code.index("\n\n\nif __name__") if "__main__" in code else None].strip()
+        assert body in README, f"README's copy of {module.__name__} is out of date"
