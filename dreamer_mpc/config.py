@@ -253,9 +253,9 @@ def _first_lines(error: Exception) -> str:
 
 def _one_line(box: str) -> str:
     """tyro's boxed error as one line: its title and its pointers to --help left out, range errors with their flag."""
-    # The frame is drawn in box characters or, where the terminal has none, in ASCII; its first line bears the title.
-    lines = [line.strip("│| ") for line in box.splitlines() if not line.startswith(("╭", "╰", "+-"))]
-    text = re.sub(r"[─-╿]+|-{3,}", " ", " ".join(lines))
+    # The title comes first; the frame may be box characters, ASCII or nothing, as the terminal allows.
+    lines = [line.strip(" │|") for line in box.splitlines()]
+    text = " ".join([line for line in lines if re.search(r"\w", line)][1:])
     text = re.sub(r"Argument helptext:.*|For full helptext,.*", "", text)
     text = re.sub(r"\s+", " ", text).strip()
     text = re.sub(r"^Error parsing (?:Config|EvalConfig): (\w+) must", lambda m: f"{_flag(m[1])} must", text)
