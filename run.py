@@ -11,7 +11,8 @@ USAGE = """usage: python run.py [train] --env cheetah-run --planner dream-mpc   
        python run.py eval --checkpoint RUN --planner dream-mpc,policy    evaluate a checkpoint under planners
        python run.py doctor                                              can this machine run it?
 
---help after a command lists its settings."""
+`eval --help` lists the settings of eval; those of train follow.
+"""
 
 
 def train(args: Sequence[str]) -> int:
@@ -146,7 +147,7 @@ def main(args: Sequence[str]) -> int:
     """Run one command; errors that a user can mend are one line and exit code 2."""
     if args and args[0] in ("-h", "--help"):
         print(USAGE)
-        return 0
+        args = ["train", "--help"]
     word, rest = (args[0], args[1:]) if args and not args[0].startswith("-") else ("train", args)
     from dreamer_mpc.errors import UserError
     from envs import EnvError

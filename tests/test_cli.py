@@ -130,6 +130,12 @@ def test_a_configuration_survives_yaml_and_checkpoints(tmp_path):
     assert config_from_dict(to_dict(config), "here") == config
 
 
+def test_presets_add_up_in_order():
+    config = load_presets("quick,planner/dream-mpc-released")
+    assert config.dream_mpc.scale_penalty and not config.dream_mpc.penalty_gradient
+    assert config.world_model == load_presets("quick").world_model
+
+
 def test_the_command_line_wins_over_the_preset():
     from dreamer_mpc.config import parse
 
@@ -139,8 +145,10 @@ def test_the_command_line_wins_over_the_preset():
 
 def test_help_names_groups_defaults_and_units():
     done = command("--help")
-    assert done.returncode == 0 and "eval" in done.stdout
-    text = " ".join(command("train", "--help").stdout.split())
+    assert done.returncode == 0
+    text = " ".join(done.stdout.split())
+    for words in ("run.py eval --checkpoint", "run.py doctor"):
+        assert words in text
     for words in ("--dream-mpc.horizon", "--world-model.deter", "env steps", "(paper: 15)", "default: 1000000"):
         assert words in text
 
@@ -257,6 +265,19 @@ def test_any_gymnasium_env_can_be_trained_on(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert records(tmp_path / "run")[-1]["agent_steps"] == 400
+
+
+def test_two_environments_a_memory_map_and_tensorboard(tmp_path):
+    done = command(
+        *SHORT, "--env", "tests.example_env:make", "--action-repeat", 1, "--env-steps", 400, "--max-env-steps", 60,
+        "--train.every", 100, "--run-dir", tmp_path / "run", "--num-envs", 2, "--replay.storage", "memmap",
+        "--logger", "tensorboard",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "memory-mapped" in done.stdout and (tmp_path / "run" / "replay.bin").stat().st_size > 0
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+    last = records(tmp_path / "run")[-1]
+    assert (last["env_steps"], last["agent_steps"], last["episodes"]) == (400, 400, 6)
 
 
 def test_readme_commands_and_ci_agree():
