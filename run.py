@@ -100,7 +100,7 @@ def evaluate_checkpoint(args: Sequence[str]) -> int:
         compile=config.compile,
         render_quality=config.render_quality or trained.render_quality,
     )
-    envs = make_envs(trained, side_by_side_envs(config.num_envs, config.episodes))
+    envs = make_envs(trained, side_by_side_envs(config.num_envs, config.episodes), device)
     run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     out = Path(config.out) if config.out else run / "eval"
     rows, console = [], Console()

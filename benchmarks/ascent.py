@@ -52,8 +52,9 @@ def main() -> None:
     parser.add_argument("checkpoint")
     payload = load_checkpoint(parser.parse_args().checkpoint)
     config = dataclasses.replace(config_from_dict(payload["config"], "checkpoint"), render_quality="fast")
-    envs = make_envs(config, 1)
-    agent = load_agent(payload, config, envs.single_action_space.shape[0], torch.device("cpu"))
+    device = torch.device("cpu")
+    envs = make_envs(config, 1, device)
+    agent = load_agent(payload, config, envs.single_action_space.shape[0], device)
     states = episode_states(agent, envs)
     print("latent_noise  iterations  grad_clip   mean dJ  median dJ  share up")
     for noise in ("fresh", "mean"):

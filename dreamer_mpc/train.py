@@ -30,13 +30,14 @@ def default_run_dir(config: Config) -> str:
     return f"runs/{config.env.replace(':', '.')}-{config.planner}-seed{config.seed}"
 
 
-def make_envs(config: Config, num_envs: int, env: str | None = None) -> gymnasium.vector.VectorEnv:
-    """`num_envs` environments as `config` sets them up, with an OpenGL that was seen to work."""
-    name = env or config.env
-    if ":" not in name:
+def make_envs(config: Config, num_envs: int, device: torch.device) -> gymnasium.vector.VectorEnv:
+    """`num_envs` environments as `config` sets them up, with an OpenGL that was seen to work, on the GPU of `device`."""
+    if ":" not in config.env:
         choose_gl_backend()
+        if device.type == "cuda":
+            match_egl_device(device.index)
     return make_vector_env(
-        name,
+        config.env,
         num_envs,
         action_repeat=config.action_repeat,
         render_quality=config.render_quality,
@@ -87,12 +88,11 @@ class Trainer:
         self.config, self.folder = config, folder
         self.device = choose_device(config.device)
         torch.manual_seed(config.seed)
-        if self.device.type == "cuda":
-            match_egl_device(self.device.index)
         self.planner = planner_from(config, config.planner)
         self.counters = Counters(**payload["counters"]) if payload else Counters()
-        self.envs = make_envs(config, config.num_envs)
-        self.eval_envs = make_envs(config, side_by_side_envs(config.eval.num_envs, config.eval.episodes))
+        self.envs = make_envs(config, config.num_envs, self.device)
+        rows = side_by_side_envs(config.eval.num_envs, config.eval.episodes)
+        self.eval_envs = make_envs(config, rows, self.device)
         action_dim = self.envs.single_action_space.shape[0]
         if payload:
             self.agent = load_agent(payload, config, action_dim, self.device)
