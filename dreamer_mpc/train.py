@@ -31,7 +31,7 @@ def default_run_dir(config: Config) -> str:
 
 
 def make_envs(config: Config, num_envs: int, device: torch.device) -> gymnasium.vector.VectorEnv:
-    """`num_envs` environments as `config` sets them up, with an OpenGL that was seen to work, on the GPU of `device`."""
+    """`num_envs` environments as `config` sets them up, rendered by an OpenGL that works, on the GPU of `device`."""
     if ":" not in config.env:
         choose_gl_backend()
         if device.type == "cuda":

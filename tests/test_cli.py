@@ -166,7 +166,7 @@ TRAIN_ERRORS = {
     "value out of range": (["--dream-mpc.candidates", "0"], "--dream-mpc.candidates must be at least 1, got 0"),
     "value of another type": (["--env-steps", "many"], "--env-steps"),
     "negative length": (["--env-steps", "-5"], "--env-steps must be at least 1, got -5"),
-    "unknown preset": (["--config", "quik"], "no preset 'quik': known are default, quick"),
+    "unknown preset": (["--config", "quik"], "no preset 'quik': known are default, planner/dream-mpc-released, quick"),
     "unknown device": (["--device", "tpu"], "--device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
     "missing run": (["--resume", "/nowhere"], "no checkpoint /nowhere"),
     "GPU replay on a CPU": (["--device", "cpu", "--replay.storage", "gpu"], "--replay.storage gpu needs a CUDA device"),
