@@ -21,10 +21,14 @@ def train(args: Sequence[str]) -> int:
 
     from dreamer_mpc import config as settings
     from dreamer_mpc.checkpoint import load_checkpoint
+    from dreamer_mpc.errors import UserError
     from dreamer_mpc.train import Trainer, prepare
 
     resume = settings.option(args, "resume")
-    if resume:
+    if resume is not None:
+        for name in ("config", "run-dir"):
+            if settings.option(args, name) is not None:
+                raise UserError(f"--{name} does not go with --resume, whose run has its own: leave one of them out")
         saved = settings.config_from_dict(load_checkpoint(resume)["config"], resume)
         default = dataclasses.replace(saved, resume=resume, overwrite=False)
     else:
@@ -83,7 +87,7 @@ def evaluate_checkpoint(args: Sequence[str]) -> int:
 
     checkpoint = settings.option(args, "checkpoint")
     default = None
-    if checkpoint:
+    if checkpoint is not None:
         path = find_checkpoint(checkpoint)
         payload = load_checkpoint(path)
         trained = settings.config_from_dict(payload["config"], str(path))
@@ -103,6 +107,10 @@ def evaluate_checkpoint(args: Sequence[str]) -> int:
     envs = make_envs(trained, side_by_side_envs(config.num_envs, config.episodes), device)
     run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     out = Path(config.out) if config.out else run / "eval"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {out} ({error.strerror}): name another folder with --out") from error
     rows, console = [], Console()
     try:
         agent = load_agent(payload, trained, envs.single_action_space.shape[0], device)
@@ -111,13 +119,11 @@ def evaluate_checkpoint(args: Sequence[str]) -> int:
                 result = evaluate(agent, planner, envs, config.episodes, config.seed, 250 if config.video else 0)
             rows.append({"planner": name, **result.summary(), "returns": result.returns.tolist()})
             if config.video:
-                out.mkdir(parents=True, exist_ok=True)
                 for file in write_visuals(out / name, agent, planner, result, trained.env):
                     print(f"wrote {file}")
     finally:
         envs.close()
     console.print(table_of(rows, envs.num_envs))
-    out.mkdir(parents=True, exist_ok=True)
     record = {
         "checkpoint": str(path),
         "env": trained.env,
@@ -136,7 +142,10 @@ def evaluate_checkpoint(args: Sequence[str]) -> int:
 def doctor(args: Sequence[str]) -> int:
     """Say whether this machine can run the project."""
     from dreamer_mpc.doctor import doctor
+    from dreamer_mpc.errors import UserError
 
+    if args:
+        raise UserError("doctor takes no options")
     return doctor()
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dreamer_mpc.behavior import Actor, BehaviorConfig, Critic, TanhNormal
 from dreamer_mpc.behavior.imagination import actor_loss, critic_loss, imagine
 from dreamer_mpc.capture import Captured
+from dreamer_mpc.checks import check_ranges
 from dreamer_mpc.planners import Planner, reset_memory
 from dreamer_mpc.returns import lambda_return
 from dreamer_mpc.world_model import Batch, WorldModel, WorldModelConfig
@@ -33,6 +34,10 @@ class OptimizerConfig:
     """Adam's epsilon (paper: 1e-7)."""
     grad_clip: float = 100.0
     """Largest gradient norm of each of the three (paper: 100)."""
+
+    def __post_init__(self):
+        rates = ("world_model_lr", "actor_lr", "critic_lr", "eps", "grad_clip")
+        check_ranges(self, **dict.fromkeys(rates, (0, None)))
 
 
 class Latents(nn.Module):
@@ -250,4 +255,7 @@ class Dreamer:
         """Restore `state_dict`; without optimizers (a checkpoint for acting only) they start afresh."""
         self.model.load_state_dict(state["model"])
         for name, optimizer in state.get("optimizers", {}).items():
+            own = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizers[name].param_groups]
             self.optimizers[name].load_state_dict(copy.deepcopy(optimizer))
+            for group, settings in zip(self.optimizers[name].param_groups, own, strict=True):
+                group.update(settings)  # this agent's rates and device, not those it was saved with

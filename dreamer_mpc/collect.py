@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from dreamer_mpc.agent import Carry, Dreamer
+from dreamer_mpc.errors import UserError
 from dreamer_mpc.planners import Planner
 from dreamer_mpc.replay import Episode, Replay
 from envs import reset_rows
@@ -85,6 +86,11 @@ class Collector:
         """Store the episodes that ended, and start new ones in their rows."""
         returns = []
         for i in np.flatnonzero(done):
+            if (length := len(self._stages[i].reward)) > self.replay.capacity:
+                raise UserError(
+                    f"an episode of {length} frames does not fit a replay of {self.replay.capacity}: "
+                    f"raise --replay.capacity and --env-steps, or end episodes earlier with --max-env-steps"
+                )
             self.replay.add(self._stages[i].episode())
             returns.append(float(sum(self._stages[i].reward)))
             self.counters.episodes += 1
@@ -100,7 +106,7 @@ class Collector:
 
     def _random(self) -> np.ndarray:
         shape = (self.envs.num_envs, *self.envs.single_action_space.shape)
-        # What a planner finds later starts with an episode; until then nothing is carried.
+        # Nothing is carried while no planner acts; one that starts in mid-episode starts from the zero state.
         self._carry = self.agent.initial(self.envs.num_envs)
         return self._rng.uniform(-1, 1, shape).astype(np.float32)
 

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dreamer_mpc.agent import OptimizerConfig
 from dreamer_mpc.behavior import BehaviorConfig
+from dreamer_mpc.checks import check_ranges
 from dreamer_mpc.errors import UserError
 from dreamer_mpc.planners import PLANNERS, DreamMPC, Planner, make_planner
 from dreamer_mpc.replay import ReplayConfig
@@ -23,13 +24,6 @@ from dreamer_mpc.world_model import WorldModelConfig
 PRESETS = Path(__file__).resolve().parent.parent / "configs"
 PlannerName = Literal["policy", "dream-mpc"]
 T = TypeVar("T")
-
-
-def require_at_least(config: Any, **bounds: float) -> None:
-    """ValueError that names the field of `config` that is below its bound."""
-    for name, low in bounds.items():
-        if not getattr(config, name) >= low:
-            raise ValueError(f"{name} must be at least {low}, got {getattr(config, name)}")
 
 
 @dataclass(frozen=True)
@@ -48,7 +42,8 @@ class TrainConfig:
     """Checkpoints kept in the run folder."""
 
     def __post_init__(self):
-        require_at_least(self, seed_episodes=1, every=1, updates=0, action_noise=0, keep_checkpoints=1)
+        check_ranges(self, seed_episodes=(1, None), every=(1, None), updates=(0, None), action_noise=(0, None))
+        check_ranges(self, keep_checkpoints=(1, None))
 
 
 @dataclass(frozen=True)
@@ -69,7 +64,8 @@ class EvaluationConfig:
     """Longest video, agent steps."""
 
     def __post_init__(self):
-        require_at_least(self, every=1, episodes=1, num_envs=1, seed=0, video_steps=1)
+        check_ranges(self, every=(1, None), episodes=(1, None), num_envs=(1, None), seed=(0, None))
+        check_ranges(self, video_steps=(1, None))
 
 
 @dataclass(frozen=True)
@@ -101,7 +97,7 @@ class Config:
     compile: Literal["auto", "off"] = "auto"
     """auto: on a GPU, replay acting and updates as CUDA graphs; off: eager."""
     precision: Literal["bf16", "fp32"] = "bf16"
-    """Convolutions on a GPU: bf16 autocast, or fp32. Parameters, latents and losses are fp32 in both."""
+    """Convolutions on a GPU: bf16 autocast, or fp32. Parameters, latents, losses: fp32 (products: TF32)."""
     run_dir: str | None = None
     """Where the run is written; None is runs/<env>-<planner>-seed<seed>."""
     resume: str | None = None
@@ -119,7 +115,7 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
 
     def __post_init__(self):
-        require_at_least(self, seed=0, env_steps=1, num_envs=1, action_repeat=1)
+        check_ranges(self, seed=(0, None), env_steps=(1, None), num_envs=(1, None), action_repeat=(1, None))
 
 
 @dataclass(frozen=True)
@@ -151,7 +147,7 @@ class EvalConfig:
     dream_mpc: DreamMPC = DreamMPC()
 
     def __post_init__(self):
-        require_at_least(self, episodes=1, num_envs=1, seed=0)
+        check_ranges(self, episodes=(1, None), num_envs=(1, None), seed=(0, None))
 
 
 def load_presets(names: str) -> Config:
@@ -164,7 +160,7 @@ def load_presets(names: str) -> Config:
             raise UserError(f"no preset {name!r}: known are {', '.join(known)}, or give a YAML file")
         try:
             merged = OmegaConf.merge(merged, OmegaConf.load(path))
-        except (OmegaConfBaseException, ValueError, OSError) as error:
+        except (OmegaConfBaseException, ValueError, TypeError, OSError) as error:
             raise UserError(f"{path}: {_first_lines(error)}") from error
         except Exception as error:
             if type(error).__module__.startswith("yaml"):
@@ -177,7 +173,7 @@ def config_from_dict(values: dict[str, Any], source: str) -> Config:
     """A saved configuration; UserError where it does not fit this version's schema."""
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(values))
-    except (OmegaConfBaseException, ValueError) as error:
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
         raise UserError(f"{source}: {_first_lines(error)}") from error
     return _build(merged, source)
 

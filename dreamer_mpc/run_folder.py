@@ -16,8 +16,7 @@ from dreamer_mpc.errors import UserError
 
 PROGRAM = "dreamer-mpc"
 WRITTEN = (
-    "config.yaml", "metrics.jsonl", "versions.json", "replay.bin",
-    "checkpoints", "videos", "eval", "tensorboard", "wandb",
+    "config.yaml", "metrics.jsonl", "versions.json", "checkpoints", "videos", "eval", "tensorboard", "wandb",
 )  # fmt: skip
 PACKAGES = (
     "torch", "numpy", "dm_control", "mujoco", "gymnasium", "einops", "omegaconf", "tyro",

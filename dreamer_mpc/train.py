@@ -78,7 +78,7 @@ def load_agent(payload: dict[str, Any], config: Config, action_dim: int, device:
 
 def side_by_side_envs(wanted: int, episodes: int) -> int:
     """Environments to step at once: no more than asked for, than cores, or than episodes."""
-    return max(1, min(wanted, episodes, os.cpu_count() or 1))
+    return max(1, min(wanted, episodes, len(os.sched_getaffinity(0))))
 
 
 class Trainer:
@@ -116,7 +116,9 @@ class Trainer:
     def run(self) -> None:
         """Train until `env_steps`; the last evaluation is left in `self.evaluation`."""
         config, counters = self.config, self.counters
-        # Written only now: a run that could not be set up leaves its folder empty, to be used again.
+        # Deleted and written only now: a run that could not be set up leaves its folder as it was.
+        if config.overwrite and not config.resume:
+            RunFolder.create(self.folder.path, overwrite=True)
         self.folder.write_config(to_yaml(config))
         self.folder.write_versions({"device": device_name(self.device)})
         with (
@@ -127,8 +129,8 @@ class Trainer:
                 logger.truncate(counters.env_steps)
             for line in self._introduction():
                 progress.line(line)
-            self._collect_seed_episodes(logger, progress)
             next_eval = (counters.env_steps // config.eval.every + 1) * config.eval.every
+            self._collect_seed_episodes(logger, progress)
             next_round = counters.env_steps
             while counters.env_steps < config.env_steps:
                 progress.update(counters.env_steps, counters.updates, "updating")
@@ -139,12 +141,12 @@ class Trainer:
                 logger.write(asdict(counters), metrics | _train_returns(returns))
                 progress.update(counters.env_steps, counters.updates, train_return=returns[-1] if returns else None)
                 if counters.env_steps >= min(next_eval, config.env_steps):
-                    next_eval += config.eval.every
-                    self._evaluate(logger, progress)
+                    next_eval = (counters.env_steps // config.eval.every + 1) * config.eval.every
                     self._save(progress)
+                    self._evaluate(logger, progress)
             if self.evaluation is None:  # the seed episodes alone reached the end
-                self._evaluate(logger, progress)
                 self._save(progress)
+                self._evaluate(logger, progress)
 
     def close(self) -> None:
         """End the environments' workers."""
@@ -167,9 +169,12 @@ class Trainer:
         progress.update(counters.env_steps, counters.updates, "seed episodes")
         if counters.updates:
             returns: list[float] = []
+            before = counters.env_steps
             while len(returns) < config.train.seed_episodes:
                 target = counters.env_steps + config.action_repeat * config.num_envs
                 returns += self.collector.collect(target, self.planner, config.train.action_noise)
+            for _ in range((counters.env_steps - before) // config.train.every):
+                self._update()  # what these steps are owed
         else:
             returns = self.collector.collect_episodes(config.train.seed_episodes)
         logger.write(asdict(counters), _train_returns(returns))
@@ -208,7 +213,10 @@ class Trainer:
         )
         if trace_steps:
             stem = self.folder.videos / f"{counters.env_steps:08d}"
-            write_visuals(stem, self.agent, self.planner, self.evaluation, config.env)
+            try:
+                write_visuals(stem, self.agent, self.planner, self.evaluation, config.env)
+            except OSError as error:  # a full disk or no ffmpeg costs the video, not the run
+                progress.line(f"no video at {counters.env_steps:,} env steps: {error}")
 
     def _save(self, progress: Progress) -> None:
         path = checkpoint_path(self.folder.checkpoints, self.counters.env_steps)
@@ -244,6 +252,8 @@ def prepare(config: Config) -> tuple[RunFolder, dict[str, Any] | None]:
         if done >= config.env_steps:
             raise UserError(f"{folder.path} has reached its {done:,} env steps: give more with --env-steps")
     else:
-        folder = RunFolder.create(config.run_dir or default_run_dir(config), config.overwrite)
+        path = Path(config.run_dir or default_run_dir(config))
+        # What is to be overwritten is deleted when the new run is ready to start, not before.
+        folder = RunFolder(path) if config.overwrite and path.exists() else RunFolder.create(path)
         payload = None
     return folder, payload

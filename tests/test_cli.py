@@ -103,6 +103,42 @@ def test_resume_goes_on_from_the_last_checkpoint(trained, tmp_path):
     assert history == sorted(history)
 
 
+def test_a_resumed_run_takes_the_command_line_s_rates(trained):
+    from dataclasses import replace
+
+    from dreamer_mpc.agent import OptimizerConfig
+    from dreamer_mpc.train import load_agent
+
+    payload = load_checkpoint(trained[0])
+    rates = OptimizerConfig(actor_lr=0.5, eps=0.25)
+    config = replace(config_from_dict(payload["config"], "checkpoint"), optimizer=rates)
+    agent = load_agent(payload, config, payload["action_dim"], torch.device("cpu"))
+    group = agent.optimizers["actor"].param_groups[0]
+    assert (group["lr"], group["eps"]) == (0.5, 0.25)
+    assert agent.optimizers["actor"].state_dict()["state"][0]["step"].item() == 4
+
+
+def test_overwriting_deletes_nothing_until_the_new_run_can_start(trained, tmp_path, capsys):
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-r", trained[0], folder], check=True)
+    assert run.main([*SHORT, "--env", "cheetah-rnu", "--run-dir", str(folder), "--overwrite"]) == 2
+    assert "unknown env" in capsys.readouterr().err
+    assert find_checkpoint(folder).exists() and records(folder)
+
+
+def test_a_preset_or_folder_beside_resume_is_refused(trained, capsys):
+    for args in (["--config", "quick"], ["--run-dir", "elsewhere"]):
+        assert run.main(["--resume", str(trained[0]), *args]) == 2
+        assert "does not go with --resume" in capsys.readouterr().err
+
+
+def test_an_episode_longer_than_the_replay_is_one_line(tmp_path, capsys):
+    args = [*SHORT, "--env", "tests.example_env:make", "--action-repeat", "1", "--replay.capacity", "60"]
+    assert run.main([*args, "--run-dir", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "--replay.capacity" in error and error.count("\n") == 1
+
+
 def test_a_finished_run_says_how_to_go_on(trained, capsys):
     assert run.main(["--resume", str(trained[0])]) == 2
     error = capsys.readouterr().err
@@ -165,6 +201,9 @@ TRAIN_ERRORS = {
     "unknown key": (["--dream-mpc.horizn", "3"], "Unrecognized options: --dream-mpc.horizn"),
     "value out of range": (["--dream-mpc.candidates", "0"], "--dream-mpc.candidates must be at least 1, got 0"),
     "value of another type": (["--env-steps", "many"], "--env-steps"),
+    "rate out of range": (["--optimizer.actor-lr", "-1"], "--optimizer.actor-lr must be at least 0, got -1"),
+    "size out of range": (["--world-model.deter", "0"], "--world-model.deter must be at least 1, got 0"),
+    "discount out of range": (["--behavior.discount", "3"], "--behavior.discount must be between 0 and 1, got 3"),
     "negative length": (["--env-steps", "-5"], "--env-steps must be at least 1, got -5"),
     "unknown preset": (["--config", "quik"], "no preset 'quik': known are default, planner/dream-mpc-released, quick"),
     "unknown device": (["--device", "tpu"], "--device must be auto, cpu, cuda or cuda:N, got 'tpu'"),

@@ -16,7 +16,8 @@ class Critic(nn.Module):
     """K value heads in one batched call: [*, S] -> [K, *]; each is trained on lambda-returns that begin with reward.
 
     The heads differ by initialisation and by the frames they learn from: head k sees a frame of replay with probability
-    `bootstrap`, drawn once per frame (paper, Eq. 5 and 6 need heads that disagree where data is thin).
+    `bootstrap`, drawn once for its place in replay, with a period of 65,536 places (paper, Eq. 5 and 6 need heads that
+    disagree where data is thin).
     """
 
     masks: Bool[Tensor, "M K"]

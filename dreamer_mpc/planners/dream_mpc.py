@@ -1,13 +1,13 @@
 """Dream-MPC: a few policy rollouts, refined by gradient ascent through the world model."""
 
-import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dreamer_mpc.checks import check_choices, check_ranges
 from dreamer_mpc.planners.objective import LatentNoise, Objective, draw_noise, latent_step, rollout
 from dreamer_mpc.planners.protocol import LatentModel, Memory, Plan, choose
 
@@ -49,12 +49,10 @@ class DreamMPC:
 
     def __post_init__(self):
         check_choices(self)
-        for name, low, high in [
-            ("horizon", 1, None), ("candidates", 1, None), ("iterations", 0, None), ("step_size", 0, None),
-            ("grad_clip", 0, None), ("reuse", 0, 1), ("discount", 0, 1), ("uncertainty", None, None),
-            ("return_lambda", 0, 1),
-        ]:  # fmt: skip
-            check_range(name, getattr(self, name), low, high)
+        check_ranges(
+            self, horizon=(1, None), candidates=(1, None), iterations=(0, None), step_size=(0, None),
+            grad_clip=(0, None), reuse=(0, 1), discount=(0, 1), uncertainty=(None, None), return_lambda=(0, 1),
+        )  # fmt: skip
 
     @torch.no_grad()
     def plan(self, model: LatentModel, state: Float[Tensor, "B S"], memory: Memory | None = None) -> Plan:
@@ -161,18 +159,3 @@ def ascend(
     scale = (grad_clip / norm.clamp_min(torch.finfo(grad.dtype).tiny)).clamp(max=1)
     step = torch.where(norm.isfinite(), step_size * scale * grad, 0.0)
     return (actions + step).clamp(-1, 1)
-
-
-def check_range(name: str, value: float, low: float | None, high: float | None) -> None:
-    """ValueError unless value is finite and low <= value <= high; None is no bound."""
-    if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
-        bounds = "finite" if low is None else f"at least {low}" if high is None else f"between {low} and {high}"
-        raise ValueError(f"{name} must be {bounds}, got {value}")
-
-
-def check_choices(settings: Any) -> None:
-    """ValueError unless each field typed as a Literal holds one of its values."""
-    for name, annotation in get_type_hints(type(settings)).items():
-        if get_origin(annotation) is Literal and getattr(settings, name) not in get_args(annotation):
-            known = ", ".join(map(str, get_args(annotation)))
-            raise ValueError(f"{name} must be one of {known}, got {getattr(settings, name)!r}")

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
+from dreamer_mpc.checks import check_ranges
 from dreamer_mpc.world_model.decoder import Decoder
 from dreamer_mpc.world_model.encoder import Encoder, preprocess, to_image
 from dreamer_mpc.world_model.networks import mlp
@@ -53,6 +54,12 @@ class WorldModelConfig:
     """Weight of the reward log-likelihood (paper: 1)."""
     kl_scale: float = 1.0
     """Weight of the KL (paper: 1)."""
+
+    def __post_init__(self):
+        sizes = ("deter", "stoch", "hidden", "encoder_channels", "decoder_dense", "decoder_channels", "reward_hidden")
+        check_ranges(self, **dict.fromkeys(sizes, (1, None)), reward_layers=(1, None))
+        scales = ("min_std", "free_nats", "image_scale", "reward_scale", "kl_scale")
+        check_ranges(self, **dict.fromkeys(scales, (0, None)))
 
 
 class WorldModel(nn.Module):

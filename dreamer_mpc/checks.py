@@ -1,0 +1,27 @@
+"""Settings that are out of range are errors that name themselves."""
+
+import math
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+
+def check_range(name: str, value: float, low: float | None, high: float | None) -> None:
+    """ValueError unless value is finite and low <= value <= high; None is no bound."""
+    if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
+        bounds = "finite" if low is None else f"at least {low}" if high is None else f"between {low} and {high}"
+        raise ValueError(f"{name} must be {bounds}, got {value}")
+
+
+def check_ranges(settings: Any, **ranges: tuple[float | None, float | None]) -> None:
+    """`check_range` of every named field of `settings`; each value of a tuple."""
+    for name, (low, high) in ranges.items():
+        value = getattr(settings, name)
+        for number in value if isinstance(value, (tuple, list)) else [value]:
+            check_range(name, number, low, high)
+
+
+def check_choices(settings: Any) -> None:
+    """ValueError unless each field typed as a Literal holds one of its values."""
+    for name, annotation in get_type_hints(type(settings)).items():
+        if get_origin(annotation) is Literal and getattr(settings, name) not in get_args(annotation):
+            known = ", ".join(map(str, get_args(annotation)))
+            raise ValueError(f"{name} must be one of {known}, got {getattr(settings, name)!r}")
