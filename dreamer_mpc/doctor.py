@@ -128,7 +128,7 @@ def check_disk() -> Finding:
     free = shutil.disk_usage(".").free / GIB
     text = f"{free:.0f} GiB free in {os.getcwd()}"
     if free < MIN_FREE_DISK_GIB:
-        return Finding("warn", f"{text}: checkpoints with their replay need more; name another --run-dir")
+        return Finding("warn", f"{text}: a run with its videos needs more; name another --run-dir")
     return Finding("ok", text)
 
 
