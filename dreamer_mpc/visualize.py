@@ -59,9 +59,9 @@ def _decode(agent: Dreamer, state: Float[Tensor, "T S"], chunk: int = 250) -> UI
 def decision(path: Path, agent: Dreamer, planner: Planner, trace: Trace, t: int, env: str) -> bool:
     """One picture of a plan from the state at step `t`: decoded before and after the ascent, with J under each.
 
-    The plan is made anew, with draws of its own that also give the candidates without the ascent. Both J are taken under
-    the prior's mean, so that they differ by the actions alone. Returns False, and draws nothing, for a planner that does
-    not ascend.
+    The plan is made anew, with draws of its own that also give the candidates without the ascent. Both J are taken
+    under the prior's mean, so that they differ by the actions alone. Returns False, and draws nothing, for a planner
+    that does not ascend.
     """
     if not isinstance(planner, DreamMPC) or planner.iterations == 0:
         return False
