@@ -18,7 +18,7 @@ from dreamer_mpc.planners import (
     make_planner,
     reset_memory,
 )
-from dreamer_mpc.planners.dream_mpc import ascend
+from dreamer_mpc.planners.ascent import ascend
 from dreamer_mpc.planners.objective import rollout
 from tests.latent_models import Broken, Cliff, Counting, Deaf, Kinked, Noisy, Quadratic, Smooth, Spread
 

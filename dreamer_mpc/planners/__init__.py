@@ -3,13 +3,28 @@
 from dataclasses import fields
 from typing import Any
 
+from dreamer_mpc.planners.ascent import Ascent
+from dreamer_mpc.planners.cem import CEM
 from dreamer_mpc.planners.dream_mpc import DreamMPC
+from dreamer_mpc.planners.grad_mpc import GradMPC
+from dreamer_mpc.planners.mppi import MPPI
 from dreamer_mpc.planners.policy import Policy
-from dreamer_mpc.planners.protocol import LatentModel, Memory, Plan, Planner, reset_memory
+from dreamer_mpc.planners.policy_grad_mpc import PolicyGradMPC
+from dreamer_mpc.planners.protocol import LatentDynamics, LatentModel, Memory, Plan, Planner, reset_memory
 
-PLANNERS: dict[str, type] = {"policy": Policy, "dream-mpc": DreamMPC}
+PLANNERS: dict[str, type] = {
+    "policy": Policy,
+    "dream-mpc": DreamMPC,
+    "policy-grad-mpc": PolicyGradMPC,
+    "grad-mpc": GradMPC,
+    "cem": CEM,
+    "mppi": MPPI,
+}
 
-__all__ = ["PLANNERS", "DreamMPC", "LatentModel", "Memory", "Plan", "Planner", "Policy", "make_planner", "reset_memory"]
+__all__ = [
+    "CEM", "MPPI", "PLANNERS", "Ascent", "DreamMPC", "GradMPC", "LatentDynamics", "LatentModel", "Memory", "Plan", "Planner", "Policy",
+    "PolicyGradMPC", "make_planner", "reset_memory",
+]  # fmt: skip
 
 
 def make_planner(name: str, **settings: Any) -> Planner:

@@ -7,14 +7,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dreamer_mpc.planners.protocol import LatentModel
+from dreamer_mpc.planners.protocol import LatentDynamics
 from dreamer_mpc.returns import lambda_return
 
 LatentNoise = Literal["fresh", "fixed", "mean"]
+ObjectiveKind = Literal["return", "lambda-return", "rewards"]
 
 
 def rollout(
-    model: LatentModel,
+    model: LatentDynamics,
     state: Float[Tensor, "B S"],
     actions: Float[Tensor, "B N H A"],
     noise: list[Tensor | None] | None = None,
@@ -30,14 +31,14 @@ def rollout(
 
 
 def latent_step(
-    model: LatentModel, state: Float[Tensor, "*b S"], action: Float[Tensor, "*b A"], noise: Tensor | None
+    model: LatentDynamics, state: Float[Tensor, "*b S"], action: Float[Tensor, "*b A"], noise: Tensor | None
 ) -> Float[Tensor, "*b S"]:
     """One prior step; `noise` is passed only where there is some, so a model needs no parameter for it."""
     return model.step(state, action) if noise is None else model.step(state, action, noise)
 
 
 def draw_noise(
-    model: LatentModel, state: Float[Tensor, "*b S"], horizon: int, kind: LatentNoise
+    model: LatentDynamics, state: Float[Tensor, "*b S"], horizon: int, kind: LatentNoise
 ) -> list[Tensor | None]:
     """What the model's random steps use: None (each step draws afresh), draws to be reused, or zeros (the mean)."""
     if kind == "fresh":
@@ -65,30 +66,39 @@ class Objective:
     v and u are mean and standard deviation of the value heads, c the `uncertainty` coefficient. `value(s)` already
     includes `reward(s)`, so the reward of s_H is not added again. `scale_penalty` multiplies u by v and
     `penalty_gradient=False` cuts its gradient: both are habits of the authors' released code. With
-    `kind="lambda-return"`, J is the lambda-return of s_1 over the same penalised rewards and values.
+    `kind="lambda-return"`, J is the lambda-return of s_1 over the same penalised rewards and values; with
+    `kind="rewards"` (PlaNet) it is the sum of all H penalised rewards, and the model needs no value heads unless
+    there is a penalty.
     """
 
     discount: float = 0.99
     uncertainty: float = 0.0
-    kind: Literal["return", "lambda-return"] = "return"
+    kind: ObjectiveKind = "return"
     lambda_: float = 0.95
     scale_penalty: bool = False
     penalty_gradient: bool = True
 
-    def __call__(self, model: LatentModel, states: Float[Tensor, "B N H S"]) -> Float[Tensor, "B N"]:
-        reward = model.reward(states)  # [B, N, H]
-        every_state = self.uncertainty != 0 or self.kind == "lambda-return"
-        values = model.value(states if every_state else states[:, :, -1:])  # [K, B, N, H or 1]
-        value = values.mean(0)
-        if self.uncertainty != 0:
-            penalty = self.uncertainty * self._spread(values)  # [B, N, H]
-            reward, value = reward - penalty, value - penalty
-        if self.kind == "lambda-return" and states.shape[2] > 1:
-            r_t, v_tp1 = reward.movedim(2, 0)[:-1], value.movedim(2, 0)[1:]
-            return lambda_return(r_t, v_tp1, self.discount, self.lambda_)[0]
-        gains = torch.cat([reward[:, :, :-1], value[:, :, -1:]], dim=2)  # [B, N, H]
+    def __call__(self, model: LatentDynamics, states: Float[Tensor, "B N H S"]) -> Float[Tensor, "B N"]:
+        gains = model.reward(states)  # [B, N, H]
+        if self.needs_value:
+            every_state = self.uncertainty != 0 or self.kind == "lambda-return"
+            values = model.value(states if every_state else states[:, :, -1:])  # [K, B, N, H or 1]
+            value = values.mean(0)
+            if self.uncertainty != 0:
+                penalty = self.uncertainty * self._spread(values)  # [B, N, H]
+                gains, value = gains - penalty, value - penalty
+            if self.kind == "lambda-return" and states.shape[2] > 1:
+                r_t, v_tp1 = gains.movedim(2, 0)[:-1], value.movedim(2, 0)[1:]
+                return lambda_return(r_t, v_tp1, self.discount, self.lambda_)[0]
+            if self.kind != "rewards":
+                gains = torch.cat([gains[:, :, :-1], value[:, :, -1:]], dim=2)
         weights = self.discount ** torch.arange(gains.shape[2], device=gains.device, dtype=gains.dtype)
         return (weights * gains).sum(2)
+
+    @property
+    def needs_value(self) -> bool:
+        """Whether J reads the model's value heads."""
+        return self.kind != "rewards" or self.uncertainty != 0
 
     def _spread(self, values: Float[Tensor, "K B N H"]) -> Float[Tensor, "B N H"]:
         spread = ensemble_std(values)

@@ -1,6 +1,7 @@
 """No planning: the actor's mode."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,8 @@ from dreamer_mpc.planners.protocol import LatentModel, Plan, choose
 @dataclass(frozen=True)
 class Policy:
     """The bare policy behind the planner protocol (Dreamer). Its `value` is the critic's mean at the state itself."""
+
+    requires: ClassVar[tuple[str, ...]] = ("value", "policy")
 
     @torch.no_grad()
     def plan(self, model: LatentModel, state: Float[Tensor, "B S"], memory: None = None) -> Plan:

@@ -19,8 +19,8 @@ class ActionDistribution(Protocol):
 
 
 @runtime_checkable
-class LatentModel(Protocol):
-    """A latent world model with an actor and a critic; any object with these members plugs in, for any S.
+class LatentDynamics(Protocol):
+    """A latent world model alone: dynamics and reward. CEM and Grad-MPC need no more while J is a sum of rewards.
 
     A model whose `step` is random may also offer `noise(state) -> [*, Z]`, standard normal draws, and take them as
     `step(state, action, noise)`; zeros then mean the prior's mean. Planners use that for `latent_noise` other than
@@ -34,6 +34,11 @@ class LatentModel(Protocol):
 
     def reward(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b"]:
         """Reward received on arriving in `state`."""
+
+
+@runtime_checkable
+class LatentModel(LatentDynamics, Protocol):
+    """A latent world model with an actor and a critic; any object with these members plugs in, for any S."""
 
     def value(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "K *b"]:
         """K value heads, each including `reward(state)`."""
@@ -69,7 +74,11 @@ class Plan:
 
 @runtime_checkable
 class Planner(Protocol):
-    """Chooses actions by imagining in a latent model; holds settings, never state."""
+    """Chooses actions by imagining in a latent model; holds settings, never state.
+
+    The planners of `PLANNERS` also say in `requires` which of `LatentModel`'s `value` and `policy` they use, so that a
+    world model without critic or actor is refused in words.
+    """
 
     def plan(self, model: LatentModel, state: Float[Tensor, "B S"], memory: Any = None) -> Plan:
         """Plan for B environments. `memory` is None at an episode's start, else the last plan's."""
@@ -80,30 +89,59 @@ def reset_memory(memory: Any, done: Bool[Tensor, " B"]) -> Any:
     return None if memory is None else memory.reset(done)
 
 
+def without_broken(
+    candidates: Float[Tensor, "B N H A"], values: Float[Tensor, "B N"]
+) -> tuple[Float[Tensor, "B N H A"], Float[Tensor, "B N"]]:
+    """Candidates as finite actions in [-1, 1]; the value -inf where a candidate or its value is not finite."""
+    finite = values.isfinite() & candidates.isfinite().all(dim=(-1, -2))  # [B, N]
+    return candidates.nan_to_num(0.0, 1.0, -1.0).clamp(-1, 1), torch.where(finite, values, -torch.inf)
+
+
 def choose(
-    model: LatentModel,
+    model: LatentDynamics,
     state: Float[Tensor, "B S"],
     candidates: Float[Tensor, "B N H A"],
     values: Float[Tensor, "B N"],
     model_evaluations: int,
 ) -> Plan:
     """The plan whose sequence is the best candidate; the policy's mode where no candidate is finite."""
-    finite = values.isfinite() & candidates.isfinite().all(dim=(-1, -2))  # [B, N]
-    values = torch.where(finite, values, -torch.inf)
+    candidates, values = without_broken(candidates, values)
     best = values.argmax(dim=1)  # [B]
     rows = torch.arange(len(state), device=state.device)
-    actions = candidates[rows, best]  # [B, H, A]
-    fallback = ~finite.any(dim=1)
-    mode = model.policy(state).mode[:, None].expand_as(actions)
+    return make_plan(model, state, candidates[rows, best], values[rows, best], candidates, values, model_evaluations)
+
+
+def make_plan(
+    model: LatentDynamics,
+    state: Float[Tensor, "B S"],
+    actions: Float[Tensor, "B H A"],
+    value: Float[Tensor, " B"],
+    candidates: Float[Tensor, "B N H A"],
+    values: Float[Tensor, "B N"],
+    model_evaluations: int,
+    remembered: Float[Tensor, "B H A"] | None = None,
+) -> Plan:
+    """The plan that executes `actions`, of value `value`; the policy's mode in rows where no candidate is finite.
+
+    Candidates and values come from `without_broken`. `remembered` is what the next call builds on, if not `actions`.
+    """
+    fallback = ~values.isfinite().any(dim=1)  # [B]
+    mode = policy_mode(model, state)[:, None].nan_to_num(0.0, 1.0, -1.0).clamp(-1, 1)
     actions = torch.where(fallback[:, None, None], mode, actions)
-    actions = actions.nan_to_num(0.0, 1.0, -1.0).clamp(-1, 1)
     return Plan(
         action=actions[:, 0],
         actions=actions,
-        value=values[rows, best],
-        candidates=candidates.nan_to_num(0.0, 1.0, -1.0).clamp(-1, 1),
+        value=torch.where(fallback, -torch.inf, value),
+        candidates=candidates,
         candidate_values=values,
-        memory=Memory(actions, ~fallback),
+        memory=Memory(actions if remembered is None else remembered, ~fallback),
         model_evaluations=model_evaluations,
         fallback=fallback,
     )
+
+
+def policy_mode(model: LatentDynamics, state: Float[Tensor, "B S"]) -> Float[Tensor, "B A"]:
+    """The mode of the model's policy; zero, the middle of the range, where it has none (PlaNet)."""
+    if not hasattr(model, "policy"):
+        return state.new_zeros(len(state), model.action_dim)
+    return model.policy(state).mode

@@ -1,0 +1,94 @@
+"""MPPI: model predictive path integral control, as TD-MPC2 runs it."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dreamer_mpc.checks import check_range, check_ranges
+from dreamer_mpc.planners.objective import latent_step, rollout
+from dreamer_mpc.planners.protocol import LatentDynamics, Memory, Plan, make_plan, without_broken
+from dreamer_mpc.planners.sampling import refit, sample_actions, select_elites, softmax_weights
+from dreamer_mpc.planners.shooting import Shooting
+
+
+@dataclass(frozen=True)
+class MPPI(Shooting):
+    """MPPI (Williams et al. 2015) as in TD-MPC2 (Hansen et al. 2024, arXiv:2310.16828): samples weighed by exp(J).
+
+    Policy rollouts stand among the samples of every iteration. The executed sequence is drawn from the last elites by
+    their weights; the last mean starts the next call.
+    """
+
+    horizon: int = 3
+    """Steps of a plan, H (TD-MPC2: 3)."""
+    candidates: int = 512
+    """Sequences of an iteration, N, policy rollouts included (TD-MPC2: 512)."""
+    iterations: int = 6
+    """Times that the Gaussian is refitted, I (TD-MPC2: 6)."""
+    elites: int = 64
+    """Best sequences that the Gaussian is fitted to (TD-MPC2: 64)."""
+    policy_candidates: int = 24
+    """Policy rollouts among the candidates (TD-MPC2: 24)."""
+    temperature: float = 0.5
+    """Factor of J in the elites' weights, softmax(temperature * J): 0 weighs all alike (TD-MPC2: 0.5)."""
+    min_std: float = 0.05
+    """Smallest standard deviation of the Gaussian (TD-MPC2: 0.05)."""
+    max_std: float = 2.0
+    """Largest standard deviation of the Gaussian, and the one it starts with (TD-MPC2: 2)."""
+    reuse: float = 1.0
+    """Weight of the previous mean, shifted by one step, as the start: momentum over steps (TD-MPC2: 1)."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_range("elites", self.elites, 1, self.candidates)
+        check_range("policy_candidates", self.policy_candidates, 0, self.candidates)
+        check_ranges(self, temperature=(0, None), min_std=(0, None), max_std=(self.min_std, None))
+
+    @torch.no_grad()
+    def plan(self, model: LatentDynamics, state: Float[Tensor, "B S"], memory: Memory | None = None) -> Plan:
+        """Plan for B environments; see `Planner.plan`."""
+        objective, noise = self.objective_function(), self._noise(model, state)
+        proposals = self._policy_rollouts(model, state, noise)  # [B, P, H, A]
+        previous, weight = self._previous(model, state, memory, repeat_last=False)
+        mean = (weight * previous)[:, None]  # [B, 1, H, A]
+        std = torch.full_like(mean, self.max_std)
+        for _ in range(self.iterations):
+            samples = sample_actions(mean, std, self.candidates - self.policy_candidates)
+            actions = torch.cat([proposals, samples], dim=1)
+            values = objective(model, rollout(model, state, actions, noise))
+            actions, values = without_broken(actions, values)
+            elite_actions, elite_values = select_elites(actions, values, self.elites)
+            weights = softmax_weights(elite_values, self.temperature)  # [B, E]
+            mean, std = refit(elite_actions, weights)
+            std = std.clamp(self.min_std, self.max_std)
+        # The Gumbel-max draw of one elite by its weight; unlike torch.multinomial it asks nothing of the host.
+        drawn = (weights.log() - torch.empty_like(weights).exponential_().log()).argmax(1)  # [B]
+        rows = torch.arange(len(state), device=state.device)
+        chosen, value = elite_actions[rows, drawn], elite_values[rows, drawn]
+        return make_plan(model, state, chosen, value, actions, values, self.model_evaluations, remembered=mean[:, 0])
+
+    @property
+    def model_evaluations(self) -> int:
+        """`step` calls of a plan, one candidate each: N * I * H, and H - 1 for each policy rollout."""
+        return self.candidates * self.iterations * self.horizon + self.policy_candidates * (self.horizon - 1)
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """Which of the model's `value` and `policy` are used."""
+        return (*super().requires, "policy") if self.policy_candidates else super().requires
+
+    def _policy_rollouts(
+        self, model: LatentDynamics, state: Float[Tensor, "B S"], noise: list[Tensor | None]
+    ) -> Float[Tensor, "B P H A"]:
+        """Actions that the policy samples along P rollouts of its own."""
+        if not self.policy_candidates:
+            return state.new_zeros(len(state), 0, self.horizon, model.action_dim)
+        current = state[:, None].expand(-1, self.policy_candidates, -1)  # [B, P, S]
+        actions = [model.policy(current).rsample()]
+        for draw in noise[:-1]:
+            draw = None if draw is None else draw[:, : self.policy_candidates]
+            current = latent_step(model, current, actions[-1], draw)
+            actions.append(model.policy(current).rsample())
+        return torch.stack(actions, dim=2)

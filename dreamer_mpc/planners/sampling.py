@@ -1,0 +1,38 @@
+"""Gaussians over action sequences, and their refit to the best samples: what CEM and MPPI are made of."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def sample_actions(
+    mean: Float[Tensor, "B 1 H A"], std: Float[Tensor, "B 1 H A"], samples: int
+) -> Float[Tensor, "B N H A"]:
+    """Independent Gaussian draws, clamped to [-1, 1]."""
+    noise = torch.randn(len(mean), samples, *mean.shape[2:], dtype=mean.dtype, device=mean.device)
+    return (mean + std * noise).clamp(-1, 1)
+
+
+def select_elites(
+    actions: Float[Tensor, "B N H A"], values: Float[Tensor, "B N"], elites: int
+) -> tuple[Float[Tensor, "B E H A"], Float[Tensor, "B E"]]:
+    """The sequences with the highest values, best first."""
+    elite_values, index = values.topk(elites, dim=1)
+    return actions.gather(1, index[:, :, None, None].expand(-1, -1, *actions.shape[2:])), elite_values
+
+
+def refit(
+    actions: Float[Tensor, "B E H A"], weights: Float[Tensor, "B E"]
+) -> tuple[Float[Tensor, "B 1 H A"], Float[Tensor, "B 1 H A"]]:
+    """Mean and standard deviation of `actions` under weights that sum to one (maximum likelihood)."""
+    weights = weights[:, :, None, None]
+    mean = (weights * actions).sum(1, keepdim=True)
+    return mean, (weights * (actions - mean).square()).sum(1, keepdim=True).sqrt()
+
+
+def softmax_weights(values: Float[Tensor, "B E"], temperature: float) -> Float[Tensor, "B E"]:
+    """exp(temperature * value), normalised; values of -inf weigh nothing, and are uniform where there is no other."""
+    hopeless = ~values.isfinite().any(dim=1, keepdim=True)
+    # 0 * -inf would be NaN: with temperature 0 all finite values weigh the same.
+    scaled = torch.where(values.isfinite(), temperature * values, -torch.inf)
+    return torch.softmax(torch.where(hopeless, 0.0, scaled), dim=1)

@@ -1,0 +1,76 @@
+"""What all planners over action sequences share: their size, their objective, the model's noise, the last plan."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dreamer_mpc.checks import check_choices, check_ranges
+from dreamer_mpc.planners.objective import LatentNoise, Objective, ObjectiveKind, draw_noise
+from dreamer_mpc.planners.protocol import LatentDynamics, Memory
+
+
+@dataclass(frozen=True)
+class Shooting:
+    """Settings of a planner that scores N sequences of H actions, I times, by imagining where they lead."""
+
+    horizon: int = 15
+    """Steps of a plan, H."""
+    candidates: int = 5
+    """Action sequences scored in parallel, N."""
+    iterations: int = 1
+    """Times that the candidates are scored and improved, I."""
+    discount: float = 0.99
+    """Discount per agent step."""
+    objective: ObjectiveKind = "return"
+    """J: discounted rewards and a terminal value (return), Dreamer's lambda-return, or rewards alone."""
+    return_lambda: float = 0.95
+    """Lambda of the lambda-return; read only with that objective."""
+    uncertainty: float = 0.0
+    """Weight of the spread of the value heads in J, lambda_u; 0 switches the penalty off."""
+    scale_penalty: bool = False
+    """Multiply the spread by the mean value, as the released code of Dream-MPC does."""
+    reuse: float = 0.0
+    """Weight of the previous plan, shifted by one step, in this one; 0 forgets it."""
+    latent_noise: LatentNoise = "fresh"
+    """Noise of the prior: drawn at each rollout, fixed across a call's rollouts, or the prior's mean."""
+
+    fewest_iterations: ClassVar[int] = 1
+
+    def __post_init__(self):
+        check_choices(self)
+        check_ranges(
+            self, horizon=(1, None), candidates=(1, None), iterations=(self.fewest_iterations, None),
+            discount=(0, 1), return_lambda=(0, 1), uncertainty=(None, None), reuse=(0, 1),
+        )  # fmt: skip
+
+    def objective_function(self) -> Objective:
+        """J as the settings define it."""
+        return Objective(self.discount, self.uncertainty, self.objective, self.return_lambda, self.scale_penalty)
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """Which of the model's `value` and `policy` are used."""
+        return ("value",) if self.objective_function().needs_value else ()
+
+    def _expand(self, state: Float[Tensor, "B S"]) -> Float[Tensor, "B N S"]:
+        return state[:, None].expand(-1, self.candidates, -1)
+
+    def _noise(self, model: LatentDynamics, state: Float[Tensor, "B S"]) -> list[Tensor | None]:
+        return draw_noise(model, self._expand(state), self.horizon, self.latent_noise)
+
+    def _previous(
+        self, model: LatentDynamics, state: Float[Tensor, "B S"], memory: Memory | None, repeat_last: bool
+    ) -> tuple[Float[Tensor, "B H A"], Float[Tensor, "B 1 1"]]:
+        """The previous plan shifted by one step, its new last action repeated or zero, and its weight: `reuse` or 0."""
+        shape = (len(state), self.horizon, model.action_dim)
+        if memory is None:
+            return state.new_zeros(shape), state.new_zeros(len(state), 1, 1)
+        if memory.actions.shape != shape:
+            raise ValueError(f"memory has actions {list(memory.actions.shape)}, this call needs {list(shape)}")
+        last = memory.actions[:, -1:] if repeat_last else torch.zeros_like(memory.actions[:, -1:])
+        shifted = torch.cat([memory.actions[:, 1:], last], dim=1)
+        shifted = torch.where(memory.valid[:, None, None], shifted, 0.0)
+        return shifted, self.reuse * memory.valid[:, None, None].to(state.dtype)
