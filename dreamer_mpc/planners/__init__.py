@@ -22,8 +22,8 @@ PLANNERS: dict[str, type] = {
 }
 
 __all__ = [
-    "CEM", "MPPI", "PLANNERS", "Ascent", "DreamMPC", "GradMPC", "LatentDynamics", "LatentModel", "Memory", "Plan", "Planner", "Policy",
-    "PolicyGradMPC", "make_planner", "reset_memory",
+    "CEM", "MPPI", "PLANNERS", "Ascent", "DreamMPC", "GradMPC", "LatentDynamics", "LatentModel", "Memory", "Plan",
+    "Planner", "Policy", "PolicyGradMPC", "make_planner", "reset_memory",
 ]  # fmt: skip
 
 
