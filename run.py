@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""dreamer-mpc on the command line: python run.py [train|eval|doctor] [options]; train is the default."""
+"""dreamer-mpc on the command line: python run.py [train|eval|compare|doctor] [options]; train is the default."""
 
 import dataclasses
 import json
@@ -9,9 +9,10 @@ from pathlib import Path
 
 USAGE = """usage: python run.py [train] --env cheetah-run --planner dream-mpc    train an agent (the default command)
        python run.py eval --checkpoint RUN --planner dream-mpc,policy    evaluate a checkpoint under planners
+       python run.py compare --checkpoint RUN [RUN ...] --planners all   all planners: table, CSV, picture
        python run.py doctor                                              can this machine run it?
 
-`eval --help` lists the settings of eval; those of train follow.
+`eval --help` and `compare --help` list the settings of those; those of train follow.
 """
 
 
@@ -46,7 +47,7 @@ def train(args: Sequence[str]) -> int:
         trainer.close()
     Console().print(table_of(rows, trainer.eval_envs.num_envs))
     print(f"run folder: {folder.path}")
-    print(f"evaluate:   python run.py eval --checkpoint {folder.path} --planner dream-mpc,policy")
+    print(f"compare:    python run.py compare --checkpoint {folder.path}")
     return 0
 
 
@@ -57,7 +58,7 @@ def final_rows(trainer) -> list[dict]:
 
     config = trainer.config
     rows = [{"planner": config.planner, **trainer.evaluation.summary()}]
-    if config.planner != "policy":
+    if config.planner != "policy" and config.agent == "dreamer":
         policy = make_planner("policy")
         bare = evaluate(trainer.agent, policy, trainer.eval_envs, config.eval.episodes, config.eval.seed)
         rows.append({"planner": "policy", **bare.summary()})
@@ -79,44 +80,39 @@ def evaluate_checkpoint(args: Sequence[str]) -> int:
     from rich.console import Console
 
     from dreamer_mpc import config as settings
-    from dreamer_mpc.checkpoint import find_checkpoint, load_checkpoint
+    from dreamer_mpc.compare import VIDEO_STEPS, Subject
     from dreamer_mpc.device import choose_device, device_name
     from dreamer_mpc.errors import UserError
     from dreamer_mpc.evaluate import evaluate
     from dreamer_mpc.train import load_agent, make_envs, side_by_side_envs, write_visuals
 
     checkpoint = settings.option(args, "checkpoint")
-    default = None
-    if checkpoint is not None:
-        path = find_checkpoint(checkpoint)
-        payload = load_checkpoint(path)
-        trained = settings.config_from_dict(payload["config"], str(path))
-        default = settings.EvalConfig(checkpoint=checkpoint, dream_mpc=trained.dream_mpc)
+    subject = None if checkpoint is None else Subject.load(checkpoint)
+    default = subject and settings.with_planners_of(subject.trained, settings.EvalConfig(checkpoint=checkpoint))
     config = settings.parse(settings.EvalConfig, args, default, prog="run.py eval")
-    names = [name.strip() for name in config.planner.split(",") if name.strip()]
-    planners = {name: settings.planner_from(config, name) for name in names}
-    if not planners:
-        raise UserError("--planner names no planner: give one or more, joined by commas")
+    planners = {name: settings.planner_from(config, name) for name in settings.planner_names(config.planner)}
+    for name, planner in planners.items():
+        settings.check_runs(name, planner, subject.trained, f"{subject.path} holds")
     device = choose_device(config.device)
     trained = dataclasses.replace(
-        trained,
-        env=config.env or trained.env,
+        subject.trained,
+        env=config.env or subject.trained.env,
         compile=config.compile,
-        render_quality=config.render_quality or trained.render_quality,
+        render_quality=config.render_quality or subject.trained.render_quality,
     )
     envs = make_envs(trained, side_by_side_envs(config.num_envs, config.episodes), device)
-    run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    out = Path(config.out) if config.out else run / "eval"
+    out = Path(config.out) if config.out else subject.run / "eval"
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {out} ({error.strerror}): name another folder with --out") from error
     rows, console = [], Console()
     try:
-        agent = load_agent(payload, trained, envs.single_action_space.shape[0], device)
+        agent = load_agent(subject.payload, trained, envs.single_action_space.shape[0], device)
         for name, planner in planners.items():
             with console.status(f"{name}: {config.episodes} episodes of {trained.env}"):
-                result = evaluate(agent, planner, envs, config.episodes, config.seed, 250 if config.video else 0)
+                trace_steps = VIDEO_STEPS if config.video else 0
+                result = evaluate(agent, planner, envs, config.episodes, config.seed, trace_steps)
             rows.append({"planner": name, **result.summary(), "returns": result.returns.tolist()})
             if config.video:
                 for file in write_visuals(out / name, agent, planner, result, trained.env):
@@ -125,9 +121,9 @@ def evaluate_checkpoint(args: Sequence[str]) -> int:
         envs.close()
     console.print(table_of(rows, envs.num_envs))
     record = {
-        "checkpoint": str(path),
+        "checkpoint": str(subject.path),
         "env": trained.env,
-        "env_steps": payload["counters"]["env_steps"],
+        "env_steps": subject.payload["counters"]["env_steps"],
         "seed": config.seed,
         "num_envs": envs.num_envs,
         "device": device_name(device),
@@ -136,6 +132,30 @@ def evaluate_checkpoint(args: Sequence[str]) -> int:
     }
     (out / "eval.json").write_text(json.dumps(record, indent=1) + "\n")
     print(f"wrote {out / 'eval.json'}")
+    return 0
+
+
+def compare_checkpoints(args: Sequence[str]) -> int:
+    """Evaluate checkpoints under every planner, on the same episode seeds: table, CSV and picture."""
+    from rich.console import Console
+
+    from dreamer_mpc import config as settings
+    from dreamer_mpc.compare import Subject, compare
+    from dreamer_mpc.progress import comparison_table
+
+    checkpoint = settings.option(args, "checkpoint")
+    default = None
+    if checkpoint is not None:
+        blank = settings.CompareConfig(checkpoint=(checkpoint,))
+        default = settings.with_planners_of(Subject.load(checkpoint).trained, blank)
+    config = settings.parse(settings.CompareConfig, args, default, prog="run.py compare")
+    try:
+        rows, folder = compare(config)
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same command goes on from here", file=sys.stderr)
+        return 130
+    Console().print(comparison_table(rows))
+    print(f"wrote {folder / 'compare.csv'}, {folder / 'compare.png'}; every episode: {folder / 'episodes.csv'}")
     return 0
 
 
@@ -149,7 +169,12 @@ def doctor(args: Sequence[str]) -> int:
     return doctor()
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"train": train, "eval": evaluate_checkpoint, "doctor": doctor}
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": train,
+    "eval": evaluate_checkpoint,
+    "compare": compare_checkpoints,
+    "doctor": doctor,
+}
 
 
 def main(args: Sequence[str]) -> int:

@@ -8,16 +8,19 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
-from dreamer_mpc.behavior import Actor, BehaviorConfig, Critic, TanhNormal
+from dreamer_mpc.behavior import Actor, BehaviorConfig, Critic, TanhNormal, make_behavior
 from dreamer_mpc.behavior.imagination import actor_loss, critic_loss, imagine
 from dreamer_mpc.capture import Captured
 from dreamer_mpc.checks import check_ranges
 from dreamer_mpc.planners import Planner, reset_memory
 from dreamer_mpc.returns import lambda_return
 from dreamer_mpc.world_model import Batch, WorldModel, WorldModelConfig
+
+
+THREADED_ROWS = 512  # latent states stepped at once from which a plan on a CPU gains by several threads
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,12 @@ class OptimizerConfig:
         check_ranges(self, **dict.fromkeys(rates, (0, None)))
 
 
-class Latents(nn.Module):
-    """World model, actor and critic as planners see them (`LatentModel`)."""
+class LatentWorld(nn.Module):
+    """The world model alone as planners see it (`LatentDynamics`): PlaNet."""
 
-    def __init__(self, world_model: WorldModel, actor: Actor, critic: Critic, action_dim: int):
+    def __init__(self, world_model: WorldModel, action_dim: int):
         super().__init__()
-        self.world_model, self.actor, self.critic, self.action_dim = world_model, actor, critic, action_dim
+        self.world_model, self.action_dim = world_model, action_dim
 
     def step(
         self, state: Float[Tensor, "*b S"], action: Float[Tensor, "*b A"], noise: Float[Tensor, "*b Z"] | None = None
@@ -61,6 +64,14 @@ class Latents(nn.Module):
         """Reward received on arriving in `state`."""
         return self.world_model.reward(state)
 
+
+class Latents(LatentWorld):
+    """World model, actor and critic as planners see them (`LatentModel`)."""
+
+    def __init__(self, world_model: WorldModel, actor: Actor, critic: Critic, action_dim: int):
+        super().__init__(world_model, action_dim)
+        self.actor, self.critic = actor, critic
+
     def value(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "K *b"]:
         """Value heads, each including `reward(state)`."""
         return self.critic(state)
@@ -72,7 +83,7 @@ class Latents(nn.Module):
 
 @contextlib.contextmanager
 def one_thread(device: torch.device) -> Iterator[None]:
-    """On a CPU, a single thread: acting is hundreds of tiny operations, and waking threads costs more than they give.
+    """On a CPU, a single thread: a small plan is hundreds of tiny operations; waking threads costs more than they give.
 
     Where the cores are shared it costs far more: every operation waits for a thread that is not running.
     """
@@ -105,19 +116,22 @@ class Act(NamedTuple):
     action: Float[Tensor, "B A"]  # to execute
     carry: Carry  # for the next call
     model_evaluations: int  # of the plan, per environment
+    value: Float[Tensor, " B"]  # J of the plan
 
 
 class Dreamer:
     """The agent (Dreamer, Hafner et al. 2020; the paper's Table 18). Everything on one device.
 
-    With `capture`, acting and updating are replayed as CUDA graphs; the eager code is the same functions.
+    Without `behavior` it has neither actor nor critic and learns the world model alone, for planners that need no more:
+    that is PlaNet (Hafner et al. 2019). With `capture`, acting and updating are replayed as CUDA graphs; the eager code
+    is the same functions.
     """
 
     def __init__(
         self,
         action_dim: int,
         world_model: WorldModelConfig = WorldModelConfig(),
-        behavior: BehaviorConfig = BehaviorConfig(),
+        behavior: BehaviorConfig | None = BehaviorConfig(),
         optimizer: OptimizerConfig = OptimizerConfig(),
         device: torch.device | str = "cpu",
         capture: bool = True,
@@ -126,23 +140,19 @@ class Dreamer:
         self.behavior, self.optimizer = behavior, optimizer
         self.device = torch.device(device)
         world = WorldModel(world_model, action_dim)
-        size = world.rssm.state_dim
-        actor = Actor(
-            size, action_dim, behavior.actor_layers, behavior.actor_hidden, init_std=behavior.actor_init_std
-        )
-        critic = Critic(
-            size, behavior.value_heads, behavior.value_layers, behavior.value_hidden, behavior.bootstrap
-        )
-        self.model = Latents(world, actor, critic, action_dim).to(self.device)
+        learners = [("world_model", world, optimizer.world_model_lr)]
+        if behavior is None:
+            self.model = LatentWorld(world, action_dim)
+        else:
+            actor, critic = make_behavior(behavior, world.rssm.state_dim, action_dim)
+            self.model = Latents(world, actor, critic, action_dim)
+            learners += [("actor", actor, optimizer.actor_lr), ("critic", critic, optimizer.critic_lr)]
+        self.model.to(self.device)
         self.optimizers = {
             name: torch.optim.Adam(
                 part.parameters(), lr=rate, eps=optimizer.eps, fused=True, capturable=self.device.type == "cuda"
             )
-            for name, part, rate in [
-                ("world_model", world, optimizer.world_model_lr),
-                ("actor", actor, optimizer.actor_lr),
-                ("critic", critic, optimizer.critic_lr),
-            ]
+            for name, part, rate in learners
         }
         self.bf16 = bf16 and self.device.type == "cuda"
         self.capture = capture and self.device.type == "cuda"
@@ -171,7 +181,8 @@ class Dreamer:
         if key not in self._acts:
             function = partial(self._act, planner, action_noise)
             self._acts[key] = Captured(function) if self.capture else function
-        with one_thread(self.device):
+        rows = len(image) * getattr(planner, "candidates", 1)
+        with one_thread(self.device) if rows < THREADED_ROWS else contextlib.nullcontext():
             return self._acts[key](carry, image, is_first)
 
     @torch.no_grad()
@@ -191,40 +202,44 @@ class Dreamer:
         action = plan.action
         if action_noise > 0:
             action = (action + action_noise * torch.randn_like(action)).clamp(-1, 1)
-        return Act(action, Carry(state, action, plan.memory), plan.model_evaluations)
+        return Act(action, Carry(state, action, plan.memory), plan.model_evaluations, plan.value)
 
     def _update(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
         """One gradient step on world model, actor and critic; metrics stay on the device.
 
         A step in which any gradient is not finite changes no parameter and counts as `skipped`.
         """
+        model_loss, posterior, metrics = self.model.world_model.loss(batch, self._amp())
+        metrics["model_loss"] = model_loss.detach()
+        gradients = {"world_model": torch.autograd.grad(model_loss, list(self.model.world_model.parameters()))}
+        if self.behavior is not None:
+            more, learned = self._behavior_gradients(posterior.detach().flatten(0, 1), batch.index.flatten())
+            gradients, metrics = gradients | more, metrics | learned
+        return metrics | self._descend(gradients)
+
+    def _behavior_gradients(
+        self, start: Float[Tensor, "M S"], index: Int64[Tensor, " M"]
+    ) -> tuple[dict[str, tuple[Tensor, ...]], dict[str, Float[Tensor, ""]]]:
+        """Gradients of actor and critic in imagination from `start`, frames `index` of replay; and metrics."""
         model, behavior = self.model, self.behavior
-        model_loss, posterior, metrics = model.world_model.loss(batch, self._amp())
-        gradients = {"world_model": torch.autograd.grad(model_loss, list(model.world_model.parameters()))}
-
-        states = imagine(model, posterior.detach().flatten(0, 1), behavior.horizon)  # [H, M, S]
-        values = model.value(states)  # [K, H, M]
-        returns = lambda_return(
-            model.reward(states)[:-1], values.mean(0)[1:], behavior.discount, behavior.return_lambda
-        )  # [H-1, M]
+        states = imagine(model, start, behavior.horizon)  # [H, M, S]
+        rewards, values = model.reward(states), model.value(states)  # [H, M], [K, H, M]
+        returns = lambda_return(rewards[:-1], values.mean(0)[1:], behavior.discount, behavior.return_lambda)  # [H-1, M]
         policy_loss = actor_loss(returns)
-        value_loss = critic_loss(values[:, :-1], returns, model.critic.mask(batch.index.flatten()))
-        gradients["actor"] = torch.autograd.grad(policy_loss, list(model.actor.parameters()), retain_graph=True)
+        value_loss = critic_loss(values[:, :-1], returns, model.critic.mask(index))
+        actor_grads = torch.autograd.grad(policy_loss, list(model.actor.parameters()), retain_graph=True)
         # The value graph reaches back through the imagined states; asking for the critic's parameters stops there.
-        gradients["critic"] = torch.autograd.grad(value_loss, list(model.critic.parameters()))
-
-        norms = self._descend(gradients)
+        critic_grads = torch.autograd.grad(value_loss, list(model.critic.parameters()))
         with torch.no_grad():
-            policy = model.policy(states[-1])
-            return metrics | norms | {
-                "model_loss": model_loss.detach(),
+            metrics = {
                 "actor_loss": policy_loss.detach(),
                 "critic_loss": value_loss.detach() / len(values),
                 "value_mean": values.mean(),
                 "value_spread": values.std(0, correction=0).mean(),
-                "imagined_reward": model.reward(states).mean(),
-                "actor_std": policy.std.mean(),
-            }  # fmt: skip
+                "imagined_reward": rewards.mean(),
+                "actor_std": model.policy(states[-1]).std.mean(),
+            }
+        return {"actor": actor_grads, "critic": critic_grads}, metrics
 
     def _descend(self, gradients: dict[str, tuple[Tensor, ...]]) -> dict[str, Float[Tensor, ""]]:
         """Clip and apply; all three steps are skipped together where a gradient is not finite. No host sync."""

@@ -113,5 +113,5 @@ class Collector:
     def _plan(self, planner: Planner, action_noise: float) -> np.ndarray:
         device = self.agent.device
         image, is_first = (torch.from_numpy(x).to(device) for x in (self._image, self._is_first))
-        action, self._carry, _ = self.agent.act(planner, self._carry, image, is_first, action_noise)
+        action, self._carry, *_ = self.agent.act(planner, self._carry, image, is_first, action_noise)
         return action.cpu().numpy()

@@ -17,12 +17,12 @@ from dreamer_mpc.agent import OptimizerConfig
 from dreamer_mpc.behavior import BehaviorConfig
 from dreamer_mpc.checks import check_ranges
 from dreamer_mpc.errors import UserError
-from dreamer_mpc.planners import PLANNERS, DreamMPC, Planner, make_planner
+from dreamer_mpc.planners import CEM, MPPI, PLANNERS, DreamMPC, GradMPC, Planner, PolicyGradMPC, make_planner
 from dreamer_mpc.replay import ReplayConfig
 from dreamer_mpc.world_model import WorldModelConfig
 
 PRESETS = Path(__file__).resolve().parent.parent / "configs"
-PlannerName = Literal["policy", "dream-mpc"]
+PlannerName = Literal[tuple(PLANNERS)]
 T = TypeVar("T")
 
 
@@ -68,8 +68,19 @@ class EvaluationConfig:
         check_ranges(self, video_steps=(1, None))
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class PlannerSettings:
+    """A group of settings for each planner that has some, so that one command can set several."""
+
+    dream_mpc: DreamMPC = DreamMPC()
+    policy_grad_mpc: PolicyGradMPC = PolicyGradMPC()
+    grad_mpc: GradMPC = GradMPC()
+    cem: CEM = CEM()
+    mppi: MPPI = MPPI()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(PlannerSettings):
     """Train a Dreamer agent from pixels whose actions are chosen by a planner in latent imagination."""
 
     config: str = "default"
@@ -77,7 +88,11 @@ class Config:
     env: str = "cheetah-run"
     """dm_control task as domain-task, or module:factory for your own gymnasium.Env."""
     planner: PlannerName = "dream-mpc"
-    """What chooses actions, in training and in evaluation."""
+    """What chooses actions, in training and in evaluation. cem trains PlaNet: no actor, no critic."""
+    train_planner: PlannerName | None = None
+    """What chooses actions in training alone; None is --planner. policy: plain Dreamer, evaluated with planning."""
+    agent: Literal["auto", "dreamer", "planet"] = "auto"
+    """dreamer: world model, actor, critic; planet: world model alone; auto: what the planners need."""
     seed: int = 0
     """Seed of networks, sampling and training episodes."""
     env_steps: int = 1_000_000
@@ -109,7 +124,6 @@ class Config:
     train: TrainConfig = TrainConfig()
     eval: EvaluationConfig = EvaluationConfig()
     replay: ReplayConfig = ReplayConfig()
-    dream_mpc: DreamMPC = DreamMPC()
     world_model: WorldModelConfig = WorldModelConfig()
     behavior: BehaviorConfig = BehaviorConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -118,8 +132,8 @@ class Config:
         check_ranges(self, seed=(0, None), env_steps=(1, None), num_envs=(1, None), action_repeat=(1, None))
 
 
-@dataclass(frozen=True)
-class EvalConfig:
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(PlannerSettings):
     """Evaluate one checkpoint under each named planner, on the same episode seeds, and print one table."""
 
     checkpoint: str
@@ -144,10 +158,50 @@ class EvalConfig:
     """auto: on a GPU, replay acting as CUDA graphs; off: eager."""
     out: str | None = None
     """Where eval.json and videos go; None is eval/ in the checkpoint's run folder."""
-    dream_mpc: DreamMPC = DreamMPC()
 
     def __post_init__(self):
         check_ranges(self, episodes=(1, None), num_envs=(1, None), seed=(0, None))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(PlannerSettings):
+    """Evaluate checkpoints of one task under every planner on the same episode seeds: table, compare.csv, compare.png.
+
+    Interrupted, the same command goes on where it stopped. Planner settings start from those of the first checkpoint.
+    """
+
+    checkpoint: tuple[str, ...]
+    """Checkpoint files or run folders, of one task."""
+    planners: str | None = None
+    """Planners, joined by commas; all: those that the checkpoints can run. None is all, with --sweep policy."""
+    episodes: int = 10
+    """Episodes for each planner and checkpoint."""
+    sweep: tuple[str, ...] = ()
+    """Values of a setting to compare as well, e.g. dream-mpc.iterations=1,2,5,10; several are separated by spaces."""
+    video: bool = False
+    """Write a video of the first episode and the picture of one decision, for each planner and value."""
+    seed: int = 10_000
+    """Seed of the first episode; the next ones count up."""
+    num_envs: int = 10
+    """Environments stepped side by side; at most one a core and one an episode."""
+    render_quality: Literal["full", "fast"] | None = None
+    """Rendering; None is the first checkpoint's."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    compile: Literal["auto", "off"] = "auto"
+    """auto: on a GPU, replay acting as CUDA graphs; off: eager."""
+    out: str | None = None
+    """Where everything is written; None is compare/ in the first checkpoint's run folder."""
+    overwrite: bool = False
+    """Start again in a folder that holds a comparison."""
+
+    def __post_init__(self):
+        check_ranges(self, episodes=(1, None), num_envs=(1, None), seed=(0, None))
+        if not self.checkpoint:
+            raise ValueError("checkpoint must name one checkpoint or more, got none")
+
+
+S = TypeVar("S", bound=PlannerSettings)
 
 
 def load_presets(names: str) -> Config:
@@ -186,8 +240,9 @@ def _build(merged: Any, source: str) -> Config:
 
 
 def to_yaml(config: Config) -> str:
-    """`config` as YAML that `load_presets` reads back."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    """`config` as YAML that `load_presets` reads back: single settings first, then the groups."""
+    values = to_dict(config)
+    return OmegaConf.to_yaml(dict(sorted(values.items(), key=lambda item: isinstance(item[1], dict))))
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -224,12 +279,70 @@ def differences(old: Config, new: Config) -> list[str]:
     return [f"{key}: {a[key]} -> {b[key]}" for key in a if a[key] != b[key]]
 
 
-def planner_from(config: Config | EvalConfig, name: str) -> Planner:
+def planner_from(config: PlannerSettings, name: str) -> Planner:
     """The planner `name` with its group of settings in `config`; UserError on an unknown name."""
     if name not in PLANNERS:
         raise UserError(f"unknown planner {name!r}: known are {', '.join(PLANNERS)}")
     group = getattr(config, name.replace("-", "_"), None)
     return make_planner(name) if group is None else group
+
+
+def with_planners_of(trained: Config, config: S) -> S:
+    """`config` with the planner settings of `trained`."""
+    groups = {field.name: getattr(trained, field.name) for field in dataclasses.fields(PlannerSettings)}
+    return dataclasses.replace(config, **groups)
+
+
+def planner_names(text: str) -> list[str]:
+    """The names in a list joined by commas, each once; UserError where there is none."""
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names:
+        raise UserError(f"{text!r} names no planner: give one or more, joined by commas")
+    return names
+
+
+def with_setting(planner: Planner, name: str, setting: str, value: str) -> Planner:
+    """`planner`, called `name`, with one setting changed to what `value` says; UserError on a wrong key or value."""
+    known = [field.name for field in dataclasses.fields(planner)]
+    key = setting.replace("-", "_")
+    if key not in known:
+        raise UserError(f"{name} has no setting {setting!r}: known are {', '.join(known) or 'none'}")
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(planner), {key: value}))
+    except (OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"{name}.{setting}={value}: {_first_lines(error)}") from error
+
+
+def agent_of(config: Config) -> Literal["dreamer", "planet"]:
+    """What `config` trains: with `agent: auto`, an actor and a critic where a planner needs one of them."""
+    if config.agent != "auto":
+        return config.agent
+    names = [config.planner, config.train_planner or config.planner]
+    return "dreamer" if any(planner_from(config, name).requires for name in names) else "planet"
+
+
+def resolve(config: Config) -> Config:
+    """`config` with what it leaves open decided; UserError where a planner needs what the agent does not have."""
+    decided = dataclasses.replace(config, agent=agent_of(config), train_planner=config.train_planner or config.planner)
+    for name in (decided.planner, decided.train_planner):
+        check_runs(name, planner_from(decided, name), decided, "this run trains")
+    return decided
+
+
+def missing_parts(planner: Planner, trained: Config) -> list[str]:
+    """What `planner` needs and the agent of `trained` does not have."""
+    words = {"policy": "an actor", "value": "a critic"}
+    return [] if agent_of(trained) == "dreamer" else [words[part] for part in sorted(planner.requires)]
+
+
+def check_runs(name: str, planner: Planner, trained: Config, subject: str) -> None:
+    """UserError where `planner` needs an actor or a critic that `subject` (words) does not have."""
+    missing = missing_parts(planner, trained)
+    if missing:
+        raise UserError(
+            f"{name} needs {' and '.join(missing)}, but {subject} a PlaNet agent, which has neither actor nor critic: "
+            "use cem, or train with --agent dreamer"
+        )
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -254,7 +367,7 @@ def _one_line(box: str) -> str:
     text = " ".join([line for line in lines if re.search(r"\w", line)][1:])
     text = re.sub(r"Argument helptext:.*|For full helptext,.*", "", text)
     text = re.sub(r"\s+", " ", text).strip()
-    text = re.sub(r"^Error parsing (?:Config|EvalConfig): (\w+) must", lambda m: f"{_flag(m[1])} must", text)
+    text = re.sub(r"^Error parsing \w*Config: (\w+) must", lambda m: f"{_flag(m[1])} must", text)
     text = re.sub(r"^Error parsing ([\w-]+): (\w+) must", lambda m: f"{_flag(f'{m[1]}.{m[2]}')} must", text)
     return f"{text} (see --help)"
 

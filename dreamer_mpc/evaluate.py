@@ -1,6 +1,7 @@
 """Episodes under any planner, without exploration noise."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import gymnasium
@@ -9,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dreamer_mpc.agent import Carry, Dreamer
+from dreamer_mpc.agent import Act, Carry, Dreamer
 from dreamer_mpc.device import preserved_rng
 from dreamer_mpc.planners import Planner
-from dreamer_mpc.statistics import bootstrap_interval
+from dreamer_mpc.statistics import bootstrap_interval, mean
 from envs import reset_rows
 
 
@@ -24,6 +25,7 @@ class Trace:
     state: list[Float[Tensor, " S"]] = field(default_factory=list)  # posterior, on the agent's device
     action: list[Float[Tensor, " A"]] = field(default_factory=list)  # chosen on seeing the image
     reward: list[float] = field(default_factory=list)  # paid for that action
+    value: list[float] = field(default_factory=list)  # J of the plan made on seeing the image
     memory: list = field(default_factory=list)  # of the planner, one row, before it planned
 
 
@@ -40,7 +42,7 @@ class Evaluation:
 
     def summary(self) -> dict[str, float]:
         """What is logged and tabulated."""
-        low, high = bootstrap_interval(self.returns)
+        low, high = bootstrap_interval(mean, self.returns[:, None])
         return {
             "return_mean": float(self.returns.mean()),
             "return_std": float(self.returns.std(ddof=1)) if len(self.returns) > 1 else 0.0,
@@ -59,19 +61,26 @@ def evaluate(
     episodes: int,
     seed: int,
     trace_steps: int = 0,
+    on_step: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Run `episodes` episodes, episode e from environment seed `seed + e`, side by side over the rows of `envs`.
 
-    The first `trace_steps` steps of episode 0 are kept. torch's generator is left as it was found, so that an
-    evaluation does not change the training around it.
+    The first `trace_steps` steps of episode 0 are kept. `on_step` is told after each step how many there were. torch's
+    generator is left as it was found, so that an evaluation does not change the training around it.
     """
     with preserved_rng(agent.device):
         torch.manual_seed(seed)
-        return _evaluate(agent, planner, envs, episodes, seed, trace_steps)
+        return _evaluate(agent, planner, envs, episodes, seed, trace_steps, on_step)
 
 
 def _evaluate(
-    agent: Dreamer, planner: Planner, envs: gymnasium.vector.VectorEnv, episodes: int, seed: int, trace_steps: int
+    agent: Dreamer,
+    planner: Planner,
+    envs: gymnasium.vector.VectorEnv,
+    episodes: int,
+    seed: int,
+    trace_steps: int,
+    on_step: Callable[[int], None] | None,
 ) -> Evaluation:
     rows = envs.num_envs
     episode = np.arange(rows)  # the episode each row plays; those past the last are idle
@@ -83,14 +92,14 @@ def _evaluate(
     while (episode < episodes).any():
         start = time.perf_counter()
         tensors = (torch.from_numpy(x).to(agent.device) for x in (image, is_first))
-        previous = carry
-        action, carry, model_evaluations = agent.act(planner, carry, *tensors)
-        executed = action.cpu().numpy()  # waits for the device
+        act = agent.act(planner, carry, *tensors)
+        executed = act.action.cpu().numpy()  # waits for the device
         times.append(time.perf_counter() - start)
         seen = image
         image, reward, terminated, truncated, _ = envs.step(executed)
         if episode[0] == 0 and len(trace.image) < trace_steps:
-            _remember(trace, seen[0], previous, carry, float(reward[0]), bool(is_first[0]))
+            _remember(trace, seen[0], carry, act, float(reward[0]), bool(is_first[0]))
+        carry = act.carry
         for i in np.flatnonzero(episode < episodes):
             returns[episode[i]] += reward[i]
             lengths[episode[i]] += 1
@@ -100,14 +109,17 @@ def _evaluate(
             for i in np.flatnonzero(is_first):
                 episode[i], seeds[i], next_episode = next_episode, seed + next_episode, next_episode + 1
             image, _ = reset_rows(envs, is_first, seeds)
-    return Evaluation(returns, lengths, 1e3 * float(np.median(times)), rows, model_evaluations, trace)
+        if on_step:
+            on_step(len(times))
+    return Evaluation(returns, lengths, 1e3 * float(np.median(times)), rows, act.model_evaluations, trace)
 
 
-def _remember(trace: Trace, image: np.ndarray, before: Carry, after: Carry, reward: float, is_first: bool) -> None:
+def _remember(trace: Trace, image: np.ndarray, before: Carry, act: Act, reward: float, is_first: bool) -> None:
     """Append row 0 of a step."""
     trace.image.append(image)
-    trace.state.append(after.state[0])
-    trace.action.append(after.action[0])
+    trace.state.append(act.carry.state[0])
+    trace.action.append(act.action[0])
     trace.reward.append(reward)
+    trace.value.append(float(act.value[0]))
     memory = None if before.memory is None or is_first else type(before.memory)(*(x[:1] for x in before.memory))
     trace.memory.append(memory)

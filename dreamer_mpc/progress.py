@@ -3,11 +3,14 @@
 import math
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from typing import SupportsFloat
 
 from rich import box
+from rich import progress as bars
 from rich.console import Console
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -177,3 +180,90 @@ def _rate(value):
 
 def _return(value):
     return "-" if value is None else f"{float(value):.1f}"
+
+
+class ComparisonProgress:
+    """Context manager that shows how many of a comparison's episodes are played, and where the current ones are."""
+
+    def __init__(self, episodes: int, done: int = 0, *, console=None, clock=time.monotonic):
+        self._console = console or Console()
+        self._clock, self._started = clock, clock()
+        self._longest = 0  # agent steps of the longest episode so far: a guess at how long the others are
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        self._bar = bars.Progress(*columns, console=self._console, disable=not self._console.is_terminal)
+        self._task = self._bar.add_task("", total=episodes, completed=done)
+        self._episodes = done
+        if done:
+            self.line(f"{done} of {episodes} episodes are there already")
+
+    def __enter__(self):
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error):
+        self._bar.stop()
+
+    def start(self, label: str, first: int, count: int) -> Callable[[int], None]:
+        """`count` episodes from `first` on are played now under `label`; what is returned is told their step."""
+        words = f"{label}, episode {first + 1}" + (f" to {first + count}" if count > 1 else "")
+        self._label, self._started = words, self._clock()
+
+        def on_step(step: int) -> None:
+            # MofNComplete shows whole episodes; the bar moves in between where a length is known.
+            share = min(step / self._longest, 0.99) if self._longest else 0.0
+            rate = count * step / max(self._clock() - self._started, 1e-9)
+            description = f"{words}: step {step}, {rate:.1f} actions/s"
+            self._bar.update(self._task, description=description, completed=self._episodes + count * share)
+
+        on_step(0)
+        return on_step
+
+    def finish(self, returns: Sequence[float], lengths: Sequence[int]) -> None:
+        """The episodes that were started have ended."""
+        self._longest = max(self._longest, *lengths)
+        self._episodes += len(returns)
+        self._bar.update(self._task, completed=self._episodes)
+        mean = sum(map(float, returns)) / len(returns)
+        self.line(f"{self._label}: mean return {mean:.1f} in {duration(self._clock() - self._started)}")
+
+    def line(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._console.print(Text(text), soft_wrap=True)
+
+
+def comparison_table(rows: list[dict]) -> Table:
+    """The table that `compare` prints, a row a planner; keys as in compare.csv."""
+    table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("planner", overflow="fold")
+    columns = "return\n[95 %]", "difference to\npolicy [95 %]", "ms per\naction", "actions\nper s", "model evals\nan action"
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            str(row["planner"]),
+            _with_interval(row, "return"),
+            _with_interval(row, "difference", sign="+"),
+            _short(row["ms_per_action"]),
+            _short(row["actions_per_s"]),
+            f"{row['model_evaluations']:,d}",
+        )
+    batches = sorted({row["num_envs"] for row in rows})
+    table.caption = (
+        f"{rows[0]['episodes']} episodes on {rows[0]['checkpoints']} checkpoint{'s' * (rows[0]['checkpoints'] > 1)}; "
+        "intervals: stratified bootstrap, 95 %; differences are of the same environment seeds. "
+        f"A call observes and plans for {' or '.join(map(str, batches))} environments at once."
+    )
+    return table
+
+
+def _with_interval(row, name, sign=""):
+    if row[name] is None:
+        return "–"
+    value, low, high = (_short(row[key], sign) for key in (name, f"{name}_low", f"{name}_high"))
+    return Text(f"{value} [{low}, {high}]")  # Text, because rich takes [...] for markup
+
+
+def _short(value, sign=""):
+    """Three digits or more."""
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    return f"{value:{sign},.{digits}f}"

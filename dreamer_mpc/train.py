@@ -12,7 +12,7 @@ import torch
 from dreamer_mpc.agent import Dreamer
 from dreamer_mpc.checkpoint import checkpoint_path, load_checkpoint, prune, save_checkpoint
 from dreamer_mpc.collect import Collector, Counters
-from dreamer_mpc.config import Config, planner_from, to_dict, to_yaml
+from dreamer_mpc.config import Config, agent_of, planner_from, resolve, to_dict, to_yaml
 from dreamer_mpc.device import choose_device, device_name
 from dreamer_mpc.errors import UserError
 from dreamer_mpc.evaluate import Evaluation, evaluate
@@ -26,8 +26,9 @@ from envs.gl import match_egl_device
 
 
 def default_run_dir(config: Config) -> str:
-    """runs/<env>-<planner>-seed<seed>."""
-    return f"runs/{config.env.replace(':', '.')}-{config.planner}-seed{config.seed}"
+    """runs/<env>-<planner>-seed<seed>, the training's planner in it where that is another."""
+    other = f"-trained-by-{config.train_planner}" if config.train_planner not in (None, config.planner) else ""
+    return f"runs/{config.env.replace(':', '.')}-{config.planner}{other}-seed{config.seed}"
 
 
 def make_envs(config: Config, num_envs: int, device: torch.device) -> gymnasium.vector.VectorEnv:
@@ -51,7 +52,7 @@ def make_agent(config: Config, action_dim: int, device: torch.device) -> Dreamer
     return Dreamer(
         action_dim,
         config.world_model,
-        config.behavior,
+        config.behavior if agent_of(config) == "dreamer" else None,
         config.optimizer,
         device,
         capture=config.compile == "auto",
@@ -85,10 +86,12 @@ class Trainer:
     """One run: owns its environments, agent, replay and folder."""
 
     def __init__(self, config: Config, folder: RunFolder, payload: dict[str, Any] | None = None):
-        self.config, self.folder = config, folder
+        self.config = config = resolve(config)
+        self.folder = folder
         self.device = choose_device(config.device)
         torch.manual_seed(config.seed)
         self.planner = planner_from(config, config.planner)
+        self.train_planner = planner_from(config, config.train_planner)
         self.counters = Counters(**payload["counters"]) if payload else Counters()
         self.envs = make_envs(config, config.num_envs, self.device)
         rows = side_by_side_envs(config.eval.num_envs, config.eval.episodes)
@@ -137,7 +140,7 @@ class Trainer:
                 metrics = self._update()
                 next_round = min(next_round + config.train.every, config.env_steps)
                 progress.update(counters.env_steps, counters.updates, "collecting")
-                returns = self.collector.collect(next_round, self.planner, config.train.action_noise)
+                returns = self.collector.collect(next_round, self.train_planner, config.train.action_noise)
                 logger.write(asdict(counters), metrics | _train_returns(returns))
                 progress.update(counters.env_steps, counters.updates, train_return=returns[-1] if returns else None)
                 if counters.env_steps >= min(next_eval, config.env_steps):
@@ -155,8 +158,12 @@ class Trainer:
 
     def _introduction(self) -> list[str]:
         config = self.config
+        agent = {"dreamer": "Dreamer", "planet": "PlaNet (world model alone)"}[config.agent]
+        acting = config.planner
+        if config.train_planner != config.planner:
+            acting = f"{config.train_planner} in training, {config.planner} in evaluation,"
         return [
-            f"{config.env} with {config.planner} on {device_name(self.device)}, run folder {self.folder.path}",
+            f"{config.env}: {agent}, acted by {acting} on {device_name(self.device)}, run folder {self.folder.path}",
             f"{config.env_steps:,} env steps = {config.env_steps // config.action_repeat:,} agent steps "
             f"(action repeat {config.action_repeat}); {config.train.updates} updates every "
             f"{config.train.every:,} env steps",
@@ -164,7 +171,7 @@ class Trainer:
         ]
 
     def _collect_seed_episodes(self, logger: Logger, progress: Progress) -> None:
-        # A resumed run has networks but no replay: its first episodes come from the planner, not at random.
+        # A resumed run has networks but no replay: its first episodes come from its planner, not at random.
         config, counters = self.config, self.counters
         progress.update(counters.env_steps, counters.updates, "seed episodes")
         if counters.updates:
@@ -172,7 +179,7 @@ class Trainer:
             before = counters.env_steps
             while len(returns) < config.train.seed_episodes:
                 target = counters.env_steps + config.action_repeat * config.num_envs
-                returns += self.collector.collect(target, self.planner, config.train.action_noise)
+                returns += self.collector.collect(target, self.train_planner, config.train.action_noise)
             for _ in range((counters.env_steps - before) // config.train.every):
                 self._update()  # what these steps are owed
         else:

@@ -157,6 +157,39 @@ def learning_curve_picture(
         figure.savefig(temporary)
 
 
+def comparison_picture(path: str | Path, rows: list[dict], title: str) -> None:
+    """Write a PNG of planners, keys as in compare.csv: returns as bars with intervals, and against model evaluations.
+
+    A planner without model evaluations, the bare policy, has no place on the log axis: it is a line with a band.
+    """
+    figure = _figure(14, max(4.0, 1.6 + 0.42 * len(rows)))
+    bars, cost = figure.subplots(1, 2, width_ratios=[1.15, 1])
+    colors = [f"C{number % 10}" for number in range(len(rows))]
+    for place, (row, color) in enumerate(zip(rows, colors, strict=True)):
+        value, low, high = (row[key] for key in ("return", "return_low", "return_high"))
+        bars.barh(place, value, color=color, alpha=0.75)
+        bars.plot([low, high], [place, place], color="black", linewidth=1.6, solid_capstyle="butt")
+        if row["model_evaluations"]:
+            error = [[value - low], [high - value]]
+            cost.errorbar(row["model_evaluations"], value, error, fmt="o", color=color, capsize=3, label=row["planner"])
+        else:
+            cost.axhline(value, color=color, label=row["planner"])
+            cost.axhspan(low, high, color=color, alpha=0.15, linewidth=0)
+    bars.set_yticks(range(len(rows)), [row["planner"] for row in rows])
+    bars.invert_yaxis()
+    bars.set(xlabel="return (mean, 95 % interval)")
+    bars.axvline(0, color="black", linewidth=0.8)
+    cost.set(xscale="log", xlabel="model evaluations per action", ylabel="return")
+    cost.legend(frameon=False, fontsize=9)
+    for axes in (bars, cost):
+        axes.grid(alpha=0.25, axis="x" if axes is bars else "both")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, x=0.01, ha="left", weight="bold")
+    figure.set_layout_engine("tight")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary)
+
+
 def _figure(width, height, dpi=100):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

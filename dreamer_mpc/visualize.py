@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from dreamer_mpc.agent import Dreamer, Latents
+from dreamer_mpc.agent import Dreamer, LatentWorld
 from dreamer_mpc.device import preserved_rng
 from dreamer_mpc.evaluate import Trace
-from dreamer_mpc.planners import DreamMPC, Planner
+from dreamer_mpc.planners import Ascent, Planner
 from dreamer_mpc.planners.objective import rollout
 from dreamer_mpc.video import decision_picture, side_by_side, write_mp4
 
@@ -19,7 +19,7 @@ DREAM_STEPS = 50  # open-loop steps before the dream starts again from what is s
 
 
 @torch.no_grad()
-def dream(model: Latents, state: Float[Tensor, "T S"], action: Float[Tensor, "T A"]) -> Float[Tensor, "T S"]:
+def dream(model: LatentWorld, state: Float[Tensor, "T S"], action: Float[Tensor, "T A"]) -> Float[Tensor, "T S"]:
     """States imagined without images, by the executed actions; every `DREAM_STEPS` steps from the posterior again."""
     imagined = []
     mean = torch.zeros_like(state[0, : model.world_model.rssm.stoch])  # the prior's, no draw
@@ -34,13 +34,18 @@ def dream(model: Latents, state: Float[Tensor, "T S"], action: Float[Tensor, "T 
 
 @torch.no_grad()
 def episode_video(path: Path, agent: Dreamer, trace: Trace, fps: int = 25) -> None:
-    """One MP4: real frame, reconstruction, and open-loop imagination from the same start, side by side."""
+    """One MP4: real frame, reconstruction, and open-loop imagination from the same start, side by side.
+
+    In the frame: J of the plan made on seeing it (-inf where the planner fell back to the policy), the return so far.
+    """
     state, action = torch.stack(trace.state), torch.stack(trace.action)  # [T, S], [T, A]
     imagined = dream(agent.model, state, action)
     expected = agent.model.reward(imagined).tolist()
-    paid = [0.0, *trace.reward]  # the reward on arriving at frame t
+    paid = np.array([0.0, *trace.reward])  # the reward on arriving at frame t
+    so_far = paid.cumsum()
     footer = [
-        f"step {t:3d}   dreaming {t % DREAM_STEPS:2d} steps ahead   reward {paid[t]:5.2f}   dreamed {expected[t]:5.2f}"
+        f"step {t:3d}   J of the plan {trace.value[t]:7.2f}   return so far {so_far[t]:7.2f}   "
+        f"dreaming {t % DREAM_STEPS:2d} steps ahead   reward {paid[t]:5.2f}   dreamed {expected[t]:5.2f}"
         for t in range(len(state))
     ]
     columns = {
@@ -63,7 +68,7 @@ def decision(path: Path, agent: Dreamer, planner: Planner, trace: Trace, t: int,
     under the prior's mean, so that they differ by the actions alone. Returns False, and draws nothing, for a planner
     that does not ascend.
     """
-    if not isinstance(planner, DreamMPC) or planner.iterations == 0:
+    if not isinstance(planner, Ascent) or planner.iterations == 0:
         return False
     state = trace.state[t][None]
     after = _replan(agent, planner, state, trace.memory[t])
@@ -78,12 +83,13 @@ def decision(path: Path, agent: Dreamer, planner: Planner, trace: Trace, t: int,
         frames.append(_decode(agent, states[0, 0]))
         values.append(float(objective(agent.model, states)))
         actions.append(sequence[0, 0].cpu().numpy())
-    title = f"{env}, step {t}: one Dream-MPC decision (N = {planner.candidates}, I = {planner.iterations})"
+    name = type(planner).__name__
+    title = f"{env}, step {t}: one decision of {name} (N = {planner.candidates}, I = {planner.iterations})"
     decision_picture(path, *frames, *values, *actions, real=trace.image[t], title=title)
     return True
 
 
-def _replan(agent: Dreamer, planner: DreamMPC, state: Float[Tensor, "1 S"], memory):
+def _replan(agent: Dreamer, planner: Ascent, state: Float[Tensor, "1 S"], memory):
     with preserved_rng(agent.device):
         torch.manual_seed(0)
         return planner.plan(agent.model, state, memory)

@@ -73,7 +73,7 @@ def act(agent, planner, steps, seed=0, rows=2, noise=0.0, first=lambda t: [t == 
     torch.manual_seed(seed)
     carry, images, actions = carry or agent.initial(rows), make_batch().image, []
     for t in steps:
-        action, carry, _ = agent.act(planner, carry, images[t, :rows], torch.tensor(first(t)), noise)
+        action, carry, *_ = agent.act(planner, carry, images[t, :rows], torch.tensor(first(t)), noise)
         actions.append(action)
     return torch.stack(actions), carry
 
@@ -118,7 +118,7 @@ def test_acting_observes_with_the_action_executed_last():
     actions, carry = act(agent, planner, range(2), noise=0.5)
     torch.testing.assert_close(carry.action, actions[-1])
     torch.manual_seed(3)
-    action, carried, _ = agent.act(
+    action, carried, *_ = agent.act(
         planner, carry, make_batch().image[2, :2], torch.zeros(2, dtype=torch.bool)
     )
     torch.manual_seed(3)
@@ -149,7 +149,7 @@ def test_action_noise_has_its_std_and_stays_in_bounds():
 
     agent.model.world_model.encode = lambda image: torch.zeros(n, 128)
     image = torch.zeros(n, 1, 1, 3, dtype=torch.uint8)
-    action, _, _ = agent.act(Still(), agent.initial(n), image, torch.ones(n, dtype=torch.bool), 0.2)
+    action, *_ = agent.act(Still(), agent.initial(n), image, torch.ones(n, dtype=torch.bool), 0.2)
     assert action.abs().max() <= 1
     assert abs(action[:, 0].std() - 0.2) < 0.01
     assert abs(action[:, 0].mean()) < 0.015

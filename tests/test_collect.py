@@ -29,7 +29,7 @@ class Recorder(Dreamer):
         seen = [decode(x) for x in image.numpy()]
         action = torch.tensor([[len(self.calls) / 100, row / 10] for row in range(len(image))])
         self.calls.append((carry, seen, is_first.tolist(), action_noise))
-        return Act(action, Carry(carry.state + 1, action, None), 0)
+        return Act(action, Carry(carry.state + 1, action, None), 0, torch.zeros(len(action)))
 
 
 class Keeper(Replay):

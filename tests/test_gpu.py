@@ -46,7 +46,7 @@ def test_captured_acting_is_eager_acting(settings, batch):
         actions = []
         for i, agent in enumerate((captured, eager)):
             torch.manual_seed(t)
-            action, carries[i], _ = agent.act(planner, carries[i], images[t], is_first, 0.1)
+            action, carries[i], *_ = agent.act(planner, carries[i], images[t], is_first, 0.1)
             actions.append(action)
         torch.testing.assert_close(*actions, rtol=2e-3, atol=2e-3)
         torch.testing.assert_close(carries[0].state, carries[1].state, rtol=2e-3, atol=2e-3)

@@ -6,7 +6,7 @@ from dreamer_mpc.behavior.actor import Actor, TanhNormal
 from dreamer_mpc.behavior.critic import Critic
 from dreamer_mpc.checks import check_ranges
 
-__all__ = ["Actor", "BehaviorConfig", "Critic", "TanhNormal"]
+__all__ = ["Actor", "BehaviorConfig", "Critic", "TanhNormal", "make_behavior"]
 
 
 @dataclass(frozen=True)
@@ -42,3 +42,9 @@ class BehaviorConfig:
         )  # fmt: skip
         if self.horizon < 2:
             raise ValueError(f"horizon must be at least 2 (a return needs a next value), got {self.horizon}")
+
+
+def make_behavior(config: BehaviorConfig, state: int, action_dim: int) -> tuple[Actor, Critic]:
+    """Actor and critic for states of size `state`."""
+    actor = Actor(state, action_dim, config.actor_layers, config.actor_hidden, init_std=config.actor_init_std)
+    return actor, Critic(state, config.value_heads, config.value_layers, config.value_hidden, config.bootstrap)
