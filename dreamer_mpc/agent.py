@@ -19,7 +19,6 @@ from dreamer_mpc.planners import Planner, reset_memory
 from dreamer_mpc.returns import lambda_return
 from dreamer_mpc.world_model import Batch, WorldModel, WorldModelConfig
 
-
 THREADED_ROWS = 512  # latent states stepped at once from which a plan on a CPU gains by several threads
 
 

@@ -235,7 +235,7 @@ def comparison_table(rows: list[dict]) -> Table:
     """The table that `compare` prints, a row a planner; keys as in compare.csv."""
     table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("planner", overflow="fold")
-    columns = "return\n[95 %]", "difference to\npolicy [95 %]", "ms per\naction", "actions\nper s", "model evals\nan action"
+    columns = ("return\n[95 %]", "difference to\npolicy [95 %]", "ms per\naction", "actions\nper s", "model\nevals")
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:

@@ -173,3 +173,18 @@ class Counting(Smooth):
     def step(self, state, action):
         self.count += state[..., 0].numel()
         return super().step(state, action)
+
+
+class Bare:
+    """Dynamics and reward alone, no actor and no critic; the reward of a marked state is NaN, as in `Broken`."""
+
+    action_dim = 2
+
+    def __init__(self):
+        self.inner = Broken("reward")
+
+    def step(self, state, action):
+        return self.inner.step(state, action)
+
+    def reward(self, state):
+        return self.inner.reward(state)

@@ -34,11 +34,23 @@ def random_batch(seed, length=12, batch_size=8):
     )
 
 
-@pytest.mark.parametrize("settings", [{}, {"iterations": 3, "choose_by": "after"}, {"latent_noise": "fixed"}])
+PLANS = {
+    "dream-mpc": {},
+    "dream-mpc after": {"iterations": 3, "choose_by": "after"},
+    "dream-mpc fixed": {"latent_noise": "fixed"},
+    "policy-grad-mpc": {},
+    "grad-mpc": {"candidates": 100, "iterations": 3},
+    "cem": {"candidates": 200, "elites": 20, "iterations": 3},
+    "cem kept": {"candidates": 200, "elites": 20, "iterations": 3, "reuse": 0.5, "objective": "return"},
+    "mppi": {},
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
 @pytest.mark.parametrize("batch", [1, 4])
-def test_captured_acting_is_eager_acting(settings, batch):
+def test_captured_acting_is_eager_acting(name, batch):
     captured, eager = make_pair(bf16=False)
-    planner = make_planner("dream-mpc", **settings)
+    planner = make_planner(name.split()[0], **PLANS[name])
     carries = [captured.initial(batch), eager.initial(batch)]
     images = random_batch(1).image[:, :batch]
     for t in range(8):  # three warm-up calls, the recording, and four replays
@@ -52,8 +64,9 @@ def test_captured_acting_is_eager_acting(settings, batch):
         torch.testing.assert_close(carries[0].state, carries[1].state, rtol=2e-3, atol=2e-3)
 
 
-def test_captured_update_is_eager_update():
-    captured, eager = make_pair(bf16=False)
+@pytest.mark.parametrize("settings", [{}, {"behavior": None}], ids=["dreamer", "planet"])
+def test_captured_update_is_eager_update(settings):
+    captured, eager = make_pair(bf16=False, **settings)
     for step in range(8):
         batch = random_batch(step)
         metrics = []
@@ -89,6 +102,16 @@ def test_update_does_not_synchronise(capture):
         agent.update(batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_planet_agent_acts_by_cem():
+    agent = Dreamer(ACTION_DIM, device="cuda:0", behavior=None)
+    planner, carry, images = make_planner("cem"), agent.initial(2), random_batch(0).image[:, :2]
+    for t in range(6):
+        first = torch.full((2,), t == 0, device="cuda")
+        action, carry, evaluations, value = agent.act(planner, carry, images[t], first)
+        assert action.isfinite().all() and action.abs().max() <= 1 and value.isfinite().all()
+    assert evaluations == 120_000
 
 
 def test_captured_plans_follow_the_weights():
