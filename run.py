@@ -154,7 +154,8 @@ def compare_checkpoints(args: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted: the same command goes on from here", file=sys.stderr)
         return 130
-    Console().print(comparison_table(rows))
+    # A file or pipe has no width of its own; long labels should stay on their line there.
+    Console(width=None if sys.stdout.isatty() else 120).print(comparison_table(rows))
     print(f"wrote {folder / 'compare.csv'}, {folder / 'compare.png'}; every episode: {folder / 'episodes.csv'}")
     return 0
 

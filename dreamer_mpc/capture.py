@@ -1,6 +1,8 @@
 """CUDA graphs: record a function once, replay it with one launch."""
 
-from collections.abc import Callable
+import contextlib
+import gc
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -65,9 +67,22 @@ class _Recording:
     def _record(self, inputs: list[Any]) -> None:
         self.inputs = [_copy(x) for x in inputs]
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with _no_garbage_collection(), torch.cuda.graph(graph):
             self.outputs = self.function(*pytree.tree_unflatten(self.inputs, self.spec))
         self.graph = graph
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Freeing another graph, of an agent that is no longer used, would invalidate the capture under way."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _copy(x: Any) -> Any:

@@ -1,18 +1,13 @@
 """Checkpoints of one task under many planners: episodes that are kept as they end, and what they add up to."""
 
-import csv
 import hashlib
-import io
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from dreamer_mpc.agent import Dreamer
@@ -29,20 +24,16 @@ from dreamer_mpc.config import (
 )
 from dreamer_mpc.device import choose_device, device_name
 from dreamer_mpc.errors import UserError
-from dreamer_mpc.evaluate import Evaluation, evaluate
+from dreamer_mpc.evaluate import evaluate
 from dreamer_mpc.planners import PLANNERS, Planner
 from dreamer_mpc.progress import ComparisonProgress
-from dreamer_mpc.run_folder import write_text
+from dreamer_mpc.record import Record, to_csv
 from dreamer_mpc.statistics import bootstrap_interval, iqm, mean, probability_of_improvement
 from dreamer_mpc.train import load_agent, make_envs, side_by_side_envs, write_visuals
 from dreamer_mpc.video import comparison_picture
 
 BASELINE = "policy"
 VIDEO_STEPS = 250
-EPISODE_COLUMNS = (
-    "planner", "checkpoint", "episode", "env_seed", "return", "agent_steps", "ms_per_action", "num_envs",
-    "model_evaluations", "device", "torch", "date",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -112,139 +103,96 @@ def swept(config: CompareConfig, sweep: str) -> dict[str, Planner]:
     return {f"{name} {setting}={text}": with_setting(planner, name, setting, text) for text in texts}
 
 
-class Record:
-    """The episodes of a comparison, in a folder: every batch is there as soon as it has ended.
+class Comparison:
+    """What is to be compared, and the record of it."""
 
-    episodes.csv has a row an episode; compare.json says what they were made with, so that another comparison is not
-    mixed into this one.
-    """
+    def __init__(self, config: CompareConfig):
+        self.config = config
+        self.subjects = [Subject.load(path) for path in config.checkpoint]
+        same_task(self.subjects)
+        self.planners = contestants(config, self.subjects)
+        first = self.subjects[0]
+        self.trained = replace(first.trained, render_quality=config.render_quality or first.trained.render_quality)
+        self.checkpoints = [subject.path for subject in self.subjects]
+        folder = Path(config.out) if config.out else first.run / "compare"
+        made_with = {
+            **first.task(),
+            "seed": config.seed,
+            "render_quality": self.trained.render_quality,
+            "checkpoints": {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in self.checkpoints},
+            "planners": {label: asdict(planner) for label, planner in self.planners.items()},
+        }
+        self.record = Record(folder, made_with, config.overwrite)
 
-    def __init__(self, folder: Path, made_with: dict[str, Any], overwrite: bool = False):
-        self.folder = folder
-        self.rows: list[dict[str, Any]] = []
+    def played(self) -> int:
+        """Episodes that are there, of those that are wanted."""
+        counts = (len(self.record.of(label, path)) for label in self.planners for path in self.checkpoints)
+        return sum(min(count, self.config.episodes) for count in counts)
+
+    def play(self) -> None:
+        """Play the episodes that are missing, and write the videos that are."""
+        config, device = self.config, choose_device(self.config.device)
+        total = len(self.planners) * len(self.subjects) * config.episodes
+        if self.played() == total and not any(map(self._video_steps, self.planners)):
+            return
+        envs = make_envs(self.trained, side_by_side_envs(config.num_envs, config.episodes), device)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if not overwrite:
-                made_with = self._merge(made_with)
-                self.rows = _read_rows(folder / "episodes.csv")
-            self.write("compare.json", json.dumps(made_with, indent=1) + "\n")
-        except OSError as error:
-            raise UserError(f"cannot write to {folder} ({error.strerror}): name another folder with --out") from error
+            with ComparisonProgress(total, self.played()) as progress:
+                for number, subject in enumerate(self.subjects):
+                    settings = replace(subject.trained, compile=config.compile)
+                    agent = load_agent(subject.payload, settings, envs.single_action_space.shape[0], device)
+                    for label in self.planners:
+                        self._play(label, subject, agent, envs, progress, self._video_steps(label) if not number else 0)
+        finally:
+            envs.close()
 
-    def _merge(self, new: dict[str, Any]) -> dict[str, Any]:
-        """What is there and what comes, together; UserError where they contradict each other."""
-        path = self.folder / "compare.json"
-        try:
-            old = json.loads(path.read_text())
-        except FileNotFoundError:
-            return new
-        except ValueError as error:
-            raise _damaged(path) from error
-        merged = dict(old)
-        for key, value in new.items():
-            if isinstance(value, dict):
-                there = old.get(key, {})
-                changed = [f"{key} {name}" for name in value if name in there and there[name] != value[name]]
-                merged[key] = there | value
-            else:
-                changed = [f"{key} {old.get(key)}"] if old.get(key) != value else []
-            if changed:
-                raise UserError(
-                    f"{self.folder} holds another comparison, with other {changed[0]}: "
-                    "name another folder with --out, or start again with --overwrite"
-                )
-        return merged
+    def _play(
+        self,
+        label: str,
+        subject: Subject,
+        agent: Dreamer,
+        envs: gymnasium.vector.VectorEnv,
+        progress: ComparisonProgress,
+        video_steps: int,
+    ) -> None:
+        """One planner's missing episodes on one checkpoint, in batches of the environments side by side.
 
-    def of(self, label: str, checkpoint: Path) -> list[dict[str, Any]]:
-        """The episodes of one planner on one checkpoint, in order."""
-        rows = [row for row in self.rows if (row["planner"], row["checkpoint"]) == (label, str(checkpoint))]
-        return sorted(rows, key=lambda row: row["episode"])
-
-    def add(self, label: str, checkpoint: Path, first: int, seed: int, result: Evaluation, device: str) -> None:
-        """Keep a batch: episodes `first` and on, played on environment seeds from `seed` on."""
-        for i, (total, length) in enumerate(zip(result.returns, result.lengths, strict=True)):
-            values = (
-                label, str(checkpoint), first + i, seed + i, float(total), length, result.ms_per_action, result.batch,
-                result.model_evaluations, device, torch.__version__, datetime.now(UTC).date().isoformat(),
-            )  # fmt: skip
-            self.rows.append(dict(zip(EPISODE_COLUMNS, values, strict=True)))
-        self.write("episodes.csv", to_csv(self.rows))
-
-    def write(self, name: str, text: str) -> None:
-        """Write a file of the folder, whole or not at all."""
-        write_text(self.folder / name, text)
-
-
-def play(
-    config: CompareConfig,
-    subject: Subject,
-    agent: Dreamer,
-    envs: gymnasium.vector.VectorEnv,
-    planners: dict[str, Planner],
-    record: Record,
-    progress: ComparisonProgress,
-    video: bool,
-) -> Iterator[Path]:
-    """Play what is missing of every planner's episodes on one checkpoint; yields the videos that were written.
-
-    Episodes are played in batches of the environments side by side, each batch from a seed of its own: a comparison
-    that was interrupted gives the same returns as one that was not.
-    """
-    device = device_name(agent.device)
-    for label, planner in planners.items():
-        stem = record.folder / label.replace(" ", "-").replace("=", "-")
-        trace_steps = VIDEO_STEPS if video and not stem.with_name(f"{stem.name}.mp4").exists() else 0
-        first = len(record.of(label, subject.path))
-        while first < config.episodes or trace_steps:
-            # A video that an interrupted comparison still owes costs its episode again.
-            first = 0 if trace_steps else first
+        Each batch starts from a seed of its own, so that a comparison that was interrupted gives the same returns as
+        one that was not. A video that is missing costs the first batch again.
+        """
+        config, record, planner = self.config, self.record, self.planners[label]
+        while video_steps or len(record.of(label, subject.path)) < config.episodes:
+            there = len(record.of(label, subject.path))
+            first = 0 if video_steps else there
             count = min(envs.num_envs, config.episodes - first)
             on_step = progress.start(label, first, count)
-            seed = config.seed + first
-            result = evaluate(agent, planner, envs, count, seed, trace_steps, on_step)
-            if first >= len(record.of(label, subject.path)):
-                record.add(label, subject.path, first, seed, result, device)
-            progress.finish(result.returns, result.lengths)
-            if trace_steps:
-                yield from write_visuals(stem, agent, planner, result, subject.trained.env)
-            trace_steps, first = 0, len(record.of(label, subject.path))
+            result = evaluate(agent, planner, envs, count, config.seed + first, video_steps, on_step)
+            if first == there:
+                record.add(label, subject.path, first, config.seed + first, result, device_name(agent.device))
+            progress.finish(result.returns, result.lengths, counted=first == there)
+            if video_steps:
+                for path in write_visuals(self._stem(label), agent, planner, result, subject.trained.env):
+                    progress.line(f"wrote {path}")
+            video_steps = 0
+
+    def _stem(self, label: str) -> Path:
+        return self.record.folder / label.replace(" ", "-").replace("=", "-")
+
+    def _video_steps(self, label: str) -> int:
+        """How much of the first episode to keep for the video of `label`: nothing where there is one, or none asked."""
+        there = Path(f"{self._stem(label)}.mp4").exists()
+        return VIDEO_STEPS if self.config.video and not there else 0
 
 
 def compare(config: CompareConfig) -> tuple[list[dict[str, Any]], Path]:
     """Play all episodes, write compare.csv and compare.png; the table's rows and the folder."""
-    subjects = [Subject.load(path) for path in config.checkpoint]
-    same_task(subjects)
-    planners = contestants(config, subjects)
-    device = choose_device(config.device)
-    trained = replace(
-        subjects[0].trained,
-        compile=config.compile,
-        render_quality=config.render_quality or subjects[0].trained.render_quality,
-    )
-    envs = make_envs(trained, side_by_side_envs(config.num_envs, config.episodes), device)
-    try:
-        made_with = {
-            **subjects[0].task(),
-            "seed": config.seed,
-            "render_quality": trained.render_quality,
-            "checkpoints": {str(s.path): hashlib.sha256(s.path.read_bytes()).hexdigest() for s in subjects},
-            "planners": {label: asdict(planner) for label, planner in planners.items()},
-        }
-        record = Record(Path(config.out) if config.out else subjects[0].run / "compare", made_with, config.overwrite)
-        done = sum(len(record.of(label, s.path)[: config.episodes]) for label in planners for s in subjects)
-        total = len(planners) * len(subjects) * config.episodes
-        with ComparisonProgress(total, done) as progress:
-            for subject in subjects:
-                settings = replace(subject.trained, compile=config.compile)
-                agent = load_agent(subject.payload, settings, envs.single_action_space.shape[0], device)
-                video = config.video and subject is subjects[0]
-                for path in play(config, subject, agent, envs, planners, record, progress, video):
-                    progress.line(f"wrote {path}")
-    finally:
-        envs.close()
-    rows = summarise(record, planners, [subject.path for subject in subjects], config.episodes)
+    comparison = Comparison(config)
+    comparison.play()
+    record, checkpoints = comparison.record, comparison.checkpoints
+    rows = summarise(record, comparison.planners, checkpoints, config.episodes)
     record.write("compare.csv", to_csv(rows))
-    title = f"{trained.env}: {len(subjects)} checkpoint{'s' * (len(subjects) > 1)}, {config.episodes} episodes each"
+    number = f"{len(checkpoints)} checkpoint{'s' * (len(checkpoints) > 1)}"
+    title = f"{comparison.trained.env}: {number}, {config.episodes} episodes each"
     comparison_picture(record.folder / "compare.png", rows, title)
     return rows, record.folder
 
@@ -289,32 +237,3 @@ def _estimate(name: str, statistic, *scores: Float[np.ndarray, "E C"]) -> dict[s
         return {name: None, f"{name}_low": None, f"{name}_high": None}
     low, high = bootstrap_interval(statistic, *scores)
     return {name: float(statistic(*scores)), f"{name}_low": low, f"{name}_high": high}
-
-
-def to_csv(rows: list[dict[str, Any]]) -> str:
-    """Rows of one shape as CSV; None is an empty cell."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """The episodes in a file, if there is one; UserError where it is something else."""
-    if not path.exists():
-        return []
-    numbers = {"episode": int, "env_seed": int, "return": float, "agent_steps": int, "ms_per_action": float}
-    numbers |= {"num_envs": int, "model_evaluations": int}
-    try:
-        with path.open(newline="") as file:
-            return [
-                {key: numbers.get(key, str)(row[key]) for key in EPISODE_COLUMNS}
-                for row in csv.DictReader(file, strict=True)
-            ]
-    except (ValueError, KeyError, TypeError, csv.Error) as error:
-        raise _damaged(path) from error
-
-
-def _damaged(path: Path) -> UserError:
-    return UserError(f"{path} is damaged: name another folder with --out, or start again with --overwrite")

@@ -218,10 +218,10 @@ class ComparisonProgress:
         on_step(0)
         return on_step
 
-    def finish(self, returns: Sequence[float], lengths: Sequence[int]) -> None:
-        """The episodes that were started have ended."""
+    def finish(self, returns: Sequence[float], lengths: Sequence[int], counted: bool = True) -> None:
+        """The episodes that were started have ended; not `counted` are those played again for a video."""
         self._longest = max(self._longest, *lengths)
-        self._episodes += len(returns)
+        self._episodes += len(returns) if counted else 0
         self._bar.update(self._task, completed=self._episodes)
         mean = sum(map(float, returns)) / len(returns)
         self.line(f"{self._label}: mean return {mean:.1f} in {duration(self._clock() - self._started)}")
@@ -259,11 +259,11 @@ def comparison_table(rows: list[dict]) -> Table:
 def _with_interval(row, name, sign=""):
     if row[name] is None:
         return "–"
-    value, low, high = (_short(row[key], sign) for key in (name, f"{name}_low", f"{name}_high"))
-    return Text(f"{value} [{low}, {high}]")  # Text, because rich takes [...] for markup
+    value, low, high = (row[key] for key in (name, f"{name}_low", f"{name}_high"))
+    digits = 0 if abs(value) >= 10 else 1
+    return Text(f"{value:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]")  # Text: [..] is markup
 
 
-def _short(value, sign=""):
+def _short(value):
     """Three digits or more."""
-    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
-    return f"{value:{sign},.{digits}f}"
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
