@@ -28,6 +28,14 @@ setup(
     extras_require={
         "wandb": ["wandb>=0.20"],
         "tensorboard": ["tensorboard>=2.18"],
-        "test": ["pytest>=8", "pytest-timeout>=2.3", "beartype>=0.20", "ruff>=0.11", "tensorboard>=2.18"],
+        "test": [
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "beartype>=0.20",
+            "ruff>=0.11",
+            "tensorboard>=2.18",
+            "rliable>=1.2",
+            "pandas<3",  # arch 7.2, which rliable imports, breaks at import under pandas 3
+        ],
     },
 )

@@ -1,8 +1,8 @@
 """Draw evaluation curves of runs beside the paper's own: curve.csv and curve.png.
 
-    python benchmarks/learning_curve.py results/cheetah-run --task cheetah-run RUN [RUN ...]
+    python benchmarks/learning_curve.py results/cheetah-run RUN [RUN ...] --task cheetah-run --methods dream-mpc dreamer
 
-A RUN is a folder with metrics.jsonl.
+A RUN is a folder with metrics.jsonl; the methods are the paper's to stand beside.
 """
 
 import argparse
@@ -12,6 +12,7 @@ from pathlib import Path
 from dreamer_mpc.logger import read_metrics
 from dreamer_mpc.video import learning_curve_picture
 
+LABELS = {"dream-mpc": "Dream-MPC (Dreamer)", "dreamer": "Dreamer", "planet": "PlaNet", "sac-ae": "SAC+AE"}
 REFERENCE = Path(__file__).resolve().parent.parent / "results/reference/dream_mpc_paper_dreamer_curves.csv"
 
 
@@ -34,19 +35,23 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--task", required=True)
+    parser.add_argument("--methods", nargs="+", choices=LABELS, default=["dream-mpc", "dreamer"])
+    parser.add_argument("--name", default="curve", help="of the two files")
+    parser.add_argument("--title", help="of the picture")
     args = parser.parse_args()
     curves = {run.name: run_curve(run) for run in args.runs}
     until = max(steps for curve in curves.values() for steps, *_ in curve)
-    with (args.out / "curve.csv").open("w", newline="") as file:
+    with (args.out / f"{args.name}.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["run", "env_steps", "return_mean", "return_std"])
         writer.writerows([name, *point] for name, curve in curves.items() for point in curve)
-        for method in ("dream-mpc", "dreamer"):
+        for method in args.methods:
             writer.writerows([f"paper {method}", *point, ""] for point in paper_curve(args.task, method, until))
     drawn = {f"ours, {name}": tuple(zip(*[p[:2] for p in curve], strict=True)) for name, curve in curves.items()}
-    for method, label in (("dream-mpc", "paper, Dream-MPC (Dreamer)"), ("dreamer", "paper, Dreamer")):
-        drawn[label] = tuple(zip(*paper_curve(args.task, method, until), strict=True))
-    learning_curve_picture(args.out / "curve.png", drawn, title=f"{args.task} from pixels, planned by Dream-MPC")
+    for method in args.methods:
+        drawn[f"paper, {LABELS[method]}"] = tuple(zip(*paper_curve(args.task, method, until), strict=True))
+    title = args.title or f"{args.task} from pixels"
+    learning_curve_picture(args.out / f"{args.name}.png", drawn, title=title)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dreamer_mpc.planners.ascent import Ascent
-from dreamer_mpc.planners.protocol import LatentModel
+from dreamer_mpc.planners.protocol import LatentDynamics
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class PolicyGradMPC(Ascent):
     uncertainty: float = 0.0
     """Weight of the spread of the value heads in J (0: without it)."""
 
-    def propose(self, model: LatentModel, state: Float[Tensor, "B N S"]) -> Float[Tensor, "B N A"]:
+    def propose(self, model: LatentDynamics, state: Float[Tensor, "B N S"]) -> Float[Tensor, "B N A"]:
         """A sample of the policy."""
         return model.policy(state).rsample()
 

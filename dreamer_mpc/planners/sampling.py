@@ -32,7 +32,7 @@ def refit(
 
 def softmax_weights(values: Float[Tensor, "B E"], temperature: float) -> Float[Tensor, "B E"]:
     """exp(temperature * value), normalised; values of -inf weigh nothing, and are uniform where there is no other."""
-    hopeless = ~values.isfinite().any(dim=1, keepdim=True)
-    # 0 * -inf would be NaN: with temperature 0 all finite values weigh the same.
-    scaled = torch.where(values.isfinite(), temperature * values, -torch.inf)
-    return torch.softmax(torch.where(hopeless, 0.0, scaled), dim=1)
+    best = values.amax(dim=1, keepdim=True)
+    gap = (values - best).clamp_min(torch.finfo(values.dtype).min)  # 0 for the best: products stay finite or -inf
+    scaled = torch.where(values.isfinite(), temperature * gap, -torch.inf)
+    return torch.softmax(torch.where(best.isfinite(), scaled, 0.0), dim=1)
