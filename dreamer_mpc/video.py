@@ -13,6 +13,7 @@ BACKGROUND = (18, 18, 22)
 TEXT = (235, 235, 235)
 MAX_FRAMES = 8  # of a plan
 MAX_PLOTS = 12  # of action dimensions
+MAX_NAMED = 10  # points that are named in a picture; more are numbered
 BEFORE, AFTER = "#8a8f98", "#0b6bcb"
 
 
@@ -162,25 +163,36 @@ def comparison_picture(path: str | Path, rows: list[dict], title: str) -> None:
 
     A planner without model evaluations, the bare policy, has no place on the log axis: it is a line with a band.
     """
-    figure = _figure(14, max(4.0, 1.6 + 0.42 * len(rows)))
-    bars, cost = figure.subplots(1, 2, width_ratios=[1.15, 1])
-    colors = [f"C{number % 10}" for number in range(len(rows))]
-    for place, (row, color) in enumerate(zip(rows, colors, strict=True)):
+    figure = _figure(15, max(4.2, 1.8 + 0.36 * len(rows)))
+    bars, cost = figure.subplots(1, 2, width_ratios=[1.25, 1])
+    names = list(dict.fromkeys(row["planner"].split()[0] for row in rows))  # values of a sweep share a colour
+    numbered = len(rows) > MAX_NAMED
+    for place, row in enumerate(rows):
+        color = f"C{names.index(row['planner'].split()[0])}"
         value, low, high = (row[key] for key in ("return", "return_low", "return_high"))
         bars.barh(place, value, color=color, alpha=0.75)
         bars.plot([low, high], [place, place], color="black", linewidth=1.6, solid_capstyle="butt")
         if row["model_evaluations"]:
-            error = [[value - low], [high - value]]
-            cost.errorbar(row["model_evaluations"], value, error, fmt="o", color=color, capsize=3, label=row["planner"])
+            x = _beside(row["model_evaluations"], [r["model_evaluations"] for r in rows], place)
+            cost.errorbar(x, value, [[value - low], [high - value]], fmt="o", color=color, capsize=3)
+            words = str(place + 1) if numbered else row["planner"]
+            left = x < row["model_evaluations"]  # of points that stand beside each other
+            cost.annotate(words, (x, value), (-6 if left else 6, 4), textcoords="offset points", fontsize=9,
+                          color=color, ha="right" if left else "left")  # fmt: skip
         else:
-            cost.axhline(value, color=color, label=row["planner"])
+            cost.axhline(value, color=color)
             cost.axhspan(low, high, color=color, alpha=0.15, linewidth=0)
-    bars.set_yticks(range(len(rows)), [row["planner"] for row in rows])
+            cost.annotate(row["planner"], (0.99, value), (0, 4), cost.get_yaxis_transform(), "offset points",
+                          fontsize=9, color=color, ha="right")  # fmt: skip
+    labels = [f"{row['planner']}  {place + 1}" if numbered else row["planner"] for place, row in enumerate(rows)]
+    bars.set_yticks(range(len(rows)), labels)
     bars.invert_yaxis()
+    bars.margins(y=0.01)
     bars.set(xlabel="return (mean, 95 % interval)")
     bars.axvline(0, color="black", linewidth=0.8)
     cost.set(xscale="log", xlabel="model evaluations per action", ylabel="return")
-    cost.legend(frameon=False, fontsize=9)
+    cost.margins(x=0.15)
+    _plain_log_ticks(cost.xaxis)
     for axes in (bars, cost):
         axes.grid(alpha=0.25, axis="x" if axes is bars else "both")
         axes.spines[["top", "right"]].set_visible(False)
@@ -188,6 +200,22 @@ def comparison_picture(path: str | Path, rows: list[dict], title: str) -> None:
     figure.set_layout_engine("tight")
     with atomic_path(path) as temporary:
         figure.savefig(temporary)
+
+
+def _beside(x, others, place):
+    """`x`, moved a little to one side so that points at the same `x` stand beside each other."""
+    same = [number for number, other in enumerate(others) if other == x]
+    return x * 1.05 ** (same.index(place) - (len(same) - 1) / 2)
+
+
+def _plain_log_ticks(axis):
+    """1, 2, 5, 10, ... written out where there is room, else powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _figure(width, height, dpi=100):
