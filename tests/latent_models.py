@@ -188,3 +188,51 @@ class Bare:
 
     def reward(self, state):
         return self.inner.reward(state)
+
+
+class Linear:
+    """x' = A x + B a and r = -|C (x - goal)|^2 - cost |a|^2; the state is (x, last action), so that r can charge it.
+
+    The one value head is r + discount * -(x' P x); the policy's mode is -(gain x), squashed by tanh, with noise.
+    """
+
+    def __init__(self, a, b, c, goal, cost, discount, p, gain, std=0.3):
+        self.a, self.b, self.c, self.goal, self.p, self.gain = a, b, c, goal, p, gain
+        self.cost, self.discount, self.std = cost, discount, std
+        self.action_dim = b.shape[1]
+
+    def step(self, state, action):
+        return torch.cat([state[..., : len(self.a)] @ self.a.T + action @ self.b.T, action], dim=-1)
+
+    def reward(self, state):
+        x, action = state[..., : len(self.a)], state[..., len(self.a) :]
+        return -((x - self.goal) @ self.c.T).square().sum(-1) - self.cost * action.square().sum(-1)
+
+    def value(self, state):
+        x = state[..., : len(self.a)]
+        return (self.reward(state) - self.discount * (x @ self.p * x).sum(-1))[None]
+
+    def policy(self, state):
+        mean = -state[..., : len(self.a)] @ self.gain.T
+        return Squashed(mean, torch.full_like(mean, self.std))
+
+
+class TwoBumps:
+    """The state is the last action; a low bump at -0.5, where the policy's samples are, and a high one at 0.7."""
+
+    action_dim, low, high = 1, -0.5, 0.7
+
+    def step(self, state, action):
+        return action + 0 * state
+
+    def reward(self, state):
+        def bump(center):
+            return torch.exp(-((state[..., 0] - center) / 0.12).square() / 2)
+
+        return 0.5 * bump(self.low) + bump(self.high)
+
+    def value(self, state):
+        return self.reward(state)[None]
+
+    def policy(self, state):
+        return Squashed(torch.full_like(state, self.low - 0.1).atanh(), torch.full_like(state, 0.05))

@@ -35,6 +35,16 @@ def plain_return(model, state, actions, discount, c, scale):
     return total
 
 
+def plain_rewards(model, state, actions, discount, c, scale):
+    """The sum of all H rewards in plain numbers."""
+    total = 0.0
+    for k, action in enumerate(actions):
+        state = model.step(state, action)
+        penalty = c * spread(model, state, scale) if c else 0.0
+        total += discount**k * (model.reward(state).item() - penalty)
+    return total
+
+
 def plain_lambda_return(model, state, actions, discount, c, scale, lambda_):
     """The lambda-return of s_1 as a mixture of its n-step returns."""
     rewards, values = [], []
@@ -79,6 +89,74 @@ def test_lambda_return_is_the_formula(horizon, c, scale):
     torch.testing.assert_close(values, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("horizon", [1, 2, 6])
+@pytest.mark.parametrize("discount", [1.0, 0.9])
+@pytest.mark.parametrize("c, scale", [(0.0, False), (0.7, False), (0.7, True), (-0.4, False)])
+def test_rewards_is_the_sum_of_all_rewards(horizon, discount, c, scale):
+    model = Smooth()
+    state, actions = problem(horizon)
+    values = Objective(discount, c, "rewards", scale_penalty=scale)(model, rollout(model, state, actions))
+    expected = [[plain_rewards(model, state[b], actions[b, n], discount, c, scale) for n in range(N)] for b in range(B)]
+    torch.testing.assert_close(values, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-9)
+
+
+def test_rewards_end_where_the_return_goes_on():
+    """The two differ by the last state alone: its reward, or its value, which goes on from there."""
+    model = Smooth()
+    state, actions = problem(5)
+    states = rollout(model, state, actions)
+    last = states[:, :, -1]
+    expected = 0.9**4 * (model.value(last).mean(0) - model.reward(last))
+    difference = Objective(0.9, kind="return")(model, states) - Objective(0.9, kind="rewards")(model, states)
+    torch.testing.assert_close(difference, expected, rtol=1e-9, atol=1e-9)
+    assert expected.abs().min() > 0.1
+
+
+@pytest.mark.parametrize(
+    "kind, c, needed",
+    [
+        ("rewards", 0.0, False),
+        ("rewards", 0.7, True),
+        ("rewards", -0.7, True),
+        ("return", 0.0, True),
+        ("lambda-return", 0.0, True),
+    ],
+)
+def test_the_value_heads_are_asked_only_where_j_needs_them(kind, c, needed):
+    class Asked(Smooth):
+        calls = 0
+
+        def value(self, state):
+            self.calls += 1
+            return super().value(state)
+
+    model, objective = Asked(), Objective(0.9, c, kind)
+    state, actions = problem(3)
+    objective(model, rollout(model, state, actions))
+    assert objective.needs_value is needed and model.calls == needed
+
+
+def test_rewards_of_a_model_without_value_heads():
+    """Dynamics and reward are all that it takes, and all that the gradient goes through."""
+
+    class Headless:
+        action_dim = 2
+
+        def step(self, state, action):
+            return state + action @ torch.ones(2, 3, dtype=torch.float64)
+
+        def reward(self, state):
+            return state.sum(-1)
+
+    state, actions = problem(3)
+    values, slope = value_and_gradient(Objective(0.5, kind="rewards"), Headless(), state, actions)
+    expected = sum(0.5**k * (state.sum(-1)[:, None] + 3 * actions[:, :, : k + 1].sum((2, 3))) for k in range(3))
+    torch.testing.assert_close(values, expected)
+    # The action of step k moves every reward from there on.
+    weight = 3 * torch.tensor([1 + 0.5 + 0.25, 0.5 + 0.25, 0.25], dtype=torch.float64)
+    torch.testing.assert_close(slope, weight[:, None].expand_as(slope))
+
+
 @pytest.mark.parametrize("kind", ["return", "lambda-return"])
 @pytest.mark.parametrize("horizon", [1, 2, 5])
 def test_the_reward_of_the_last_state_counts_once(kind, horizon):
@@ -96,7 +174,7 @@ def test_the_reward_of_the_last_state_counts_once(kind, horizon):
 
 
 @pytest.mark.parametrize(
-    "kind, c, scale", list(product(["return", "lambda-return"], [0.0, 0.7], [False, True]))
+    "kind, c, scale", list(product(["return", "lambda-return", "rewards"], [0.0, 0.7], [False, True]))
 )
 @pytest.mark.parametrize("horizon", [1, 4])
 def test_gradient_is_that_of_central_differences(horizon, kind, c, scale):
@@ -114,7 +192,7 @@ def value_and_gradient(objective, model, state, actions):
     return values.detach(), torch.autograd.grad(values.sum(), leaf)[0]
 
 
-@pytest.mark.parametrize("kind, scale", list(product(["return", "lambda-return"], [False, True])))
+@pytest.mark.parametrize("kind, scale", list(product(["return", "lambda-return", "rewards"], [False, True])))
 def test_penalty_gradient_changes_the_gradient_only(kind, scale):
     model = Smooth()
     state, actions = problem(4)
@@ -128,16 +206,17 @@ def test_penalty_gradient_changes_the_gradient_only(kind, scale):
     assert not torch.allclose(slope, flat, atol=1e-3)
 
 
-def test_a_positive_coefficient_is_a_penalty_and_a_negative_one_a_bonus():
+@pytest.mark.parametrize("kind", ["return", "lambda-return", "rewards"])
+def test_a_positive_coefficient_is_a_penalty_and_a_negative_one_a_bonus(kind):
     model = Smooth()
     state, actions = problem(4)
     states = rollout(model, state, actions)
-    low, middle, high = (Objective(0.9, c)(model, states) for c in (0.5, 0.0, -0.5))
+    low, middle, high = (Objective(0.9, c, kind)(model, states) for c in (0.5, 0.0, -0.5))
     assert (low < middle).all() and (middle < high).all()
 
 
 @pytest.mark.parametrize("model", [Smooth(heads=1), Quadratic()], ids=["K=1", "equal heads"])
-@pytest.mark.parametrize("kind, scale", list(product(["return", "lambda-return"], [False, True])))
+@pytest.mark.parametrize("kind, scale", list(product(["return", "lambda-return", "rewards"], [False, True])))
 def test_heads_that_agree_leave_value_and_gradient_as_without_penalty(model, kind, scale):
     state, actions = problem(4)
     state = state[:, :2] if isinstance(model, Quadratic) else state

@@ -26,5 +26,5 @@ class GradMPC(Ascent):
     """Steps of gradient ascent, I (paper: 10); 0 only chooses among the random sequences."""
 
     def propose(self, model: LatentDynamics, state: Float[Tensor, "B N S"]) -> Float[Tensor, "B N A"]:
-        """Standard normal draws; those outside [-1, 1] are clamped."""
-        return torch.randn(*state.shape[:-1], model.action_dim, dtype=state.dtype, device=state.device)
+        """Standard normal draws, clamped to [-1, 1]."""
+        return torch.randn(*state.shape[:-1], model.action_dim, dtype=state.dtype, device=state.device).clamp(-1, 1)

@@ -91,4 +91,4 @@ class MPPI(Shooting):
             draw = None if draw is None else draw[:, : self.policy_candidates]
             current = latent_step(model, current, actions[-1], draw)
             actions.append(model.policy(current).rsample())
-        return torch.stack(actions, dim=2)
+        return torch.stack(actions, dim=2).clamp(-1, 1)

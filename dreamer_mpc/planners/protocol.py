@@ -131,7 +131,7 @@ def make_plan(
     return Plan(
         action=actions[:, 0],
         actions=actions,
-        value=torch.where(fallback, -torch.inf, value),
+        value=value,
         candidates=candidates,
         candidate_values=values,
         memory=Memory(actions if remembered is None else remembered, ~fallback),

@@ -1,0 +1,109 @@
+"""What the tests of the planners share: small settings, small problems, and J in plain numbers."""
+
+import torch
+
+from dreamer_mpc.planners import Memory, Plan, make_planner
+
+SMALL = {
+    "policy": {},
+    "dream-mpc": dict(horizon=4, candidates=3, iterations=1, uncertainty=0.3, discount=0.9),
+    "policy-grad-mpc": dict(horizon=4, candidates=3, iterations=2, discount=0.9),
+    "grad-mpc": dict(horizon=4, candidates=3, iterations=2, discount=0.9),
+    "cem": dict(horizon=4, candidates=16, iterations=2, elites=6, reuse=0.4, discount=0.9, objective="return"),
+    "mppi": dict(horizon=4, candidates=16, iterations=2, elites=6, policy_candidates=4, discount=0.9),
+}
+SEARCHING = [name for name in SMALL if name != "policy"]
+ASCENDING = ["dream-mpc", "policy-grad-mpc", "grad-mpc"]
+TENSORS = ["action", "actions", "value", "candidates", "candidate_values"]
+
+
+def small(name, **settings):
+    return make_planner(name, **SMALL[name] | settings)
+
+
+def start(rows=2, size=3, seed=0):
+    return torch.randn(rows, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def marked(state, row, mark=20.0):
+    """`state` with the entry that `Broken` reads: `mark` in one row, 0 in the others."""
+    marks = torch.zeros(len(state), 1, dtype=state.dtype)
+    marks[row] = mark
+    return torch.cat([state, marks], dim=1)
+
+
+def previous_plan(rows=2, horizon=4, seed=1):
+    draw = torch.Generator().manual_seed(seed)
+    actions = torch.rand(rows, horizon, 2, generator=draw, dtype=torch.float64) * 1.8 - 0.9
+    return Memory(actions, torch.ones(rows, dtype=torch.bool))
+
+
+def memory_for(planner, rows=2):
+    """A previous plan of the planner's horizon; None for the policy, which has no memory."""
+    return previous_plan(rows, planner.horizon) if hasattr(planner, "horizon") else None
+
+
+def plan(planner, model, state, memory=None, seed=0) -> Plan:
+    torch.manual_seed(seed)
+    return planner.plan(model, state, memory)
+
+
+def same(a: Plan, b: Plan, rows=slice(None)):
+    """Equal bit for bit in `rows`."""
+    assert all(torch.equal(getattr(a, name)[rows], getattr(b, name)[rows]) for name in [*TENSORS, "fallback"])
+    assert (a.memory is None) == (b.memory is None)
+    if a.memory is not None:
+        assert all(torch.equal(x[rows], y[rows]) for x, y in zip(a.memory, b.memory, strict=True))
+
+
+def plain_j(model, state, actions, planner):
+    """J of one sequence, one number at a time; the planner's `objective` is return or rewards."""
+    total = 0.0
+    for k, action in enumerate(actions, start=1):
+        state = model.step(state, action)
+        if k < len(actions) or planner.objective == "rewards":
+            gain = model.reward(state).item()
+        else:
+            gain = model.value(state).mean().item()
+        if planner.uncertainty != 0:
+            heads = model.value(state)
+            gain -= planner.uncertainty * (heads - heads.mean()).square().mean().sqrt().item()
+        total += planner.discount ** (k - 1) * gain
+    return total
+
+
+def plain_gradient(model, state, actions, planner, epsilon=1e-6):
+    """dJ/da of one sequence by central differences."""
+    slope = torch.zeros_like(actions)
+    for k in range(actions.shape[0]):
+        for i in range(actions.shape[1]):
+            up, down = actions.clone(), actions.clone()
+            up[k, i] += epsilon
+            down[k, i] -= epsilon
+            slope[k, i] = plain_j(model, state, up, planner) - plain_j(model, state, down, planner)
+    return slope / (2 * epsilon)
+
+
+def plain_ascent(model, state, actions, planner):
+    """(one sequence after the planner's steps up the gradient, J before the last of them)."""
+    for _ in range(planner.iterations):
+        value = plain_j(model, state, actions, planner)
+        slope = plain_gradient(model, state, actions, planner)
+        slope = slope * min(1.0, planner.grad_clip / slope.square().sum().sqrt().item())
+        actions = (actions + planner.step_size * slope).clamp(-1, 1)
+    return actions, value
+
+
+def clamp(x):
+    return max(-1.0, min(1.0, x))
+
+
+def plain_mean_and_std(elites, weights):
+    """Weighted mean and standard deviation of each entry [H][A] of the elites, number by number."""
+    means, stds = [], []
+    for k in range(len(elites[0])):
+        mean = [sum(w * e[k][i] for w, e in zip(weights, elites)) for i in range(len(elites[0][k]))]
+        var = [sum(w * (e[k][i] - m) ** 2 for w, e in zip(weights, elites)) for i, m in enumerate(mean)]
+        means.append(mean)
+        stds.append([v**0.5 for v in var])
+    return means, stds
