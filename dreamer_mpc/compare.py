@@ -26,7 +26,7 @@ from dreamer_mpc.device import choose_device, device_name
 from dreamer_mpc.errors import UserError
 from dreamer_mpc.evaluate import evaluate
 from dreamer_mpc.planners import PLANNERS, Planner
-from dreamer_mpc.progress import ComparisonProgress
+from dreamer_mpc.progress import ComparisonProgress, plural
 from dreamer_mpc.record import Record, to_csv
 from dreamer_mpc.statistics import bootstrap_interval, iqm, mean, probability_of_improvement
 from dreamer_mpc.train import load_agent, make_envs, side_by_side_envs, write_visuals
@@ -191,8 +191,7 @@ def compare(config: CompareConfig) -> tuple[list[dict[str, Any]], Path]:
     record, checkpoints = comparison.record, comparison.checkpoints
     rows = summarise(record, comparison.planners, checkpoints, config.episodes)
     record.write("compare.csv", to_csv(rows))
-    number = f"{len(checkpoints)} checkpoint{'s' * (len(checkpoints) > 1)}"
-    title = f"{comparison.trained.env}: {number}, {config.episodes} episodes each"
+    title = f"{comparison.trained.env}: {plural(len(checkpoints), 'checkpoint')}, {plural(config.episodes, 'episode')} each"
     comparison_picture(record.folder / "compare.png", rows, title)
     return rows, record.folder
 

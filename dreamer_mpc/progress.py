@@ -166,6 +166,11 @@ def results_table(rows: list[dict]) -> Table:
     return table
 
 
+def plural(number: int, noun: str) -> str:
+    """`1 episode`, `2 episodes`."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def duration(seconds: SupportsFloat) -> str:
     """`0:12:33`, or `2d 03:04` from a day on."""
     minutes, second = divmod(int(seconds), 60)
@@ -249,9 +254,9 @@ def comparison_table(rows: list[dict]) -> Table:
         )
     batches = sorted({row["num_envs"] for row in rows})
     table.caption = (
-        f"{rows[0]['episodes']} episodes on {rows[0]['checkpoints']} checkpoint{'s' * (rows[0]['checkpoints'] > 1)}; "
-        "intervals: stratified bootstrap, 95 %; differences are of the same environment seeds. "
-        f"A call observes and plans for {' or '.join(map(str, batches))} environments at once."
+        f"{plural(rows[0]['episodes'], 'episode')} on {plural(rows[0]['checkpoints'], 'checkpoint')}; intervals: "
+        "stratified bootstrap, 95 %; differences are of the same environment seeds. A call observes and plans for "
+        f"{' or '.join(map(str, batches))} environment{'s' * (batches != [1])} at once."
     )
     return table
 

@@ -191,7 +191,7 @@ def comparison_picture(path: str | Path, rows: list[dict], title: str) -> None:
     bars.set(xlabel="return (mean, 95 % interval)")
     bars.axvline(0, color="black", linewidth=0.8)
     cost.set(xscale="log", xlabel="model evaluations per action", ylabel="return")
-    cost.margins(x=0.15)
+    cost.margins(x=0.2)
     _plain_log_ticks(cost.xaxis)
     for axes in (bars, cost):
         axes.grid(alpha=0.25, axis="x" if axes is bars else "both")

@@ -44,8 +44,8 @@ def episode_video(path: Path, agent: Dreamer, trace: Trace, fps: int = 25) -> No
     paid = np.array([0.0, *trace.reward])  # the reward on arriving at frame t
     so_far = paid.cumsum()
     footer = [
-        f"step {t:3d}   J of the plan {trace.value[t]:7.2f}   return so far {so_far[t]:7.2f}   "
-        f"dreaming {t % DREAM_STEPS:2d} steps ahead   reward {paid[t]:5.2f}   dreamed {expected[t]:5.2f}"
+        f"step {t:3d}   J {trace.value[t]:.1f}   return so far {so_far[t]:.1f}   "
+        f"dreaming {t % DREAM_STEPS:2d} steps ahead   reward {paid[t]:.2f}   dreamed {expected[t]:.2f}"
         for t in range(len(state))
     ]
     columns = {
