@@ -30,12 +30,14 @@ def train(args: Sequence[str]) -> int:
         for name in ("config", "run-dir"):
             if settings.option(args, name) is not None:
                 raise UserError(f"--{name} does not go with --resume, whose run has its own: leave one of them out")
-        saved = settings.config_from_dict(load_checkpoint(resume)["config"], resume)
+        saved = settings.trained_config(load_checkpoint(resume), resume)
         default = dataclasses.replace(saved, resume=resume, overwrite=False)
     else:
         default = settings.load_presets(settings.option(args, "config") or "default")
     config = settings.parse(settings.Config, args, default, prog="run.py train")
     if resume:
+        if config.agent != saved.agent:
+            raise UserError(f"{resume} holds a {saved.agent} agent: leave --agent out, or start another run")
         for line in settings.differences(default, config):
             print(f"changed from the saved run: {line}")
     folder, payload = prepare(config)
@@ -90,7 +92,8 @@ def evaluate_checkpoint(args: Sequence[str]) -> int:
     subject = None if checkpoint is None else Subject.load(checkpoint)
     default = subject and settings.with_planners_of(subject.trained, settings.EvalConfig(checkpoint=checkpoint))
     config = settings.parse(settings.EvalConfig, args, default, prog="run.py eval")
-    planners = {name: settings.planner_from(config, name) for name in settings.planner_names(config.planner)}
+    names = config.planner or ("dream-mpc,policy" if subject.trained.agent == "dreamer" else "cem")
+    planners = {name: settings.planner_from(config, name) for name in settings.planner_names(names)}
     for name, planner in planners.items():
         settings.check_runs(name, planner, subject.trained, f"{subject.path} holds")
     device = choose_device(config.device)
@@ -140,20 +143,23 @@ def compare_checkpoints(args: Sequence[str]) -> int:
     from rich.console import Console
 
     from dreamer_mpc import config as settings
-    from dreamer_mpc.compare import Subject, compare
+    from dreamer_mpc.compare import Comparison, Subject
     from dreamer_mpc.progress import comparison_table
 
     checkpoint = settings.option(args, "checkpoint")
-    default = None
-    if checkpoint is not None:
-        blank = settings.CompareConfig(checkpoint=(checkpoint,))
-        default = settings.with_planners_of(Subject.load(checkpoint).trained, blank)
+    first = None if checkpoint is None else Subject.load(checkpoint)
+    default = first and settings.with_planners_of(first.trained, settings.CompareConfig(checkpoint=(checkpoint,)))
     config = settings.parse(settings.CompareConfig, args, default, prog="run.py compare")
+    comparison = Comparison(config, [first, *map(Subject.load, config.checkpoint[1:])])
+    if comparison.left_out:
+        print(f"left out, as they need an actor or a critic: {', '.join(comparison.left_out)}")
     try:
-        rows, folder = compare(config)
+        comparison.play()
     except KeyboardInterrupt:
-        print("\ninterrupted: the same command goes on from here", file=sys.stderr)
+        how = "without --overwrite " if config.overwrite else ""
+        print(f"\ninterrupted: the same command {how}goes on from here", file=sys.stderr)
         return 130
+    rows, folder = comparison.finish(), comparison.record.folder
     # A file or pipe has no width of its own; long labels should stay on their line there.
     Console(width=None if sys.stdout.isatty() else 120).print(comparison_table(rows))
     print(f"wrote {folder / 'compare.csv'}, {folder / 'compare.png'}; every episode: {folder / 'episodes.csv'}")
@@ -194,6 +200,9 @@ def main(args: Sequence[str]) -> int:
     except (UserError, EnvError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

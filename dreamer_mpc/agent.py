@@ -204,7 +204,7 @@ class Dreamer:
         return Act(action, Carry(state, action, plan.memory), plan.model_evaluations, plan.value)
 
     def _update(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
-        """One gradient step on world model, actor and critic; metrics stay on the device.
+        """One gradient step on world model and, with behavior, actor and critic; metrics stay on the device.
 
         A step in which any gradient is not finite changes no parameter and counts as `skipped`.
         """
@@ -241,7 +241,7 @@ class Dreamer:
         return {"actor": actor_grads, "critic": critic_grads}, metrics
 
     def _descend(self, gradients: dict[str, tuple[Tensor, ...]]) -> dict[str, Float[Tensor, ""]]:
-        """Clip and apply; all three steps are skipped together where a gradient is not finite. No host sync."""
+        """Clip and apply; all steps are skipped together where a gradient is not finite. No host sync."""
         norms = {}
         for name, grads in gradients.items():
             for parameter, grad in zip(self._parameters(name), grads, strict=True):

@@ -1,4 +1,4 @@
-"""Checkpoints of one task under many planners: episodes that are kept as they end, and what they add up to."""
+"""Checkpoints of one task under many planners: what is played, kept, and what it adds up to."""
 
 import hashlib
 from collections.abc import Iterable
@@ -13,22 +13,23 @@ from jaxtyping import Float
 from dreamer_mpc.agent import Dreamer
 from dreamer_mpc.checkpoint import find_checkpoint, load_checkpoint
 from dreamer_mpc.config import (
+    ALL,
     CompareConfig,
     Config,
     check_runs,
-    config_from_dict,
     missing_parts,
     planner_from,
     planner_names,
+    trained_config,
     with_setting,
 )
 from dreamer_mpc.device import choose_device, device_name
 from dreamer_mpc.errors import UserError
-from dreamer_mpc.evaluate import evaluate
-from dreamer_mpc.planners import PLANNERS, Planner
+from dreamer_mpc.evaluate import Evaluation, evaluate
+from dreamer_mpc.planners import Planner
 from dreamer_mpc.progress import ComparisonProgress, plural
 from dreamer_mpc.record import Record, to_csv
-from dreamer_mpc.statistics import bootstrap_interval, iqm, mean, probability_of_improvement
+from dreamer_mpc.statistics import bootstrap_interval, iqm, mean, median, probability_of_improvement
 from dreamer_mpc.train import load_agent, make_envs, side_by_side_envs, write_visuals
 from dreamer_mpc.video import comparison_picture
 
@@ -49,7 +50,7 @@ class Subject:
         """From a checkpoint file or run folder; UserError where there is none."""
         path = find_checkpoint(path)
         payload = load_checkpoint(path)
-        return cls(path, payload, config_from_dict(payload["config"], str(path)))
+        return cls(path, payload, trained_config(payload, str(path)))
 
     @property
     def run(self) -> Path:
@@ -73,23 +74,25 @@ def same_task(subjects: list[Subject]) -> None:
                 )
 
 
-def contestants(config: CompareConfig, subjects: list[Subject]) -> dict[str, Planner]:
-    """label -> planner, of --planners and --sweep; UserError on a wrong name, key or value, or a missing actor."""
-    named = config.planners not in (None, "all")
-    if named:
-        wanted = planner_names(config.planners)
-    else:
-        wanted = [BASELINE] if config.sweep and config.planners is None else list(PLANNERS)
+def contestants(config: CompareConfig, subjects: list[Subject]) -> tuple[dict[str, Planner], list[str]]:
+    """label -> planner, of --planners and --sweep; and planners of `all` that some checkpoint cannot run.
+
+    UserError on a wrong name, key or value, where a planner that was named lacks an actor, and where none is left.
+    """
+    named = {word.strip() for word in (config.planners or "").split(",")} - {ALL}
+    wanted = planner_names(config.planners or (BASELINE if config.sweep else ALL))
     planners = {name: planner_from(config, name) for name in wanted}
-    if not named:  # not asked for by name: those that every checkpoint can run
-        lacking = {n for n, planner in planners.items() for s in subjects if missing_parts(planner, s.trained)}
-        planners = {name: planner for name, planner in planners.items() if name not in lacking}
+    lacking = {n for n, planner in planners.items() for s in subjects if missing_parts(planner, s.trained)}
+    left_out = [name for name in planners if name in lacking and name not in named]
+    planners = {name: planner for name, planner in planners.items() if name not in left_out}
     for sweep in config.sweep:
         planners |= swept(config, sweep)
     for label, planner in planners.items():
         for subject in subjects:
             check_runs(label, planner, subject.trained, f"{subject.path} holds")
-    return planners
+    if not planners:
+        check_runs(left_out[0], planner_from(config, left_out[0]), subjects[0].trained, f"{subjects[0].path} holds")
+    return planners, left_out
 
 
 def swept(config: CompareConfig, sweep: str) -> dict[str, Planner]:
@@ -99,57 +102,70 @@ def swept(config: CompareConfig, sweep: str) -> dict[str, Planner]:
     texts = [value.strip() for value in values.split(",") if value.strip()]
     if not setting or not texts:
         raise UserError(f"--sweep {sweep!r} is not planner.setting=value,value: e.g. dream-mpc.iterations=1,2,5,10")
-    planner = planner_from(config, name)
-    return {f"{name} {setting}={text}": with_setting(planner, name, setting, text) for text in texts}
+    planner, setting = planner_from(config, name), setting.replace("-", "_")
+    planners = {}
+    for text in texts:
+        changed = with_setting(planner, name, setting, text)
+        value = getattr(changed, setting)
+        planners[f"{name} {setting}={value:g}" if isinstance(value, float) else f"{name} {setting}={value}"] = changed
+    return planners
 
 
 class Comparison:
-    """What is to be compared, and the record of it."""
+    """Checkpoints of one task, the planners to compare on them, and the record of what was played."""
 
-    def __init__(self, config: CompareConfig):
-        self.config = config
-        self.subjects = [Subject.load(path) for path in config.checkpoint]
-        same_task(self.subjects)
-        self.planners = contestants(config, self.subjects)
-        first = self.subjects[0]
+    def __init__(self, config: CompareConfig, subjects: list[Subject]):
+        self.config, self.device = config, choose_device(config.device)
+        same_task(subjects)
+        by_content = {hashlib.sha256(s.path.read_bytes()).hexdigest(): s for s in reversed(subjects)}
+        self.subjects = {sha256: by_content[sha256] for sha256 in reversed(by_content)}  # each once, in their order
+        self.planners, self.left_out = contestants(config, subjects)
+        first = subjects[0]
         self.trained = replace(first.trained, render_quality=config.render_quality or first.trained.render_quality)
-        self.checkpoints = [subject.path for subject in self.subjects]
-        folder = Path(config.out) if config.out else first.run / "compare"
         made_with = {
             **first.task(),
             "seed": config.seed,
             "render_quality": self.trained.render_quality,
-            "checkpoints": {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in self.checkpoints},
+            "device": device_name(self.device),
             "planners": {label: asdict(planner) for label, planner in self.planners.items()},
         }
-        self.record = Record(folder, made_with, config.overwrite)
+        checkpoints = {str(subject.path): sha256 for sha256, subject in self.subjects.items()}
+        folder = Path(config.out) if config.out else first.run / "compare"
+        self.record = Record(folder, made_with, checkpoints, config.overwrite)
+        self.checkpoints = [self.record.names[sha256] for sha256 in self.subjects]
 
     def played(self) -> int:
         """Episodes that are there, of those that are wanted."""
-        counts = (len(self.record.of(label, path)) for label in self.planners for path in self.checkpoints)
+        counts = (len(self.record.of(label, name)) for label in self.planners for name in self.checkpoints)
         return sum(min(count, self.config.episodes) for count in counts)
 
     def play(self) -> None:
         """Play the episodes that are missing, and write the videos that are."""
-        config, device = self.config, choose_device(self.config.device)
+        config, record = self.config, self.record
         total = len(self.planners) * len(self.subjects) * config.episodes
         if self.played() == total and not any(map(self._video_steps, self.planners)):
+            record.begin()
             return
-        envs = make_envs(self.trained, side_by_side_envs(config.num_envs, config.episodes), device)
+        envs = make_envs(self.trained, side_by_side_envs(config.num_envs, config.episodes), self.device)
         try:
             with ComparisonProgress(total, self.played()) as progress:
-                for number, subject in enumerate(self.subjects):
+                for number, (checkpoint, subject) in enumerate(
+                    zip(self.checkpoints, self.subjects.values(), strict=True)
+                ):
                     settings = replace(subject.trained, compile=config.compile)
-                    agent = load_agent(subject.payload, settings, envs.single_action_space.shape[0], device)
+                    agent = load_agent(subject.payload, settings, envs.single_action_space.shape[0], self.device)
+                    if number == 0:
+                        record.begin()
                     for label in self.planners:
-                        self._play(label, subject, agent, envs, progress, self._video_steps(label) if not number else 0)
+                        video_steps = self._video_steps(label) if number == 0 else 0
+                        self._play(label, checkpoint, agent, envs, progress, video_steps)
         finally:
             envs.close()
 
     def _play(
         self,
         label: str,
-        subject: Subject,
+        checkpoint: str,
         agent: Dreamer,
         envs: gymnasium.vector.VectorEnv,
         progress: ComparisonProgress,
@@ -161,46 +177,46 @@ class Comparison:
         one that was not. A video that is missing costs the first batch again.
         """
         config, record, planner = self.config, self.record, self.planners[label]
-        while video_steps or len(record.of(label, subject.path)) < config.episodes:
-            there = len(record.of(label, subject.path))
+        while video_steps or len(record.of(label, checkpoint)) < config.episodes:
+            there = len(record.of(label, checkpoint))
             first = 0 if video_steps else there
             count = min(envs.num_envs, config.episodes - first)
             on_step = progress.start(label, first, count)
             result = evaluate(agent, planner, envs, count, config.seed + first, video_steps, on_step)
             if first == there:
-                record.add(label, subject.path, first, config.seed + first, result, device_name(agent.device))
+                record.add(label, checkpoint, first, config.seed + first, result, device_name(agent.device))
             progress.finish(result.returns, result.lengths, counted=first == there)
             if video_steps:
-                for path in write_visuals(self._stem(label), agent, planner, result, subject.trained.env):
-                    progress.line(f"wrote {path}")
+                self._write_visuals(label, agent, result, progress)
             video_steps = 0
 
-    def _stem(self, label: str) -> Path:
-        return self.record.folder / label.replace(" ", "-").replace("=", "-")
+    def _write_visuals(self, label: str, agent: Dreamer, result: Evaluation, progress: ComparisonProgress) -> None:
+        try:
+            for path in write_visuals(self.record.stem(label), agent, self.planners[label], result, self.trained.env):
+                progress.line(f"wrote {path}")
+        except OSError as error:  # a full disk or no ffmpeg costs the video, not the comparison
+            progress.line(f"no video of {label}: {error}")
 
     def _video_steps(self, label: str) -> int:
         """How much of the first episode to keep for the video of `label`: nothing where there is one, or none asked."""
-        there = Path(f"{self._stem(label)}.mp4").exists()
+        there = self.record.visuals(label)[0].exists() and not self.config.overwrite
         return VIDEO_STEPS if self.config.video and not there else 0
 
-
-def compare(config: CompareConfig) -> tuple[list[dict[str, Any]], Path]:
-    """Play all episodes, write compare.csv and compare.png; the table's rows and the folder."""
-    comparison = Comparison(config)
-    comparison.play()
-    record, checkpoints = comparison.record, comparison.checkpoints
-    rows = summarise(record, comparison.planners, checkpoints, config.episodes)
-    record.write("compare.csv", to_csv(rows))
-    title = f"{comparison.trained.env}: {plural(len(checkpoints), 'checkpoint')}, {plural(config.episodes, 'episode')} each"
-    comparison_picture(record.folder / "compare.png", rows, title)
-    return rows, record.folder
+    def finish(self) -> list[dict[str, Any]]:
+        """Write compare.csv and compare.png of these planners; the table's rows."""
+        config, record = self.config, self.record
+        rows = summarise(record, self.planners, self.checkpoints, config.episodes)
+        record.write("compare.csv", to_csv(rows))
+        counts = f"{plural(len(self.checkpoints), 'checkpoint')}, {plural(config.episodes, 'episode')} each"
+        comparison_picture(record.folder / "compare.png", rows, f"{self.trained.env}: {counts}")
+        return rows
 
 
 def summarise(
-    record: Record, planners: Iterable[str], checkpoints: list[Path], episodes: int
+    record: Record, planners: Iterable[str], checkpoints: list[str], episodes: int
 ) -> list[dict[str, Any]]:
     """One row a planner: statistics of its returns, of their paired differences to the bare policy, and its cost."""
-    played = {label: [record.of(label, path)[:episodes] for path in checkpoints] for label in planners}
+    played = {label: [record.of(label, name)[:episodes] for name in checkpoints] for label in planners}
     scores = {label: _scores(strata) for label, strata in played.items()}
     return [_summary(label, scores[label], scores.get(BASELINE), sum(played[label], [])) for label in played]
 
@@ -214,7 +230,7 @@ def _summary(
 ) -> dict[str, Any]:
     summary: dict[str, Any] = {"planner": label, "episodes": scores.shape[0], "checkpoints": scores.shape[1]}
     summary |= _estimate("return", mean, scores) | {"return_std": float(scores.std(ddof=1)) if scores.size > 1 else 0.0}
-    summary |= _estimate("iqm", iqm, scores)
+    summary |= _estimate("iqm", iqm, scores) | _estimate("median", median, scores)
     paired = baseline is not None and label != BASELINE
     # Episode e has the same environment seed under every planner.
     summary |= _estimate("difference", mean, *([scores - baseline] if paired else []))

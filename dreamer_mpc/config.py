@@ -21,6 +21,7 @@ from dreamer_mpc.planners import CEM, MPPI, PLANNERS, DreamMPC, GradMPC, Planner
 from dreamer_mpc.replay import ReplayConfig
 from dreamer_mpc.world_model import WorldModelConfig
 
+ALL = "all"  # planners
 PRESETS = Path(__file__).resolve().parent.parent / "configs"
 PlannerName = Literal[tuple(PLANNERS)]
 T = TypeVar("T")
@@ -114,7 +115,7 @@ class Config(PlannerSettings):
     precision: Literal["bf16", "fp32"] = "bf16"
     """Convolutions on a GPU: bf16 autocast, or fp32. Parameters, latents, losses: fp32 (products: TF32)."""
     run_dir: str | None = None
-    """Where the run is written; None is runs/<env>-<planner>-seed<seed>."""
+    """Where the run is written; None is runs/<env>-<planner>[-trained-by-<train planner>]-seed<seed>."""
     resume: str | None = None
     """Run folder to go on with, from its last checkpoint; its settings hold unless given again."""
     overwrite: bool = False
@@ -138,8 +139,8 @@ class EvalConfig(PlannerSettings):
 
     checkpoint: str
     """Checkpoint file, or a run folder, whose last one is taken."""
-    planner: str = "dream-mpc,policy"
-    """Planners, joined by commas."""
+    planner: str | None = None
+    """Planners, joined by commas; None is dream-mpc,policy, for a PlaNet checkpoint cem."""
     episodes: int = 10
     """Episodes for each planner."""
     video: bool = False
@@ -173,11 +174,11 @@ class CompareConfig(PlannerSettings):
     checkpoint: tuple[str, ...]
     """Checkpoint files or run folders, of one task."""
     planners: str | None = None
-    """Planners, joined by commas; all: those that the checkpoints can run. None is all, with --sweep policy."""
+    """Planners, joined by commas; all: those that the checkpoints can run. None is all, with --sweep only policy."""
     episodes: int = 10
     """Episodes for each planner and checkpoint."""
     sweep: tuple[str, ...] = ()
-    """Values of a setting to compare as well, e.g. dream-mpc.iterations=1,2,5,10; several are separated by spaces."""
+    """Values of a setting to compare as well, e.g. dream-mpc.iterations=1,2,5,10; several with spaces between."""
     video: bool = False
     """Write a video of the first episode and the picture of one decision, for each planner and value."""
     seed: int = 10_000
@@ -232,6 +233,13 @@ def config_from_dict(values: dict[str, Any], source: str) -> Config:
     return _build(merged, source)
 
 
+def trained_config(payload: dict[str, Any], source: str) -> Config:
+    """The configuration that a checkpoint was trained with; its weights say which agent it holds."""
+    config = config_from_dict(payload["config"], source)
+    holds_actor = any(name.startswith("actor.") for name in payload["agent"]["model"])
+    return dataclasses.replace(config, agent="dreamer" if holds_actor else "planet")
+
+
 def _build(merged: Any, source: str) -> Config:
     try:
         return OmegaConf.to_object(merged)
@@ -252,6 +260,10 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def parse(schema: type[T], args: Sequence[str], default: T | None = None, prog: str = "run.py") -> T:
     """`schema` from command-line arguments over `default`; UserError, one line, where they do not fit."""
+    flags = [arg.partition("=")[0] for arg in args]
+    for field in dataclasses.fields(schema):
+        if field.type == tuple[str, ...] and flags.count(f"--{field.name}") > 1:  # the last alone would count
+            raise UserError(f"--{field.name} is given twice: give it once, with all its values behind it")
     stderr = io.StringIO()
     extra = {} if default is None else {"default": default}
     try:
@@ -294,8 +306,9 @@ def with_planners_of(trained: Config, config: S) -> S:
 
 
 def planner_names(text: str) -> list[str]:
-    """The names in a list joined by commas, each once; UserError where there is none."""
-    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    """The names in a list joined by commas, each once, `all` written out; UserError where there is none."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    names = list(dict.fromkeys(name for word in words for name in (PLANNERS if word == ALL else [word])))
     if not names:
         raise UserError(f"{text!r} names no planner: give one or more, joined by commas")
     return names
@@ -307,6 +320,8 @@ def with_setting(planner: Planner, name: str, setting: str, value: str) -> Plann
     key = setting.replace("-", "_")
     if key not in known:
         raise UserError(f"{name} has no setting {setting!r}: known are {', '.join(known) or 'none'}")
+    if "${" in value or value == "???":  # words of OmegaConf
+        raise UserError(f"{name}.{setting}={value}: give a value")
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(planner), {key: value}))
     except (OmegaConfBaseException, ValueError) as error:
@@ -322,9 +337,9 @@ def agent_of(config: Config) -> Literal["dreamer", "planet"]:
 
 
 def resolve(config: Config) -> Config:
-    """`config` with what it leaves open decided; UserError where a planner needs what the agent does not have."""
-    decided = dataclasses.replace(config, agent=agent_of(config), train_planner=config.train_planner or config.planner)
-    for name in (decided.planner, decided.train_planner):
+    """`config` with its agent decided; UserError where a planner needs what the agent does not have."""
+    decided = dataclasses.replace(config, agent=agent_of(config))
+    for name in (decided.planner, decided.train_planner or decided.planner):
         check_runs(name, planner_from(decided, name), decided, "this run trains")
     return decided
 
@@ -341,7 +356,7 @@ def check_runs(name: str, planner: Planner, trained: Config, subject: str) -> No
     if missing:
         raise UserError(
             f"{name} needs {' and '.join(missing)}, but {subject} a PlaNet agent, which has neither actor nor critic: "
-            "use cem, or train with --agent dreamer"
+            "use cem, give grad-mpc --grad-mpc.objective rewards, or train with --agent dreamer"
         )
 
 

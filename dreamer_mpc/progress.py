@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import SupportsFloat
 
 from rich import box
@@ -192,7 +192,8 @@ class ComparisonProgress:
 
     def __init__(self, episodes: int, done: int = 0, *, console=None, clock=time.monotonic):
         self._console = console or Console()
-        self._clock, self._started = clock, clock()
+        self._clock, self._label = clock, ""
+        self._started = self._last_line = clock()
         self._longest = 0  # agent steps of the longest episode so far: a guess at how long the others are
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         self._bar = bars.Progress(*columns, console=self._console, disable=not self._console.is_terminal)
@@ -211,24 +212,26 @@ class ComparisonProgress:
     def start(self, label: str, first: int, count: int) -> Callable[[int], None]:
         """`count` episodes from `first` on are played now under `label`; what is returned is told their step."""
         words = f"{label}, episode {first + 1}" + (f" to {first + count}" if count > 1 else "")
-        self._label, self._started = words, self._clock()
+        self._label, self._started, self._last_line = words, self._clock(), self._clock()
 
         def on_step(step: int) -> None:
             # MofNComplete shows whole episodes; the bar moves in between where a length is known.
             share = min(step / self._longest, 0.99) if self._longest else 0.0
-            rate = count * step / max(self._clock() - self._started, 1e-9)
-            description = f"{words}: step {step}, {rate:.1f} actions/s"
+            description = f"{words}: step {step}"
             self._bar.update(self._task, description=description, completed=self._episodes + count * share)
+            if not self._console.is_terminal and self._clock() - self._last_line >= LINE_EVERY_S:
+                self._last_line = self._clock()
+                self.line(description)
 
         on_step(0)
         return on_step
 
-    def finish(self, returns: Sequence[float], lengths: Sequence[int], counted: bool = True) -> None:
+    def finish(self, returns: Iterable[float], lengths: Sequence[int], counted: bool = True) -> None:
         """The episodes that were started have ended; not `counted` are those played again for a video."""
         self._longest = max(self._longest, *lengths)
-        self._episodes += len(returns) if counted else 0
+        self._episodes += len(lengths) if counted else 0
         self._bar.update(self._task, completed=self._episodes)
-        mean = sum(map(float, returns)) / len(returns)
+        mean = sum(map(float, returns)) / len(lengths)
         self.line(f"{self._label}: mean return {mean:.1f} in {duration(self._clock() - self._started)}")
 
     def line(self, text: str) -> None:

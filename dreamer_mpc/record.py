@@ -1,8 +1,10 @@
-"""The episodes of a comparison in a folder, kept as they end."""
+"""The episodes of a comparison in a folder, kept batch by batch."""
 
+import contextlib
 import csv
 import io
 import json
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,72 +21,89 @@ EPISODE_COLUMNS = (
 )  # fmt: skip
 
 
-
 class Record:
-    """The episodes of a comparison, in a folder: every batch is there as soon as it has ended.
+    """episodes.csv has a row an episode; compare.json says what they were made with.
 
-    episodes.csv has a row an episode; compare.json says what they were made with, so that another comparison is not
-    mixed into this one.
+    So another comparison is not mixed into this one. Nothing is written, and with `overwrite` nothing removed, before
+    `begin`. Checkpoints are told apart by their content: `names` has the name of each by its SHA-256.
     """
 
-    def __init__(self, folder: Path, made_with: dict[str, Any], overwrite: bool = False):
-        self.folder = folder
+    def __init__(self, folder: Path, made_with: dict[str, Any], checkpoints: dict[str, str], overwrite: bool = False):
+        self.folder, self.overwrite = folder, overwrite
+        self.made_with = made_with | {"checkpoints": dict(checkpoints)}
         self.rows: list[dict[str, Any]] = []
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if not overwrite:
-                made_with = self._merge(made_with)
+        if not overwrite:
+            with _usable(folder):
+                self.made_with = self._merged(made_with, checkpoints)
                 self.rows = _read_rows(folder / "episodes.csv")
-            self.write("compare.json", json.dumps(made_with, indent=1) + "\n")
-        except OSError as error:
-            raise UserError(f"cannot write to {folder} ({error.strerror}): name another folder with --out") from error
+        self.names = {sha256: name for name, sha256 in self.made_with["checkpoints"].items()}
 
-    def _merge(self, new: dict[str, Any]) -> dict[str, Any]:
-        """What is there and what comes, together; UserError where they contradict each other."""
-        path = self.folder / "compare.json"
-        try:
-            old = json.loads(path.read_text())
-        except FileNotFoundError:
-            return new
-        except ValueError as error:
-            raise _damaged(path) from error
-        merged = dict(old)
-        for key, value in new.items():
-            if isinstance(value, dict):
-                there = old.get(key, {})
-                changed = [f"{key} {name}" for name in value if name in there and there[name] != value[name]]
-                merged[key] = there | value
-            else:
-                changed = [f"{key} {old.get(key)}"] if old.get(key) != value else []
-            if changed:
-                raise UserError(
-                    f"{self.folder} holds another comparison, with other {changed[0]}: "
-                    "name another folder with --out, or start again with --overwrite"
-                )
-        return merged
+    def begin(self) -> None:
+        """Claim the folder, now that what could fail at the start has not."""
+        if self.overwrite:
+            labels = {*self.made_with["planners"], *_labels(self.folder / "compare.json")}
+            files = [self.folder / name for name in ("episodes.csv", "compare.csv", "compare.png")]
+            files += [path for label in labels for path in self.visuals(label)]
+            with _usable(self.folder):
+                for path in files:
+                    path.unlink(missing_ok=True)
+        self.write("compare.json", json.dumps(self.made_with, indent=1) + "\n")
 
-    def of(self, label: str, checkpoint: Path) -> list[dict[str, Any]]:
+    def of(self, label: str, checkpoint: str) -> list[dict[str, Any]]:
         """The episodes of one planner on one checkpoint, in order."""
-        rows = [row for row in self.rows if (row["planner"], row["checkpoint"]) == (label, str(checkpoint))]
+        rows = [row for row in self.rows if (row["planner"], row["checkpoint"]) == (label, checkpoint)]
         return sorted(rows, key=lambda row: row["episode"])
 
-    def add(self, label: str, checkpoint: Path, first: int, seed: int, result: Evaluation, device: str) -> None:
+    def add(self, label: str, checkpoint: str, first: int, seed: int, result: Evaluation, device: str) -> None:
         """Keep a batch: episodes `first` and on, played on environment seeds from `seed` on."""
         for i, (total, length) in enumerate(zip(result.returns, result.lengths, strict=True)):
             values = (
-                label, str(checkpoint), first + i, seed + i, float(total), length, result.ms_per_action, result.batch,
+                label, checkpoint, first + i, seed + i, float(total), length, result.ms_per_action, result.batch,
                 result.model_evaluations, device, torch.__version__, datetime.now(UTC).date().isoformat(),
             )  # fmt: skip
             self.rows.append(dict(zip(EPISODE_COLUMNS, values, strict=True)))
         self.write("episodes.csv", to_csv(self.rows))
 
     def write(self, name: str, text: str) -> None:
-        """Write a file of the folder, whole or not at all."""
-        write_text(self.folder / name, text)
+        """Write a file of the folder, whole or not at all; UserError where the disk refuses it."""
+        with _usable(self.folder):
+            write_text(self.folder / name, text)
+
+    def stem(self, label: str) -> Path:
+        """What the names of a planner's files begin with."""
+        return self.folder / label.replace(" ", "-").replace("=", "-")
+
+    def visuals(self, label: str) -> list[Path]:
+        """Video and picture of a planner, whether they are there or not."""
+        stem = self.stem(label)
+        return [stem.with_name(f"{stem.name}.mp4"), stem.with_name(f"{stem.name}-decision.png")]
+
+    def _merged(self, new: dict[str, Any], checkpoints: dict[str, str]) -> dict[str, Any]:
+        """What is there and what comes, together; UserError where they contradict each other."""
+        path = self.folder / "compare.json"
+        old = _read_made_with(path)
+        if old is None:
+            if (self.folder / "episodes.csv").exists():
+                raise _damaged(path)  # nothing says what these episodes were made with
+            return new | {"checkpoints": dict(checkpoints)}
+        known = {sha256: name for name, sha256 in old["checkpoints"].items()}
+        new = new | {"checkpoints": {known.get(sha256, name): sha256 for name, sha256 in checkpoints.items()}}
+        for key, value in new.items():
+            entries = value if isinstance(value, dict) else {}
+            changed = [f"{key} {name}" for name in entries if old[key].get(name, entries[name]) != entries[name]]
+            if not isinstance(value, dict) and old.get(key) != value:
+                changed = [f"{key} ({old.get(key)})"]
+            if changed:
+                raise UserError(
+                    f"{self.folder} holds another comparison, with other {changed[0]}: "
+                    "name another folder with --out, or start again with --overwrite"
+                )
+        return old | {key: old[key] | value if isinstance(value, dict) else value for key, value in new.items()}
 
 
-def to_csv(rows: list[dict[str, Any]]) -> str:
+def to_csv(rows: Iterable[dict[str, Any]]) -> str:
     """Rows of one shape as CSV; None is an empty cell."""
+    rows = list(rows)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -108,5 +127,40 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
         raise _damaged(path) from error
 
 
+def _read_made_with(path: Path) -> dict[str, Any] | None:
+    """What compare.json says, None where there is none; UserError where it is something else."""
+    try:
+        made_with = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise _damaged(path) from error
+    groups = [made_with.get(key) for key in ("checkpoints", "planners")] if isinstance(made_with, dict) else [None]
+    if not all(isinstance(group, dict) for group in groups):
+        raise _damaged(path)
+    return made_with
+
+
+def _labels(path: Path) -> list[str]:
+    """The planners that compare.json names; none where it cannot be read."""
+    try:
+        return list((_read_made_with(path) or {"planners": {}})["planners"])
+    except UserError:
+        return []
+
+
+@contextlib.contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    """What the system says against reading or writing in `folder`, as a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder} ({error.strerror}): free space, or name another folder with --out"
+        ) from error
+
+
 def _damaged(path: Path) -> UserError:
-    return UserError(f"{path} is damaged: name another folder with --out, or start again with --overwrite")
+    return UserError(
+        f"{path} is damaged or missing: name another folder with --out, or start again with --overwrite"
+    )

@@ -91,7 +91,7 @@ class Trainer:
         self.device = choose_device(config.device)
         torch.manual_seed(config.seed)
         self.planner = planner_from(config, config.planner)
-        self.train_planner = planner_from(config, config.train_planner)
+        self.train_planner = planner_from(config, config.train_planner or config.planner)
         self.counters = Counters(**payload["counters"]) if payload else Counters()
         self.envs = make_envs(config, config.num_envs, self.device)
         rows = side_by_side_envs(config.eval.num_envs, config.eval.episodes)
@@ -160,7 +160,7 @@ class Trainer:
         config = self.config
         agent = {"dreamer": "Dreamer", "planet": "PlaNet (world model alone)"}[config.agent]
         acting = config.planner
-        if config.train_planner != config.planner:
+        if config.train_planner not in (None, config.planner):
             acting = f"{config.train_planner} in training, {config.planner} in evaluation,"
         return [
             f"{config.env}: {agent}, acted by {acting} on {device_name(self.device)}, run folder {self.folder.path}",

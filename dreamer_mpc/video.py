@@ -203,9 +203,9 @@ def comparison_picture(path: str | Path, rows: list[dict], title: str) -> None:
 
 
 def _beside(x, others, place):
-    """`x`, moved a little to one side so that points at the same `x` stand beside each other."""
+    """`x`, moved by a twelfth at most, so that points at the same `x` stand beside each other."""
     same = [number for number, other in enumerate(others) if other == x]
-    return x * 1.05 ** (same.index(place) - (len(same) - 1) / 2)
+    return x * 1.08 ** (2 * same.index(place) / (len(same) - 1) - 1) if len(same) > 1 else x
 
 
 def _plain_log_ticks(axis):

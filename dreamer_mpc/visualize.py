@@ -11,7 +11,7 @@ from torch import Tensor
 from dreamer_mpc.agent import Dreamer, LatentWorld
 from dreamer_mpc.device import preserved_rng
 from dreamer_mpc.evaluate import Trace
-from dreamer_mpc.planners import Ascent, Planner
+from dreamer_mpc.planners import PLANNERS, Ascent, Planner
 from dreamer_mpc.planners.objective import rollout
 from dreamer_mpc.video import decision_picture, side_by_side, write_mp4
 
@@ -83,7 +83,7 @@ def decision(path: Path, agent: Dreamer, planner: Planner, trace: Trace, t: int,
         frames.append(_decode(agent, states[0, 0]))
         values.append(float(objective(agent.model, states)))
         actions.append(sequence[0, 0].cpu().numpy())
-    name = type(planner).__name__
+    name = next((name for name, kind in PLANNERS.items() if type(planner) is kind), type(planner).__name__)
     title = f"{env}, step {t}: one decision of {name} (N = {planner.candidates}, I = {planner.iterations})"
     decision_picture(path, *frames, *values, *actions, real=trace.image[t], title=title)
     return True

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from dreamer_mpc.agent import Dreamer, OptimizerConfig
+from dreamer_mpc.agent import THREADED_ROWS, Dreamer, OptimizerConfig
 from dreamer_mpc.behavior import BehaviorConfig
 from dreamer_mpc.capture import Captured
 from dreamer_mpc.planners import make_planner
@@ -34,6 +34,11 @@ def make_agent(seed=0, behavior=None, **optimizer):
     torch.manual_seed(seed)
     behavior = BehaviorConfig(**BEHAVIOR | (behavior or {}))
     return Dreamer(ACTION_DIM, WORLD, behavior, OptimizerConfig(**optimizer))
+
+
+def make_planet(seed=0, **optimizer):
+    torch.manual_seed(seed)
+    return Dreamer(ACTION_DIM, WORLD, None, OptimizerConfig(**optimizer))
 
 
 def make_batch(seed=0, length=5, batch_size=3):
@@ -162,6 +167,49 @@ def test_acting_leaves_no_gradient_and_no_graph():
     assert not actions.requires_grad
     assert not carry.state.requires_grad
     assert all(p.grad is None for p in agent.model.parameters())
+
+
+class ThreadCounter:
+    """A planner that notes on how many threads it plans."""
+
+    def __init__(self, **settings):
+        self.threads = []
+        for name, value in settings.items():
+            setattr(self, name, value)
+
+    def plan(self, model, state, memory=None):
+        self.threads.append(torch.get_num_threads())
+        return make_planner("policy").plan(model, state, memory)
+
+
+@pytest.mark.parametrize(
+    "settings, rows, threads",
+    [
+        ({}, 1, 1),
+        ({"candidates": THREADED_ROWS - 1}, 1, 1),
+        ({"candidates": THREADED_ROWS}, 1, 2),
+        ({"candidates": THREADED_ROWS // 2}, 1, 1),
+        ({"candidates": THREADED_ROWS // 2}, 2, 2),
+    ],
+)
+def test_a_cpu_plans_on_several_threads_where_there_is_much_to_plan(settings, rows, threads):
+    agent, planner = make_agent(), ThreadCounter(**settings)
+    torch.set_num_threads(2)
+    agent.act(planner, agent.initial(rows), make_batch().image[0, :rows], torch.ones(rows, dtype=torch.bool))
+    assert planner.threads == [threads]
+    assert torch.get_num_threads() == 2, "as before"
+
+
+def test_threads_are_as_before_after_a_planner_that_fails():
+    class Failing:
+        def plan(self, model, state, memory=None):
+            raise ZeroDivisionError
+
+    agent = make_agent()
+    torch.set_num_threads(2)
+    with pytest.raises(ZeroDivisionError):
+        agent.act(Failing(), agent.initial(1), make_batch().image[0, :1], torch.ones(1, dtype=torch.bool))
+    assert torch.get_num_threads() == 2
 
 
 # the model that planners see
@@ -338,6 +386,76 @@ def test_a_state_dict_has_plain_names():
     names = make_agent().state_dict()["model"]
     assert {name.split(".")[0] for name in names} == {"world_model", "actor", "critic"}
     assert not any("_orig_mod" in name for name in names)
+
+
+# PlaNet: an agent without behaviour
+
+CEM = make_planner("cem", horizon=3, candidates=20, iterations=2, elites=4)
+
+
+def test_planet_has_a_world_model_and_nothing_else():
+    agent = make_planet()
+    assert {name.split(".")[0] for name in agent.state_dict()["model"]} == {"world_model"}
+    assert list(agent.optimizers) == list(agent.state_dict()["optimizers"]) == ["world_model"]
+    assert not hasattr(agent.model, "policy") and not hasattr(agent.model, "value")
+
+
+def test_planet_s_update_learns_the_world_model():
+    agent = make_planet()
+    before = snapshot(agent)
+    metrics = update(agent, make_batch())
+    assert not any(torch.equal(weight, before[name]) for name, weight in snapshot(agent).items())
+    assert not any(word in name for name in metrics for word in ("actor", "critic", "value", "imagined"))
+    assert metrics.keys() < update(make_agent(), make_batch()).keys()
+    assert all(x.isfinite() and x.shape == () for x in metrics.values())
+    assert metrics["skipped"] == 0 and all(p.grad is None for p in agent.model.parameters())
+
+
+def test_planet_s_world_model_is_the_dreamer_s():
+    """Same seed, same batches, same world model, bit for bit: behaviour only reads it."""
+    agents = [make_planet(), make_agent()]
+    assert same(*(snapshot(agent, "world_model") for agent in agents))
+    for seed in range(3):
+        planet, dreamer = (update(agent, make_batch(seed), seed) for agent in agents)
+        torch.testing.assert_close(planet, {name: dreamer[name] for name in planet}, rtol=0, atol=0)
+    assert same(*(snapshot(agent, "world_model") for agent in agents))
+
+
+def test_planet_goes_on_bit_for_bit_from_its_state():
+    agent, other = make_planet(), make_planet(seed=9)
+    update(agent, make_batch())
+    other.load_state_dict(copy.deepcopy(agent.state_dict()))
+    for seed in range(2):
+        metrics = [update(a, make_batch(seed + 1), seed) for a in (agent, other)]
+        torch.testing.assert_close(*metrics, rtol=0, atol=0)
+    assert same(snapshot(agent), snapshot(other))
+    assert torch.equal(act(agent, CEM, range(3))[0], act(other, CEM, range(3))[0])
+
+
+def test_a_batch_that_is_not_finite_changes_nothing_of_planet():
+    agent, batch = make_planet(), make_batch()
+    before = copy.deepcopy(agent.state_dict())
+    assert update(agent, batch._replace(reward=torch.full_like(batch.reward, torch.nan)))["skipped"] == 1
+    assert same(before["model"], agent.state_dict()["model"])
+
+
+def test_planet_acts_by_cem():
+    agent = make_planet()
+    update(agent, make_batch())
+    actions, carry = act(agent, CEM, range(3))
+    assert actions.shape == (3, 2, ACTION_DIM) and actions.abs().max() <= 1
+    assert torch.equal(actions, act(agent, CEM, range(3))[0]), "under a seed"
+    assert not torch.equal(actions, act(agent, CEM, range(3), seed=1)[0])
+    last = agent.act(CEM, carry, make_batch().image[3, :2], torch.zeros(2, dtype=torch.bool))
+    assert last.model_evaluations == 20 * 2 * 3 and last.value.shape == (2,) and last.value.isfinite().all()
+    noisy, _ = act(agent, CEM, [0], noise=0.3)
+    assert not torch.allclose(noisy[0], actions[0])
+
+
+def test_weights_of_one_kind_of_agent_do_not_load_into_the_other():
+    for agent, other in ((make_planet(), make_agent()), (make_agent(), make_planet())):
+        with pytest.raises(RuntimeError, match="actor"):
+            agent.load_state_dict(other.state_dict())
 
 
 # capture

@@ -1,5 +1,7 @@
 """The commands as a user runs them: what they write, and one clear line where they are given something wrong."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -10,14 +12,45 @@ import pytest
 import torch
 
 import run
-from dreamer_mpc.checkpoint import find_checkpoint, load_checkpoint
-from dreamer_mpc.config import Config, config_from_dict, load_presets, to_dict, to_yaml
+from dreamer_mpc.agent import Dreamer
+from dreamer_mpc.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from dreamer_mpc.config import (
+    Config,
+    config_from_dict,
+    differences,
+    load_presets,
+    parse,
+    resolve,
+    to_dict,
+    to_yaml,
+)
+from dreamer_mpc.planners import PLANNERS
+from dreamer_mpc.train import default_run_dir
 
 ROOT = Path(__file__).resolve().parent.parent
 # Episodes of 100 agent steps, two updates a round: the whole loop in seconds.
 SHORT = [
     "--config", "quick", "--max-env-steps", "200", "--train.every", "200", "--train.updates", "2",
     "--eval.every", "300", "--eval.episodes", "2", "--eval.num-envs", "1", "--eval.video-steps", "20",
+]  # fmt: skip
+
+# An agent of a few thousand weights and episodes of 8 steps: a run in a second or two.
+TINY = [
+    "--config", "quick", "--env", "tests.example_env:make", "--action-repeat", "1", "--max-env-steps", "8",
+    "--env-steps", "16", "--train.seed-episodes", "1", "--train.every", "8", "--train.updates", "1",
+    "--eval.every", "1000", "--eval.episodes", "1", "--eval.num-envs", "1", "--eval.no-video",
+    "--replay.batch-size", "4", "--replay.sequence-length", "4",
+    "--world-model.deter", "16", "--world-model.stoch", "8", "--world-model.hidden", "16",
+    "--world-model.encoder-channels", "4", "8", "16", "32", "--world-model.decoder-dense", "32",
+    "--world-model.decoder-channels", "8", "8", "4", "--world-model.reward-hidden", "16",
+    "--behavior.horizon", "3", "--behavior.actor-hidden", "16", "--behavior.value-hidden", "16",
+]  # fmt: skip
+# Planners of next to no cost.
+CHEAP = [
+    "--cem.candidates", "20", "--cem.elites", "4", "--cem.iterations", "2", "--cem.horizon", "4",
+    "--mppi.candidates", "16", "--mppi.elites", "4", "--mppi.iterations", "2", "--mppi.policy-candidates", "2",
+    "--grad-mpc.candidates", "4", "--grad-mpc.iterations", "2", "--grad-mpc.horizon", "3",
+    "--policy-grad-mpc.horizon", "3", "--dream-mpc.horizon", "3",
 ]  # fmt: skip
 
 
@@ -173,8 +206,6 @@ def test_presets_add_up_in_order():
 
 
 def test_the_command_line_wins_over_the_preset():
-    from dreamer_mpc.config import parse
-
     config = parse(Config, ["--world-model.deter", "77"], load_presets("quick"))
     assert config.world_model.deter == 77 and config.world_model.stoch == load_presets("quick").world_model.stoch
 
@@ -183,7 +214,7 @@ def test_help_names_groups_defaults_and_units():
     done = command("--help")
     assert done.returncode == 0
     text = " ".join(done.stdout.split())
-    for words in ("run.py eval --checkpoint", "run.py doctor"):
+    for words in ("run.py eval --checkpoint", "run.py compare --checkpoint", "run.py doctor"):
         assert words in text
     for words in ("--dream-mpc.horizon", "--world-model.deter", "env steps", "(paper: 15)", "default: 1000000"):
         assert words in text
@@ -205,7 +236,7 @@ TRAIN_ERRORS = {
     "size out of range": (["--world-model.deter", "0"], "--world-model.deter must be at least 1, got 0"),
     "discount out of range": (["--behavior.discount", "3"], "--behavior.discount must be between 0 and 1, got 3"),
     "negative length": (["--env-steps", "-5"], "--env-steps must be at least 1, got -5"),
-    "unknown preset": (["--config", "quik"], "no preset 'quik': known are default, planner/dream-mpc-released, quick"),
+    "unknown preset": (["--config", "quik"], "no preset 'quik': known are default, planet, planner/dream-mpc-"),
     "unknown device": (["--device", "tpu"], "--device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
     "missing run": (["--resume", "/nowhere"], "no checkpoint /nowhere"),
     "GPU replay on a CPU": (["--device", "cpu", "--replay.storage", "gpu"], "--replay.storage gpu needs a CUDA device"),
@@ -214,7 +245,7 @@ TRAIN_ERRORS = {
         "does not fit RAM",
     ),
     "custom env that is not there": (["--env", "nowhere:make"], "cannot import nowhere"),
-    "unknown command": (["trian"], "unknown command 'trian': known are train, eval, doctor"),
+    "unknown command": (["trian"], "unknown command 'trian': known are train, eval, compare, doctor"),
 }
 
 
@@ -280,7 +311,7 @@ def test_an_environment_with_another_action_size_is_refused(trained, word, capsy
 def test_eval_names_unknown_planners_and_bad_numbers(trained, capsys):
     checkpoint = ["eval", "--checkpoint", str(trained[0]), "--num-envs", "1"]
     for args, message in [
-        (["--planner", "policy,dreem"], "unknown planner 'dreem': known are policy, dream-mpc"),
+        (["--planner", "policy,dreem"], f"unknown planner 'dreem': known are {', '.join(PLANNERS)}"),
         (["--planner", ","], "names no planner"),
         (["--episodes", "0"], "--episodes must be at least 1, got 0"),
     ]:
@@ -324,3 +355,187 @@ def test_readme_commands_and_ci_agree():
     quick = "python run.py --env cheetah-run --planner dream-mpc --config quick"
     for command_line in (quick, "python -m pytest"):
         assert f"\nbash scripts/setup.sh && .venv/bin/{command_line}\n" in readme
+
+
+# planners and agents
+
+
+@pytest.fixture(scope="module")
+def planet(tmp_path_factory):
+    """A run with CEM, and what it printed."""
+    folder, output = tmp_path_factory.mktemp("runs") / "planet", io.StringIO()
+    with contextlib.redirect_stdout(output):
+        assert run.main([*TINY, *CHEAP, "--planner", "cem", "--run-dir", str(folder)]) == 0
+    return folder, output.getvalue()
+
+
+def parts(folder):
+    """Which networks a checkpoint holds, and which optimizers."""
+    agent = load_checkpoint(folder)["agent"]
+    return {name.split(".")[0] for name in agent["model"]}, set(agent["optimizers"])
+
+
+def table_rows(output):
+    """The planners in the table that ends a run."""
+    after = output.split("───")[-1].splitlines()[1:]
+    return [line.split()[0] for line in after if "±" in line]
+
+
+def test_cem_trains_planet(planet):
+    folder, output = planet
+    assert parts(folder) == ({"world_model"}, {"world_model"})
+    saved = load_checkpoint(folder)["config"]
+    assert (saved["agent"], saved["planner"], saved["train_planner"]) == ("planet", "cem", None)
+    assert load_presets(str(folder / "config.yaml")).agent == "planet"
+    assert "PlaNet (world model alone), acted by cem" in output
+    assert table_rows(output) == ["cem"], "there is no policy to evaluate"
+    assert f"python run.py compare --checkpoint {folder}" in output
+    [updated] = [row for row in records(folder) if "train/model_loss" in row]
+    assert not any("actor" in name or "critic" in name for name in updated)
+
+
+def test_cem_can_train_a_dreamer_when_asked(tmp_path, capsys):
+    args = ["--planner", "cem", "--agent", "dreamer", "--run-dir", str(tmp_path / "run")]
+    assert run.main([*TINY, *CHEAP, *args]) == 0
+    assert parts(tmp_path / "run")[1] == {"world_model", "actor", "critic"}
+    assert table_rows(capsys.readouterr().out) == ["cem", "policy"]
+
+
+@pytest.mark.parametrize("preset", ["default", "quick"])
+def test_the_planet_preset_is_the_planner_cem(preset):
+    by_preset = resolve(load_presets(f"{preset},planet"))
+    by_planner = resolve(parse(Config, ["--planner", "cem"], load_presets(preset)))
+    assert differences(by_preset, by_planner) == []
+    assert by_preset.agent == "planet"
+    assert by_preset != resolve(load_presets(preset))
+
+
+@pytest.mark.parametrize("planner", ["mppi", "grad-mpc", "policy-grad-mpc"])
+def test_a_dreamer_trains_with_each_planner(planner, tmp_path, capsys):
+    assert run.main([*TINY, *CHEAP, "--planner", planner, "--run-dir", str(tmp_path / "run")]) == 0
+    assert parts(tmp_path / "run")[1] == {"world_model", "actor", "critic"}
+    output = capsys.readouterr().out
+    assert f"Dreamer, acted by {planner}" in output
+    assert table_rows(output) == [planner, "policy"]
+    assert records(tmp_path / "run")[-1]["eval/model_evaluations"] == {
+        "mppi": 16 * 2 * 3 + 2 * 2, "grad-mpc": 4 * 2 * 3, "policy-grad-mpc": 5 * 3,
+    }[planner]  # fmt: skip
+
+
+def test_a_run_may_train_with_one_planner_and_evaluate_with_another(tmp_path, monkeypatch, capsys):
+    acted, act = [], Dreamer.act
+
+    def recorded(agent, planner, carry, image, is_first, action_noise=0.0):
+        acted.append((type(planner).__name__, action_noise))
+        return act(agent, planner, carry, image, is_first, action_noise)
+
+    monkeypatch.setattr(Dreamer, "act", recorded)
+    monkeypatch.chdir(tmp_path)
+    assert run.main([*TINY, *CHEAP, "--planner", "dream-mpc", "--train-planner", "policy"]) == 0
+    # 8 steps collected with noise, 8 of the evaluation, 8 of the policy beside it.
+    assert acted == 8 * [("Policy", 0.3)] + 8 * [("DreamMPC", 0.0)] + 8 * [("Policy", 0.0)]
+    folder = tmp_path / "runs" / "tests.example_env.make-dream-mpc-trained-by-policy-seed0"
+    assert records(folder)[-1]["eval/model_evaluations"] == 5 * 3
+    output = capsys.readouterr().out
+    assert "policy in training, dream-mpc in evaluation" in output
+
+
+def test_a_run_folder_is_named_after_its_planners():
+    def name(*args):
+        return default_run_dir(parse(Config, ["--env", "walker-run", "--seed", "3", *args], Config()))
+
+    assert name() == "runs/walker-run-dream-mpc-seed3"
+    assert name("--planner", "mppi") == "runs/walker-run-mppi-seed3"
+    assert name("--planner", "mppi", "--train-planner", "mppi") == "runs/walker-run-mppi-seed3"
+    assert name("--planner", "mppi", "--train-planner", "policy") == "runs/walker-run-mppi-trained-by-policy-seed3"
+
+
+@pytest.mark.parametrize(
+    "args, agent",
+    [
+        ([], "dreamer"),
+        (["--planner", "policy"], "dreamer"),
+        (["--planner", "cem"], "planet"),
+        (["--planner", "cem", "--train-planner", "policy"], "dreamer"),
+        (["--planner", "cem", "--cem.objective", "return"], "dreamer"),
+        (["--planner", "grad-mpc"], "dreamer"),
+        (["--planner", "grad-mpc", "--grad-mpc.objective", "rewards"], "planet"),
+        (["--planner", "grad-mpc", "--grad-mpc.objective", "rewards", "--grad-mpc.mode-candidate"], "dreamer"),
+        (["--planner", "mppi", "--mppi.objective", "rewards"], "dreamer"),
+        (["--planner", "mppi", "--mppi.objective", "rewards", "--mppi.policy-candidates", "0"], "planet"),
+    ],
+)
+def test_the_agent_has_what_its_planners_need(args, agent):
+    assert resolve(parse(Config, args, Config())).agent == agent
+
+
+@pytest.mark.parametrize(
+    "args, cause",
+    [
+        (["--planner", "dream-mpc"], "dream-mpc needs an actor and a critic"),
+        (["--planner", "policy"], "policy needs an actor and a critic"),
+        (["--planner", "grad-mpc"], "grad-mpc needs a critic"),
+        (["--planner", "cem", "--train-planner", "policy"], "policy needs an actor and a critic"),
+    ],
+)
+def test_planet_with_a_planner_that_needs_more_is_one_line(args, cause, tmp_path, capsys):
+    folder = str(tmp_path / "run")
+    assert run.main([*TINY, *args, "--agent", "planet", "--run-dir", folder]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert cause in error and "PlaNet" in error and "--agent dreamer" in error
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_planet_run_is_resumed(planet, tmp_path, capsys):
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-r", planet[0], folder], check=True)
+    assert run.main(["--resume", str(folder), "--env-steps", "32"]) == 0
+    output = capsys.readouterr().out
+    assert "changed from the saved run: env_steps: 16 -> 32" in output and output.count("changed") == 1
+    assert "PlaNet (world model alone), acted by cem" in output
+    after = load_checkpoint(folder)
+    assert after["counters"]["env_steps"] == 32 and after["counters"]["updates"] > 1
+    step = after["agent"]["optimizers"]["world_model"]["state"][0]["step"]
+    assert step.item() == after["counters"]["updates"]
+
+
+@pytest.mark.parametrize("args", [["--planner", "dream-mpc"], ["--train-planner", "policy"]])
+def test_a_planet_run_is_not_resumed_with_a_planner_that_needs_an_actor(planet, args, capsys):
+    before = find_checkpoint(planet[0]).read_bytes(), (planet[0] / "metrics.jsonl").read_bytes()
+    assert run.main(["--resume", str(planet[0]), "--env-steps", "32", *args]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert "needs an actor" in error and "PlaNet" in error
+    assert (find_checkpoint(planet[0]).read_bytes(), (planet[0] / "metrics.jsonl").read_bytes()) == before
+
+
+def test_a_planet_run_does_not_become_a_dreamer(planet, capsys):
+    args = ["--agent", "dreamer", "--planner", "dream-mpc"]
+    assert run.main(["--resume", str(planet[0]), "--env-steps", "32", *args]) == 2
+    error = capsys.readouterr().err
+    assert "holds a planet agent: leave --agent out" in error and error.count("\n") == 1
+
+
+def test_a_run_from_before_there_was_a_choice_of_agents_is_resumed_with_any_planner(tmp_path, capsys):
+    """Its configuration does not name the agent; its weights do."""
+    folder = tmp_path / "run"
+    assert run.main([*TINY, *CHEAP, "--run-dir", str(folder)]) == 0
+    path = find_checkpoint(folder)
+    payload = load_checkpoint(path)
+    for key in ("agent", "train_planner", "cem", "mppi", "grad_mpc", "policy_grad_mpc"):
+        payload["config"].pop(key)
+    save_checkpoint(path, payload)
+    assert run.main(["--resume", str(folder), "--env-steps", "32", "--planner", "cem", *CHEAP]) == 0
+    assert parts(folder)[1] == {"world_model", "actor", "critic"}
+    assert "Dreamer, acted by cem on" in capsys.readouterr().out, "in training and in evaluation"
+
+
+def test_eval_of_a_planet_run(planet, tmp_path, capsys):
+    args = ["eval", "--checkpoint", str(planet[0]), "--episodes", "1", "--num-envs", "1", "--out", str(tmp_path)]
+    assert run.main([*args, "--planner", "dream-mpc,policy"]) == 2
+    error = capsys.readouterr().err
+    assert "dream-mpc needs an actor and a critic" in error and "use cem" in error and error.count("\n") == 1
+    assert run.main(args) == 0, "by itself it takes cem"
+    [row] = json.loads((tmp_path / "eval.json").read_text())["results"]
+    assert row["model_evaluations"] == 20 * 2 * 4, "the settings that it was trained with"

@@ -86,6 +86,42 @@ def test_a_planner_s_executed_action_is_its_plan():
     assert result.model_evaluations == DREAM.model_evaluations
 
 
+class Valued:
+    """Dream-MPC that notes what it planned."""
+
+    def __init__(self):
+        self.plans = []
+
+    def plan(self, model, state, memory=None):
+        self.plans.append(DREAM.plan(model, state, memory))
+        return self.plans[-1]
+
+
+def test_a_trace_s_value_is_j_of_the_plan_made_on_seeing_the_image():
+    planner = Valued()
+    trace = evaluate(make_agent(), planner, make_envs(2), 2, seed=11, trace_steps=100).trace
+    assert len(trace.value) == len(trace.image) == 6
+    for t, value in enumerate(trace.value):
+        assert value == float(planner.plans[t].value[0])
+        assert torch.equal(planner.plans[t].action[0], trace.action[t])
+        assert decode(trace.image[t]) == (11, t)
+    assert len(set(trace.value)) == 6, "each plan has its own"
+
+
+@pytest.mark.parametrize("trace_steps", [0, 2])
+def test_a_listener_is_told_of_every_step(trace_steps):
+    steps = []
+    result = evaluate(Still(), POLICY, make_envs(1), 3, seed=10, trace_steps=trace_steps, on_step=steps.append)
+    assert result.lengths == [5, 6, 3]
+    assert steps == list(range(1, 15))
+
+
+def test_a_listener_is_told_of_the_steps_of_all_rows_at_once():
+    steps = []
+    evaluate(Still(), POLICY, make_envs(3), 3, seed=10, on_step=steps.append)
+    assert steps == [1, 2, 3, 4, 5, 6], "as many as the longest episode"
+
+
 def test_the_same_seed_gives_the_same_evaluation():
     agent = make_agent()
     runs = [evaluate(agent, DREAM, make_envs(2), 3, seed=seed, trace_steps=9) for seed in (10, 10, 14)]
@@ -230,6 +266,19 @@ def test_an_episode_video_shows_real_frame_reconstruction_and_dream(traced, tmp_
         assert line.split("reward")[1].split()[0] == f"{paid:.2f}"
         assert line.split("dreamed")[1].strip() == f"{expected[t]:.2f}"
         assert f"dreaming {t % 6:2d} steps ahead" in line
+
+
+def test_the_footer_says_j_of_the_plan_and_the_return_so_far(traced, tmp_path, monkeypatch):
+    agent, trace = traced
+    shown = []
+    monkeypatch.setattr(visualize, "side_by_side", lambda columns, footer: shown.extend(footer))
+    monkeypatch.setattr(visualize, "write_mp4", lambda *_: None)
+    episode_video(tmp_path / "episode.mp4", agent, trace)
+    assert len(shown) == 10
+    for t, line in enumerate(shown):
+        assert line.startswith(f"step {t:3d} ")
+        assert line.split(" J ")[1].split()[0] == f"{trace.value[t]:.1f}"
+        assert line.split("return so far")[1].split()[0] == f"{sum(trace.reward[:t]):.1f}"
 
 
 @pytest.mark.parametrize("t", [0, 5])

@@ -4,7 +4,7 @@ import re
 import pytest
 from rich.console import Console
 
-from dreamer_mpc.progress import LINE_EVERY_S, Progress, duration, results_table
+from dreamer_mpc.progress import LINE_EVERY_S, ComparisonProgress, Progress, comparison_table, duration, results_table
 
 
 class Clock:
@@ -195,3 +195,155 @@ def test_the_results_table_fits_80_columns():
                                            (2 * 86_400 + 11_040, "2d 03:04")])  # fmt: skip
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+# comparisons
+
+LABELS = ("policy", "dream-mpc", "policy-grad-mpc", "grad-mpc", "cem", "mppi")
+
+
+def bar(progress, width=80):
+    """The live display of a comparison as a person sees it now, without colours."""
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(progress._bar.get_renderable())
+    return console.file.getvalue().rstrip("\n").split("\n")
+
+
+def test_without_a_terminal_a_comparison_prints_a_line_a_batch(clock):
+    console = plain()
+    with ComparisonProgress(7, console=console, clock=clock) as progress:
+        for first, count in ((0, 3), (3, 1)):
+            on_step = progress.start("cem", first, count)
+            for step in range(1, 501):
+                clock.now += 1.0
+                on_step(step)
+            progress.finish([10.0, 20.0, 33.0][:count], [500] * count)
+        progress.line("wrote [somewhere]")
+    steps = [line for line in lines(console) if "step" in line]
+    assert steps[:2] == ["cem, episode 1 to 3: step 30", "cem, episode 1 to 3: step 60"] and len(steps) == 2 * 16
+    assert [line for line in lines(console) if line not in steps] == [
+        "cem, episode 1 to 3: mean return 21.0 in 0:08:20",
+        "cem, episode 4: mean return 10.0 in 0:08:20",
+        "wrote [somewhere]",
+    ]
+    assert "\x1b" not in console.file.getvalue()
+
+
+def test_a_comparison_that_goes_on_says_what_is_there(clock):
+    console = plain()
+    with ComparisonProgress(60, 12, console=console, clock=clock):
+        pass
+    assert lines(console) == ["12 of 60 episodes are there already"]
+
+
+def test_a_comparison_s_bar_counts_whole_episodes_and_moves_in_between(clock):
+    progress = ComparisonProgress(20, 4, console=terminal(), clock=clock)
+    [task] = progress._bar.tasks
+    on_step = progress.start("cem", 4, 2)
+    clock.now = 10.0
+    on_step(250)
+    assert task.completed == 4, "how long an episode is is not known yet"
+    assert "cem, episode 5 to 6: step 250" in bar(progress)[0]
+    assert "4/20" in bar(progress)[0]
+    progress.finish([1.0, 1.0], [500, 400])
+    assert task.completed == 6
+    on_step = progress.start("mppi", 0, 4)
+    on_step(250)
+    assert task.completed == 8 and "mppi, episode 1 to 4" in bar(progress)[0]
+    on_step(900)
+    assert 9.9 < task.completed < 10, "not done before it is"
+    assert "9/20" in bar(progress)[0]
+    progress.finish([1.0] * 4, [900] * 4)
+    assert task.completed == 10
+
+
+def test_episodes_played_again_for_a_video_do_not_count(clock):
+    progress = ComparisonProgress(20, 4, console=terminal(), clock=clock)
+    progress.start("cem", 0, 2)(5)
+    progress.finish([1.0, 1.0], [10, 10], counted=False)
+    assert progress._bar.tasks[0].completed == 4
+
+
+def test_on_a_terminal_a_comparison_s_lines_stay_and_the_cursor_comes_back(clock):
+    console = terminal()
+    with pytest.raises(KeyError), ComparisonProgress(4, console=console, clock=clock) as progress:
+        progress.start("cem", 0, 1)(5)
+        progress.finish([7.0], [10])
+        raise KeyError
+    assert "cem, episode 1: mean return 7.0 in 0:00:00" in console.file.getvalue()
+    assert "\x1b[?25h" in console.file.getvalue()
+
+
+@pytest.mark.parametrize("label", [*LABELS, "dream-mpc step-size=0.01"])
+def test_a_comparison_s_display_fits_80_columns(clock, label):
+    progress = ComparisonProgress(600, 90, console=terminal(), clock=clock)
+    on_step = progress.start(label, 90, 10)
+    clock.now = 1.0
+    on_step(123)
+    shown = bar(progress)
+    assert len(shown) == 1 and len(shown[0]) <= 80
+    assert label in shown[0] and "90/600" in shown[0] and "0:00:00" in shown[0]
+    assert "…" not in shown[0]
+
+
+def row(label, value=845.1, difference=32.8, width=100.0, **more):
+    """A row of compare.csv, as far as the table reads it."""
+    values = {"planner": label, "episodes": 10, "checkpoints": 5, "num_envs": 10, "model_evaluations": 75}
+    values |= {"return": value, "return_low": value - width, "return_high": value + width}
+    paired = difference is not None
+    values |= {"difference": difference, "difference_low": paired and difference - width}
+    values |= {"difference_high": paired and difference + width, "ms_per_action": 2.31, "actions_per_s": 4321.0}
+    return values | more
+
+
+def printed(rows, width=80):
+    console = Console(file=io.StringIO(), force_terminal=False, width=width)
+    console.print(comparison_table(rows))
+    return lines(console)
+
+
+def test_the_comparison_table_fits_80_columns():
+    rows = [row(label, 899.0, None if label == "policy" else -782.8) for label in LABELS]
+    rows[0] |= {"ms_per_action": 0.312, "actions_per_s": 32_051.0, "model_evaluations": 0}
+    rows[4] |= {"ms_per_action": 1232.31, "actions_per_s": 8.11, "model_evaluations": 120_000}
+    shown = printed(rows)
+    assert all(len(line) <= 80 for line in shown) and "…" not in "".join(shown)
+    own = {line.split()[0]: line for line in shown if line.split() and line.split()[0] in LABELS}
+    assert list(own) == list(LABELS), "no label is folded"
+    assert own["policy"].split() == ["policy", "899", "[799,", "999]", "–", "0.31", "32,051", "0"]
+    assert own["cem"].split()[1:] == [
+        "899", "[799,", "999]", "-783", "[-883,", "-683]", "1,232", "8.11", "120,000",
+    ]  # fmt: skip
+
+
+def test_a_long_label_of_a_sweep_is_folded_and_not_cut():
+    label = "policy-grad-mpc latent_noise=fixed"
+    shown = printed([row("policy", difference=None), row(label)])
+    assert all(len(line) <= 80 for line in shown) and "…" not in "".join(shown)
+    start = next(i for i, line in enumerate(shown) if line.startswith(" policy-grad-mpc"))
+    assert label.replace(" ", "") in "".join(line[:20] for line in shown[start : start + 4]).replace(" ", "")
+    assert any(label in line for line in printed([row(label)], width=120)), "on one line where there is room"
+
+
+@pytest.mark.parametrize(
+    "value, difference, width, words",
+    [
+        (845.12, 32.81, 100.4, "845 [745, 946] +33 [-68, +133]"),
+        (-3.25, -0.04, 1.0, "-3.2 [-4.2, -2.2] -0.0 [-1.0, +1.0]"),
+        (0.0, 9.96, 0.0, "0.0 [0.0, 0.0] +10.0 [+10.0, +10.0]"),
+    ],
+)
+def test_returns_and_differences_have_digits_that_mean_something(value, difference, width, words):
+    assert words in " ".join(" ".join(printed([row("cem", value, difference, width)])).split())
+
+
+def test_the_caption_says_what_was_compared():
+    def caption(*rows):
+        return " ".join(" ".join(printed(list(rows))).split())
+
+    assert "10 episodes on 5 checkpoints; intervals: stratified bootstrap, 95 %" in caption(row("cem"))
+    assert "10 episodes on 1 checkpoint;" in caption(row("cem", checkpoints=1))
+    assert "1 episode on 5 checkpoints;" in caption(row("cem", episodes=1))
+    assert "for 10 environments at once" in caption(row("cem"), row("mppi"))
+    assert "for 1 environment at once" in caption(row("cem", num_envs=1))
+    assert "for 2 or 10 environments at once" in caption(row("cem"), row("mppi", num_envs=2))

@@ -3,7 +3,7 @@ import os
 import numpy as np
 import pytest
 
-from dreamer_mpc.video import decision_picture, learning_curve_picture, side_by_side, write_mp4
+from dreamer_mpc.video import comparison_picture, decision_picture, learning_curve_picture, side_by_side, write_mp4
 
 
 def clip(length=5, height=64, width=64, seed=0):
@@ -155,3 +155,53 @@ def test_the_learning_curve_is_written_and_needs_a_curve_for_each_band(tmp_path)
     assert read_png(tmp_path / "a.png").shape == (750, 1200, 3)
     with pytest.raises(ValueError, match="without a curve"):
         learning_curve_picture(tmp_path / "b.png", {"a": (x, x)}, title="t", bands={"b": (x, x)})
+
+
+def result(planner, value, evaluations, spread=10.0):
+    """A row of compare.csv, as far as the picture reads it."""
+    values = {"planner": planner, "return": value, "return_low": value - spread, "return_high": value + spread}
+    return values | {"model_evaluations": evaluations}
+
+
+RESULTS = {
+    "six planners": [
+        result("policy", 812.0, 0), result("dream-mpc", 850.0, 75), result("policy-grad-mpc", 830.0, 75),
+        result("grad-mpc", 300.0, 120_000), result("cem", 400.0, 120_000), result("mppi", 820.0, 9264),
+    ],
+    "one": [result("cem", 400.0, 120_000)],
+    "the policy alone": [result("policy", 812.0, 0)],
+    "negative returns": [result("policy", -812.0, 0), result("cem", -100.0, 160), result("mppi", 30.0, 100)],
+    "returns without spread": [result("policy", 0.0, 0, 0.0), result("cem", 0.0, 160, 0.0)],
+    "two of one cost": [result("cem", 400.0, 160), result("cem horizon=2", 300.0, 160), result("policy", 1.0, 0)],
+    "a long sweep": [result(f"dream-mpc step_size={i}", float(i), 75 * i) for i in range(1, 31)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_the_comparison_is_drawn(tmp_path, name):
+    path = tmp_path / "compare.png"
+    comparison_picture(path, RESULTS[name], "cheetah-run: 5 checkpoints, 10 episodes each")
+    image = read_png(path)
+    assert image.shape[1] >= 1200 and 400 <= image.shape[0] <= 1500
+    for half in np.array_split(image, 2, axis=1):
+        assert (half < 200).any(2).mean() > 0.005, "each half shows something"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_comparison_s_picture_follows_its_rows(tmp_path):
+    def picture(*rows):
+        comparison_picture(tmp_path / "compare.png", list(rows), "title")
+        return read_png(tmp_path / "compare.png").astype(int)
+
+    policy, cem = result("policy", 800.0, 0), result("cem", 400.0, 160)
+    drawn = picture(policy, cem)
+    others = [result("cem", 200.0, 160), result("cem", 400.0, 16_000), result("cem", 400.0, 160, 200.0)]
+    for other in [*others, result("mppi", 400.0, 160)]:
+        assert (picture(policy, other) != drawn).any()
+    assert (picture(policy, cem) == drawn).all()
+
+
+def test_a_comparison_leaves_no_warning_and_no_open_figure(tmp_path, recwarn):
+    for rows in RESULTS.values():
+        comparison_picture(tmp_path / "compare.png", rows, "title")
+    assert [str(warning.message) for warning in recwarn] == []

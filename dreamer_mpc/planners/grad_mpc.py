@@ -15,7 +15,7 @@ class GradMPC(Ascent):
     """Grad-MPC (S V et al. 2023, arXiv:2312.17227): random N(0, 1) sequences and ascent, at the budget of PlaNet's CEM.
 
     J is Dream-MPC's without the penalty, so that the start of the ascent is the difference; `objective` `rewards` is
-    the sum of predicted rewards, which also runs on a world model without a critic.
+    the discounted sum of predicted rewards, which also runs on a world model without a critic.
     """
 
     horizon: int = 12

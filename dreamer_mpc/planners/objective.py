@@ -67,8 +67,8 @@ class Objective:
     includes `reward(s)`, so the reward of s_H is not added again. `scale_penalty` multiplies u by v and
     `penalty_gradient=False` cuts its gradient: both are habits of the authors' released code. With
     `kind="lambda-return"`, J is the lambda-return of s_1 over the same penalised rewards and values; with
-    `kind="rewards"` (PlaNet) it is the sum of all H penalised rewards, and the model needs no value heads unless
-    there is a penalty.
+    `kind="rewards"` (PlaNet) it is the discounted sum of all H penalised rewards, and the model needs no value heads
+    unless there is a penalty.
     """
 
     discount: float = 0.99

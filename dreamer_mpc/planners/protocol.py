@@ -20,7 +20,7 @@ class ActionDistribution(Protocol):
 
 @runtime_checkable
 class LatentDynamics(Protocol):
-    """A latent world model alone: dynamics and reward. CEM and Grad-MPC need no more while J is a sum of rewards.
+    """A latent world model alone: dynamics and reward. CEM and Grad-MPC need no more if J is a sum of rewards.
 
     A model whose `step` is random may also offer `noise(state) -> [*, Z]`, standard normal draws, and take them as
     `step(state, action, noise)`; zeros then mean the prior's mean. Planners use that for `latent_noise` other than
@@ -64,7 +64,7 @@ class Plan:
 
     action: Float[Tensor, "B A"]  # what to execute, in [-1, 1]
     actions: Float[Tensor, "B H A"]  # the chosen sequence
-    value: Float[Tensor, " B"]  # the objective J by which it was chosen
+    value: Float[Tensor, " B"]  # its objective J (CEM: that of the elites it is the mean of)
     candidates: Float[Tensor, "B N H A"]  # all candidates, after refinement
     candidate_values: Float[Tensor, "B N"]  # J of each; -inf where the model returned something not finite
     memory: Any  # what the next call wants back

@@ -1,0 +1,702 @@
+"""`compare` as a user runs it: what it plays, keeps, adds up and draws, and how it goes on after an interruption."""
+
+import contextlib
+import csv
+import dataclasses
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import dreamer_mpc.compare
+import run
+from dreamer_mpc.checkpoint import checkpoint_path, find_checkpoint, load_checkpoint, save_checkpoint
+from dreamer_mpc.config import load_presets, to_dict
+from dreamer_mpc.run_folder import RunFolder
+from dreamer_mpc.statistics import bootstrap_interval, mean, probability_of_improvement
+from dreamer_mpc.train import make_agent
+from tests.test_cli import ROOT, TINY, command
+
+SMALL = [
+    "--dream-mpc.horizon", "3", "--dream-mpc.candidates", "2",
+    "--policy-grad-mpc.horizon", "3", "--policy-grad-mpc.candidates", "4",
+    "--grad-mpc.horizon", "3", "--grad-mpc.candidates", "4", "--grad-mpc.iterations", "2",
+    "--cem.horizon", "4", "--cem.candidates", "20", "--cem.elites", "4", "--cem.iterations", "2",
+    "--mppi.horizon", "3", "--mppi.candidates", "16", "--mppi.elites", "4", "--mppi.iterations", "2",
+    "--mppi.policy-candidates", "2",
+]  # fmt: skip
+# What SMALL costs an action: N * I * H, and the policy rollouts of MPPI.
+EVALUATIONS = {"policy": 0, "dream-mpc": 6, "policy-grad-mpc": 12, "grad-mpc": 24, "cem": 160, "mppi": 96 + 2 * 2}
+
+
+def quietly(*args):
+    """Run a command in this process: its exit code, and what it printed."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run.main([str(arg) for arg in args])
+    return SimpleNamespace(code=code, out=out.getvalue(), err=err.getvalue())
+
+
+def compare(checkpoint, out, *args, settings=SMALL):
+    """`run.py compare` with small planners, one environment at a time."""
+    checkpoints = checkpoint if isinstance(checkpoint, list) else [checkpoint]
+    return quietly("compare", "--checkpoint", *checkpoints, "--out", out, "--num-envs", 1, *settings, *args)
+
+
+def done(result):
+    assert result.code == 0, result.err
+    return result
+
+
+def refused(result):
+    """The message of a command that ended with one line."""
+    assert result.code == 2
+    assert result.err.startswith("error: ") and result.err.count("\n") == 1
+    return result.err
+
+
+def table(path):
+    with Path(path).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def returns(folder, label, checkpoint=None):
+    """Returns of one planner by the number of the episode, as text: bit for bit."""
+    rows = [row for row in table(folder / "episodes.csv") if row["planner"] == label]
+    rows = [row for row in rows if checkpoint in (None, row["checkpoint"])]
+    assert [int(row["episode"]) for row in rows] == list(range(len(rows)))
+    return [row["return"] for row in rows]
+
+
+def identity(folder):
+    """All episodes, without what the machine's load or the date decides."""
+    columns = ("planner", "checkpoint", "episode", "env_seed", "return", "agent_steps", "num_envs", "model_evaluations")
+    return [tuple(row[name] for name in columns) for row in table(folder / "episodes.csv")]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The run folder of a Dreamer, trained by the command line."""
+    folder = tmp_path_factory.mktemp("runs") / "dreamer"
+    done(quietly(*TINY, "--run-dir", folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def planet(tmp_path_factory):
+    """The run folder of a PlaNet agent, trained by the command line."""
+    folder = tmp_path_factory.mktemp("runs") / "planet"
+    done(quietly(*TINY, "--run-dir", folder, "--planner", "cem", *SMALL))
+    return folder
+
+
+def changed_copy(run_folder, to, seed=2, **settings):
+    """A run folder whose checkpoint has other weights, and other settings in its configuration."""
+    path = find_checkpoint(run_folder)
+    payload = load_checkpoint(path)
+    generator = torch.Generator().manual_seed(seed)
+    for weight in payload["agent"]["model"].values():
+        if weight.is_floating_point():
+            weight += 0.3 * torch.randn(weight.shape, generator=generator)
+    save_checkpoint(to / "checkpoints" / path.name, payload | {"config": payload["config"] | settings})
+    return to
+
+
+@pytest.fixture(scope="module")
+def another(trained, tmp_path_factory):
+    """A second agent of the same task."""
+    return changed_copy(trained, tmp_path_factory.mktemp("runs") / "another")
+
+
+@pytest.fixture(scope="module")
+def six(trained, tmp_path_factory):
+    """All six planners, three episodes each: the folder, and what was printed."""
+    folder = tmp_path_factory.mktemp("six")
+    return folder, done(compare(trained, folder, "--episodes", 3)).out
+
+
+@pytest.fixture(autouse=True)
+def pictures(monkeypatch):
+    """Titles and rows of the pictures; drawing takes longer than a comparison. Only `six` and commands draw."""
+    seen = []
+    monkeypatch.setattr(dreamer_mpc.compare, "comparison_picture", lambda path, rows, title: seen.append((rows, title)))
+    return seen
+
+
+@pytest.fixture
+def plays(monkeypatch):
+    """(first seed, episodes) of every batch that is played; before batch `stop_at` Ctrl-C is pressed."""
+    real, seen = dreamer_mpc.compare.evaluate, SimpleNamespace(batches=[], stop_at=None)
+
+    def evaluate(agent, planner, envs, episodes, seed, *rest):
+        if len(seen.batches) + 1 == seen.stop_at:
+            seen.stop_at = None
+            raise KeyboardInterrupt
+        seen.batches.append((seed, episodes))
+        return real(agent, planner, envs, episodes, seed, *rest)
+
+    monkeypatch.setattr(dreamer_mpc.compare, "evaluate", evaluate)
+    return seen
+
+
+# what is played and written
+
+
+def test_a_comparison_has_a_row_for_each_planner(six):
+    folder, _ = six
+    assert {path.name for path in folder.iterdir()} == {"compare.csv", "compare.json", "compare.png", "episodes.csv"}
+    rows = table(folder / "compare.csv")
+    assert [row["planner"] for row in rows] == list(EVALUATIONS)
+    assert {row["planner"]: int(row["model_evaluations"]) for row in rows} == EVALUATIONS
+    for row in rows:
+        assert (row["episodes"], row["checkpoints"], row["num_envs"]) == ("3", "1", "1")
+        assert float(row["actions_per_s"]) == pytest.approx(1e3 / float(row["ms_per_action"]))
+        assert row["torch"] == torch.__version__ and "CPU" in row["device"] and row["date"]
+
+
+def test_every_planner_plays_the_same_environment_seeds(six, trained):
+    folder, _ = six
+    rows = table(folder / "episodes.csv")
+    assert len(rows) == 18
+    for label, evaluations in EVALUATIONS.items():
+        own = [row for row in rows if row["planner"] == label]
+        assert [int(row["env_seed"]) for row in own] == [10_000, 10_001, 10_002]
+        assert {int(row["model_evaluations"]) for row in own} == {evaluations}
+        assert {row["agent_steps"] for row in own} == {"8"}
+        assert {row["checkpoint"] for row in own} == {str(find_checkpoint(trained))}
+        assert len({row["return"] for row in own}) == 3, "different seeds are different episodes"
+
+
+def test_an_episode_is_what_eval_plays_from_its_seed(six, trained, tmp_path):
+    folder, _ = six
+    names = ["policy", "dream-mpc", "cem"]
+    for episode in (0, 2):
+        args = ["--planner", ",".join(names), "--episodes", 1, "--num-envs", 1, "--seed", 10_000 + episode, *SMALL]
+        done(quietly("eval", "--checkpoint", trained, "--out", tmp_path, *args))
+        for row in json.loads((tmp_path / "eval.json").read_text())["results"]:
+            assert float(returns(folder, row["planner"])[episode]) == row["returns"][0]
+
+
+def test_the_table_says_what_compare_csv_does(six):
+    folder, output = six
+    lines = {line.split()[0]: line for line in output.splitlines() if line.split()}
+    for row in table(folder / "compare.csv"):
+        value = float(row["return"])
+        assert f" {value:.{0 if abs(value) >= 10 else 1}f} [" in lines[row["planner"]]
+        assert lines[row["planner"]].rstrip().endswith(f" {int(row['model_evaluations'])}")
+    text = " ".join(output.split())
+    assert "3 episodes on 1 checkpoint;" in text
+    assert "for 1 environment at once" in text
+    for name in ("compare.csv", "compare.png", "episodes.csv"):
+        assert str(folder / name) in output
+
+
+def test_returns_and_intervals_are_those_of_the_episodes(six):
+    folder, _ = six
+    for row in table(folder / "compare.csv"):
+        scores = np.array(returns(folder, row["planner"]), dtype=float)
+        assert float(row["return"]) == pytest.approx(scores.mean())
+        assert float(row["return_std"]) == pytest.approx(scores.std(ddof=1))
+        low, high = float(row["return_low"]), float(row["return_high"])
+        assert (low, high) == pytest.approx(bootstrap_interval(mean, scores[:, None]))
+        assert low < scores.mean() < high
+        assert float(row["iqm_low"]) <= float(row["iqm"]) <= float(row["iqm_high"])
+
+
+def test_differences_are_paired_by_the_environment_s_seed(six):
+    folder, _ = six
+    policy = np.array(returns(folder, "policy"), dtype=float)
+    for row in table(folder / "compare.csv")[1:]:
+        own = np.array(returns(folder, row["planner"]), dtype=float)
+        difference = own - policy
+        assert float(row["difference"]) == pytest.approx(difference.mean())
+        low, high = float(row["difference_low"]), float(row["difference_high"])
+        assert (low, high) == pytest.approx(bootstrap_interval(mean, difference[:, None]))
+        assert low < difference.mean() < high
+        expected = probability_of_improvement(own[:, None], policy[:, None])
+        assert float(row["probability_of_improvement"]) == pytest.approx(expected)
+
+
+def test_the_policy_s_row_has_no_difference(six):
+    row = table(six[0] / "compare.csv")[0]
+    assert {name: value for name, value in row.items() if value == ""}.keys() == {
+        "difference", "difference_low", "difference_high",
+        "probability_of_improvement", "probability_of_improvement_low", "probability_of_improvement_high",
+    }  # fmt: skip
+
+
+def test_without_the_policy_there_is_no_difference(trained, tmp_path):
+    output = done(compare(trained, tmp_path, "--planners", "mppi, cem,mppi", "--episodes", 1)).out
+    rows = table(tmp_path / "compare.csv")
+    assert [row["planner"] for row in rows] == ["mppi", "cem"]
+    assert all(row["difference"] == "" for row in rows)
+    assert output.count("–") == 2
+
+
+def test_planner_settings_start_from_the_checkpoint_s(planet, tmp_path):
+    """The PlaNet run was trained with a small CEM, which no option says here."""
+    done(compare(planet, tmp_path, "--episodes", 1, settings=[]))
+    assert [row["model_evaluations"] for row in table(tmp_path / "compare.csv")] == ["160"]
+    done(compare(planet, tmp_path / "other", "--episodes", 1, "--cem.horizon", 5, settings=[]))
+    assert [row["model_evaluations"] for row in table(tmp_path / "other" / "compare.csv")] == ["200"]
+
+
+def test_all_planners_of_a_planet_agent_are_those_that_need_no_actor(planet, tmp_path):
+    done(compare(planet, tmp_path, "--planners", "all", "--episodes", 1))
+    assert [row["planner"] for row in table(tmp_path / "compare.csv")] == ["cem"]
+    rewards = ["--grad-mpc.objective", "rewards", "--mppi.objective", "rewards"]
+    done(compare(planet, tmp_path / "b", "--episodes", 1, *rewards, "--mppi.policy-candidates", 0))
+    assert [row["planner"] for row in table(tmp_path / "b" / "compare.csv")] == ["grad-mpc", "cem", "mppi"]
+
+
+def test_a_comparison_lies_in_the_run_folder_unless_told_otherwise(another):
+    done(quietly("compare", "--checkpoint", another, "--planners", "policy", "--episodes", 1, "--num-envs", 1))
+    assert (another / "compare" / "compare.csv").exists()
+    shutil.rmtree(another / "compare")
+
+
+def dmc_run(folder):
+    """A run folder with an untrained agent of cheetah-run, for episodes of 20 agent steps."""
+    config = dataclasses.replace(load_presets("quick"), max_env_steps=40)
+    torch.manual_seed(0)
+    agent = make_agent(config, 6, torch.device("cpu"))
+    counters = {"env_steps": 0, "agent_steps": 0, "updates": 0, "episodes": 0}
+    payload = {"config": to_dict(config), "counters": counters, "action_dim": 6, "agent": agent.state_dict()}
+    save_checkpoint(checkpoint_path(folder / "checkpoints", 0), payload)
+    return folder
+
+
+def test_a_comparison_on_dm_control_by_the_command_line(tmp_path):
+    folder = dmc_run(tmp_path / "cheetah")
+    args = ["--planners", "policy,dream-mpc", "--episodes", 3, "--num-envs", 2, "--dream-mpc.horizon", 4]
+    ended = command("compare", "--checkpoint", folder, *args)
+    assert ended.returncode == 0, ended.stderr
+    names = {"compare.csv", "compare.json", "compare.png", "episodes.csv"}
+    assert {path.name for path in (folder / "compare").iterdir()} == names
+    envs = min(2, len(os.sched_getaffinity(0)))
+    rows = table(folder / "compare" / "episodes.csv")
+    assert [int(row["env_seed"]) for row in rows] == 2 * [10_000, 10_001, 10_002]
+    assert {(row["agent_steps"], row["num_envs"]) for row in rows} == {("20", str(envs))}
+    assert "dream-mpc" in ended.stdout and "difference to" in ended.stdout and "\x1b" not in ended.stdout
+
+
+# going on
+
+
+def test_after_an_interruption_only_what_is_missing_is_played(trained, tmp_path, plays):
+    args = ["--planners", "policy,dream-mpc,cem", "--episodes", 3]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    done(compare(trained, whole, *args))
+    assert plays.batches == 3 * [(10_000, 1), (10_001, 1), (10_002, 1)]
+    plays.batches, plays.stop_at = [], 6
+    interrupted = compare(trained, broken, *args)
+    assert interrupted.code == 130
+    assert interrupted.err.split("\n") == ["", "interrupted: the same command goes on from here", ""]
+    assert len(identity(broken)) == 5
+    assert not (broken / "compare.csv").exists()
+    plays.batches = []
+    output = done(compare(trained, broken, *args)).out
+    assert plays.batches == [(10_002, 1), (10_000, 1), (10_001, 1), (10_002, 1)]
+    assert "5 of 9 episodes are there already" in output
+    assert identity(broken) == identity(whole)
+    plays.batches = []
+    done(compare(trained, broken, *args))
+    assert plays.batches == []
+    assert [path.name for path in broken.glob(".*")] == []
+
+
+def running(group):
+    """The processes of a group that have not ended."""
+    lines = subprocess.run(["ps", "-eo", "pgid,stat,args"], capture_output=True, text=True, check=True).stdout
+    words = [line.split(maxsplit=2) for line in lines.splitlines()[1:]]
+    return [word for word in words if int(word[0]) == group and not word[1].startswith("Z")]
+
+
+def test_ctrl_c_ends_a_comparison_with_its_workers(trained, tmp_path):
+    """The terminal sends SIGINT to all processes of the foreground."""
+    args = ["--checkpoint", trained, "--out", tmp_path, "--planners", "policy", "--episodes", 5000, "--num-envs", 2]
+    process = subprocess.Popen(
+        [sys.executable, "run.py", "compare", *map(str, args)], cwd=ROOT, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in a background
+    )  # fmt: skip
+    first = process.stdout.readline()
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert first.startswith("policy, episode 1")
+    assert process.returncode == 130
+    assert error.strip() == "interrupted: the same command goes on from here"
+    assert 0 < len(table(tmp_path / "episodes.csv")) < 5000
+    deadline = time.monotonic() + 10
+    while (left := running(process.pid)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not left
+
+
+def test_more_episodes_are_added_to_those_that_are_there(trained, tmp_path, plays):
+    args = ["--planners", "policy,cem"]
+    done(compare(trained, tmp_path, *args, "--episodes", 2))
+    before = {label: returns(tmp_path, label) for label in ("policy", "cem")}
+    plays.batches = []
+    done(compare(trained, tmp_path, *args, "--episodes", 4))
+    assert plays.batches == 2 * [(10_002, 1), (10_003, 1)]
+    for label, old in before.items():
+        assert returns(tmp_path, label)[:2] == old
+        assert len(returns(tmp_path, label)) == 4
+    assert {row["episodes"] for row in table(tmp_path / "compare.csv")} == {"4"}
+
+
+def test_fewer_episodes_add_up_the_first_ones_and_keep_the_others(trained, six, tmp_path, plays):
+    folder = shutil.copytree(six[0], tmp_path / "copy")
+    done(compare(trained, folder, "--episodes", 2))
+    assert plays.batches == []
+    assert identity(folder) == identity(six[0])
+    for row in table(folder / "compare.csv"):
+        expected = np.array(returns(folder, row["planner"])[:2], dtype=float).mean()
+        assert row["episodes"] == "2" and float(row["return"]) == pytest.approx(expected)
+
+
+def test_another_planner_is_added_without_playing_the_others_again(trained, tmp_path, plays):
+    done(compare(trained, tmp_path, "--planners", "policy", "--episodes", 2))
+    before, plays.batches = returns(tmp_path, "policy"), []
+    done(compare(trained, tmp_path, "--planners", "policy,cem", "--episodes", 2))
+    assert plays.batches == [(10_000, 1), (10_001, 1)]
+    assert returns(tmp_path, "policy") == before
+    assert [row["planner"] for row in table(tmp_path / "compare.csv")] == ["policy", "cem"]
+
+
+OTHER = {
+    "seed": ["--seed", 5],
+    "render_quality": ["--render-quality", "full"],
+    "planners dream-mpc": ["--dream-mpc.step-size", 0.2],
+}
+
+
+@pytest.mark.parametrize("what", OTHER)
+def test_another_comparison_is_not_mixed_in(trained, six, what):
+    folder, before = six[0], {path: path.read_bytes() for path in six[0].iterdir()}
+    message = refused(compare(trained, folder, "--episodes", 4, *OTHER[what]))
+    assert str(folder) in message and f"other {what}" in message
+    assert "--out" in message and "--overwrite" in message
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_checkpoint_that_has_changed_is_not_mixed_in(trained, tmp_path):
+    copy = shutil.copytree(trained, tmp_path / "copy")
+    args = ["--planners", "policy", "--episodes", 1]
+    done(compare(copy, tmp_path / "out", *args))
+    changed_copy(trained, copy)
+    message = refused(compare(copy, tmp_path / "out", *args))
+    assert str(find_checkpoint(copy)) in message and "--overwrite" in message
+
+
+def test_overwrite_starts_again(trained, tmp_path, plays):
+    done(compare(trained, tmp_path, "--planners", "policy,cem", "--episodes", 2))
+    plays.batches = []
+    done(compare(trained, tmp_path, "--planners", "policy", "--episodes", 2, "--seed", 5, "--overwrite"))
+    assert plays.batches == [(5, 1), (6, 1)]
+    assert [row["env_seed"] for row in table(tmp_path / "episodes.csv")] == ["5", "6"]
+    assert list(json.loads((tmp_path / "compare.json").read_text())["planners"]) == ["policy"]
+
+
+def test_overwriting_that_is_interrupted_at_once_leaves_nothing_of_the_old_comparison(trained, tmp_path, plays):
+    args = ["--planners", "policy", "--episodes", 2]
+    done(compare(trained, tmp_path, *args, "--seed", 1))
+    plays.batches, plays.stop_at = [], 1
+    assert compare(trained, tmp_path, *args, "--seed", 5, "--overwrite").code == 130
+    done(compare(trained, tmp_path, *args, "--seed", 5))
+    assert [row["env_seed"] for row in table(tmp_path / "episodes.csv")] == ["5", "6"]
+
+
+def test_overwriting_renews_the_videos(trained, tmp_path):
+    args = ["--planners", "policy", "--episodes", 1, "--video"]
+    done(compare(trained, tmp_path, *args))
+    before = (tmp_path / "policy.mp4").read_bytes()
+    done(compare(trained, tmp_path, *args, "--seed", 5, "--overwrite"))
+    assert (tmp_path / "policy.mp4").read_bytes() != before
+
+
+def test_a_comparison_that_could_not_start_does_not_claim_its_folder(trained, tmp_path):
+    args = ["--planners", "policy", "--episodes", 1]
+    assert "--device" in refused(compare(trained, tmp_path, *args, "--device", "tpu"))
+    done(compare(trained, tmp_path, *args, "--seed", 5))
+
+
+def test_a_run_that_starts_again_takes_the_old_comparison_with_it(trained, tmp_path):
+    copy = shutil.copytree(trained, tmp_path / "copy")
+    done(compare(copy, copy / "compare", "--planners", "policy", "--episodes", 1))
+    RunFolder.create(copy, overwrite=True)
+    assert not (copy / "compare").exists()
+
+
+DAMAGED = {
+    "a number that is none": ("episodes.csv", lambda text: text.replace(b",10001,", b",many,")),
+    "a row cut short": ("episodes.csv", lambda text: text[: text.rindex(b",10002,")]),
+    "another header": ("episodes.csv", lambda text: text.replace(b"env_seed", b"env_sed")),
+    "bytes": ("episodes.csv", lambda text: b"\xff\xfe\x00\x80"),
+    "JSON cut short": ("compare.json", lambda text: text[: len(text) // 2]),
+    "JSON of another kind": ("compare.json", lambda text: b"[]"),
+    "nothing": ("compare.json", lambda text: b"null"),
+    "JSON that is bytes": ("compare.json", lambda text: b"\xff\xfe\x00\x80"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_record_is_one_line(trained, six, tmp_path, damage):
+    name, change = DAMAGED[damage]
+    folder = shutil.copytree(six[0], tmp_path / "copy")
+    text = (folder / name).read_bytes()
+    (folder / name).write_bytes(change(text))
+    assert (folder / name).read_bytes() != text
+    message = refused(compare(trained, folder, "--episodes", 3))
+    assert str(folder / name) in message and "damaged" in message and "--overwrite" in message
+
+
+def test_a_damaged_record_can_be_overwritten(trained, tmp_path):
+    for name in ("episodes.csv", "compare.json"):
+        (tmp_path / name).write_bytes(b"\xff\xfe\x00\x80")
+    done(compare(trained, tmp_path, "--planners", "policy", "--episodes", 1, "--overwrite"))
+    assert len(returns(tmp_path, "policy")) == 1
+
+
+def test_episodes_of_which_nothing_is_known_are_not_mixed_in(trained, six, tmp_path):
+    """Without compare.json nothing says which seed, task and settings the episodes were played with."""
+    folder = shutil.copytree(six[0], tmp_path / "copy")
+    (folder / "compare.json").unlink()
+    refused(compare(trained, folder, "--episodes", 3, "--seed", 5))
+
+
+# several checkpoints
+
+
+def test_several_checkpoints_are_strata(trained, another, tmp_path, pictures):
+    output = done(compare([trained, another], tmp_path, "--planners", "policy,dream-mpc", "--episodes", 3)).out
+    assert "3 episodes on 2 checkpoints;" in " ".join(output.split())
+    [(shown, title)] = pictures
+    assert title == "tests.example_env:make: 2 checkpoints, 3 episodes each"
+    assert [row["planner"] for row in shown] == ["policy", "dream-mpc"]
+    paths = [str(find_checkpoint(folder)) for folder in (trained, another)]
+    rows = table(tmp_path / "episodes.csv")
+    assert {(row["planner"], row["checkpoint"]) for row in rows} == {
+        (label, path) for label in ("policy", "dream-mpc") for path in paths
+    }
+    scores = {
+        label: np.array([returns(tmp_path, label, path) for path in paths], dtype=float).T  # [E, C]
+        for label in ("policy", "dream-mpc")
+    }
+    assert (scores["policy"][:, 0] != scores["policy"][:, 1]).all(), "the checkpoints are different agents"
+    for row in table(tmp_path / "compare.csv"):
+        x = scores[row["planner"]]
+        assert row["checkpoints"] == "2"
+        assert float(row["return"]) == pytest.approx(x.mean())
+        interval = float(row["return_low"]), float(row["return_high"])
+        assert interval == pytest.approx(bootstrap_interval(mean, x))
+        assert interval != pytest.approx(bootstrap_interval(mean, x.reshape(-1, 1))), "not resampled within checkpoints"
+    difference = (scores["dream-mpc"] - scores["policy"]).mean()
+    assert float(table(tmp_path / "compare.csv")[1]["difference"]) == pytest.approx(difference)
+
+
+def test_a_checkpoint_that_is_added_later_is_all_that_is_played(trained, another, tmp_path, plays):
+    args = ["--planners", "policy", "--episodes", 2]
+    done(compare(trained, tmp_path, *args))
+    plays.batches = []
+    done(compare([trained, another], tmp_path, *args))
+    assert plays.batches == [(10_000, 1), (10_001, 1)]
+    assert len(returns(tmp_path, "policy", str(find_checkpoint(trained)))) == 2
+    assert len(returns(tmp_path, "policy", str(find_checkpoint(another)))) == 2
+
+
+def test_a_checkpoint_named_twice_counts_once(trained, tmp_path):
+    twice = [trained, find_checkpoint(trained)]
+    output = done(compare(twice, tmp_path, "--planners", "policy", "--episodes", 2)).out
+    assert "on 1 checkpoint;" in " ".join(output.split())
+
+
+def test_checkpoints_of_different_tasks_are_one_line(trained, tmp_path):
+    for key, value in {"max_env_steps": 30, "action_repeat": 2, "env": "tests.counting_env:make"}.items():
+        other = changed_copy(trained, tmp_path / key, **{key: value})
+        message = refused(compare([trained, other], tmp_path / "out"))
+        assert "different tasks" in message and f"{key} {value}" in message
+    assert not (tmp_path / "out").exists()
+
+
+# sweeps
+
+
+def labels(folder):
+    return [row["planner"] for row in table(folder / "compare.csv")]
+
+
+def test_a_sweep_compares_values_of_a_setting_to_the_policy(trained, tmp_path):
+    done(compare(trained, tmp_path, "--sweep", "dream-mpc.iterations=1,2,4", "--episodes", 1))
+    rows = table(tmp_path / "compare.csv")
+    steps = {"policy": 0, "dream-mpc iterations=1": 6, "dream-mpc iterations=2": 12, "dream-mpc iterations=4": 24}
+    assert {row["planner"]: int(row["model_evaluations"]) for row in rows} == steps
+    assert labels(tmp_path) == list(steps)
+    assert all(row["difference"] != "" for row in rows[1:])
+    recorded = json.loads((tmp_path / "compare.json").read_text())["planners"]
+    assert [recorded[label].get("iterations") for label in steps] == [None, 1, 2, 4]
+    assert {recorded[label]["candidates"] for label in list(steps)[1:]} == {2}, "the other settings are the command's"
+
+
+def test_two_sweeps_and_planners_stand_beside_each_other(trained, tmp_path):
+    sweeps = ["--sweep", "dream-mpc.iterations=1,2", "cem.horizon=2,3"]
+    done(compare(trained, tmp_path, *sweeps, "--planners", "policy,dream-mpc", "--episodes", 1))
+    assert labels(tmp_path) == [
+        "policy", "dream-mpc", "dream-mpc iterations=1", "dream-mpc iterations=2", "cem horizon=2", "cem horizon=3",
+    ]  # fmt: skip
+    # The default is one step: the same episodes under two names.
+    assert returns(tmp_path, "dream-mpc") == returns(tmp_path, "dream-mpc iterations=1")
+    assert returns(tmp_path, "dream-mpc") != returns(tmp_path, "dream-mpc iterations=2")
+
+
+def test_all_planners_may_stand_beside_a_sweep(trained, tmp_path):
+    done(compare(trained, tmp_path, "--sweep", "cem.horizon=2", "--planners", "all", "--episodes", 1))
+    assert labels(tmp_path) == [*EVALUATIONS, "cem horizon=2"]
+
+
+@pytest.mark.parametrize(
+    "sweep, setting, values",
+    [
+        ("dream-mpc.objective=return,rewards", "objective", ["return", "rewards"]),
+        ("dream-mpc.penalty-gradient=true,false", "penalty_gradient", [True, False]),
+        ("dream-mpc.uncertainty=-0.5,0,1e1", "uncertainty", [-0.5, 0.0, 10.0]),
+    ],
+)
+def test_words_switches_and_numbers_can_be_swept(trained, tmp_path, sweep, setting, values):
+    done(compare(trained, tmp_path, "--sweep", sweep, "--episodes", 1))
+    recorded = json.loads((tmp_path / "compare.json").read_text())["planners"]
+    swept = [recorded[label][setting] for label in labels(tmp_path) if label != "policy"]
+    assert swept == values and [type(value) for value in swept] == [type(value) for value in values]
+
+
+def test_a_sweep_of_a_planet_agent_does_without_the_policy(planet, tmp_path):
+    done(compare(planet, tmp_path, "--sweep", "cem.iterations=1,2", "--episodes", 1))
+    assert labels(tmp_path) == ["cem iterations=1", "cem iterations=2"]
+
+
+# errors
+
+ERRORS = {
+    "unknown planner": (["--planners", "policy,dreem"], "unknown planner 'dreem': known are policy, dream-mpc, "),
+    "no planner": (["--planners", ","], "names no planner"),
+    "unknown planner of a sweep": (["--sweep", "dreem.iterations=1"], "unknown planner 'dreem'"),
+    "unknown setting of a sweep": (["--sweep", "cem.temperature=1"], "cem has no setting 'temperature': known are ho"),
+    "a sweep of the policy": (["--sweep", "policy.horizon=1"], "policy has no setting 'horizon': known are none"),
+    "a swept value out of range": (["--sweep", "cem.elites=4,21"], "cem.elites=21: elites must be between 1 and 20"),
+    "a swept value of another type": (["--sweep", "cem.horizon=2.5"], "cem.horizon=2.5"),
+    "a swept word that is none": (["--sweep", "cem.objective=retrun"], "cem.objective=retrun"),
+    "a swept value that is missing": (["--sweep", "cem.horizon=???"], "cem.horizon=???"),
+    "a sweep without values": (["--sweep", "cem.horizon="], "'cem.horizon=' is not planner.setting=value,value"),
+    "a sweep without a setting": (["--sweep", "cem=3"], "'cem=3' is not planner.setting=value,value"),
+    "a sweep without an equals sign": (["--sweep", "cem.horizon"], "'cem.horizon' is not planner.setting=value"),
+    "no episodes": (["--episodes", "0"], "--episodes must be at least 1, got 0"),
+    "no environments": (["--num-envs", "0"], "--num-envs must be at least 1, got 0"),
+    "a negative seed": (["--seed", "-1"], "--seed must be at least 0, got -1"),
+    "a setting out of range": (["--cem.horizon", "0"], "--cem.horizon must be at least 1, got 0"),
+    "unknown option": (["--planner", "cem"], "Unrecognized options: --planner, cem Perhaps you meant: --planners"),
+    "unknown device": (["--device", "tpu"], "--device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_compare_says_what_is_wrong_in_one_line(trained, tmp_path, name):
+    args, cause = ERRORS[name]
+    assert cause in refused(compare(trained, tmp_path / "out", "--episodes", 1, *args))
+    assert not (tmp_path / "out" / "episodes.csv").exists()
+
+
+@pytest.mark.parametrize(
+    "args, cause",
+    [
+        (["--planners", "cem,dream-mpc"], "dream-mpc needs an actor and a critic"),
+        (["--planners", "policy"], "policy needs an actor and a critic"),
+        (["--sweep", "grad-mpc.horizon=2"], "grad-mpc horizon=2 needs a critic"),
+        (["--sweep", "cem.objective=rewards,return"], "cem objective=return needs a critic"),
+    ],
+)
+def test_a_planner_that_needs_an_actor_is_refused_on_a_planet_agent(planet, tmp_path, args, cause):
+    message = refused(compare(planet, tmp_path / "out", *args))
+    assert cause in message and "PlaNet" in message and str(find_checkpoint(planet)) in message
+
+
+def test_one_checkpoint_without_an_actor_among_others_is_named(trained, planet, tmp_path):
+    message = refused(compare([trained, planet], tmp_path / "out", "--planners", "policy"))
+    assert str(find_checkpoint(planet)) in message and str(find_checkpoint(trained)) not in message
+    done(compare([trained, planet], tmp_path / "out", "--episodes", 1))
+    assert labels(tmp_path / "out") == ["cem"]
+
+
+def test_an_agent_that_no_planner_can_run_is_one_line(planet, tmp_path):
+    refused(compare(planet, tmp_path, "--cem.objective", "return"))
+
+
+def test_no_checkpoint_is_one_line(trained, tmp_path):
+    assert "--checkpoint" in refused(quietly("compare"))
+    assert "checkpoint must name one checkpoint or more" in refused(quietly("compare", "--checkpoint"))
+    assert f"no checkpoint {tmp_path / 'no'}" in refused(compare(tmp_path / "no", tmp_path))
+    assert f"no checkpoint {tmp_path / 'no'}" in refused(compare([trained, tmp_path / "no"], tmp_path))
+    assert f"no checkpoint-*.pt in {tmp_path}" in refused(compare(tmp_path, tmp_path / "out"))
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(trained, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        message = refused(compare(trained, out, "--planners", "policy", "--episodes", 1))
+        assert f"cannot write to {out}" in message and "--out" in message
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+# pictures
+
+
+def test_the_picture_is_drawn(six):
+    image = cv2.imread(str(six[0] / "compare.png"))
+    assert image.shape[1] >= 1200 and image.std() > 10
+
+
+def test_a_video_of_each_planner_is_written_once(trained, tmp_path, plays):
+    args = ["--planners", "policy", "--sweep", "dream-mpc.step-size=1e-3", "--episodes", 2]
+    done(compare(trained, tmp_path, *args))
+    before, plays.batches = (tmp_path / "episodes.csv").read_bytes(), []
+    output = done(compare(trained, tmp_path, *args, "--video")).out
+    assert plays.batches == 2 * [(10_000, 1)], "the first episode again, and no other"
+    assert (tmp_path / "episodes.csv").read_bytes() == before
+    videos = {"policy.mp4", "dream-mpc-step_size-0.001.mp4"}
+    assert {path.name for path in tmp_path.glob("*.mp4")} == videos
+    assert all(f"wrote {tmp_path / name}" in output for name in videos)
+    assert [path.name for path in tmp_path.glob("*-decision.png")] == ["dream-mpc-step_size-0.001-decision.png"]
+    plays.batches = []
+    (tmp_path / "policy.mp4").unlink()
+    done(compare(trained, tmp_path, *args, "--video"))
+    assert plays.batches == [(10_000, 1)]
+    assert {path.name for path in tmp_path.glob("*.mp4")} == videos
+    plays.batches = []
+    done(compare(trained, tmp_path, *args, "--video"))
+    assert plays.batches == []
+
+
+def test_with_a_video_from_the_start_no_episode_is_played_twice(trained, six, tmp_path, plays):
+    done(compare(trained, tmp_path, "--planners", "cem", "--episodes", 3, "--video"))
+    assert plays.batches == [(10_000, 1), (10_001, 1), (10_002, 1)]
+    assert returns(tmp_path, "cem") == returns(six[0], "cem"), "a video changes no return"
+    capture = cv2.VideoCapture(str(tmp_path / "cem.mp4"))
+    assert int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) == 8
+    capture.release()
+
+
+def test_a_video_shows_the_first_checkpoint_alone(trained, another, tmp_path, plays):
+    done(compare([trained, another], tmp_path, "--planners", "policy", "--episodes", 1, "--video"))
+    assert plays.batches == [(10_000, 1), (10_000, 1)]
+    assert [path.name for path in tmp_path.glob("*.mp4")] == ["policy.mp4"]
