@@ -438,6 +438,9 @@ def test_a_run_may_train_with_one_planner_and_evaluate_with_another(tmp_path, mo
     assert records(folder)[-1]["eval/model_evaluations"] == 5 * 3
     output = capsys.readouterr().out
     assert "policy in training, dream-mpc in evaluation" in output
+    acted.clear()
+    assert run.main(["--resume", str(folder), "--env-steps", "32"]) == 0
+    assert acted == 16 * [("Policy", 0.3)] + 8 * [("DreamMPC", 0.0)] + 8 * [("Policy", 0.0)]
 
 
 def test_a_run_folder_is_named_after_its_planners():
