@@ -134,19 +134,13 @@ class Config(PlannerSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(PlannerSettings):
-    """Evaluate one checkpoint under each named planner, on the same episode seeds, and print one table."""
+class EpisodeSettings(PlannerSettings):
+    """How episodes are played with a trained agent."""
 
-    checkpoint: str
-    """Checkpoint file, or a run folder, whose last one is taken."""
-    planner: str | None = None
-    """Planners, joined by commas; None is dream-mpc,policy, for a PlaNet checkpoint cem."""
     episodes: int = 10
-    """Episodes for each planner."""
+    """Episodes for each planner and checkpoint."""
     video: bool = False
     """Write a video of the first episode and the picture of one decision, for each planner."""
-    env: str | None = None
-    """Environment; None is the checkpoint's."""
     seed: int = 10_000
     """Seed of the first episode; the next ones count up."""
     num_envs: int = 10
@@ -157,15 +151,27 @@ class EvalConfig(PlannerSettings):
     """auto, cpu, cuda or cuda:N."""
     compile: Literal["auto", "off"] = "auto"
     """auto: on a GPU, replay acting as CUDA graphs; off: eager."""
-    out: str | None = None
-    """Where eval.json and videos go; None is eval/ in the checkpoint's run folder."""
 
     def __post_init__(self):
         check_ranges(self, episodes=(1, None), num_envs=(1, None), seed=(0, None))
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig(PlannerSettings):
+class EvalConfig(EpisodeSettings):
+    """Evaluate one checkpoint under each named planner, on the same episode seeds, and print one table."""
+
+    checkpoint: str
+    """Checkpoint file, or a run folder, whose last one is taken."""
+    planner: str | None = None
+    """Planners, joined by commas; None is dream-mpc,policy, for a PlaNet checkpoint cem."""
+    env: str | None = None
+    """Environment; None is the checkpoint's."""
+    out: str | None = None
+    """Where eval.json and videos go; None is eval/ in the checkpoint's run folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(EpisodeSettings):
     """Evaluate checkpoints of one task under every planner on the same episode seeds: table, compare.csv, compare.png.
 
     Interrupted, the same command goes on where it stopped. Planner settings start from those of the first checkpoint.
@@ -175,29 +181,15 @@ class CompareConfig(PlannerSettings):
     """Checkpoint files or run folders, of one task."""
     planners: str | None = None
     """Planners, joined by commas; all: those that the checkpoints can run. None is all, with --sweep only policy."""
-    episodes: int = 10
-    """Episodes for each planner and checkpoint."""
     sweep: tuple[str, ...] = ()
     """Values of a setting to compare as well, e.g. dream-mpc.iterations=1,2,5,10; several with spaces between."""
-    video: bool = False
-    """Write a video of the first episode and the picture of one decision, for each planner and value."""
-    seed: int = 10_000
-    """Seed of the first episode; the next ones count up."""
-    num_envs: int = 10
-    """Environments stepped side by side; at most one a core and one an episode."""
-    render_quality: Literal["full", "fast"] | None = None
-    """Rendering; None is the first checkpoint's."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    compile: Literal["auto", "off"] = "auto"
-    """auto: on a GPU, replay acting as CUDA graphs; off: eager."""
     out: str | None = None
     """Where everything is written; None is compare/ in the first checkpoint's run folder."""
     overwrite: bool = False
     """Start again in a folder that holds a comparison."""
 
     def __post_init__(self):
-        check_ranges(self, episodes=(1, None), num_envs=(1, None), seed=(0, None))
+        super().__post_init__()
         if not self.checkpoint:
             raise ValueError("checkpoint must name one checkpoint or more, got none")
 
