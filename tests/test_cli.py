@@ -330,8 +330,8 @@ def test_no_opengl_is_one_line_with_the_packages(tmp_path):
 
 def test_any_gymnasium_env_can_be_trained_on(tmp_path):
     done = command(
-        *SHORT, "--env", "tests.example_env:make", "--action-repeat", 1, "--env-steps", 400, "--max-env-steps", 100,
-        "--train.every", 100, "--run-dir", tmp_path / "run", "--planner", "policy",
+        *TINY, "--env-steps", 400, "--max-env-steps", 100, "--train.every", 100, "--run-dir", tmp_path / "run",
+        "--planner", "policy",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert records(tmp_path / "run")[-1]["agent_steps"] == 400
@@ -339,9 +339,8 @@ def test_any_gymnasium_env_can_be_trained_on(tmp_path):
 
 def test_two_environments_a_memory_map_and_tensorboard(tmp_path):
     done = command(
-        *SHORT, "--env", "tests.example_env:make", "--action-repeat", 1, "--env-steps", 400, "--max-env-steps", 60,
-        "--train.every", 100, "--run-dir", tmp_path / "run", "--num-envs", 2, "--replay.storage", "memmap",
-        "--logger", "tensorboard",
+        *TINY, "--env-steps", 400, "--max-env-steps", 60, "--train.every", 100, "--run-dir", tmp_path / "run",
+        "--num-envs", 2, "--replay.storage", "memmap", "--logger", "tensorboard",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "memory-mapped" in done.stdout and (tmp_path / "run" / "replay.bin").stat().st_size > 0

@@ -427,6 +427,38 @@ def test_overwriting_renews_the_videos(trained, tmp_path):
     assert (tmp_path / "policy.mp4").read_bytes() != before
 
 
+def test_overwriting_that_could_not_start_leaves_the_old_comparison(trained, six, tmp_path):
+    folder = shutil.copytree(six[0], tmp_path / "copy")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    for args in (["--device", "tpu"], ["--planners", "dreem"]):
+        refused(compare(trained, folder, *args, "--overwrite"))
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_an_interruption_says_how_to_go_on(trained, tmp_path, plays, monkeypatch):
+    plays.stop_at = 1
+    interrupted = compare(trained, tmp_path, "--planners", "policy", "--overwrite")
+    assert interrupted.err.strip() == "interrupted: the same command without --overwrite goes on from here"
+
+    def load(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dreamer_mpc.compare.Subject, "load", load)
+    interrupted = compare(trained, tmp_path, "--planners", "policy")
+    assert (interrupted.code, interrupted.err.strip()) == (130, "interrupted"), "nothing to go on from yet"
+
+
+def test_a_run_folder_that_has_moved_keeps_its_comparison(trained, tmp_path, plays):
+    args = ["--planners", "policy", "--episodes", 2]
+    old, new = shutil.copytree(trained, tmp_path / "old"), tmp_path / "new"
+    done(compare(old, old / "compare", *args))
+    shutil.move(old, new)
+    plays.batches = []
+    done(compare(new, new / "compare", *args))
+    assert plays.batches == []
+    assert len(returns(new / "compare", "policy")) == 2
+
+
 def test_a_comparison_that_could_not_start_does_not_claim_its_folder(trained, tmp_path):
     args = ["--planners", "policy", "--episodes", 1]
     assert "--device" in refused(compare(trained, tmp_path, *args, "--device", "tpu"))
@@ -586,6 +618,22 @@ def test_a_sweep_of_a_planet_agent_does_without_the_policy(planet, tmp_path):
     assert labels(tmp_path) == ["cem iterations=1", "cem iterations=2"]
 
 
+def test_a_setting_has_one_label_however_it_is_written(trained, tmp_path):
+    args = ["--planners", "policy", "--episodes", 1]
+    done(compare(trained, tmp_path, *args, "--sweep", "dream-mpc.step-size=1e-3,0.001", "dream-mpc.step_size=0.0010"))
+    assert labels(tmp_path) == ["policy", "dream-mpc step_size=0.001"]
+
+
+def test_all_stands_for_the_planners_that_are_not_named(trained, planet, tmp_path):
+    done(compare(trained, tmp_path / "a", "--planners", "mppi,all", "--episodes", 1))
+    assert labels(tmp_path / "a") == ["mppi", *(name for name in EVALUATIONS if name != "mppi")]
+    output = done(compare(planet, tmp_path / "b", "--planners", "all", "--episodes", 1)).out
+    [line] = [line for line in output.splitlines() if line.startswith("left out")]
+    assert line.endswith(": policy, dream-mpc, policy-grad-mpc, grad-mpc, mppi")
+    message = refused(compare(planet, tmp_path / "c", "--planners", "policy,all"))
+    assert "policy needs an actor" in message, "named, it is not left out without a word"
+
+
 # errors
 
 ERRORS = {
@@ -598,6 +646,8 @@ ERRORS = {
     "a swept value of another type": (["--sweep", "cem.horizon=2.5"], "cem.horizon=2.5"),
     "a swept word that is none": (["--sweep", "cem.objective=retrun"], "cem.objective=retrun"),
     "a swept value that is missing": (["--sweep", "cem.horizon=???"], "cem.horizon=???"),
+    "a swept value that refers to another": (["--sweep", "cem.horizon=${x}"], "cem.horizon=${x}"),
+    "two options of one name": (["--sweep", "cem.horizon=2", "--sweep", "cem.horizon=3"], "--sweep is given twice"),
     "a sweep without values": (["--sweep", "cem.horizon="], "'cem.horizon=' is not planner.setting=value,value"),
     "a sweep without a setting": (["--sweep", "cem=3"], "'cem=3' is not planner.setting=value,value"),
     "a sweep without an equals sign": (["--sweep", "cem.horizon"], "'cem.horizon' is not planner.setting=value"),
@@ -694,6 +744,20 @@ def test_with_a_video_from_the_start_no_episode_is_played_twice(trained, six, tm
     capture = cv2.VideoCapture(str(tmp_path / "cem.mp4"))
     assert int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) == 8
     capture.release()
+
+
+def test_a_video_that_cannot_be_written_costs_no_episode(trained, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(dreamer_mpc.compare, "write_visuals", fail)
+    args = ["--planners", "policy,cem", "--episodes", 1, "--video"]
+    output = done(compare(trained, tmp_path, *args)).out
+    assert "no video of policy" in output and "no video of cem" in output and "No space left" in output
+    assert labels(tmp_path) == ["policy", "cem"]
+    monkeypatch.undo()
+    done(compare(trained, tmp_path, *args))
+    assert {path.name for path in tmp_path.glob("*.mp4")} == {"policy.mp4", "cem.mp4"}
 
 
 def test_a_video_shows_the_first_checkpoint_alone(trained, another, tmp_path, plays):
