@@ -107,7 +107,8 @@ def swept(config: CompareConfig, sweep: str) -> dict[str, Planner]:
     for text in texts:
         changed = with_setting(planner, name, setting, text)
         value = getattr(changed, setting)
-        planners[f"{name} {setting}={value:g}" if isinstance(value, float) else f"{name} {setting}={value}"] = changed
+        words = f"{value:.12g}" if isinstance(value, float) else str(value)
+        planners[f"{name} {setting}={words}"] = changed
     return planners
 
 

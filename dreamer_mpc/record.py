@@ -90,7 +90,11 @@ class Record:
         new = new | {"checkpoints": {known.get(sha256, name): sha256 for name, sha256 in checkpoints.items()}}
         for key, value in new.items():
             entries = value if isinstance(value, dict) else {}
-            changed = [f"{key} {name}" for name in entries if old[key].get(name, entries[name]) != entries[name]]
+            changed = [
+                f"{key} {name}{_difference(old[key][name], entries[name])}"
+                for name in entries
+                if old[key].get(name, entries[name]) != entries[name]
+            ]
             if not isinstance(value, dict) and old.get(key) != value:
                 changed = [f"{key} ({old.get(key)})"]
             if changed:
@@ -139,6 +143,14 @@ def _read_made_with(path: Path) -> dict[str, Any] | None:
     if not all(isinstance(group, dict) for group in groups):
         raise _damaged(path)
     return made_with
+
+
+def _difference(old: Any, new: Any) -> str:
+    """The first setting in which two planners differ, in words; nothing for what has no settings."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return ""
+    key = next(key for key in {**new, **old} if old.get(key) != new.get(key))
+    return f" ({key} {old.get(key)} -> {new.get(key)})"
 
 
 def _labels(path: Path) -> list[str]:
