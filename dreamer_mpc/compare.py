@@ -87,11 +87,10 @@ def contestants(config: CompareConfig, subjects: list[Subject]) -> tuple[dict[st
     planners = {name: planner for name, planner in planners.items() if name not in left_out}
     for sweep in config.sweep:
         planners |= swept(config, sweep)
-    for label, planner in planners.items():
+    # With no planner left, the first that was left out says why.
+    for label, planner in (planners or {name: planner_from(config, name) for name in left_out[:1]}).items():
         for subject in subjects:
             check_runs(label, planner, subject.trained, f"{subject.path} holds")
-    if not planners:
-        check_runs(left_out[0], planner_from(config, left_out[0]), subjects[0].trained, f"{subjects[0].path} holds")
     return planners, left_out
 
 

@@ -688,8 +688,10 @@ def test_one_checkpoint_without_an_actor_among_others_is_named(trained, planet, 
     assert labels(tmp_path / "out") == ["cem"]
 
 
-def test_an_agent_that_no_planner_can_run_is_one_line(planet, tmp_path):
-    refused(compare(planet, tmp_path, "--cem.objective", "return"))
+def test_an_agent_that_no_planner_can_run_is_one_line(trained, planet, tmp_path):
+    for checkpoints in (planet, [trained, planet]):
+        message = refused(compare(checkpoints, tmp_path, "--cem.objective", "return"))
+        assert "needs a critic and an actor" in message or "needs an actor and a critic" in message
 
 
 def test_no_checkpoint_is_one_line(trained, tmp_path):
