@@ -11,10 +11,11 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
-from dreamer_mpc.behavior import Actor, BehaviorConfig, Critic, TanhNormal, make_behavior
+from dreamer_mpc.behavior import BehaviorConfig, make_behavior
 from dreamer_mpc.behavior.imagination import actor_loss, critic_loss, imagine
 from dreamer_mpc.capture import Captured
 from dreamer_mpc.checks import check_ranges
+from dreamer_mpc.latents import Latents, LatentWorld, UnrolledLatents, UnrolledWorld
 from dreamer_mpc.planners import Planner, reset_memory
 from dreamer_mpc.returns import lambda_return
 from dreamer_mpc.world_model import Batch, WorldModel, WorldModelConfig
@@ -40,44 +41,6 @@ class OptimizerConfig:
     def __post_init__(self):
         rates = ("world_model_lr", "actor_lr", "critic_lr", "eps", "grad_clip")
         check_ranges(self, **dict.fromkeys(rates, (0, None)))
-
-
-class LatentWorld(nn.Module):
-    """The world model alone as planners see it (`LatentDynamics`): PlaNet."""
-
-    def __init__(self, world_model: WorldModel, action_dim: int):
-        super().__init__()
-        self.world_model, self.action_dim = world_model, action_dim
-
-    def step(
-        self, state: Float[Tensor, "*b S"], action: Float[Tensor, "*b A"], noise: Float[Tensor, "*b Z"] | None = None
-    ) -> Float[Tensor, "*b S"]:
-        """One sample of the prior."""
-        return self.world_model.rssm.prior_step(state, action, noise)
-
-    def noise(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b Z"]:
-        """Standard normal draws for `step`."""
-        return torch.randn_like(state[..., : self.world_model.rssm.stoch])
-
-    def reward(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b"]:
-        """Reward received on arriving in `state`."""
-        return self.world_model.reward(state)
-
-
-class Latents(LatentWorld):
-    """World model, actor and critic as planners see them (`LatentModel`)."""
-
-    def __init__(self, world_model: WorldModel, actor: Actor, critic: Critic, action_dim: int):
-        super().__init__(world_model, action_dim)
-        self.actor, self.critic = actor, critic
-
-    def value(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "K *b"]:
-        """Value heads, each including `reward(state)`."""
-        return self.critic(state)
-
-    def policy(self, state: Float[Tensor, "*b S"]) -> TanhNormal:
-        """The actor."""
-        return self.actor(state)
 
 
 @contextlib.contextmanager
@@ -123,7 +86,8 @@ class Dreamer:
 
     Without `behavior` it has neither actor nor critic and learns the world model alone, for planners that need no more:
     that is PlaNet (Hafner et al. 2019). With `capture`, acting and updating are replayed as CUDA graphs; the eager code
-    is the same functions.
+    is the same functions. With `kernels`, sequences of the recurrent cell are walked by `world_model/cell.py`, and the
+    convolutions run in the layouts of `world_model/blocks.py`; without, by plain modules under autograd.
     """
 
     def __init__(
@@ -135,16 +99,18 @@ class Dreamer:
         device: torch.device | str = "cpu",
         capture: bool = True,
         bf16: bool = True,
+        kernels: bool = True,
     ):
         self.behavior, self.optimizer = behavior, optimizer
         self.device = torch.device(device)
-        world = WorldModel(world_model, action_dim)
+        self.bf16, self.kernels = bf16 and self.device.type == "cuda", kernels
+        world = WorldModel(world_model, action_dim, kernels, self.bf16)
         learners = [("world_model", world, optimizer.world_model_lr)]
         if behavior is None:
-            self.model = LatentWorld(world, action_dim)
+            self.model = (UnrolledWorld if kernels else LatentWorld)(world, action_dim)
         else:
             actor, critic = make_behavior(behavior, world.rssm.state_dim, action_dim)
-            self.model = Latents(world, actor, critic, action_dim)
+            self.model = (UnrolledLatents if kernels else Latents)(world, actor, critic, action_dim)
             learners += [("actor", actor, optimizer.actor_lr), ("critic", critic, optimizer.critic_lr)]
         self.model.to(self.device)
         self.optimizers = {
@@ -153,7 +119,6 @@ class Dreamer:
             )
             for name, part, rate in learners
         }
-        self.bf16 = bf16 and self.device.type == "cuda"
         self.capture = capture and self.device.type == "cuda"
         self.update = Captured(self._update) if self.capture else self._update
         self._acts: dict[tuple[Planner, float], Any] = {}
@@ -222,7 +187,8 @@ class Dreamer:
         """Gradients of actor and critic in imagination from `start`, frames `index` of replay; and metrics."""
         model, behavior = self.model, self.behavior
         states = imagine(model, start, behavior.horizon)  # [H, M, S]
-        rewards, values = model.reward(states), model.value(states)  # [H, M], [K, H, M]
+        with self._amp(self.kernels):
+            rewards, values = model.reward(states), model.value(states)  # [H, M], [K, H, M]
         returns = lambda_return(rewards[:-1], values.mean(0)[1:], behavior.discount, behavior.return_lambda)  # [H-1, M]
         policy_loss = actor_loss(returns)
         value_loss = critic_loss(values[:, :-1], returns, model.critic.mask(index))
@@ -257,8 +223,8 @@ class Dreamer:
     def _parameters(self, name: str) -> Iterable[nn.Parameter]:
         return self.optimizers[name].param_groups[0]["params"]
 
-    def _amp(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+    def _amp(self, wanted: bool = True) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16 and wanted)
 
     def state_dict(self) -> dict[str, Any]:
         """Networks and optimizers, by their plain names."""

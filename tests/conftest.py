@@ -9,5 +9,12 @@ from jaxtyping import install_import_hook
 
 import tests.typecheck  # noqa: F401  jaxtyping looks the checker up by its dotted name
 
-# Installed before any test imports the package; the hook stays for the whole run.
-install_import_hook("dreamer_mpc", "tests.typecheck.check")
+ROOT = Path(__file__).resolve().parent.parent
+# Installed before any test imports the package; the hook stays for the whole run. Triton reads its kernels' source, so
+# theirs must be the functions that it finds; a package's name would stand for all its modules.
+MODULES = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "dreamer_mpc").rglob("*.py")
+    if not path.stem.endswith("_triton") and path.name != "__init__.py"
+]
+install_import_hook([*MODULES, "dreamer_mpc.behavior", "dreamer_mpc.planners"], "tests.typecheck.check")

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from dreamer_mpc.agent import Dreamer
+from dreamer_mpc.behavior import Actor
 from dreamer_mpc.planners import make_planner
-from dreamer_mpc.world_model import Batch
+from dreamer_mpc.world_model import Batch, WorldModel, WorldModelConfig, cell, fused
+from dreamer_mpc.world_model.encoder import preprocess
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 ACTION_DIM = 3
@@ -142,3 +144,135 @@ def test_nonfinite_update_is_skipped():
     assert metrics["skipped"].item() == 1
     assert all(torch.equal(p, q) for p, q in zip(agent.model.parameters(), before, strict=True))
     assert agent.update(batch)["skipped"].item() == 0
+
+
+@pytest.fixture
+def full_fp32():
+    """Products in float32, not TF32."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def unrolled(rows, kind, bf16, monkeypatch, steps=7, size=200, stoch=30):
+    """A sequence walked by the Triton kernel and by the loop in torch, and the gradients of both."""
+    torch.manual_seed(rows)
+    draw = lambda *shape: 0.3 * torch.randn(*shape, device="cuda")  # noqa: E731
+    scale = size**-0.5
+    weights = cell.Cell(
+        draw(size, stoch + 6), draw(size), scale * draw(3 * size, size) * 3, draw(3 * size),
+        scale * draw(3 * size, size) * 3, draw(3 * size), (scale * draw(size, size + 24) * 3)[:, :size],
+        scale * draw(2 * stoch, size) * 3, draw(2 * stoch),
+    )  # fmt: skip
+    state, noise = draw(rows, size + stoch), 3 * draw(steps, rows, stoch)
+    action, keep = draw(steps, rows, 6).clamp(-1, 1), (torch.rand(steps, rows, device="cuda") > 0.2).float()
+    inputs = {"observe": (action, draw(steps, rows, size), noise, keep), "rollout": (action, draw(size), noise, None)}
+    actor, weight = Actor(size + stoch, 6).cuda(), torch.rand(rows, device="cuda")
+    acting = cell.Acting(actor, torch.randn_like(action), action, weight)
+    inputs["policy"] = (acting, draw(size), noise, None)
+    grads = [draw(steps, rows, size), draw(steps, rows, stoch)]
+    if kind == "observe":
+        grads.append(draw(steps, rows, 2 * stoch))
+    found = []
+    for triton in (True, False):
+        if not triton:
+            monkeypatch.setattr(cell, "_on_gpu", lambda *_: False)
+        with torch.no_grad():
+            taken, trace = cell.unroll(weights, state, *inputs[kind], 0.1, bf16=bf16)
+            if triton:
+                kept = trace  # both go back through the same states
+            deltas = cell._backward(weights, kept, noise, inputs[kind][3], *grads, bf16=bf16)
+        wanted = deltas if kind == "observe" else deltas[:3]
+        found.append((taken, *trace, *wanted))
+    return found
+
+
+def assert_near(found, expected, tolerance):
+    """Relative distance of each tensor."""
+    for i, (x, y) in enumerate(zip(found, expected, strict=True)):
+        distance = ((x - y).norm() / y.norm()).item()
+        assert distance < tolerance, f"tensor {i}: {distance}"
+
+
+@pytest.mark.parametrize("kind", ["observe", "rollout", "policy"])
+@pytest.mark.parametrize("rows", [1, 5, 50, 700, 2500])  # a team of 16 for few, of 4, of 2
+def test_the_cell_s_kernel_is_the_loop(kind, rows, full_fp32, monkeypatch):
+    assert_near(*unrolled(rows, kind, False, monkeypatch), 1e-5)
+
+
+def test_a_team_of_one_is_the_loop(full_fp32, monkeypatch):
+    assert_near(*unrolled(4500, "policy", False, monkeypatch, steps=3), 1e-5)
+
+
+def test_the_cell_s_kernel_takes_other_sizes(full_fp32, monkeypatch):
+    assert_near(*unrolled(20, "observe", False, monkeypatch, size=52, stoch=9), 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["observe", "policy"])
+@pytest.mark.parametrize("rows", [50, 2500])
+def test_bf16_products_in_the_cell_are_near_fp32(kind, rows, monkeypatch):
+    assert_near(*unrolled(rows, kind, True, monkeypatch), 2e-2)
+
+
+def test_teams_agree_every_time(monkeypatch):
+    """A member that read too early would change the result from run to run."""
+    first = unrolled(50, "policy", True, monkeypatch, steps=50)[0]
+    for _ in range(5):
+        monkeypatch.undo()
+        again = unrolled(50, "policy", True, monkeypatch, steps=50)[0]
+        assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("act", ["none", "relu", "elu"])
+@pytest.mark.parametrize(
+    "layout",
+    [fused.SAME, fused.Layout("to_blocks", 6, 4, 2), fused.Layout("from_blocks", 4, 4, 2, 7),
+     fused.Layout("from_blocks", 4, 4, 4, 16)],
+)  # fmt: skip
+def test_bias_act_on_the_gpu_is_that_on_the_cpu(act, layout):
+    torch.manual_seed(0)
+    members = 3 if layout is fused.SAME else 1
+    y, bias = torch.randn(members, 960, 48), torch.randn(members, 48)
+    results = []
+    for device in ("cuda", "cpu"):
+        leaves = [x.to(device).requires_grad_() for x in (y, bias)]
+        out = fused.bias_act(leaves[0] * 1, leaves[1], act, layout)
+        weight = torch.linspace(-1, 1, out.numel(), device=device).view_as(out)
+        results.append([x.cpu() for x in (out, *torch.autograd.grad((out * weight).sum(), leaves))])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
+def test_images_are_dequantised_as_on_the_cpu():
+    image = torch.randint(0, 256, (3, 8, 8, 3), dtype=torch.uint8, device="cuda")
+    x = preprocess(image, dequantize=True).movedim(-3, -1)
+    level = (image >> 3).float()
+    noise = (x + 0.5) * 32 - level
+    assert noise.min() > -1e-5 and noise.max() < 1 + 1e-5 and 0.2 < noise.std() < 0.4
+
+
+def test_the_world_model_s_loss_with_kernels_is_the_plain_one(full_fp32):
+    results = []
+    for kernels in (True, False):
+        torch.manual_seed(0)
+        world = WorldModel(WorldModelConfig(), ACTION_DIM, kernels).cuda()
+        torch.manual_seed(1)
+        loss, states, metrics = world.loss(random_batch(0), torch.autocast("cuda", enabled=False))
+        results.append([loss, states, *metrics.values(), *torch.autograd.grad(loss, list(world.parameters()))])
+    assert_near(*results, 1e-3)
+
+
+def test_the_behavior_s_gradients_with_kernels_are_near_the_plain_ones():
+    """They draw other noise: gradients of many rows agree in direction."""
+    gradients = []
+    for kernels in (True, False):
+        torch.manual_seed(0)
+        agent = Dreamer(ACTION_DIM, device="cuda:0", capture=False, kernels=kernels)
+        start = torch.randn(4000, agent.model.world_model.rssm.state_dim, device="cuda")
+        found, _ = agent._behavior_gradients(start, torch.arange(4000, device="cuda"))
+        gradients.append({name: torch.cat([g.flatten() for g in grads]) for name, grads in found.items()})
+    for name in gradients[0]:
+        cosine = torch.cosine_similarity(gradients[0][name], gradients[1][name], dim=0)
+        assert cosine > 0.9, f"{name}: {cosine}"

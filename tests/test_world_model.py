@@ -8,7 +8,7 @@ from torch.distributions import Independent, Normal, kl_divergence
 from torch.nn import functional as F
 
 from dreamer_mpc.world_model import Batch, WorldModel, WorldModelConfig
-from dreamer_mpc.world_model.decoder import Decoder, from_one_pixel, upsample
+from dreamer_mpc.world_model.decoder import Decoder
 from dreamer_mpc.world_model.encoder import Encoder, preprocess, to_image
 from envs import make_env
 
@@ -124,34 +124,6 @@ def test_the_encoder_treats_images_one_by_one():
     for t in range(2):
         for b in range(3):
             torch.testing.assert_close(encoder(image[t, b]), together[t, b])
-
-
-@pytest.mark.parametrize("size", [5, 6])
-@pytest.mark.parametrize("shape", [(1, 1), (3, 3), (5, 7)])
-def test_upsample_is_the_transposed_convolution(size, shape):
-    torch.manual_seed(0)
-    layer = nn.ConvTranspose2d(4, 3, size, stride=2).double()
-    x = torch.randn(2, 4, *shape, dtype=torch.float64, requires_grad=True)
-    assert_same_function(lambda: upsample(x, layer), lambda: layer(x), [x, *layer.parameters()])
-
-
-@pytest.mark.parametrize("size", [5, 6])
-def test_from_one_pixel_is_the_transposed_convolution(size):
-    torch.manual_seed(0)
-    layer = nn.ConvTranspose2d(4, 3, size, stride=2).double()
-    x = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
-    assert_same_function(
-        lambda: from_one_pixel(x, layer), lambda: layer(x[:, :, None, None]), [x, *layer.parameters()]
-    )
-
-
-def assert_same_function(found, expected, inputs):
-    """Same values, and same gradients of a weighted sum."""
-    found, expected = found(), expected()
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    weight = torch.randn_like(expected)
-    grads = [torch.autograd.grad((y * weight).sum(), inputs) for y in (found, expected)]
-    torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("lead", [(), (2,), (2, 3)])

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dreamer_mpc.world_model.networks import mlp
+from dreamer_mpc.world_model.networks import MLP
 
 MODE_ITERATIONS = 8
 
@@ -28,10 +28,11 @@ class TanhNormal(NamedTuple):
         Gaussian the density piles up at the bounds, so the median tanh(mean) would be another action.
         """
         shift = 2 * self.std.square()
-        x = self.mean + torch.where(self.mean < 0, -shift, shift)
+        base, x = 1 - shift, self.mean + torch.where(self.mean < 0, -shift, shift)
         for _ in range(MODE_ITERATIONS):
             t = torch.tanh(x)
-            x = x - (x - self.mean - shift * t) / (1 - shift * (1 - t * t)).clamp_min(1e-6)
+            slope = torch.addcmul(base, shift, t * t).clamp_min(1e-6)
+            x = torch.addcdiv(x, torch.addcmul(x - self.mean, shift, t, value=-1), slope, value=-1)
         return torch.tanh(x)
 
     def rsample(self) -> Float[Tensor, "*b A"]:
@@ -53,7 +54,7 @@ class Actor(nn.Module):
         mean_scale: float = 5.0,
     ):
         super().__init__()
-        self.layers = mlp(state, hidden, layers, 2 * action_dim)
+        self.layers = MLP(state, hidden, layers, 2 * action_dim)
         self.raw_init_std = math.log(math.expm1(init_std))  # softplus of it is init_std
         self.min_std, self.mean_scale = min_std, mean_scale
 

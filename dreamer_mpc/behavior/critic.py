@@ -5,9 +5,8 @@ from itertools import pairwise
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from dreamer_mpc.world_model.networks import EnsembleLinear
+from dreamer_mpc.world_model.networks import EnsembleLinear, full_precision
 
 MASK_ROWS = 65_536
 
@@ -29,10 +28,12 @@ class Critic(nn.Module):
         self.register_buffer("masks", torch.rand(MASK_ROWS, heads) < bootstrap)
 
     def forward(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "K *b"]:
-        x = state.reshape(1, -1, state.shape[-1]).expand(len(self.layers[0].weight), -1, -1)  # [K, M, S]
-        for layer in self.layers[:-1]:
-            x = F.elu(layer(x))
-        return self.layers[-1](x).view(-1, *state.shape[:-1])
+        first, *middle, last = self.layers
+        x = first.shared(state.reshape(-1, state.shape[-1]))  # [K, M, hidden]
+        for layer in middle:
+            x = layer.hidden(x)
+        with full_precision(x):
+            return last(x.to(last.weight.dtype)).view(-1, *state.shape[:-1])
 
     def mask(self, index: Int64[Tensor, "*b"]) -> Bool[Tensor, "K *b"]:
         """Which heads learn from the frames at `index` of replay; the same at every call."""

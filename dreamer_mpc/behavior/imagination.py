@@ -10,8 +10,11 @@ from dreamer_mpc.planners.protocol import LatentModel
 def imagine(model: LatentModel, start: Float[Tensor, "M S"], horizon: int) -> Float[Tensor, "H M S"]:
     """States s_1 .. s_H under the policy's samples, differentiable in the actions (Dreamer, section 3).
 
-    The policy reads detached states: its gradient comes through the actions, not through what it was shown.
+    The policy reads detached states: its gradient comes through the actions, not through what it was shown. A model
+    that can walk the whole rollout at once does so.
     """
+    if hasattr(model, "imagine"):
+        return model.imagine(start, horizon)
     state, states = start, []
     for _ in range(horizon):
         action = model.policy(state.detach()).rsample()

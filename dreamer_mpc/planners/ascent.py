@@ -1,5 +1,6 @@
 """Gradient ascent on action sequences through the world model: what the three gradient planners are."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -8,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dreamer_mpc.checks import check_ranges
-from dreamer_mpc.planners.objective import Objective, latent_step, rollout
+from dreamer_mpc.planners.objective import Objective, latent_step, rollout, stacked
 from dreamer_mpc.planners.protocol import LatentDynamics, Memory, Plan, choose
 from dreamer_mpc.planners.shooting import Shooting
 
@@ -52,13 +53,13 @@ class Ascent(Shooting):
         for i in range(max(self.iterations, 1)):
             with torch.set_grad_enabled(self.iterations > 0):
                 if i == 0:
-                    steps, states = self._rollout_proposals(model, state, previous, weight, noise)
+                    leaves, states = self._rollout_proposals(model, state, previous, weight, noise)
                 else:
-                    steps = [action.detach().requires_grad_() for action in actions.unbind(2)]
-                    states = rollout(model, state, torch.stack(steps, dim=2), noise)
+                    leaves = [actions.requires_grad_()]
+                    states = rollout(model, state, actions, noise)
                 values = objective(model, states)
-                grad = gradient(values, steps)
-            actions = ascend(torch.stack(steps, dim=2).detach(), grad, self.step_size, self.grad_clip)
+                grad = gradient(values, leaves)
+            actions = ascend(_joined(leaves).detach(), grad, self.step_size, self.grad_clip)
         if self.choose_by == "after" and self.iterations > 0:
             values = objective(model, rollout(model, state, actions, noise))
         return choose(model, state, actions, values.detach(), self.model_evaluations)
@@ -78,6 +79,10 @@ class Ascent(Shooting):
         """J as the settings define it."""
         return replace(super().objective_function(), penalty_gradient=self.penalty_gradient)
 
+    def _walks_itself(self, model: LatentDynamics) -> bool:
+        """Whether `model` proposes and walks a whole rollout in one call, as this planner would step by step."""
+        return False
+
     def _rollout_proposals(
         self,
         model: LatentDynamics,
@@ -85,8 +90,15 @@ class Ascent(Shooting):
         previous: Float[Tensor, "B H A"],
         weight: Float[Tensor, "B 1 1"],
         noise: list[Tensor | None],
-    ) -> tuple[list[Float[Tensor, "B N A"]], Float[Tensor, "B N H S"]]:
-        """Proposals, each blended with the previous plan's action: H leaves, and the states they lead to."""
+    ) -> tuple[list[Tensor], Float[Tensor, "B N H S"]]:
+        """Proposals, each blended with the previous plan's action, and the states they lead to.
+
+        The proposals are leaves: H of them [B, N, A], or one [B, N, H, A] where the model walks the rollout itself.
+        """
+        if self._walks_itself(model):
+            blend = () if self.reuse == 0 else (self._expand(previous), self._expand(weight)[..., 0, 0])
+            actions, states = model.policy_rollout(self._expand(state), self.horizon, *blend, noise=stacked(noise))
+            return [actions], states
         current = self._expand(state)
         steps, states = [], []
         for k in range(self.horizon):
@@ -102,11 +114,16 @@ class Ascent(Shooting):
         return steps, torch.stack(states, dim=2)
 
 
-def gradient(values: Float[Tensor, "B N"], steps: list[Float[Tensor, "B N A"]]) -> Float[Tensor, "B N H A"]:
-    """d values / d steps, and nothing left on any parameter; 0 where the model ignores the actions."""
+def gradient(values: Float[Tensor, "B N"], leaves: list[Tensor]) -> Float[Tensor, "B N H A"]:
+    """d values / d actions, and nothing left on any parameter; 0 where the model ignores the actions."""
     if not values.requires_grad:
-        return torch.zeros_like(torch.stack(steps, dim=2))
-    return torch.stack(torch.autograd.grad(values.sum(), steps, materialize_grads=True), dim=2)
+        return torch.zeros_like(_joined(leaves))
+    return _joined(torch.autograd.grad(values.sum(), leaves, materialize_grads=True))
+
+
+def _joined(parts: Sequence[Tensor]) -> Float[Tensor, "B N H A"]:
+    """All steps [B, N, H, A], or one [B, N, A] each."""
+    return parts[0] if parts[0].dim() == 4 else torch.stack(list(parts), dim=2)
 
 
 def ascend(

@@ -21,6 +21,8 @@ def rollout(
     noise: list[Tensor | None] | None = None,
 ) -> Float[Tensor, "B N H S"]:
     """The states s_1 .. s_H that `actions` lead to from `state` (s_0, not included)."""
+    if hasattr(model, "rollout"):
+        return model.rollout(state[:, None].expand(-1, actions.shape[1], -1), actions, stacked(noise))
     noise = noise or [None] * actions.shape[2]
     current = state[:, None].expand(-1, actions.shape[1], -1)  # [B, N, S]
     states = []
@@ -28,6 +30,11 @@ def rollout(
         current = latent_step(model, current, action, draw)
         states.append(current)
     return torch.stack(states, dim=2)
+
+
+def stacked(noise: list[Tensor | None] | None) -> Float[Tensor, "B N H Z"] | None:
+    """The draws of H steps as one tensor; None where the model draws them itself."""
+    return None if not noise or noise[0] is None else torch.stack(noise, dim=2)
 
 
 def latent_step(

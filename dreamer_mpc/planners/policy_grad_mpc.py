@@ -31,6 +31,9 @@ class PolicyGradMPC(Ascent):
         """A sample of the policy."""
         return model.policy(state).rsample()
 
+    def _walks_itself(self, model: LatentDynamics) -> bool:
+        return hasattr(model, "policy_rollout") and not self.mode_candidate
+
     @property
     def requires(self) -> tuple[str, ...]:
         """Which of the model's `value` and `policy` are used."""

@@ -126,8 +126,9 @@ def make_plan(
     Candidates and values come from `without_broken`. `remembered` is what the next call builds on, if not `actions`.
     """
     fallback = ~values.isfinite().any(dim=1)  # [B]
-    mode = policy_mode(model, state)[:, None].nan_to_num(0.0, 1.0, -1.0).clamp(-1, 1)
-    actions = torch.where(fallback[:, None, None], mode, actions)
+    if fallback.is_cuda or fallback.any():  # asking a GPU would mean to wait for it
+        mode = policy_mode(model, state)[:, None].nan_to_num(0.0, 1.0, -1.0).clamp(-1, 1)
+        actions = torch.where(fallback[:, None, None], mode, actions)
     return Plan(
         action=actions[:, 0],
         actions=actions,

@@ -55,8 +55,8 @@ class Shooting:
         """Which of the model's `value` and `policy` are used."""
         return ("value",) if self.objective_function().needs_value else ()
 
-    def _expand(self, state: Float[Tensor, "B S"]) -> Float[Tensor, "B N S"]:
-        return state[:, None].expand(-1, self.candidates, -1)
+    def _expand(self, x: Float[Tensor, "B ..."]) -> Float[Tensor, "B N ..."]:
+        return x[:, None].expand(-1, self.candidates, *x.shape[1:])
 
     def _noise(self, model: LatentDynamics, state: Float[Tensor, "B S"]) -> list[Tensor | None]:
         return draw_noise(model, self._expand(state), self.horizon, self.latent_noise)

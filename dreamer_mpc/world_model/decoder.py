@@ -3,53 +3,44 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from dreamer_mpc.world_model.blocks import from_one_pixel, upsample, upsample_blocks
 
 
 class Decoder(nn.Module):
     """Dense layer, then transposed convolutions 5-5-6-6 of stride 2 with ReLU (paper, Table 18).
 
-    [*, S] -> [*, 3, 64, 64], the mean of a unit-variance Gaussian.
+    [*, S] -> [*, 3, 64, 64], the mean of a unit-variance Gaussian. With `kernels`, in blocks of pixels (`blocks.py`);
+    without, by the plain layers, which are the reference.
     """
 
-    def __init__(self, state: int, hidden: int = 1024, channels: Sequence[int] = (128, 64, 32)):
+    def __init__(
+        self, state: int, hidden: int = 1024, channels: Sequence[int] = (128, 64, 32), kernels: bool = True
+    ):
         super().__init__()
         self.dense = nn.Linear(state, hidden)
         sizes = [hidden, *channels, 3]
         layers = zip(pairwise(sizes), (5, 5, 6, 6), strict=True)
         self.layers = nn.ModuleList(nn.ConvTranspose2d(i, o, k, stride=2) for (i, o), k in layers)
+        self.kernels = kernels
 
     def forward(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b 3 64 64"]:
         x = self.dense(state.reshape(-1, state.shape[-1]))
-        first, *middle, last = self.layers
-        x = F.relu(from_one_pixel(x, first))
-        for layer in middle:
-            x = F.relu(upsample(x, layer))
-        x = upsample(x, last)
+        x = self._in_blocks(x) if self.kernels else self._plain(x)
         return x.view(*state.shape[:-1], *x.shape[1:])
 
+    def _plain(self, x: Float[Tensor, "M I"]) -> Float[Tensor, "M 3 64 64"]:
+        *layers, last = self.layers
+        x = x[:, :, None, None]
+        for layer in layers:
+            x = F.relu(layer(x))
+        return last(x)
 
-def from_one_pixel(x: Float[Tensor, "M I"], layer: nn.ConvTranspose2d) -> Float[Tensor, "M O K K"]:
-    """`layer` applied to a 1x1 image: a dense layer with the same weights, which is what it costs."""
-    side = layer.kernel_size[0]
-    bias = layer.bias.repeat_interleave(side * side)
-    return F.linear(x, layer.weight.flatten(1).t(), bias).unflatten(1, (layer.out_channels, side, side))
-
-
-def upsample(x: Float[Tensor, "M I h w"], layer: nn.ConvTranspose2d) -> Float[Tensor, "M O H W"]:
-    """`layer` (stride 2, no padding) as a plain convolution and a pixel shuffle with the same weights.
-
-    Output pixel 2i + p takes x[i - m] times kernel[2m + p], so each of the 2x2 phases is a convolution with every
-    second kernel entry, reversed. cuDNN runs this at several times the rate of its strided transposed convolution.
-    """
-    size = layer.kernel_size[0]
-    taps = (size + 1) // 2
-    kernel = F.pad(layer.weight, (0, size % 2, 0, size % 2))  # [I, O, 2 taps, 2 taps]
-    kernel = rearrange(kernel, "i o (m p) (n q) -> (o p q) i m n", p=2, q=2).flip(2, 3)  # [O * 4, I, taps, taps]
-    y = F.conv2d(x, kernel, layer.bias.repeat_interleave(4), padding=taps - 1)
-    y = F.pixel_shuffle(y, 2)
-    odd = size % 2  # the padded kernel row would add one output row
-    return y[..., : y.shape[-2] - odd, : y.shape[-1] - odd]
+    def _in_blocks(self, x: Float[Tensor, "M I"]) -> Float[Tensor, "M 3 64 64"]:
+        first, second, third, last = self.layers
+        x = upsample(from_one_pixel(x, first), second, out_of_blocks=True)  # 5 pixels a side, then 13
+        x = upsample(x, third, out_of_blocks=False)  # blocks of 30x30 pixels
+        return upsample_blocks(x, last).permute(0, 3, 1, 2)

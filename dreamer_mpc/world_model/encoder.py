@@ -7,6 +7,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from dreamer_mpc.world_model import fused
+from dreamer_mpc.world_model.blocks import block_convolution, image_convolution
+
 BITS = 5
 
 
@@ -17,8 +20,14 @@ def preprocess(image: UInt8[Tensor, "*b H W C"], dequantize: bool = False) -> Fl
     a level stands at its centre (acting).
     """
     levels = 2**BITS
-    x = torch.div(image, 256 // levels, rounding_mode="floor").float() / levels - 0.5
-    x = x + (torch.rand_like(x) if dequantize else 0.5) / levels
+    if dequantize:
+        noise = torch.rand(image.shape, device=image.device)
+        if fused.on_gpu(image):
+            fused.kernels.dequantize(image.contiguous(), noise, BITS)
+            return noise.movedim(-1, -3)
+    else:
+        noise = torch.full((), 0.5, device=image.device)
+    x = (noise + (image >> 8 - BITS)).div_(levels).sub_(0.5)
     return x.movedim(-1, -3)
 
 
@@ -28,15 +37,27 @@ def to_image(x: Float[Tensor, "*b C H W"]) -> UInt8[Tensor, "*b H W C"]:
 
 
 class Encoder(nn.Module):
-    """Four 4x4 convolutions of stride 2 with ReLU (paper, Table 18): [*, 3, 64, 64] -> [*, 4 * channels[-1]]."""
+    """Four 4x4 convolutions of stride 2 with ReLU (paper, Table 18): [*, 3, 64, 64] -> [*, 4 * channels[-1]].
 
-    def __init__(self, channels: Sequence[int] = (32, 64, 128, 256)):
+    With `kernels`, in blocks of pixels (`blocks.py`); without, by the plain layers, which are the reference.
+    """
+
+    def __init__(self, channels: Sequence[int] = (32, 64, 128, 256), kernels: bool = True):
         super().__init__()
         sizes = [3, *channels]
         blocks = [b for i, o in pairwise(sizes) for b in (nn.Conv2d(i, o, 4, stride=2), nn.ReLU())]
         self.layers = nn.Sequential(*blocks)
         self.outputs = 4 * channels[-1]  # 64 -> 31 -> 14 -> 6 -> 2 pixels a side
+        self.kernels = kernels
 
     def forward(self, image: Float[Tensor, "*b 3 64 64"]) -> Float[Tensor, "*b E"]:
-        x = self.layers(image.reshape(-1, *image.shape[-3:]))
+        x = image.reshape(-1, *image.shape[-3:])
+        x = self._in_blocks(x) if self.kernels else self.layers(x)
         return x.reshape(*image.shape[:-3], self.outputs)
+
+    def _in_blocks(self, image: Float[Tensor, "M 3 64 64"]) -> Float[Tensor, "M C 2 2"]:
+        first, *rest = self.layers[::2]
+        x = image_convolution(image.permute(0, 2, 3, 1), first)
+        for layer in rest:
+            x = block_convolution(x, layer, to_blocks=layer is not rest[-1])
+        return x.permute(0, 3, 1, 2)

@@ -1,18 +1,45 @@
 """Building blocks shared by the parts of the agent."""
 
+import contextlib
 import math
 from itertools import pairwise
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dreamer_mpc.world_model.fused import bias_act, on_gpu
 
 
-def mlp(inputs: int, hidden: int, layers: int, outputs: int) -> nn.Sequential:
-    """`layers` hidden layers with ELU, then a linear one: [*, inputs] -> [*, outputs]."""
-    sizes = [inputs] + [hidden] * layers
-    blocks = [block for i, o in pairwise(sizes) for block in (nn.Linear(i, o), nn.ELU())]
-    return nn.Sequential(*blocks, nn.Linear(sizes[-1], outputs))
+class MLP(nn.Sequential):
+    """`layers` hidden layers with ELU, then a linear one that autocast leaves in fp32: [*, inputs] -> [*, outputs]."""
+
+    def __init__(self, inputs: int, hidden: int, layers: int, outputs: int):
+        sizes = [inputs] + [hidden] * layers
+        blocks = [block for i, o in pairwise(sizes) for block in (nn.Linear(i, o), nn.ELU())]
+        super().__init__(*blocks, nn.Linear(sizes[-1], outputs))
+
+    def forward(self, x: Float[Tensor, "*b I"]) -> Float[Tensor, "*b O"]:
+        *hidden, last = self
+        for layer in hidden[::2]:
+            x = hidden_layer(x, layer.weight, layer.bias)
+        with full_precision(x):
+            return last(x.to(last.weight.dtype))
+
+
+def hidden_layer(x: Float[Tensor, "*b I"], weight: Tensor, bias: Tensor) -> Float[Tensor, "*b O"]:
+    """A linear layer and ELU."""
+    if not (torch.is_autocast_enabled(x.device.type) and on_gpu(x)):
+        return F.elu(F.linear(x, weight, bias))
+    y = F.linear(x, weight)
+    return bias_act(y.view(1, -1, len(weight)), bias[None], "elu").view(y.shape)
+
+
+def full_precision(x: Tensor) -> contextlib.AbstractContextManager:
+    """No autocast: what a head returns is not rounded to bf16."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
 
 
 class EnsembleLinear(nn.Module):
@@ -25,4 +52,17 @@ class EnsembleLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(members, 1, outputs).uniform_(-bound, bound))
 
     def forward(self, x: Float[Tensor, "K M I"]) -> Float[Tensor, "K M O"]:
+        """The linear layers alone."""
         return torch.baddbmm(self.bias.to(x.dtype), x, self.weight.to(x.dtype))
+
+    def hidden(self, x: Float[Tensor, "K M I"]) -> Float[Tensor, "K M O"]:
+        """The linear layers and ELU."""
+        if not (torch.is_autocast_enabled(x.device.type) and on_gpu(x)):
+            return F.elu(self(x))
+        return bias_act(torch.bmm(x, self.weight), self.bias.flatten(1), "elu")
+
+    def shared(self, x: Float[Tensor, "M I"]) -> Float[Tensor, "K M O"]:
+        """The same input for all linear layers, and ELU: one product."""
+        members, inputs, outputs = self.weight.shape
+        weight = self.weight.transpose(0, 1).reshape(inputs, members * outputs)
+        return hidden_layer(x, weight.t(), self.bias.flatten()).view(-1, members, outputs).transpose(0, 1)

@@ -7,6 +7,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dreamer_mpc.world_model.cell import Acting, Cell, Observe, Rollout, Trace, unroll
+
 
 class Gaussian(NamedTuple):
     """Mean and standard deviation of a diagonal Gaussian, [*, stoch] each."""
@@ -23,17 +25,27 @@ def gaussian_kl(p: Gaussian, q: Gaussian) -> Float[Tensor, "*b"]:
 
 
 class RSSM(nn.Module):
-    """One-step functions with and without an image, and the sequence function that scans them.
+    """One-step functions with and without an image, and the sequence functions that scan them.
 
     Alignment everywhere: action[t] led into image[t], and is_first[t] marks an episode's first image, before which
-    there is neither state nor action.
+    there is neither state nor action. With `kernels`, a sequence has a backward pass of its own (`cell.py`); without,
+    autograd's, which is the reference. `bf16` is for kernels on a GPU: products of bf16 numbers, summed in fp32.
     """
 
     def __init__(
-        self, action_dim: int, embed: int, deter: int = 200, stoch: int = 30, hidden: int = 200, min_std: float = 0.1
+        self,
+        action_dim: int,
+        embed: int,
+        deter: int = 200,
+        stoch: int = 30,
+        hidden: int = 200,
+        min_std: float = 0.1,
+        kernels: bool = True,
+        bf16: bool = False,
     ):
         super().__init__()
         self.deter, self.stoch, self.min_std = deter, stoch, min_std
+        self.kernels, self.bf16 = kernels, bf16
         self.state_dim = deter + stoch
         self.input = nn.Linear(stoch + action_dim, hidden)
         self.cell = nn.GRUCell(hidden, deter)
@@ -81,6 +93,11 @@ class RSSM(nn.Module):
         # The image's share of the posterior's first layer needs no recurrence: one product for all steps.
         deter_weight, embed_weight = self.posterior_hidden.weight.split([self.deter, embed.shape[-1]], dim=1)
         seen = F.linear(embed, embed_weight, self.posterior_hidden.bias)  # [T, B, hidden]
+        if self.kernels:
+            cell = self._cell(deter_weight, self.posterior_out)
+            settings = (keep[..., 0], self.min_std, self.bf16)
+            deter, stoch, stats = Observe.apply(state, action, seen, noise, *settings, *cell)
+            return torch.cat([deter, stoch], dim=-1), self._gaussian(stats), self.prior(deter)
         deters, stochs, posteriors = [], [], []
         for t in range(len(embed)):
             deter = self._recur(state * keep[t], action[t])
@@ -94,6 +111,41 @@ class RSSM(nn.Module):
         deter = torch.stack(deters)
         mean, std = (torch.stack(part) for part in zip(*posteriors, strict=True))
         return torch.cat([deter, torch.stack(stochs)], dim=-1), Gaussian(mean, std), self.prior(deter)
+
+    @torch.no_grad()
+    def unroll(
+        self,
+        state: Float[Tensor, "M S"],
+        action: Float[Tensor, "T M A"] | Acting,
+        noise: Float[Tensor, "T M Z"],
+        save: bool,
+    ) -> tuple[Float[Tensor, "T M A"], Trace]:
+        """`prior_step` for each action in turn, or with the policy in the loop: the actions taken, and the trace.
+
+        `save` keeps what `visited` needs.
+        """
+        cell, bias = self._prior_cell(), self.prior_hidden.bias
+        return unroll(cell, state, action, bias, noise, None, self.min_std, save, self.bf16)
+
+    def visited(
+        self,
+        state: Float[Tensor, "M S"],
+        action: Float[Tensor, "T M A"],
+        noise: Float[Tensor, "T M Z"],
+        trace: Trace,
+    ) -> Float[Tensor, "T M S"]:
+        """The states of a saved `trace`, differentiable in state and actions; the weights are constants."""
+        return Rollout.apply(state, action, noise, self._prior_cell(), trace, self.bf16)
+
+    def _prior_cell(self) -> Cell:
+        return self._cell(self.prior_hidden.weight, self.prior_out)
+
+    def _cell(self, w_hidden: Float[Tensor, "X D"], out: nn.Linear) -> Cell:
+        gru = self.cell
+        return Cell(
+            self.input.weight, self.input.bias, gru.weight_ih, gru.bias_ih, gru.weight_hh, gru.bias_hh, w_hidden,
+            out.weight, out.bias,
+        )  # fmt: skip
 
     def prior(self, deter: Float[Tensor, "*b D"]) -> Gaussian:
         """p(stoch | deter): what is expected before the image is seen."""

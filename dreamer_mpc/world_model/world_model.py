@@ -6,12 +6,30 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from dreamer_mpc.checks import check_ranges
 from dreamer_mpc.world_model.decoder import Decoder
 from dreamer_mpc.world_model.encoder import Encoder, preprocess, to_image
-from dreamer_mpc.world_model.networks import mlp
+from dreamer_mpc.world_model.networks import MLP
 from dreamer_mpc.world_model.rssm import RSSM, gaussian_kl
+
+
+class SquaredError(torch.autograd.Function):
+    """Half the squared distance of images [*, C, H, W] of any precision to fp32 targets: [*]. One pass each way."""
+
+    @staticmethod
+    def forward(ctx, image, target):
+        error = image - target
+        ctx.save_for_backward(error)
+        ctx.dtype = image.dtype
+        return 0.5 * torch.linalg.vector_norm(error.flatten(-3), dim=-1).square()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        (error,) = ctx.saved_tensors
+        return torch.mul(error, g[..., None, None, None], out=torch.empty_like(error, dtype=ctx.dtype)), None
 
 
 class Batch(NamedTuple):
@@ -65,15 +83,15 @@ class WorldModelConfig:
 class WorldModel(nn.Module):
     """Encoder, RSSM, decoder and reward head (paper, Table 18)."""
 
-    def __init__(self, config: WorldModelConfig, action_dim: int):
+    def __init__(self, config: WorldModelConfig, action_dim: int, kernels: bool = True, bf16: bool = False):
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config.encoder_channels)
+        self.encoder = Encoder(config.encoder_channels, kernels)
         self.rssm = RSSM(
-            action_dim, self.encoder.outputs, config.deter, config.stoch, config.hidden, config.min_std
+            action_dim, self.encoder.outputs, config.deter, config.stoch, config.hidden, config.min_std, kernels, bf16
         )
-        self.decoder = Decoder(self.rssm.state_dim, config.decoder_dense, config.decoder_channels)
-        self.reward_head = mlp(self.rssm.state_dim, config.reward_hidden, config.reward_layers, 1)
+        self.decoder = Decoder(self.rssm.state_dim, config.decoder_dense, config.decoder_channels, kernels)
+        self.reward_head = MLP(self.rssm.state_dim, config.reward_hidden, config.reward_layers, 1)
 
     def reward(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b"]:
         """Mean of the reward received on arriving in `state`."""
@@ -103,7 +121,7 @@ class WorldModel(nn.Module):
             decoded = self.decoder(states)
         kl = gaussian_kl(posterior, prior)
         losses = {
-            "image": 0.5 * (decoded.float() - target).square().sum(dim=(-1, -2, -3)),  # each [T, B]
+            "image": SquaredError.apply(decoded, target),  # each [T, B]
             "reward": torch.where(batch.is_first, 0.0, 0.5 * (self.reward(states) - batch.reward).square()),
             "kl": kl.clamp_min(self.config.free_nats),
         }

@@ -1,0 +1,270 @@
+"""The recurrent cell over a whole sequence, with a backward pass of its own.
+
+`RSSM.observe` and `prior_step` under autograd are the reference. Here the backward pass through time carries the
+gradient of the state alone; every weight's gradient follows in one product over all steps, where autograd would add up
+T of them. On a GPU both passes are one Triton kernel each (`cell_triton.py`).
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+try:  # comes with torch where that is built for CUDA
+    from dreamer_mpc.world_model import cell_triton
+except ImportError:
+    cell_triton = None
+
+
+class Cell(NamedTuple):
+    """Weights of one step: input layer, GRU, then the hidden and the output layer of prior or posterior."""
+
+    w_in: Float[Tensor, "X ZA"]
+    b_in: Float[Tensor, " X"]
+    w_ih: Float[Tensor, "D3 X"]
+    b_ih: Float[Tensor, " D3"]
+    w_hh: Float[Tensor, "D3 D"]
+    b_hh: Float[Tensor, " D3"]
+    w_hidden: Float[Tensor, "X D"]
+    w_out: Float[Tensor, "Z2 X"]
+    b_out: Float[Tensor, " Z2"]
+
+
+class Trace(NamedTuple):
+    """A sequence's states, the first included, and what its backward pass needs (None where that is not wanted)."""
+
+    deter: Float[Tensor, "T1 M D"]
+    stoch: Float[Tensor, "T1 M Z"]
+    x: Float[Tensor, "T M X"]
+    gates: Float[Tensor, "T M D4"] | None  # reset, update, candidate, and the hidden state's share of the candidate
+    hidden: Float[Tensor, "T M X"]
+    stats: Float[Tensor, "T M Z2"] | None  # mean and std before its softplus
+
+    @property
+    def states(self) -> Float[Tensor, "T M S"]:
+        """The states after each step."""
+        return torch.cat([self.deter[1:], self.stoch[1:]], dim=-1)
+
+
+class Acting(NamedTuple):
+    """The policy in the loop: a_t = w p_t + (1 - w) tanh(mean + std noise_t), clamped to [-1, 1]."""
+
+    actor: torch.nn.Module
+    noise: Float[Tensor, "T M A"]
+    previous: Float[Tensor, "T M A"] | None = None  # p
+    weight: Float[Tensor, " M"] | None = None  # w
+
+
+def unroll(
+    cell: Cell,
+    state: Float[Tensor, "M S"],
+    action: Float[Tensor, "T M A"] | Acting,
+    add: Float[Tensor, "..."],
+    noise: Float[Tensor, "T M Z"],
+    keep: Float[Tensor, "T M"] | None,
+    min_std: float,
+    save: bool = True,
+    bf16: bool = False,
+) -> tuple[Float[Tensor, "T M A"], Trace]:
+    """Walk the cell from `state`; no autograd. `add` is what joins the hidden layer: a bias [X], or [T, M, X].
+
+    `bf16`: on a GPU, products of bf16 numbers, summed in fp32; the states are fp32.
+    """
+    acting = action if isinstance(action, Acting) else None
+    steps, rows, z = noise.shape
+    width, d = cell.w_hidden.shape
+    kept = steps if save else 1
+    deter, stoch = noise.new_empty(steps + 1, rows, d), noise.new_empty(steps + 1, rows, z)
+    deter[0], stoch[0] = state.split([d, z], dim=-1)
+    x, hidden = noise.new_empty(kept, rows, width), noise.new_empty(kept, rows, width)
+    gates, stats = (noise.new_empty(steps, rows, size) if save else None for size in (4 * d, 2 * z))
+    trace = Trace(deter, stoch, x, gates, hidden, stats)
+    action = torch.empty_like(acting.noise) if acting else action.contiguous()
+    inputs = (cell, trace, action, acting, add, noise, keep, min_std)
+    if _on_gpu(noise, d, z, width, action.shape[-1]):
+        _unroll_triton(*inputs, bf16)
+    else:
+        _unroll_torch(*inputs)
+    return action, trace
+
+
+def _on_gpu(like: Tensor, deter: int, stoch: int, hidden: int, action: int) -> bool:
+    fits = cell_triton is not None and cell_triton.supported(deter, stoch, hidden, action)
+    return fits and like.is_cuda and like.dtype == torch.float32
+
+
+def _unroll_triton(cell, trace, action, acting, add, noise, keep, min_std, bf16) -> None:
+    policy = {}
+    if acting:
+        policy = {"actor": acting.actor, "actor_noise": acting.noise.contiguous(), "previous": acting.previous}
+        policy["weight"] = acting.weight
+    weights = tuple(w.detach() for w in cell)
+    kept = (trace.x, trace.gates, trace.hidden, trace.stats)
+    inputs = (action, add.contiguous(), noise.contiguous(), keep)
+    cell_triton.forward(trace.deter, trace.stoch, *inputs, *kept, weights, min_std, bf16, **policy)
+
+
+def _unroll_torch(cell, trace, action, acting, add, noise, keep, min_std) -> None:
+    d, z = trace.deter.shape[-1], trace.stoch.shape[-1]
+    deter, stoch = trace.deter[0], trace.stoch[0]
+    for t in range(len(noise)):
+        if acting:
+            action[t] = _act(acting, torch.cat([deter, stoch], dim=-1), t)
+        a = action[t]
+        if keep is not None:
+            deter, stoch, a = deter * keep[t, :, None], stoch * keep[t, :, None], a * keep[t, :, None]
+        x = F.elu_(torch.addmm(cell.b_in, torch.cat([stoch, a], dim=-1), cell.w_in.t()))
+        gi, gh = torch.addmm(cell.b_ih, x, cell.w_ih.t()), torch.addmm(cell.b_hh, deter, cell.w_hh.t())
+        r, u = torch.sigmoid_(gi[:, : 2 * d].add_(gh[:, : 2 * d])).split(d, dim=-1)
+        n = torch.tanh_(torch.addcmul(gi[:, 2 * d :], r, gh[:, 2 * d :]))
+        deter = torch.lerp(n, deter, u, out=trace.deter[t + 1])
+        joined = add[t] if add.dim() == 3 else add
+        hidden = F.elu_(torch.addmm(joined, deter, cell.w_hidden.t()))
+        stats = torch.addmm(cell.b_out, hidden, cell.w_out.t())
+        mean, raw = stats.split(z, dim=-1)
+        stoch = torch.addcmul(mean, F.softplus(raw).add_(min_std), noise[t], out=trace.stoch[t + 1])
+        if trace.gates is not None:
+            trace.x[t], trace.hidden[t], trace.stats[t] = x, hidden, stats
+            torch.cat([r, u, n, gh[:, 2 * d :]], dim=-1, out=trace.gates[t])
+
+
+def _act(acting: Acting, state: Float[Tensor, "M S"], t: int) -> Float[Tensor, "M A"]:
+    distribution = acting.actor(state)
+    action = torch.tanh(distribution.mean + distribution.std * acting.noise[t])
+    if acting.previous is None:
+        return action
+    weight = acting.weight[:, None]
+    return (weight * acting.previous[t] + (1 - weight) * action).clamp(-1, 1)
+
+
+class _Deltas(NamedTuple):
+    """Gradients at the inputs, and (with `g_stats`) at the layers' outputs before their activations."""
+
+    action: Float[Tensor, "T M A"]
+    deter: Float[Tensor, "M D"]
+    stoch: Float[Tensor, "M Z"]
+    x: Float[Tensor, "T M X"]
+    gi: Float[Tensor, "T M D3"]
+    gh: Float[Tensor, "T M D3"]
+    hidden: Float[Tensor, "T M X"]
+    stats: Float[Tensor, "T M Z2"]
+
+
+def _backward(cell: Cell, trace: Trace, noise, keep, g_deter, g_stoch, g_stats=None, bf16=False) -> _Deltas:
+    """Back through time: `g_*` [T, M, *] are the gradients of what `unroll` returned; no weight's gradient yet."""
+    z, width, d = noise.shape[-1], trace.hidden.shape[-1], trace.deter.shape[-1]
+    actions = cell.w_in.shape[1] - z
+    if _on_gpu(noise, d, z, width, actions):
+        saved = (trace.x, trace.gates, trace.hidden, trace.stats)
+        weights = tuple(w.detach() for w in cell)
+        inputs = (g_deter, g_stoch, g_stats, trace.deter, noise, keep)
+        return _Deltas(*cell_triton.backward(*inputs, *saved, weights, actions, bf16))
+    return _backward_torch(cell, trace, noise, keep, g_deter, g_stoch, g_stats)
+
+
+def _backward_torch(cell, trace, noise, keep, g_deter, g_stoch, g_stats) -> _Deltas:
+    steps, rows, z = noise.shape
+    d = trace.deter.shape[-1]
+    before = trace.deter[:-1] if keep is None else trace.deter[:-1] * keep[..., None]
+    # Whatever does not depend on the gradient, for all steps at once: slopes d gate / d deter, [T, M, 3, D].
+    r, u, n, gh = trace.gates.split(d, dim=-1)
+    slope_n = (1 - u) * (1 - n * n)
+    slopes = [slope_n * gh * r * (1 - r), (before - n) * u * (1 - u)]
+    to_gi = torch.stack([*slopes, slope_n], dim=2)
+    to_gh = torch.stack([*slopes, slope_n * r], dim=2)
+    to_raw = noise * torch.sigmoid(trace.stats[..., z:])
+    to_hidden, to_x = _elu_slope(trace.hidden), _elu_slope(trace.x)
+    d_gi, d_gh = torch.empty_like(to_gi), torch.empty_like(to_gh)
+    d_stats, d_input = noise.new_empty(steps, rows, 2 * z), noise.new_empty(steps, rows, cell.w_in.shape[1])
+    d_hidden, d_x = torch.empty_like(to_hidden), torch.empty_like(to_x)
+    d_deter, d_stoch = g_deter[-1], g_stoch[-1]
+    for t in reversed(range(steps)):
+        torch.cat([d_stoch, d_stoch * to_raw[t]], dim=-1, out=d_stats[t])
+        if g_stats is not None:
+            d_stats[t] += g_stats[t]
+        torch.mm(d_stats[t], cell.w_out, out=d_hidden[t]).mul_(to_hidden[t])
+        d_deter = torch.addmm(d_deter, d_hidden[t], cell.w_hidden)
+        torch.mul(d_deter[:, None], to_gi[t], out=d_gi[t])
+        torch.mul(d_deter[:, None], to_gh[t], out=d_gh[t])
+        torch.mm(d_gi[t].flatten(1), cell.w_ih, out=d_x[t]).mul_(to_x[t])
+        d_deter = torch.addmm(d_deter * u[t], d_gh[t].flatten(1), cell.w_hh)
+        torch.mm(d_x[t], cell.w_in, out=d_input[t])
+        if keep is not None:
+            d_deter = d_deter * keep[t, :, None]
+            d_input[t] *= keep[t, :, None]
+        d_stoch = d_input[t, :, :z]
+        if t:
+            d_deter, d_stoch = d_deter + g_deter[t - 1], d_stoch + g_stoch[t - 1]
+    return _Deltas(d_input[..., z:], d_deter, d_stoch, d_x, d_gi.flatten(2), d_gh.flatten(2), d_hidden, d_stats)
+
+
+def _elu_slope(y: Tensor) -> Tensor:
+    """d elu / dx where elu(x) = y: 1, or y + 1 where y is negative."""
+    return 1 + y.clamp_max(0)
+
+
+class Observe(torch.autograd.Function):
+    """`unroll` with a gradient for every input but noise and keep.
+
+    apply(state [M, S], action [T, M, A], seen [T, M, X], noise, keep, min_std, bf16, *cell)
+    -> deter [T, M, D], stoch [T, M, Z], stats [T, M, 2Z].
+    """
+
+    @staticmethod
+    def forward(ctx, state, action, seen, noise, keep, min_std, bf16, *cell):
+        cell = Cell(*cell)
+        action, trace = unroll(cell, state, action, seen, noise, keep, min_std, bf16=bf16)
+        ctx.bf16 = bf16
+        ctx.save_for_backward(action, noise, keep, *cell, *trace)
+        return trace.deter[1:], trace.stoch[1:], trace.stats
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g_deter, g_stoch, g_stats):
+        action, noise, keep, *rest = ctx.saved_tensors
+        cell, trace = Cell(*rest[: len(Cell._fields)]), Trace(*rest[len(Cell._fields) :])
+        g_deter, g_stoch, g_stats = (g.contiguous() for g in (g_deter, g_stoch, g_stats))
+        delta = _backward(cell, trace, noise, keep, g_deter, g_stoch, g_stats, ctx.bf16)
+        kept = keep[..., None]
+        inputs = torch.cat([trace.stoch[:-1], action], dim=-1) * kept
+        gradients = Cell(
+            *_linear_gradients(delta.x, inputs),
+            *_linear_gradients(delta.gi, trace.x),
+            *_linear_gradients(delta.gh, trace.deter[:-1] * kept),
+            _linear_gradients(delta.hidden, trace.deter[1:])[0],
+            *_linear_gradients(delta.stats, trace.hidden),
+        )
+        d_state = torch.cat([delta.deter, delta.stoch], dim=-1)
+        return d_state, delta.action, delta.hidden, None, None, None, None, *gradients
+
+
+def _linear_gradients(delta: Float[Tensor, "T M O"], x: Float[Tensor, "T M I"]) -> tuple[Tensor, Tensor]:
+    """Of weight [O, I] and bias [O], summed over all steps in one product."""
+    delta = delta.flatten(0, 1)
+    return delta.t() @ x.flatten(0, 1), delta.sum(0)
+
+
+class Rollout(torch.autograd.Function):
+    """States [T, M, S] that `unroll` has visited, as a function of state [M, S] and actions [T, M, A].
+
+    Weights are constants here: imagination and planning ask for no gradient of theirs.
+    """
+
+    @staticmethod
+    def forward(ctx, state, action, noise, cell, trace, bf16):
+        ctx.bf16 = bf16
+        ctx.save_for_backward(noise, *cell, *trace)
+        return trace.states
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g_states):
+        noise, *rest = ctx.saved_tensors
+        cell, trace = Cell(*rest[: len(Cell._fields)]), Trace(*rest[len(Cell._fields) :])
+        g_deter, g_stoch = g_states.split([trace.deter.shape[-1], noise.shape[-1]], dim=-1)
+        g_deter, g_stoch = g_deter.contiguous(), g_stoch.contiguous()
+        delta = _backward(cell, trace, noise, None, g_deter, g_stoch, bf16=ctx.bf16)
+        return torch.cat([delta.deter, delta.stoch], dim=-1), delta.action, None, None, None, None

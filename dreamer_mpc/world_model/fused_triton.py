@@ -1,0 +1,153 @@
+"""Triton kernels of `fused.py`: what stands between the large products, one pass over memory each."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+PROGRAMS = 1024  # several a multiprocessor
+ELEMENTS = 4096  # of a block
+
+NONE, RELU, ELU = 0, 1, 2  # activations
+SAME, TO_BLOCKS, FROM_BLOCKS = 0, 1, 2  # layouts of the output
+
+
+@triton.jit
+def _target(
+    at, cols, rows, LAYOUT: tl.constexpr, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, SIDE: tl.constexpr,
+    CROP: tl.constexpr,
+):  # fmt: skip
+    """Where element (row, column) of [M * H * W, C] lies in the output, and whether it does."""
+    mask = (at < rows)[:, None] & (cols < C)[None, :]
+    if LAYOUT == 0:
+        where = at[:, None] * C + cols[None, :]
+    else:
+        m, i, j = at // (H * W), at // W % H, at % W
+        if LAYOUT == 1:
+            block = (m * (H // SIDE) + i // SIDE) * (W // SIDE) + j // SIDE
+            pixel = block * (SIDE * SIDE) + i % SIDE * SIDE + j % SIDE
+            where = pixel[:, None] * C + cols[None, :]
+        else:
+            c: tl.constexpr = C // (SIDE * SIDE)
+            p, q, channel = cols // (SIDE * c), cols // c % SIDE, cols % c
+            row = i[:, None] * SIDE + p[None, :]
+            column = j[:, None] * SIDE + q[None, :]
+            where = ((m[:, None] * CROP + row) * CROP + column) * c + channel[None, :]
+            mask = mask & (row < CROP) & (column < CROP)
+    return where, mask
+
+
+@triton.jit
+def _bias_act(
+    y, bias, out, rows, ACT: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, BR: tl.constexpr,
+    LAYOUT: tl.constexpr, H: tl.constexpr, W: tl.constexpr, SIDE: tl.constexpr, CROP: tl.constexpr,
+):  # fmt: skip
+    cols, member = tl.arange(0, CP), tl.program_id(1).to(tl.int64)
+    b = tl.load(bias + member * C + cols, mask=cols < C, other=0.0).to(tl.float32)
+    y += member * rows * C
+    out += member * rows * C
+    for block in range(tl.program_id(0), tl.cdiv(rows, BR), tl.num_programs(0)):
+        at = (block * BR + tl.arange(0, BR)).to(tl.int64)
+        inside = (at < rows)[:, None] & (cols < C)[None, :]
+        v = tl.load(y + at[:, None] * C + cols[None, :], mask=inside, other=0.0).to(tl.float32) + b[None, :]
+        if ACT == 1:
+            v = tl.where(v > 0, v, 0.0)
+        elif ACT == 2:
+            v = tl.where(v > 0, v, tl.exp(v) - 1)
+        where, mask = _target(at, cols, rows, LAYOUT, C, H, W, SIDE, CROP)
+        tl.store(out + where, v, mask=mask)
+
+
+@triton.jit
+def _bias_act_backward(
+    g, out, dy, sums, rows, ACT: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, BR: tl.constexpr,
+    LAYOUT: tl.constexpr, H: tl.constexpr, W: tl.constexpr, SIDE: tl.constexpr, CROP: tl.constexpr,
+):  # fmt: skip
+    cols, member = tl.arange(0, CP), tl.program_id(1).to(tl.int64)
+    g += member * rows * C
+    out += member * rows * C
+    dy += member * rows * C
+    total = tl.zeros([CP], tl.float32)
+    for block in range(tl.program_id(0), tl.cdiv(rows, BR), tl.num_programs(0)):
+        at = (block * BR + tl.arange(0, BR)).to(tl.int64)
+        where, mask = _target(at, cols, rows, LAYOUT, C, H, W, SIDE, CROP)
+        v = tl.load(g + where, mask=mask, other=0.0).to(tl.float32)
+        if ACT > 0:
+            o = tl.load(out + where, mask=mask, other=0.0).to(tl.float32)
+            if ACT == 1:
+                v = tl.where(o > 0, v, 0.0)
+            else:
+                v = tl.where(o > 0, v, v * (o + 1))
+        if ACT > 0 or LAYOUT > 0:
+            inside = (at < rows)[:, None] & (cols < C)[None, :]
+            tl.store(dy + at[:, None] * C + cols[None, :], v, mask=inside)
+        total += tl.sum(v, axis=0)
+    sums += (member * tl.num_programs(0) + tl.program_id(0)) * C
+    tl.store(sums + cols, total, mask=cols < C)
+
+
+def _shape(channels: int, rows: int, members: int) -> tuple[tuple[int, int], dict[str, int]]:
+    padded = triton.next_power_of_2(channels)
+    block = max(1, ELEMENTS // padded)
+    return (min(PROGRAMS, triton.cdiv(rows, block)), members), {"C": channels, "CP": padded, "BR": block}
+
+
+def _geometry(layout: int, height: int, width: int, side: int, crop: int) -> dict[str, int]:
+    return {"LAYOUT": layout, "H": height, "W": width, "SIDE": side, "CROP": crop}
+
+
+def bias_act(y: Tensor, bias: Tensor, out: Tensor, act: int, geometry: tuple[int, ...]) -> None:
+    """`out` becomes the activation of y [K, rows, C] + bias [K, C], in its own layout; it may be y."""
+    members, rows, channels = y.shape
+    grid, shape = _shape(channels, rows, members)
+    _bias_act[grid](y, bias, out, rows, ACT=act, **shape, **_geometry(*geometry))
+
+
+def bias_act_backward(
+    g: Tensor, out: Tensor, shape: tuple[int, int, int], act: int, geometry: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """Gradients of y [K, rows, C] and of the bias [K, C]; g and out lie in the layout of the output."""
+    members, rows, channels = shape
+    grid, blocks = _shape(channels, rows, members)
+    untouched = act == NONE and geometry[0] == SAME
+    dy = g if untouched else g.new_empty(shape)
+    sums = g.new_empty(members, grid[0], channels, dtype=torch.float32)
+    _bias_act_backward[grid](g, out, dy, sums, rows, ACT=act, **blocks, **_geometry(*geometry))
+    return dy, sums.sum(1)
+
+
+@triton.jit
+def _patches(image, out, BLOCKS: tl.constexpr, BP: tl.constexpr, H: tl.constexpr, C: tl.constexpr):
+    count, i = tl.program_id(0).to(tl.int64), tl.program_id(1)  # image, and row of blocks
+    j, k = tl.arange(0, BP), tl.arange(0, 16)  # block, and number in a patch's row
+    mask = (j < BLOCKS)[:, None] & (k < 4 * C)[None, :]
+    source = image + (count * H + 4 * i) * H * C + j[:, None] * (4 * C) + k[None, :]
+    target = out + ((count * BLOCKS + i) * BLOCKS + j[:, None]) * (4 * 16 * C) + k[None, :]
+    for pixel in tl.static_range(4):  # of the block, 2 rows and columns of the image apart
+        for row in tl.static_range(4):  # of the patch
+            at = (2 * (pixel // 2) + row) * H * C + 2 * (pixel % 2) * C
+            tl.store(target + pixel * 16 * C + row * 4 * C, tl.load(source + at, mask=mask, other=0.0), mask=mask)
+
+
+def patches(image: Tensor, dtype: torch.dtype) -> Tensor:
+    """4x4 patches, 2 apart, of square images [M, H, H, C], C <= 4: [M, h, h, 2, 2, 4, 4 C] in blocks of 2x2."""
+    count, height, _, channels = image.shape
+    blocks = (height - 4) // 4
+    out = torch.empty(count, blocks, blocks, 2, 2, 4, 4 * channels, dtype=dtype, device=image.device)
+    _patches[(count, blocks)](image, out, BLOCKS=blocks, BP=triton.next_power_of_2(blocks), H=height, C=channels)
+    return out
+
+
+@triton.jit
+def _dequantize(image, noise, count, SHIFT: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = at < count
+    level = (tl.load(image + at, mask=mask, other=0).to(tl.int32) >> SHIFT).to(tl.float32)
+    tl.store(noise + at, (level + tl.load(noise + at, mask=mask, other=0.0)) / LEVELS - 0.5, mask=mask)
+
+
+def dequantize(image: Tensor, noise: Tensor, bits: int) -> None:
+    """`noise` becomes (noise + level) / levels - 0.5, the levels being the first `bits` bits of `image`."""
+    block = 2048
+    count = image.numel()
+    _dequantize[(triton.cdiv(count, block),)](image, noise, count, SHIFT=8 - bits, LEVELS=2**bits, BLOCK=block)

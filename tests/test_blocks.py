@@ -1,0 +1,134 @@
+"""The convolutions in blocks of pixels against the plain layers, values and gradients, in float64."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dreamer_mpc.world_model.blocks import block_convolution, from_one_pixel, upsample, upsample_blocks
+from dreamer_mpc.world_model.decoder import Decoder
+from dreamer_mpc.world_model.encoder import Encoder
+from dreamer_mpc.world_model.fused import Layout, bias_act, from_blocks, to_blocks
+from dreamer_mpc.world_model.world_model import SquaredError
+
+DOUBLE = {"dtype": torch.float64, "requires_grad": True}
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def assert_same_function(found, expected, inputs):
+    """Same values, and same gradients of a weighted sum."""
+    found, expected = found(), expected()
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    weight = torch.randn_like(expected)
+    grads = [torch.autograd.grad((y * weight).sum(), inputs) for y in (found, expected)]
+    torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)
+
+
+def first(x):
+    """Channels last to channels first."""
+    return x.permute(0, 3, 1, 2)
+
+
+def test_blocks_hold_their_pixels_row_by_row():
+    x = torch.arange(2.0 * 4 * 6 * 3).view(2, 4, 6, 3)
+    blocks = to_blocks(x)
+    assert blocks.shape == (2, 2, 3, 12)
+    assert torch.equal(blocks[1, 1, 2], torch.cat([x[1, 2, 4], x[1, 2, 5], x[1, 3, 4], x[1, 3, 5]]))
+    assert torch.equal(from_blocks(blocks), x)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_block_convolution_is_the_strided_convolution(again):
+    layer = nn.Conv2d(3, 5, 4, stride=2).double()
+    x = torch.randn(2, 10, 10, 3, **DOUBLE)
+
+    def expected():
+        y = F.relu(layer(first(x))).permute(0, 2, 3, 1)
+        return to_blocks(y) if again else y
+
+    assert_same_function(lambda: block_convolution(to_blocks(x), layer, again), expected, [x, *layer.parameters()])
+
+
+@pytest.mark.parametrize("size", [5, 6])
+@pytest.mark.parametrize("side", [1, 3, 5])
+def test_upsample_is_the_transposed_convolution(size, side):
+    layer = nn.ConvTranspose2d(4, 3, size, stride=2).double()
+    x = torch.randn(2, side, side, 4, **DOUBLE)
+    inputs = [x, *layer.parameters()]
+    assert_same_function(lambda: first(upsample(x, layer, True)), lambda: F.relu(layer(first(x))), inputs)
+    if size == 6:  # an odd kernel's blocks have a row too many
+        blocks = lambda: first(from_blocks(upsample(x, layer, False)))  # noqa: E731
+        assert_same_function(blocks, lambda: F.relu(layer(first(x))), inputs)
+
+
+@pytest.mark.parametrize("side", [2, 6])
+def test_upsample_blocks_is_the_transposed_convolution(side):
+    layer = nn.ConvTranspose2d(4, 3, 6, stride=2).double()
+    x = torch.randn(2, side, side, 4, **DOUBLE)
+    found = lambda: first(upsample_blocks(to_blocks(x), layer))  # noqa: E731
+    assert_same_function(found, lambda: layer(first(x)), [x, *layer.parameters()])
+
+
+@pytest.mark.parametrize("size", [5, 6])
+def test_from_one_pixel_is_the_transposed_convolution(size):
+    layer = nn.ConvTranspose2d(4, 3, size, stride=2).double()
+    x = torch.randn(2, 4, **DOUBLE)
+    found, expected = lambda: first(from_one_pixel(x, layer)), lambda: F.relu(layer(x[:, :, None, None]))
+    assert_same_function(found, expected, [x, *layer.parameters()])
+
+
+@pytest.mark.parametrize("layout", ["plain", "channels last"])
+def test_the_encoder_with_kernels_is_the_plain_one(layout):
+    encoder = Encoder((4, 8, 8, 12)).double()
+    image = torch.randn(2, 3, 64, 64, 3, **DOUBLE).movedim(-1, -3)
+    image = image if layout == "channels last" else image.contiguous()
+    assert_same_function(*both_ways(encoder, image), [image, *encoder.parameters()])
+
+
+def test_the_decoder_with_kernels_is_the_plain_one():
+    decoder = Decoder(6, 16, (8, 6, 4)).double()
+    state = torch.randn(2, 3, 6, **DOUBLE)
+    assert_same_function(*both_ways(decoder, state), [state, *decoder.parameters()])
+
+
+def both_ways(module, x):
+    def run(kernels):
+        module.kernels = kernels
+        return module(x)
+
+    return lambda: run(True), lambda: run(False)
+
+
+@pytest.mark.parametrize("act", ["none", "relu", "elu"])
+@pytest.mark.parametrize("layout", [Layout(), Layout("to_blocks", 4, 6, 2), Layout("from_blocks", 4, 6, 2, 7)])
+def test_bias_act_is_bias_activation_and_rearrangement(act, layout):
+    if layout.kind == "from_blocks":
+        layout = layout._replace(width=4)
+    rows = 3 * layout.height * layout.width
+    y, bias = torch.randn(1, rows, 8, **DOUBLE), torch.randn(1, 8, **DOUBLE)
+
+    def expected():
+        x = {"none": lambda v: v, "relu": F.relu, "elu": F.elu}[act](y + bias[:, None])
+        return x if layout == Layout() else layout.apply(x.view(3, layout.height, layout.width, 8))
+
+    def found():
+        out = bias_act(y * 1, bias, act, Layout() if layout == Layout() else layout)
+        assert layout == Layout() or out.shape == (3, *layout.shape(8))
+        return out.reshape(expected().shape)
+
+    assert_same_function(found, expected, [y, bias])
+
+
+def test_squared_error_is_half_the_squared_distance():
+    image, target = torch.randn(2, 3, 4, 5, **DOUBLE), torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    expected = 0.5 * (image - target).square().sum((-1, -2, -3))
+    torch.testing.assert_close(SquaredError.apply(image, target), expected)
+    assert torch.autograd.gradcheck(lambda x: SquaredError.apply(x, target), image)
+    rounded = image.detach().bfloat16().requires_grad_()
+    (grad,) = torch.autograd.grad(SquaredError.apply(rounded, target.float()).sum(), rounded)
+    assert grad.dtype == torch.bfloat16
+    torch.testing.assert_close(grad.double(), rounded.double() - target, rtol=1e-2, atol=1e-2)

@@ -1,0 +1,165 @@
+"""Sequences of the recurrent cell with their own backward pass against loops under autograd, in float64."""
+
+import pytest
+import torch
+
+from dreamer_mpc import latents
+from dreamer_mpc.agent import Dreamer
+from dreamer_mpc.behavior import BehaviorConfig
+from dreamer_mpc.behavior.imagination import imagine
+from dreamer_mpc.latents import Latents, UnrolledLatents
+from dreamer_mpc.planners import make_planner
+from dreamer_mpc.planners.objective import rollout
+from dreamer_mpc.world_model import WorldModelConfig
+from dreamer_mpc.world_model.rssm import RSSM
+
+T, B, A, E, D, Z = 6, 4, 2, 5, 7, 3
+SMALL = dict(
+    deter=D, stoch=Z, hidden=9, encoder_channels=(2, 2, 2, 2), decoder_dense=4, decoder_channels=(2, 2, 2),
+    reward_hidden=8,
+)  # fmt: skip
+BEHAVIOR = BehaviorConfig(actor_layers=2, actor_hidden=8, value_hidden=8, value_layers=2)
+
+
+def double(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+@pytest.fixture
+def models():
+    """The same weights, walked at once and step by step."""
+    torch.manual_seed(0)
+    agent = Dreamer(A, WorldModelConfig(**SMALL), BEHAVIOR)
+    unrolled = agent.model.double()
+    assert isinstance(unrolled, UnrolledLatents)
+    stepped = Latents(unrolled.world_model, unrolled.actor, unrolled.critic, A)
+    return unrolled, stepped
+
+
+def test_observe_and_all_its_gradients_are_autograd_s():
+    torch.manual_seed(0)
+    rssm = RSSM(A, E, deter=D, stoch=Z, hidden=9).double()
+    inputs = [double(T, B, E), double(T, B, A), double(B, D + Z)]
+    is_first = torch.rand(T, B) < 0.3
+    outputs = []
+    for rssm.kernels in (True, False):
+        embed, action, state = (x.clone().requires_grad_() for x in inputs)
+        torch.manual_seed(1)
+        states, posterior, prior = rssm.observe(embed, action, is_first, state)
+        weights = [torch.linspace(-1, 1, x.numel()).view_as(x) for x in (states, *posterior, *prior)]
+        loss = sum((w * x).sum() for w, x in zip(weights, (states, *posterior, *prior)))
+        grads = torch.autograd.grad(loss, [embed, action, state, *rssm.parameters()])
+        outputs.append((states, *posterior, *prior, *grads))
+    assert is_first[1:].any() and all(g.any() for g in outputs[1])
+    torch.testing.assert_close(*outputs, rtol=1e-10, atol=1e-12)
+
+
+def test_a_rollout_and_its_gradients_are_those_of_single_steps(models):
+    unrolled, stepped = models
+    state, actions, noise = double(2, D + Z), double(2, 3, T, A).tanh(), double(2, 3, T, Z)
+    results = []
+    for model in (unrolled, stepped):
+        leaf, start = actions.clone().requires_grad_(), state.clone().requires_grad_()
+        states = rollout(model, start, leaf, list(noise.unbind(2)))
+        weight = torch.linspace(-1, 1, states.numel()).view_as(states)
+        results.append((states, *torch.autograd.grad((weight * states).sum(), [leaf, start])))
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
+
+
+def test_a_rollout_s_gradient_is_that_of_finite_differences(models):
+    unrolled, _ = models
+    noise = double(2, T, Z)
+    inputs = (double(2, D + Z).requires_grad_(), double(2, T, A).tanh().requires_grad_())
+    assert torch.autograd.gradcheck(lambda s, a: unrolled.rollout(s, a, noise), inputs)
+
+
+def test_a_rollout_without_gradients_keeps_nothing(models):
+    unrolled, stepped = models
+    state, actions, noise = double(2, D + Z), double(2, 3, T, A), double(2, 3, T, Z)
+    with torch.no_grad():
+        states = [rollout(model, state, actions, list(noise.unbind(2))) for model in models]
+    assert not states[0].requires_grad
+    torch.testing.assert_close(*states, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("blend", [False, True])
+def test_a_policy_rollout_takes_the_policy_s_actions_in_the_states_they_lead_to(models, monkeypatch, blend):
+    unrolled, stepped = models
+    state, noise, eps = double(2, 3, D + Z), double(2, 3, T, Z), double(T, 6, A)
+    previous, weight = double(2, 3, T, A).tanh(), torch.rand(2, 3, dtype=torch.float64)
+    monkeypatch.setattr(latents, "_draw", lambda steps, rows, size: eps)
+    settings = {"previous": previous, "weight": weight} if blend else {}
+    actions, states = unrolled.policy_rollout(state, T, noise=noise, **settings)
+    current, leaves, visited = state, [], []
+    for t in range(T):
+        with torch.no_grad():
+            policy = stepped.policy(current)
+            action = torch.tanh(policy.mean + policy.std * eps[t].view(2, 3, A))
+            if blend:
+                share = weight[..., None]
+                action = (share * previous[:, :, t] + (1 - share) * action).clamp(-1, 1)
+        leaves.append(action.requires_grad_())
+        current = stepped.step(current, action, noise[:, :, t])
+        visited.append(current)
+    expected = torch.stack(visited, dim=2)
+    torch.testing.assert_close(actions, torch.stack(leaves, dim=2), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(states, expected, rtol=1e-10, atol=1e-12)
+    w = torch.linspace(-1, 1, states.numel()).view_as(states)
+    (found,) = torch.autograd.grad((w * states).sum(), actions)
+    wanted = torch.stack(torch.autograd.grad((w * expected).sum(), leaves), dim=2)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+
+
+def test_imagination_and_the_actor_s_gradient_are_those_of_single_steps(models, monkeypatch):
+    unrolled, stepped = models
+    start, eps, noise = double(B, D + Z), double(T, B, A), double(T, B, Z)
+    monkeypatch.setattr(latents, "_draw", lambda steps, rows, size: {A: eps, Z: noise}[size])
+    states = imagine(unrolled, start, T)
+    current, visited = start, []
+    for t in range(T):
+        policy = stepped.policy(current.detach())
+        current = stepped.step(current, torch.tanh(policy.mean + policy.std * eps[t]), noise[t])
+        visited.append(current)
+    expected = torch.stack(visited)
+    torch.testing.assert_close(states, expected, rtol=1e-10, atol=1e-12)
+    parameters = list(stepped.actor.parameters())
+    w = torch.linspace(-1, 1, states.numel()).view_as(states)
+    grads = [torch.autograd.grad((w * s).sum(), parameters) for s in (states, expected)]
+    assert all(g.any() for g in grads[1])
+    torch.testing.assert_close(*grads, rtol=1e-8, atol=1e-12)
+
+
+PLANS = {
+    "dream-mpc": {"iterations": 2},
+    "dream-mpc chosen after": {"choose_by": "after", "reuse": 0.5},
+    "dream-mpc with the mode": {"mode_candidate": True},
+    "policy-grad-mpc": {},
+    "grad-mpc": {"candidates": 20, "iterations": 2, "horizon": 4},
+    "cem": {"candidates": 20, "elites": 5, "iterations": 2, "horizon": 4},
+    "mppi": {"candidates": 20, "elites": 5, "iterations": 2, "policy_candidates": 0},
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_plan_is_the_same_walked_at_once_or_step_by_step(models, monkeypatch, name):
+    # Without noise in the policy and in the model, whatever is drawn in another order does not matter.
+    monkeypatch.setattr(models[0].actor, "min_std", 0.0)
+    monkeypatch.setattr(models[0].actor, "raw_init_std", -1e3)
+    planner = make_planner(name.split()[0], latent_noise="mean", **PLANS[name])
+    state = double(2, D + Z)
+    plans = []
+    for model in models:
+        torch.manual_seed(0)
+        first = planner.plan(model, state)
+        plans.append(planner.plan(model, state, first.memory))
+    for field in ("action", "actions", "value", "candidates", "candidate_values"):
+        torch.testing.assert_close(*(getattr(plan, field) for plan in plans), rtol=1e-8, atol=1e-10)
+    assert plans[0].model_evaluations == plans[1].model_evaluations
+
+
+def test_an_agent_without_kernels_is_plain_modules_under_autograd():
+    torch.manual_seed(0)
+    agent = Dreamer(A, WorldModelConfig(**SMALL), BEHAVIOR, kernels=False)
+    world = agent.model.world_model
+    assert not (hasattr(agent.model, "rollout") or hasattr(agent.model, "imagine"))
+    assert not (world.rssm.kernels or world.encoder.kernels or world.decoder.kernels)
