@@ -4,6 +4,7 @@
 import dataclasses
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ USAGE = """usage: python run.py [train] --env cheetah-run --planner dream-mpc   
 
 def train(args: Sequence[str]) -> int:
     """Train an agent, evaluating and saving as it goes; then print the last evaluation under policy and planner."""
+    started = time.monotonic()
     from rich.console import Console
 
     from dreamer_mpc import config as settings
@@ -31,7 +33,7 @@ def train(args: Sequence[str]) -> int:
             if settings.option(args, name) is not None:
                 raise UserError(f"--{name} does not go with --resume, whose run has its own: leave one of them out")
         saved = settings.trained_config(load_checkpoint(resume), resume)
-        default = dataclasses.replace(saved, resume=resume, overwrite=False)
+        default = dataclasses.replace(saved, resume=resume, overwrite=False, profile=False)
     else:
         default = settings.load_presets(settings.option(args, "config") or "default")
     config = settings.parse(settings.Config, args, default, prog="run.py train")
@@ -41,7 +43,7 @@ def train(args: Sequence[str]) -> int:
         for line in settings.differences(default, config):
             print(f"changed from the saved run: {line}")
     folder, payload = prepare(config)
-    trainer = Trainer(config, folder, payload)
+    trainer = Trainer(config, folder, payload, started)
     try:
         trainer.run()
         rows = final_rows(trainer)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dreamer_mpc.behavior import BehaviorConfig, make_behavior
 from dreamer_mpc.behavior.imagination import actor_loss, critic_loss, imagine
-from dreamer_mpc.capture import Captured
+from dreamer_mpc.capture import Aside, Captured
 from dreamer_mpc.checks import check_ranges
 from dreamer_mpc.latents import Latents, LatentWorld, UnrolledLatents, UnrolledWorld
 from dreamer_mpc.planners import Planner, reset_memory
@@ -173,13 +173,18 @@ class Dreamer:
 
         A step in which any gradient is not finite changes no parameter and counts as `skipped`.
         """
-        model_loss, posterior, metrics = self.model.world_model.loss(batch, self._amp())
+        world, gradients, learned = self.model.world_model, {}, {}
+        inference = world.infer(batch, self._amp())
+        start = inference.states.detach().flatten(0, 1)
+        aside = Aside(self.device)
+        model_loss, metrics = world.loss(batch, inference, self._amp())
         metrics["model_loss"] = model_loss.detach()
-        gradients = {"world_model": torch.autograd.grad(model_loss, list(self.model.world_model.parameters()))}
         if self.behavior is not None:
-            more, learned = self._behavior_gradients(posterior.detach().flatten(0, 1), batch.index.flatten())
-            gradients, metrics = gradients | more, metrics | learned
-        return metrics | self._descend(gradients)
+            with aside:  # the states are all that it needs of the world model's learning
+                gradients, learned = self._behavior_gradients(start, batch.index.flatten())
+        gradients = {"world_model": torch.autograd.grad(model_loss, list(world.parameters())), **gradients}
+        aside.join()
+        return metrics | learned | self._descend(gradients)
 
     def _behavior_gradients(
         self, start: Float[Tensor, "M S"], index: Int64[Tensor, " M"]
@@ -187,8 +192,9 @@ class Dreamer:
         """Gradients of actor and critic in imagination from `start`, frames `index` of replay; and metrics."""
         model, behavior = self.model, self.behavior
         states = imagine(model, start, behavior.horizon)  # [H, M, S]
+        seen = states.bfloat16() if self.bf16 and self.kernels else states  # once for all heads
         with self._amp(self.kernels):
-            rewards, values = model.reward(states), model.value(states)  # [H, M], [K, H, M]
+            rewards, values = model.reward(seen), model.value(seen)  # [H, M], [K, H, M]
         returns = lambda_return(rewards[:-1], values.mean(0)[1:], behavior.discount, behavior.return_lambda)  # [H-1, M]
         policy_loss = actor_loss(returns)
         value_loss = critic_loss(values[:, :-1], returns, model.critic.mask(index))

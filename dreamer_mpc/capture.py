@@ -1,6 +1,7 @@
-"""CUDA graphs: record a function once, replay it with one launch."""
+"""CUDA graphs: record a function once, replay it with one launch; and work side by side in it."""
 
 import contextlib
+import functools
 import gc
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -70,6 +71,36 @@ class _Recording:
         with _no_garbage_collection(), torch.cuda.graph(graph):
             self.outputs = self.function(*pytree.tree_unflatten(self.inputs, self.spec))
         self.graph = graph
+
+
+class Aside:
+    """On a GPU, what is done in its context runs beside what follows, from where it was made until `join`.
+
+    What the context makes may be used after `join`. On a CPU, nothing: one after the other.
+    """
+
+    def __init__(self, device: torch.device):
+        self._stream = None
+        if device.type == "cuda":
+            self._stream = _side_stream(device)
+            self._stream.wait_stream(torch.cuda.current_stream(device))
+
+    def __enter__(self) -> None:
+        self._context = torch.cuda.stream(self._stream) if self._stream else contextlib.nullcontext()
+        self._context.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._context.__exit__(*error)
+
+    def join(self) -> None:
+        """What follows comes after what was done aside."""
+        if self._stream:
+            torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
+
+
+@functools.cache  # one for good: memory that was freed on a stream is used again there
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 @contextlib.contextmanager

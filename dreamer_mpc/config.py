@@ -98,8 +98,8 @@ class Config(PlannerSettings):
     """Seed of networks, sampling and training episodes."""
     env_steps: int = 1_000_000
     """Length of the run in env steps, i.e. steps of the simulator (paper: 1M)."""
-    num_envs: int = 1
-    """Training environments stepped side by side; 1 is the sequential algorithm of the paper."""
+    num_envs: int = 8
+    """Training environments, stepped in workers while updates run; 1: the paper's sequential algorithm, no workers."""
     action_repeat: int = 2
     """Env steps of one agent step; rewards are summed (paper: 2)."""
     camera: int | None = None
@@ -112,14 +112,18 @@ class Config(PlannerSettings):
     """auto, cpu, cuda or cuda:N."""
     compile: Literal["auto", "off"] = "auto"
     """auto: on a GPU, replay acting and updates as CUDA graphs; off: eager."""
+    kernels: Literal["auto", "off"] = "auto"
+    """auto: the fast forms of recurrent cell and convolutions (Triton on a GPU); off: plain modules, the reference."""
     precision: Literal["bf16", "fp32"] = "bf16"
-    """Convolutions on a GPU: bf16 autocast, or fp32. Parameters, latents, losses: fp32 (products: TF32)."""
+    """On a GPU, convolutions, cell and hidden layers multiply bf16, or TF32; states, losses and weights are fp32."""
     run_dir: str | None = None
     """Where the run is written; None is runs/<env>-<planner>[-trained-by-<train planner>]-seed<seed>."""
     resume: str | None = None
     """Run folder to go on with, from its last checkpoint; its settings hold unless given again."""
     overwrite: bool = False
     """Start again in a run folder that exists, deleting the run in it."""
+    profile: bool = False
+    """Write a trace of a few updates and steps to profile/ in the run folder, for https://ui.perfetto.dev."""
     logger: Literal["none", "tensorboard", "wandb"] = "none"
     """Logger beside metrics.jsonl; wandb stays offline unless WANDB_MODE says otherwise."""
     train: TrainConfig = TrainConfig()

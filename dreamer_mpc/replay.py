@@ -1,18 +1,18 @@
-"""Sequence replay: a uint8 ring of whole episodes, each frame stored once."""
+"""Sequence replay: uint8 rings of frames, one a training environment, each frame stored once."""
 
 import shutil
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import psutil
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
+from dreamer_mpc.device import to_device
 from dreamer_mpc.errors import UserError
 from dreamer_mpc.world_model import Batch
 
@@ -27,7 +27,7 @@ class ReplayConfig:
     """Where experience is kept and how it is sampled."""
 
     capacity: int = 500_000
-    """Frames kept; a run that makes fewer allocates fewer (paper: all of 1M env steps, action repeat 2)."""
+    """Frames kept, an equal share for each training environment; a shorter run allocates fewer (paper: all of 1M)."""
     storage: Storage = "auto"
     """gpu, ram or memmap (a file in the run folder); auto: the GPU where it fits, else RAM."""
     batch_size: int = 50
@@ -39,35 +39,29 @@ class ReplayConfig:
         for name in ("capacity", "batch_size", "sequence_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.capacity < self.sequence_length:
-            raise ValueError(f"capacity must hold a sequence of {self.sequence_length} frames, got {self.capacity}")
-
-
-class Episode(NamedTuple):
-    """One finished episode of L frames: action[t] led into image[t]; reward[t] was paid on arriving there."""
-
-    image: UInt8[np.ndarray, "L H W C"]
-    action: Float[np.ndarray, "L A"]
-    reward: Float[np.ndarray, " L"]
-    is_first: Bool[np.ndarray, " L"]
 
 
 class Replay:
-    """Ring of frames on one device, filled by whole episodes and sampled in sequences that lie inside one.
+    """Frames on one device, a ring for each of `streams` environments, sampled in sequences that lie inside an episode.
 
-    The oldest episodes go when the write head reaches them, so no sequence crosses an episode's end or the head.
+    Stream i has `capacity // streams` slots of its own, so episodes grow side by side, and are sampled from while they
+    are in progress. When its ring is full a stream loses its oldest frame with each new one.
     """
 
     def __init__(
         self,
         capacity: int,
         action_dim: int,
+        streams: int = 1,
         image_shape: Sequence[int] = (64, 64, 3),
         device: torch.device | str = "cpu",
         memmap: Path | None = None,
         seed: int = 0,
     ):
-        self.capacity, self.device = capacity, torch.device(device)
+        if capacity < streams:
+            raise ValueError(f"a replay of {capacity} frames has none for each of {streams} streams")
+        self.device, self.size = torch.device(device), capacity // streams  # frames of a stream
+        capacity = self.size * streams
         shapes = {
             "image": ((capacity, *image_shape), torch.uint8),
             "action": ((capacity, action_dim), torch.float32),
@@ -82,38 +76,36 @@ class Replay:
             else:
                 frames = torch.zeros(shape, dtype=dtype, device=self.device)
             self._frames[name] = frames
-        self._episodes: deque[tuple[int, int]] = deque()  # (first slot, frames), oldest first
-        self._head = 0
+        self._episodes = _Episodes(streams, self.size)
         self._rng = np.random.default_rng(seed)
 
     def __len__(self) -> int:
         """Frames stored."""
-        return sum(length for _, length in self._episodes)
+        return int(np.minimum(self._episodes.written, self.size).sum())
 
     @property
     def episodes(self) -> int:
-        """Episodes stored."""
-        return len(self._episodes)
+        """Episodes of which a frame is stored."""
+        return int((self._episodes.lengths() > 0).sum())
 
-    def add(self, episode: Episode) -> None:
-        """Append a finished episode of at most `capacity` frames; the oldest make room for it."""
-        length = len(episode.reward)
-        if length > self.capacity:
-            raise ValueError(f"an episode of {length} frames does not fit a replay of {self.capacity}")
-        if self._head + length > self.capacity:
-            # Episodes lie in one piece, so the rest of the ring stays unused until the head comes round again.
-            self._evict(self._head, self.capacity)
-            self._head = 0
-        self._evict(self._head, self._head + length)
-        for name, frames in self._frames.items():
-            value = torch.from_numpy(np.ascontiguousarray(getattr(episode, name)))
-            frames[self._head : self._head + length] = value.to(frames.device, frames.dtype)
-        self._episodes.append((self._head, length))
-        self._head += length
+    def append(
+        self,
+        rows: Int64[np.ndarray, " N"],
+        image: UInt8[np.ndarray, "N H W C"] | UInt8[Tensor, "N H W C"],
+        action: Float[np.ndarray, "N A"] | Float[Tensor, "N A"],
+        reward: Float[np.ndarray, " N"],
+        is_first: Bool[np.ndarray, " N"],
+    ) -> None:
+        """One more frame for each of the streams `rows`, no stream twice; `is_first` begins an episode.
 
-    def _evict(self, low: int, high: int) -> None:
-        """Forget episodes that have a frame in slots [low, high)."""
-        self._episodes = deque((s, n) for s, n in self._episodes if s + n <= low or s >= high)
+        action[n] led into image[n]; reward[n] was paid on arriving there. What is on replay's device already is not
+        sent again, and nothing waits.
+        """
+        slots = self._slots(rows, self._episodes.append(rows, is_first))
+        at, reward, is_first = _upload(self.device, slots, reward.astype(np.float32), is_first)
+        for name, value in {"image": image, "action": action, "reward": reward, "is_first": is_first}.items():
+            value = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+            self._frames[name][at] = to_device(value, self.device)
 
     def sample(self, batch_size: int, length: int, device: torch.device | str | None = None) -> Batch:
         """Sequences [length, batch_size, ...], uniform over every start that leaves `length` frames of its episode.
@@ -121,32 +113,94 @@ class Replay:
         They come on `device`, by default where the replay is, without waiting for it.
         """
         device = self.device if device is None else torch.device(device)
-        slots = torch.from_numpy(self._starts(batch_size, length) + np.arange(length)[:, None])  # [T, B]
-        here = _send(slots, self.device)
+        streams, starts = self._starts(batch_size, length)
+        slots = self._slots(streams, starts + np.arange(length)[:, None])  # [T, B]
+        here = to_device(torch.from_numpy(slots), self.device)
         batch = Batch(**{name: frames[here] for name, frames in self._frames.items()}, index=here)
-        return Batch(*(_send(x, device) for x in batch))
+        return Batch(*(to_device(x, device) for x in batch))
 
-    def _starts(self, batch_size: int, length: int) -> np.ndarray:
-        """First slots [B] of sequences."""
-        episodes = np.array(self._episodes, dtype=np.int64).reshape(-1, 2)
-        ends = np.cumsum(np.maximum(episodes[:, 1] - length + 1, 0))
+    def _slots(self, stream: np.ndarray, position: np.ndarray) -> np.ndarray:
+        """Where the frame at `position`, counted from its stream's first, lies."""
+        return stream * self.size + position % self.size
+
+    def _starts(self, batch_size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Streams and positions [B] where sequences start."""
+        episodes = self._episodes
+        lengths = episodes.lengths()
+        ends = np.cumsum(np.maximum(lengths - length + 1, 0))
         if len(ends) == 0 or ends[-1] == 0:
-            longest = max((n for _, n in self._episodes), default=0)
             raise UserError(
-                f"no episode in replay has {length} frames (the longest has {longest}): "
+                f"no episode in replay has {length} frames (the longest has {lengths.max(initial=0)}): "
                 f"lower --replay.sequence-length or raise --train.seed-episodes"
             )
         drawn = self._rng.integers(ends[-1], size=batch_size)
         episode = np.searchsorted(ends, drawn, side="right")
-        offset = drawn - np.concatenate([[0], ends])[episode]
-        return episodes[episode, 0] + offset
+        before_end = ends[episode] - drawn  # 1 is the episode's last start
+        return episodes.stream[episode], episodes.end[episode] - length + 1 - before_end
 
 
-def _send(x: Tensor, device: torch.device) -> Tensor:
-    """`x` on `device`; from the host to a GPU through pinned memory, so that the host goes on at once."""
-    if x.device.type == "cpu" and device.type == "cuda":
-        return x.pin_memory().to(device, non_blocking=True)
-    return x.to(device)
+class _Episodes:
+    """Which frames of which stream belong together, in the order in which episodes began. Positions only count up."""
+
+    def __init__(self, streams: int, size: int):
+        self.size = size  # frames that a stream keeps
+        self.written = np.zeros(streams, dtype=np.int64)  # frames that it ever had
+        self._open = np.full(streams, -1)  # the row of `_table` in progress
+        self._table = np.zeros((64, 3), dtype=np.int64)  # stream, start, end; `_count` rows are in use
+        self._count = 0
+
+    @property
+    def stream(self) -> Int64[np.ndarray, " E"]:
+        return self._table[: self._count, 0]
+
+    @property
+    def end(self) -> Int64[np.ndarray, " E"]:
+        """Position behind the last frame."""
+        return self._table[: self._count, 2]
+
+    def lengths(self) -> Int64[np.ndarray, " E"]:
+        """Frames that are left of each episode."""
+        oldest = np.maximum(self.written - self.size, 0)  # position, by stream
+        start = self._table[: self._count, 1]
+        return np.maximum(self.end - np.maximum(start, oldest[self.stream]), 0)
+
+    def append(self, rows: np.ndarray, is_first: np.ndarray) -> np.ndarray:
+        """Positions of one more frame in each of `rows`."""
+        for row in rows[is_first].tolist():
+            self._begin(row)
+        if (self._open[rows] < 0).any():
+            raise ValueError("a stream must begin with the first frame of an episode")
+        positions = self.written[rows]
+        self.written[rows] += 1
+        self._table[self._open[rows], 2] += 1
+        return positions
+
+    def _begin(self, row: int) -> None:
+        if self._count == len(self._table):
+            self._forget()
+        self._open[row] = self._count
+        self._table[self._count] = row, self.written[row], self.written[row]
+        self._count += 1
+
+    def _forget(self) -> None:
+        """Drop episodes of which nothing is left, and make room for as many as there are."""
+        kept, begun = self.lengths() > 0, self._open >= 0
+        kept[self._open[begun]] = True  # one that has just begun has no frame yet
+        self._open[begun] = (np.cumsum(kept) - 1)[self._open[begun]]
+        table = self._table[: self._count][kept]
+        self._count = len(table)
+        self._table = np.concatenate([table, np.zeros((max(len(table), 64), 3), dtype=np.int64)])
+
+
+def _upload(device: torch.device, *arrays: np.ndarray) -> list[Tensor]:
+    """`arrays`, no later one of larger items, on `device`; to a GPU by one copy."""
+    if device.type != "cuda":
+        return [torch.from_numpy(array) for array in arrays]
+    flat = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in arrays]
+    parts = to_device(torch.from_numpy(np.concatenate(flat)), device).split([len(part) for part in flat])
+    return [
+        part.view(torch.from_numpy(array).dtype).view(array.shape) for part, array in zip(parts, arrays, strict=True)
+    ]
 
 
 def frame_bytes(action_dim: int, image_shape: Sequence[int] = (64, 64, 3)) -> int:
@@ -161,7 +215,9 @@ def choose_storage(
 
     UserError where they do not fit.
     """
+
     def fits(free: int) -> bool: return required <= HEADROOM * free  # fmt: skip
+
     size = f"replay {required / GIB:.2f} GiB"
     if storage == "gpu" and device.type != "cuda":
         raise UserError(f"--replay.storage gpu needs a CUDA device, this run is on {device}: use ram or memmap")

@@ -16,8 +16,8 @@ from dreamer_mpc.errors import UserError
 
 PROGRAM = "dreamer-mpc"
 WRITTEN = (
-    "config.yaml", "metrics.jsonl", "versions.json", "checkpoints", "videos", "eval", "compare", "tensorboard",
-    "wandb",
+    "config.yaml", "metrics.jsonl", "versions.json", "checkpoints", "videos", "eval", "compare", "profile",
+    "tensorboard", "wandb",
 )  # fmt: skip
 PACKAGES = (
     "torch", "numpy", "dm_control", "mujoco", "gymnasium", "einops", "omegaconf", "tyro",

@@ -1,6 +1,7 @@
 """The training loop: seed episodes, then collect, update, evaluate when due, save when due."""
 
 import os
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from torch.profiler import record_function
 
 from dreamer_mpc.agent import Dreamer
 from dreamer_mpc.checkpoint import checkpoint_path, load_checkpoint, prune, save_checkpoint
@@ -17,8 +19,10 @@ from dreamer_mpc.device import choose_device, device_name
 from dreamer_mpc.errors import UserError
 from dreamer_mpc.evaluate import Evaluation, evaluate
 from dreamer_mpc.logger import Logger
+from dreamer_mpc.profiling import Profiler
 from dreamer_mpc.progress import Progress
-from dreamer_mpc.replay import Replay, choose_storage, frame_bytes
+from dreamer_mpc.ratio import UpdateRatio
+from dreamer_mpc.replay import GIB, Replay, choose_storage, frame_bytes
 from dreamer_mpc.run_folder import RunFolder
 from dreamer_mpc.visualize import decision, episode_video
 from envs import choose_gl_backend, make_vector_env
@@ -57,6 +61,7 @@ def make_agent(config: Config, action_dim: int, device: torch.device) -> Dreamer
         device,
         capture=config.compile == "auto",
         bf16=config.precision == "bf16",
+        kernels=config.kernels == "auto",
     )
 
 
@@ -82,10 +87,51 @@ def side_by_side_envs(wanted: int, episodes: int) -> int:
     return max(1, min(wanted, episodes, len(os.sched_getaffinity(0))))
 
 
-class Trainer:
-    """One run: owns its environments, agent, replay and folder."""
+def replay_capacity(config: Config) -> int:
+    """Frames that the replay of this run holds; UserError where a training environment's share is too small."""
+    # Two sequences: however episodes lie in a share, one sequence is then inside an episode that is long enough.
+    least = 2 * config.replay.sequence_length
+    if config.replay.capacity < config.num_envs * least:
+        raise UserError(
+            f"--replay.capacity {config.replay.capacity:,} has less than {least} frames (two sequences) for each of "
+            f"{config.num_envs} training environments: raise it, or lower --num-envs or --replay.sequence-length"
+        )
+    # An episode adds one frame more than it has steps.
+    most = int(1.02 * config.env_steps / config.action_repeat) + 2000 + config.num_envs * least
+    return min(config.replay.capacity, most) // config.num_envs * config.num_envs
 
-    def __init__(self, config: Config, folder: RunFolder, payload: dict[str, Any] | None = None):
+
+class MetricMeans:
+    """Means of the metrics of several updates, summed on the device and read once."""
+
+    def __init__(self):
+        self._updates, self._names, self._total = 0, [], None
+
+    def add(self, metrics: dict[str, torch.Tensor]) -> None:
+        self._names, values = list(metrics), torch.stack(list(metrics.values()))
+        self._total = values if self._total is None else self._total + values
+        self._updates += 1
+
+    def read(self) -> dict[str, float]:
+        """As they are logged; waits for the device."""
+        if self._total is None:
+            return {}
+        means = dict(zip(self._names, (self._total / self._updates).tolist(), strict=True))
+        skipped = round(means.pop("skipped") * self._updates)
+        return {f"train/{name}": value for name, value in means.items()} | {"train/skipped_updates": skipped}
+
+
+class Trainer:
+    """One run: owns its environments, agent, replay and folder. `started` is when the program was, `time.monotonic`."""
+
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        payload: dict[str, Any] | None = None,
+        started: float | None = None,
+    ):
+        self._started = time.monotonic() if started is None else started
         self.config = config = resolve(config)
         self.folder = folder
         self.device = choose_device(config.device)
@@ -93,6 +139,7 @@ class Trainer:
         self.planner = planner_from(config, config.planner)
         self.train_planner = planner_from(config, config.train_planner or config.planner)
         self.counters = Counters(**payload["counters"]) if payload else Counters()
+        capacity = replay_capacity(config)
         self.envs = make_envs(config, config.num_envs, self.device)
         rows = side_by_side_envs(config.eval.num_envs, config.eval.episodes)
         self.eval_envs = make_envs(config, rows, self.device)
@@ -101,19 +148,18 @@ class Trainer:
             self.agent = load_agent(payload, config, action_dim, self.device)
         else:
             self.agent = make_agent(config, action_dim, self.device)
-        self.replay, self.replay_line = self._make_replay(action_dim)
+        self.replay, self.replay_line = self._make_replay(capacity, action_dim)
         # A resumed run collects from seeds it has not seen.
         seed = config.seed * 1_000_003 + self.counters.episodes
         self.collector = Collector(self.envs, self.agent, self.replay, self.counters, seed % 2**31)
         self.evaluation: Evaluation | None = None  # the last one
+        self._set_up = False  # whether an update was made
 
-    def _make_replay(self, action_dim: int) -> tuple[Replay, str]:
+    def _make_replay(self, capacity: int, action_dim: int) -> tuple[Replay, str]:
         config = self.config
-        # An episode adds one frame more than it has steps, and may leave the ring's end unused.
-        capacity = min(config.replay.capacity, int(1.02 * config.env_steps / config.action_repeat) + 2000)
         required = capacity * frame_bytes(action_dim)
         device, memmap, line = choose_storage(config.replay.storage, required, self.device, self.folder.path)
-        replay = Replay(capacity, action_dim, device=device, memmap=memmap, seed=config.seed)
+        replay = Replay(capacity, action_dim, config.num_envs, device=device, memmap=memmap, seed=config.seed)
         return replay, f"{line}, {capacity:,} frames"
 
     def run(self) -> None:
@@ -132,16 +178,15 @@ class Trainer:
                 logger.truncate(counters.env_steps)
             for line in self._introduction():
                 progress.line(line)
+            self._profiler = Profiler(self.folder.path / "profile", self.device, config.profile, progress.line)
             next_eval = (counters.env_steps // config.eval.every + 1) * config.eval.every
-            self._collect_seed_episodes(logger, progress)
+            self._ratio = self._collect_seed_episodes(logger, progress)
+            train_round = self._sequential_round if config.num_envs == 1 else self._interleaved_round
             next_round = counters.env_steps
             while counters.env_steps < config.env_steps:
-                progress.update(counters.env_steps, counters.updates, "updating")
-                metrics = self._update()
                 next_round = min(next_round + config.train.every, config.env_steps)
-                progress.update(counters.env_steps, counters.updates, "collecting")
-                returns = self.collector.collect(next_round, self.train_planner, config.train.action_noise)
-                logger.write(asdict(counters), metrics | _train_returns(returns))
+                metrics, returns = train_round(next_round, progress)
+                logger.write(asdict(counters), metrics.read() | _train_returns(returns))
                 progress.update(counters.env_steps, counters.updates, train_return=returns[-1] if returns else None)
                 if counters.env_steps >= min(next_eval, config.env_steps):
                     next_eval = (counters.env_steps // config.eval.every + 1) * config.eval.every
@@ -150,6 +195,9 @@ class Trainer:
             if self.evaluation is None:  # the seed episodes alone reached the end
                 self._save(progress)
                 self._evaluate(logger, progress)
+            self._profiler.close()
+            if self.device.type == "cuda":
+                progress.line(f"peak GPU memory {torch.cuda.max_memory_allocated(self.device) / GIB:.2f} GiB")
 
     def close(self) -> None:
         """End the environments' workers."""
@@ -167,45 +215,78 @@ class Trainer:
             f"{config.env_steps:,} env steps = {config.env_steps // config.action_repeat:,} agent steps "
             f"(action repeat {config.action_repeat}); {config.train.updates} updates every "
             f"{config.train.every:,} env steps",
+            "1 environment: collecting and updating take turns (sequential, as in the paper)"
+            if config.num_envs == 1
+            else f"{config.num_envs} environments, planned in one batch: they step while updates run (interleaved)",
             self.replay_line,
         ]
 
-    def _collect_seed_episodes(self, logger: Logger, progress: Progress) -> None:
-        # A resumed run has networks but no replay: its first episodes come from its planner, not at random.
-        config, counters = self.config, self.counters
+    def _collect_seed_episodes(self, logger: Logger, progress: Progress) -> UpdateRatio:
+        """Play them; what is owed from then on."""
+        config, counters, noise = self.config, self.counters, self.config.train.action_noise
         progress.update(counters.env_steps, counters.updates, "seed episodes")
-        if counters.updates:
-            returns: list[float] = []
-            before = counters.env_steps
-            while len(returns) < config.train.seed_episodes:
-                target = counters.env_steps + config.action_repeat * config.num_envs
-                returns += self.collector.collect(target, self.train_planner, config.train.action_noise)
-            for _ in range((counters.env_steps - before) // config.train.every):
-                self._update()  # what these steps are owed
-        else:
-            returns = self.collector.collect_episodes(config.train.seed_episodes)
+        before, began = counters.env_steps, time.monotonic()
+        # A resumed run has networks but no replay: its first episodes come from its planner, not at random.
+        resumed = counters.updates > 0
+        planner = self.train_planner if resumed else None
+        returns = self.collector.collect_episodes(config.train.seed_episodes, planner, noise)
+        self._seed_seconds = time.monotonic() - began
         logger.write(asdict(counters), _train_returns(returns))
         progress.line(f"{len(returns)} seed episodes, mean return {np.mean(returns):.1f}")
+        start = before if resumed else counters.env_steps
+        ratio = UpdateRatio(config.train.updates, config.train.every, start, config.env_steps)
+        self._update(ratio.issue(counters.env_steps), MetricMeans(), progress)  # none, but for a resumed run
+        return ratio
 
-    def _update(self) -> dict[str, float]:
-        """One round of updates; the means of their metrics, read from the device once."""
-        config = self.config
-        total: torch.Tensor | None = None
-        names: list[str] = []
-        for _ in range(config.train.updates):
-            batch = self.replay.sample(config.replay.batch_size, config.replay.sequence_length, self.device)
-            metrics = self.agent.update(batch)
-            names, values = list(metrics), torch.stack(list(metrics.values()))
-            total = values if total is None else total + values
-        self.counters.updates += config.train.updates
-        if total is None:
-            return {}
-        means = dict(zip(names, (total / config.train.updates).tolist(), strict=True))
-        skipped = round(means.pop("skipped") * config.train.updates)
-        return {f"train/{name}": value for name, value in means.items()} | {"train/skipped_updates": skipped}
+    def _sequential_round(self, env_steps: int, progress: Progress) -> tuple[MetricMeans, list[float]]:
+        """The updates of a round, then steps until the run stands at `env_steps`; metrics, and returns of episodes."""
+        counters, train = self.counters, self.config.train
+        metrics, returns = MetricMeans(), []
+        progress.update(counters.env_steps, counters.updates, "updating")
+        self._update(train.updates, metrics, progress)
+        progress.update(counters.env_steps, counters.updates, "collecting")
+        while counters.env_steps < env_steps:
+            self.collector.send(self.train_planner, train.action_noise)
+            returns += self.collector.receive()
+            self._profiler.after_step()
+        return metrics, returns
+
+    def _interleaved_round(self, env_steps: int, progress: Progress) -> tuple[MetricMeans, list[float]]:
+        """Steps until the run stands at `env_steps`, with the updates owed while they are made; as above."""
+        counters, train = self.counters, self.config.train
+        metrics, returns = MetricMeans(), []
+        in_flight = self.config.num_envs * self.config.action_repeat
+        while True:
+            self.collector.send(self.train_planner, train.action_noise)
+            self._update(self._ratio.issue(counters.env_steps + in_flight), metrics, progress)
+            returns += self.collector.receive()
+            self._profiler.after_step()
+            progress.update(counters.env_steps, counters.updates, "training")
+            if counters.env_steps >= env_steps:
+                return metrics, returns
+
+    def _update(self, count: int, metrics: MetricMeans, progress: Progress) -> None:
+        """`count` updates, whose metrics are added to `metrics`. On a GPU they are asked for, not waited for."""
+        replay = self.config.replay
+        for left in range(count, 0, -1):
+            self._profiler.before_update(left)
+            with record_function("update"):
+                batch = self.replay.sample(replay.batch_size, replay.sequence_length, self.device)
+                metrics.add(self.agent.update(batch))
+            self.counters.updates += 1
+            if not self._set_up:
+                self._set_up = True
+                self._report_set_up(progress)
+
+    def _report_set_up(self, progress: Progress) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        seconds = time.monotonic() - self._started - self._seed_seconds
+        progress.line(f"set-up before the first update: {seconds:.1f} s, beside {self._seed_seconds:.1f} s of episodes")
 
     def _evaluate(self, logger: Logger, progress: Progress) -> None:
         config, counters = self.config, self.counters
+        self._profiler.finish()  # an evaluation would swell it
         progress.update(counters.env_steps, counters.updates, "evaluating")
         trace_steps = config.eval.video_steps if config.eval.video else 0
         self.evaluation = evaluate(

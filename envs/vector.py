@@ -14,23 +14,41 @@ from envs.errors import EnvError
 from envs.make import make_env
 
 
+class LocalVectorEnv(SyncVectorEnv):
+    """gymnasium's `SyncVectorEnv`, with the two halves of a step that one with workers has: the second does it all."""
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self._sent = actions
+
+    def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        return self.step(self._sent)
+
+
+class WorkerVectorEnv(AsyncVectorEnv):
+    """gymnasium's `AsyncVectorEnv`, closed at once and quietly, even amid a step."""
+
+    def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
+        """End the workers: asked to when idle, terminated otherwise."""
+        idle = self._state is AsyncState.DEFAULT and all(process.is_alive() for process in self.processes)
+        self._state = AsyncState.DEFAULT  # an interrupted call's answers may be half read: never wait for them
+        super().close_extras(timeout=timeout, terminate=terminate or not idle)
+
+
 def make_vector_env(
     name: str, num_envs: int, *, workers: bool | None = None, **settings: Any
-) -> gymnasium.vector.VectorEnv:
+) -> LocalVectorEnv | WorkerVectorEnv:
     """`num_envs` times `make_env(name, **settings)`: one in this process, more in a worker process each.
 
-    `workers` overrules that. Nothing is reset by itself: call `reset_rows` for the rows that ended, before
-    the next step. Observations are uint8 [B, H, W, 3] and copies; `infos["env_steps"]` is int [B]. Raises
-    `EnvError`.
+    `workers` overrules that. `step_async(actions)` [B, A] starts a step, which workers make at once, and `step_wait()`
+    ends it. Nothing is reset by itself: call `reset_rows` for the rows that ended, before the next step. Observations
+    are uint8 [B, H, W, 3] and copies; `infos["env_steps"]` is int [B]. Raises `EnvError`.
     """
     if num_envs < 1:
         raise EnvError(f"num_envs must be 1 or more, got {num_envs}")
     factories = [functools.partial(make_env, name, **settings)] * num_envs
     if workers if workers is not None else num_envs > 1:
-        return WorkerVectorEnv(
-            factories, context="spawn", worker=_run_worker, autoreset_mode=AutoresetMode.DISABLED
-        )
-    return SyncVectorEnv(factories, autoreset_mode=AutoresetMode.DISABLED)
+        return WorkerVectorEnv(factories, context="spawn", worker=_run_worker, autoreset_mode=AutoresetMode.DISABLED)
+    return LocalVectorEnv(factories, autoreset_mode=AutoresetMode.DISABLED)
 
 
 def reset_rows(
@@ -45,18 +63,6 @@ def reset_rows(
     if seeds is not None:
         seeds = [None if seed is None else int(seed) for seed in seeds]
     return envs.reset(seed=seeds, options={"reset_mask": mask})
-
-
-class WorkerVectorEnv(AsyncVectorEnv):
-    """gymnasium's `AsyncVectorEnv`, closed at once and quietly, even amid a step."""
-
-    def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
-        """End the workers: asked to when idle, terminated otherwise."""
-        idle = self._state is AsyncState.DEFAULT and all(process.is_alive() for process in self.processes)
-        self._state = (
-            AsyncState.DEFAULT
-        )  # an interrupted call's answers may be half read: never wait for them
-        super().close_extras(timeout=timeout, terminate=terminate or not idle)
 
 
 def _run_worker(*arguments: Any) -> None:

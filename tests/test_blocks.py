@@ -82,25 +82,23 @@ def test_from_one_pixel_is_the_transposed_convolution(size):
 
 
 @pytest.mark.parametrize("layout", ["plain", "channels last"])
-def test_the_encoder_with_kernels_is_the_plain_one(layout):
+def test_the_encoder_in_blocks_is_the_plain_one(layout):
     encoder = Encoder((4, 8, 8, 12)).double()
-    image = torch.randn(2, 3, 64, 64, 3, **DOUBLE).movedim(-1, -3)
+    image = torch.randn(2, 64, 64, 3, **DOUBLE).movedim(-1, -3)
     image = image if layout == "channels last" else image.contiguous()
-    assert_same_function(*both_ways(encoder, image), [image, *encoder.parameters()])
+    inputs = [image, *encoder.parameters()]
+    assert_same_function(lambda: encoder.in_blocks(image), lambda: encoder.layers(image), inputs)
 
 
 def test_the_decoder_with_kernels_is_the_plain_one():
     decoder = Decoder(6, 16, (8, 6, 4)).double()
     state = torch.randn(2, 3, 6, **DOUBLE)
-    assert_same_function(*both_ways(decoder, state), [state, *decoder.parameters()])
 
-
-def both_ways(module, x):
     def run(kernels):
-        module.kernels = kernels
-        return module(x)
+        decoder.kernels = kernels
+        return decoder(state)
 
-    return lambda: run(True), lambda: run(False)
+    assert_same_function(lambda: run(True), lambda: run(False), [state, *decoder.parameters()])
 
 
 @pytest.mark.parametrize("act", ["none", "relu", "elu"])

@@ -1,6 +1,7 @@
 """The commands as a user runs them: what they write, and one clear line where they are given something wrong."""
 
 import contextlib
+import gzip
 import io
 import json
 import os
@@ -165,11 +166,16 @@ def test_a_preset_or_folder_beside_resume_is_refused(trained, capsys):
         assert "does not go with --resume" in capsys.readouterr().err
 
 
-def test_an_episode_longer_than_the_replay_is_one_line(tmp_path, capsys):
-    args = [*SHORT, "--env", "tests.example_env:make", "--action-repeat", "1", "--replay.capacity", "60"]
+def test_a_replay_too_small_for_its_environments_is_one_line(tmp_path, capsys):
+    args = [*TINY, "--num-envs", "8", "--replay.capacity", "60"]
     assert run.main([*args, "--run-dir", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
-    assert "--replay.capacity" in error and error.count("\n") == 1
+    assert "--replay.capacity" in error and "--num-envs" in error and error.count("\n") == 1
+
+
+def test_a_replay_smaller_than_an_episode_trains(tmp_path):
+    args = [*TINY, "--max-env-steps", "30", "--env-steps", "60", "--replay.capacity", "16"]
+    assert run.main([*args, "--planner", "policy", "--run-dir", str(tmp_path / "run")]) == 0
 
 
 def test_a_finished_run_says_how_to_go_on(trained, capsys):
@@ -253,7 +259,8 @@ TRAIN_ERRORS = {
 def test_train_says_what_is_wrong_in_one_line(name, tmp_path, capsys):
     args, message = TRAIN_ERRORS[name]
     options = [] if name in ("unknown command", "missing run") else ["--run-dir", str(tmp_path / "run")]
-    assert run.main([*args, *options, *([] if name == "unknown command" else ["--eval.num-envs", "1"])]) == 2
+    few = [] if name == "unknown command" else ["--num-envs", "1", "--eval.num-envs", "1"]
+    assert run.main([*args, *options, *few]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
     assert message in error
@@ -347,6 +354,19 @@ def test_two_environments_a_memory_map_and_tensorboard(tmp_path):
     assert list((tmp_path / "run" / "tensorboard").iterdir())
     last = records(tmp_path / "run")[-1]
     assert (last["env_steps"], last["agent_steps"], last["episodes"]) == (400, 400, 6)
+    assert last["updates"] == 2, "one for 100 env steps, after 120 of seed episodes"
+    assert "2 environments" in done.stdout and "interleaved" in done.stdout
+
+
+def test_train_profile_writes_a_trace(tmp_path):
+    folder = tmp_path / "run"
+    args = ["--env-steps", 64, "--num-envs", 2, "--train.updates", 6, "--planner", "policy", "--run-dir", folder]
+    done = command("train", *TINY, *args, "--profile")
+    assert done.returncode == 0, done.stderr
+    assert "https://ui.perfetto.dev" in done.stdout
+    events = json.loads(gzip.decompress((folder / "profile" / "trace.json.gz").read_bytes()))["traceEvents"]
+    assert {"plan", "update", "wait for environments", "store"} <= {event.get("name") for event in events}
+    assert records(folder)[-1]["env_steps"] == 64
 
 
 def test_readme_commands_and_ci_agree():

@@ -1,16 +1,20 @@
 """What a collector stores and counts, on environments whose images and rewards say which step they are."""
 
+import time
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
 
 from dreamer_mpc.agent import Act, Carry, Dreamer
+from dreamer_mpc.behavior import BehaviorConfig
 from dreamer_mpc.collect import Collector, Counters
 from dreamer_mpc.planners import make_planner
 from dreamer_mpc.replay import Replay
-from envs import make_vector_env
+from envs import choose_gl_backend, make_vector_env
 from tests.counting_env import CountingEnv, decode, expected_reward
-from tests.test_agent import make_agent, one_thread  # noqa: F401
+from tests.test_agent import BEHAVIOR, WORLD, make_agent, one_thread  # noqa: F401
 
 PLANNER = make_planner("policy")
 
@@ -32,16 +36,31 @@ class Recorder(Dreamer):
         return Act(action, Carry(carry.state + 1, action, None), 0, torch.zeros(len(action)))
 
 
-class Keeper(Replay):
-    """A replay that also keeps the episodes."""
+class Episode(NamedTuple):
+    """Frames in a row, as they were appended."""
 
-    def __init__(self):
-        super().__init__(1000, 2)
+    image: np.ndarray
+    action: np.ndarray
+    reward: np.ndarray
+    is_first: np.ndarray
+
+
+class Keeper(Replay):
+    """A replay that also keeps what is appended, by stream and in finished episodes."""
+
+    def __init__(self, streams):
+        super().__init__(1000 * streams, 2, streams)
+        self.frames = [[] for _ in range(streams)]  # of the episode in progress
         self.kept = []
 
-    def add(self, episode):
-        super().add(episode)
-        self.kept.append(episode)
+    def append(self, rows, image, action, reward, is_first):
+        super().append(rows, image, action, reward, is_first)
+        arrays = [torch.as_tensor(x).clone().numpy() for x in (image, action, reward, is_first)]
+        for row, *frame in zip(rows, *arrays, strict=True):
+            if frame[3] and self.frames[row]:
+                self.kept.append(Episode(*map(np.stack, zip(*self.frames[row]))))
+                self.frames[row] = []
+            self.frames[row].append(frame)
 
 
 class TwoLengths(CountingEnv):
@@ -53,13 +72,21 @@ class TwoLengths(CountingEnv):
         return super().reset(seed=seed, options=options)
 
 
+class Slow(CountingEnv):
+    """Steps take 0.4 s."""
+
+    def step(self, action):
+        time.sleep(0.4)
+        return super().step(action)
+
+
 def terminating():
     return CountingEnv(terminates=True)
 
 
 def make_collector(env="tests.counting_env:make", num_envs=1, seed=0, agent=None, **settings):
     envs = make_vector_env(env, num_envs, **{"workers": False, "action_repeat": 1} | settings)
-    return Collector(envs, agent or Recorder(), Keeper(), Counters(), seed)
+    return Collector(envs, agent or Recorder(), Keeper(num_envs), Counters(), seed)
 
 
 def check_episode(episode, number, action_repeat, length):
@@ -88,9 +115,7 @@ def test_episodes_are_stored_as_they_happened(action_repeat, num_envs, workers):
     for i, episode in enumerate(kept):
         check_episode(episode, i // num_envs, action_repeat, 10)
         assert returns[i] == pytest.approx(episode.reward.sum())
-        np.testing.assert_allclose(
-            episode.action[1:, 1], (i % num_envs) / 10, rtol=1e-6
-        )  # its own row's actions
+        np.testing.assert_allclose(episode.action[1:, 1], (i % num_envs) / 10, rtol=1e-6)  # its own row's actions
     actions = np.concatenate([episode.action[1:, 0] for episode in kept[::num_envs]])
     np.testing.assert_allclose(actions, np.arange(len(actions)) / 100, atol=1e-6)  # each once, in order
     agent_steps = num_envs * 3 * -(-10 // action_repeat)
@@ -115,6 +140,45 @@ def test_an_episode_that_terminates_is_stored_like_one_that_is_cut():
     assert len(collector.replay.kept) == 2
     for number, episode in enumerate(collector.replay.kept):
         check_episode(episode, number, 1, 10)
+
+
+def test_an_episode_in_progress_is_in_replay():
+    collector = make_collector(num_envs=2)
+    assert len(collector.replay) == 2, "the first frames"
+    collector.collect(2 * 7, PLANNER)
+    assert (len(collector.replay), collector.replay.episodes) == (16, 2)
+    for row, frames in enumerate(collector.replay.frames):
+        assert [decode(frame[0]) for frame in frames] == [(0, step) for step in range(8)]
+        assert [float(frame[1][1]) for frame in frames[1:]] == pytest.approx([row / 10] * 7)
+    collector.collect(2 * 10, PLANNER)
+    assert (len(collector.replay), collector.replay.episodes) == (24, 4), "an episode's end is the next one's start"
+
+
+def test_streams_hold_the_episodes_of_their_environment():
+    collector = make_collector("tests.test_collect:TwoLengths", 2, seed=2)
+    collector.collect(100, PLANNER)
+    batch = collector.replay.sample(2000, 3)
+    row = batch.index // collector.replay.size
+    assert (row == row[0]).all()
+    inner = ~batch.is_first
+    torch.testing.assert_close(batch.action[..., 1][inner], row[inner] / 10)
+    steps = batch.image[..., 0, 0, 1].amax()
+    assert steps == 7 and batch.image[..., 0, 0, 1][row == 0].amax() == 4
+
+
+def test_a_step_is_sent_and_received_and_workers_make_it_meanwhile():
+    collector = make_collector("tests.test_collect:Slow", 2, workers=True)
+    collector.collect(2, PLANNER)
+    collector.send(PLANNER)
+    before = collector.counters.env_steps, len(collector.replay)
+    time.sleep(0.5)
+    start = time.monotonic()
+    collector.receive()
+    waited = time.monotonic() - start
+    collector.envs.close()
+    assert before == (2, 4)
+    assert (collector.counters.env_steps, len(collector.replay)) == (4, 6)
+    assert waited < 0.25, "of the 0.4 s that a step takes"
 
 
 @pytest.mark.parametrize("action_repeat", [1, 2])
@@ -200,3 +264,43 @@ def test_a_real_agent_s_actions_are_stored_as_they_were_executed():
         check_episode(episode, i // 2, 1, 10)
         assert episode.action[1:].any(1).all()
         assert np.abs(episode.action).max() <= 1
+
+
+def test_real_pixels_lie_in_replay_as_workers_returned_them(monkeypatch):
+    """dm_control in two workers, with short episodes: replay's frames against those that the environments gave."""
+    choose_gl_backend()
+    settings = {"workers": True, "action_repeat": 2, "render_quality": "fast", "max_env_steps": 14}
+    envs = make_vector_env("cheetah-run", 2, **settings)
+    given = [[], []]  # by row: (image, reward)
+    reset, wait = envs.reset, envs.step_wait
+
+    def recorded_reset(*, seed=None, options=None):
+        rows = (options or {}).get("reset_mask", np.ones(2, bool))
+        image, info = reset(seed=seed, options=options)
+        for row in np.flatnonzero(rows):
+            given[row].append((image[row].copy(), 0.0))
+        return image, info
+
+    def recorded_wait():
+        step = wait()
+        for row in range(2):
+            given[row].append((step[0][row].copy(), step[1][row]))
+        return step
+
+    monkeypatch.setattr(envs, "reset", recorded_reset)
+    monkeypatch.setattr(envs, "step_wait", recorded_wait)
+    replay = Replay(60, 6, streams=2)
+    collector = Collector(envs, Dreamer(6, WORLD, BehaviorConfig(**BEHAVIOR)), replay, Counters(), seed=0)
+    collector.collect(2 * 14 * 2 + 8, PLANNER)
+    envs.close()
+    assert collector.counters == Counters(64, 32, 0, 4)
+    assert len(replay) == len(given[0]) + len(given[1]) == 2 * (8 + 8 + 3)
+    batch = replay.sample(2000, 1)
+    seen = set()
+    for index, image, reward in zip(batch.index[0].tolist(), batch.image[0], batch.reward[0].tolist()):
+        row, place = divmod(index, 30)
+        assert (image.numpy() == given[row][place][0]).all()
+        assert reward == pytest.approx(given[row][place][1], rel=1e-6)
+        seen.add(index)
+    assert len(seen) == len(replay)
+    assert len(np.unique(np.stack([image for image, _ in given[0]]), axis=0)) == len(given[0]), "no two are alike"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dreamer_mpc.replay import Episode, Replay
+from dreamer_mpc.replay import Replay
 from dreamer_mpc.world_model import WorldModel, WorldModelConfig
 
 AMP = torch.autocast("cpu", enabled=False)
@@ -24,7 +24,7 @@ def make_episode(rng, length):
         position = np.clip(position + 0.25 * action, -1, 1)
         frames.append((draw(position), action, position[0]))
     image, action, reward = (np.stack(x) for x in zip(*frames))
-    return Episode(image, action.astype(np.float32), reward.astype(np.float32), np.arange(length) == 0)
+    return image, action.astype(np.float32), reward, np.arange(length) == 0
 
 
 def draw(position):
@@ -46,7 +46,8 @@ def locate(image):
 def fill(rng, episodes, length):
     replay = Replay(episodes * length, 2)
     for _ in range(episodes):
-        replay.add(make_episode(rng, length))
+        for image, action, reward, is_first in zip(*make_episode(rng, length)):
+            replay.append(np.zeros(1, int), image[None], action[None], reward[None], is_first[None])
     return replay
 
 
@@ -61,7 +62,8 @@ def foresight():
     model = WorldModel(CONFIG, action_dim=2)
     optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
     for _ in range(250):
-        total, _, _ = model.loss(replay.sample(6, 8), AMP)
+        batch = replay.sample(6, 8)
+        total, _ = model.loss(batch, model.infer(batch, AMP), AMP)
         optimizer.zero_grad()
         total.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 100.0)

@@ -51,7 +51,9 @@ def make_batch(length=5, batch_size=3, seed=0):
 
 def seeded_loss(world, batch):
     torch.manual_seed(1)
-    return world.loss(batch, AMP)
+    inference = world.infer(batch, AMP)
+    total, metrics = world.loss(batch, inference, AMP)
+    return total, inference.states, metrics
 
 
 # images
@@ -230,7 +232,7 @@ def test_training_images_are_dequantised():
         torch.manual_seed(seed)
         seen = []
         hook = world.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        losses.add(float(world.loss(batch, AMP)[2]["image_loss"]))
+        losses.add(float(world.loss(batch, world.infer(batch, AMP), AMP)[1]["image_loss"]))
         hook.remove()
         torch.testing.assert_close(seen[0], target, rtol=0, atol=0)
     assert len(losses) == 2
@@ -271,7 +273,7 @@ def test_the_world_model_overfits_real_frames():
     mean_image = 0.5 * (target - target.mean((0, 1))).square().sum((-1, -2, -3)).mean()
     losses = []
     for _ in range(200):
-        total, _, metrics = world.loss(batch, AMP)
+        total, metrics = world.loss(batch, world.infer(batch, AMP), AMP)
         optimizer.zero_grad()
         total.backward()
         nn.utils.clip_grad_norm_(world.parameters(), 100.0)

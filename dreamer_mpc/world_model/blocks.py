@@ -43,20 +43,20 @@ def image_convolution(image: Float[Tensor, "M H H C"], layer: nn.Conv2d) -> Floa
 
     The output is 31 pixels a side; the last row and column are left out: the next layer does not read them.
     """
-    patches = _patches(image.contiguous(), _product_dtype(image))  # [M, h, h, 2, 2, 4, 4 C]
-    weight = rearrange(layer.weight, "o c k l -> o (k l c)")
-    y = F.linear(patches.view(-1, weight.shape[1]), weight)
+    patches = _patches(image.contiguous(), _product_dtype(image))  # [M, h, h, 2, 2, 4, 16]
+    weight = F.pad(rearrange(layer.weight, "o c k l -> o k (l c)"), (0, 16 - 4 * image.shape[-1])).flatten(1)
+    y = F.linear(patches.view(-1, 64), weight)
     return bias_act(y[None], layer.bias[None], "relu").view(*patches.shape[:3], -1)
 
 
-def _patches(image: Float[Tensor, "M H H C"], dtype: torch.dtype) -> Float[Tensor, "M h h 2 2 4 P"]:
+def _patches(image: Float[Tensor, "M H H C"], dtype: torch.dtype) -> Float[Tensor, "M h h 2 2 4 16"]:
     if fused.on_gpu(image):
         return fused.kernels.patches(image, dtype)
     m, height, width, c = image.shape
     row, blocks = width * c, (height - 4) // 4
     shape = (m, blocks, blocks, 2, 2, 4, 4 * c)  # image, block, pixel in it, row of the kernel, the rest of it
     strides = (height * row, 4 * row, 4 * c, 2 * row, 2 * c, row, 1)
-    return torch.empty(shape, dtype=dtype, device=image.device).copy_(image.as_strided(shape, strides))
+    return F.pad(image.as_strided(shape, strides), (0, 16 - 4 * c)).to(dtype)
 
 
 def block_convolution(

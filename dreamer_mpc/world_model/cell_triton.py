@@ -2,8 +2,9 @@
 
 A team of G programs owns BM rows of the batch and walks through time with them; each computes its slice of every
 layer's columns, so it reads a G-th of the weights. Activations pass from layer to layer through the buffers that the
-backward pass needs anyway; the team meets at a counter in memory after each. Teams never wait for each other. All
-programs of a launch must be on the GPU at once, so there are never more than it has multiprocessors, unless G is 1.
+backward pass needs anyway; the team meets at a counter in memory after each. Teams never wait for each other. All of
+a team must be on the GPU at once, so there are never more programs than multiprocessors unless G is 1; and in an update,
+where two of these kernels run side by side, one of them has no teams (G is 1) and the other fills half the GPU at most.
 `cell.py` states the arithmetic; this file must agree with it.
 """
 
@@ -338,11 +339,11 @@ def _block(size: int) -> int:
 def _launch(rows: int, device: torch.device) -> dict[str, int]:
     """Rows and size of a team, by how many of them the GPU holds at once."""
     processors = torch.cuda.get_device_properties(device).multi_processor_count
-    for block, team in ((16, 16), (32, 4), (64, 2)):  # measured on an H200
-        if triton.cdiv(rows, block) * team <= processors:
-            small = block == 16
-            return {"BM": block, "G": team, "BK": 64 if small else 32, "STAGES": 3, "num_warps": 4 if small else 8}
-    return {"BM": 32, "G": 1, "BK": 32, "STAGES": 3, "num_warps": 8}
+    if triton.cdiv(rows, 16) * 13 <= processors // 2:  # measured on an H200
+        return {"BM": 16, "G": 13, "BK": 64, "STAGES": 3, "num_warps": 4}
+    if triton.cdiv(rows, 32) * 4 <= processors:
+        return {"BM": 32, "G": 4, "BK": 64, "STAGES": 3, "num_warps": 8}
+    return {"BM": 32, "G": 1, "BK": 64, "STAGES": 3, "num_warps": 8}
 
 
 def _slices(launch: dict[str, int], **sizes: int) -> dict[str, int]:

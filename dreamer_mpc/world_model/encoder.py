@@ -39,7 +39,7 @@ def to_image(x: Float[Tensor, "*b C H W"]) -> UInt8[Tensor, "*b H W C"]:
 class Encoder(nn.Module):
     """Four 4x4 convolutions of stride 2 with ReLU (paper, Table 18): [*, 3, 64, 64] -> [*, 4 * channels[-1]].
 
-    With `kernels`, in blocks of pixels (`blocks.py`); without, by the plain layers, which are the reference.
+    With `kernels`, on a GPU, in blocks of pixels (`blocks.py`); else by the plain layers, which are the reference.
     """
 
     def __init__(self, channels: Sequence[int] = (32, 64, 128, 256), kernels: bool = True):
@@ -52,10 +52,11 @@ class Encoder(nn.Module):
 
     def forward(self, image: Float[Tensor, "*b 3 64 64"]) -> Float[Tensor, "*b E"]:
         x = image.reshape(-1, *image.shape[-3:])
-        x = self._in_blocks(x) if self.kernels else self.layers(x)
+        x = self.in_blocks(x) if self.kernels and x.is_cuda else self.layers(x)
         return x.reshape(*image.shape[:-3], self.outputs)
 
-    def _in_blocks(self, image: Float[Tensor, "M 3 64 64"]) -> Float[Tensor, "M C 2 2"]:
+    def in_blocks(self, image: Float[Tensor, "M 3 64 64"]) -> Float[Tensor, "M C 2 2"]:
+        """What the layers compute; on a CPU it gains nothing."""
         first, *rest = self.layers[::2]
         x = image_convolution(image.permute(0, 2, 3, 1), first)
         for layer in rest:

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-PROGRAMS = 1024  # several a multiprocessor
+PROGRAMS = 528  # four a multiprocessor of an H200
 ELEMENTS = 4096  # of a block
 
 NONE, RELU, ELU = 0, 1, 2  # activations
@@ -67,7 +67,7 @@ def _bias_act_backward(
     g += member * rows * C
     out += member * rows * C
     dy += member * rows * C
-    total = tl.zeros([CP], tl.float32)
+    total = tl.zeros([BR, CP], tl.float32)
     for block in range(tl.program_id(0), tl.cdiv(rows, BR), tl.num_programs(0)):
         at = (block * BR + tl.arange(0, BR)).to(tl.int64)
         where, mask = _target(at, cols, rows, LAYOUT, C, H, W, SIDE, CROP)
@@ -81,9 +81,9 @@ def _bias_act_backward(
         if ACT > 0 or LAYOUT > 0:
             inside = (at < rows)[:, None] & (cols < C)[None, :]
             tl.store(dy + at[:, None] * C + cols[None, :], v, mask=inside)
-        total += tl.sum(v, axis=0)
+        total += v
     sums += (member * tl.num_programs(0) + tl.program_id(0)) * C
-    tl.store(sums + cols, total, mask=cols < C)
+    tl.store(sums + cols, tl.sum(total, axis=0), mask=cols < C)
 
 
 def _shape(channels: int, rows: int, members: int) -> tuple[tuple[int, int], dict[str, int]]:
@@ -120,20 +120,24 @@ def bias_act_backward(
 def _patches(image, out, BLOCKS: tl.constexpr, BP: tl.constexpr, H: tl.constexpr, C: tl.constexpr):
     count, i = tl.program_id(0).to(tl.int64), tl.program_id(1)  # image, and row of blocks
     j, k = tl.arange(0, BP), tl.arange(0, 16)  # block, and number in a patch's row
-    mask = (j < BLOCKS)[:, None] & (k < 4 * C)[None, :]
+    inside, real = (j < BLOCKS)[:, None], (k < 4 * C)[None, :]
     source = image + (count * H + 4 * i) * H * C + j[:, None] * (4 * C) + k[None, :]
-    target = out + ((count * BLOCKS + i) * BLOCKS + j[:, None]) * (4 * 16 * C) + k[None, :]
+    target = out + ((count * BLOCKS + i) * BLOCKS + j[:, None]) * 256 + k[None, :]
     for pixel in tl.static_range(4):  # of the block, 2 rows and columns of the image apart
         for row in tl.static_range(4):  # of the patch
             at = (2 * (pixel // 2) + row) * H * C + 2 * (pixel % 2) * C
-            tl.store(target + pixel * 16 * C + row * 4 * C, tl.load(source + at, mask=mask, other=0.0), mask=mask)
+            value = tl.load(source + at, mask=inside & real, other=0.0)
+            tl.store(target + pixel * 64 + row * 16, value, mask=inside)
 
 
 def patches(image: Tensor, dtype: torch.dtype) -> Tensor:
-    """4x4 patches, 2 apart, of square images [M, H, H, C], C <= 4: [M, h, h, 2, 2, 4, 4 C] in blocks of 2x2."""
+    """4x4 patches, 2 apart, of square images [M, H, H, C], C <= 4: [M, h, h, 2, 2, 4, 16] in blocks of 2x2.
+
+    The 4 C numbers of a patch's row are padded to 16 with zeros: whole sectors are written.
+    """
     count, height, _, channels = image.shape
     blocks = (height - 4) // 4
-    out = torch.empty(count, blocks, blocks, 2, 2, 4, 4 * channels, dtype=dtype, device=image.device)
+    out = torch.empty(count, blocks, blocks, 2, 2, 4, 16, dtype=dtype, device=image.device)
     _patches[(count, blocks)](image, out, BLOCKS=blocks, BP=triton.next_power_of_2(blocks), H=height, C=channels)
     return out
 

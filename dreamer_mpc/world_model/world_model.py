@@ -12,7 +12,7 @@ from dreamer_mpc.checks import check_ranges
 from dreamer_mpc.world_model.decoder import Decoder
 from dreamer_mpc.world_model.encoder import Encoder, preprocess, to_image
 from dreamer_mpc.world_model.networks import MLP
-from dreamer_mpc.world_model.rssm import RSSM, gaussian_kl
+from dreamer_mpc.world_model.rssm import RSSM, Gaussian, gaussian_kl
 
 
 class SquaredError(torch.autograd.Function):
@@ -40,6 +40,15 @@ class Batch(NamedTuple):
     reward: Float[Tensor, "T B"]
     is_first: Bool[Tensor, "T B"]
     index: Int64[Tensor, "T B"]  # the frame's place in replay, its identity for the bootstrap masks
+
+
+class Inference(NamedTuple):
+    """What a world model makes of a batch."""
+
+    target: Float[Tensor, "T B C H W"]  # the images as the decoder is to give them
+    states: Float[Tensor, "T B S"]
+    posterior: Gaussian
+    prior: Gaussian
 
 
 @dataclass(frozen=True)
@@ -105,18 +114,23 @@ class WorldModel(nn.Module):
         """Mean images of latent states."""
         return to_image(self.decoder(state).float())
 
-    def loss(
-        self, batch: Batch, amp: torch.autocast
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, "T B S"], dict[str, Float[Tensor, ""]]]:
-        """Negative evidence lower bound of a batch (Dreamer, Eq. 10): scalar, posterior states, mean of each term.
-
-        image and reward: unit-variance Gaussian log-likelihoods without their constants. A reward is scored only
-        where one was paid, so not at an episode's first image. `amp` covers the convolutions; losses are in fp32.
-        """
+    def infer(self, batch: Batch, amp: torch.autocast) -> Inference:
+        """Posterior and prior of a batch; `amp` covers the convolutions."""
         target = preprocess(batch.image, dequantize=True)  # [T, B, C, H, W]
         with amp:
             embed = self.encoder(target)
         states, posterior, prior = self.rssm.observe(embed.float(), batch.action, batch.is_first)
+        return Inference(target, states, posterior, prior)
+
+    def loss(
+        self, batch: Batch, inference: Inference, amp: torch.autocast
+    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+        """Negative evidence lower bound of a batch (Dreamer, Eq. 10): scalar, and mean of each term.
+
+        image and reward: unit-variance Gaussian log-likelihoods without their constants. A reward is scored only
+        where one was paid, so not at an episode's first image. `amp` covers the convolutions; losses are in fp32.
+        """
+        target, states, posterior, prior = inference
         with amp:
             decoded = self.decoder(states)
         kl = gaussian_kl(posterior, prior)
@@ -129,4 +143,4 @@ class WorldModel(nn.Module):
         assert losses.keys() == scales.keys() and all(loss.shape == kl.shape for loss in losses.values())
         total = sum(scales[name] * losses[name].mean() for name in losses)
         metrics = {f"{name}_loss": loss.mean().detach() for name, loss in losses.items()}
-        return total, states, metrics | {"kl": kl.mean().detach()}
+        return total, metrics | {"kl": kl.mean().detach()}

@@ -1,0 +1,150 @@
+"""What all benchmarks share: options, timing, random data, the record on disk, the table on the terminal."""
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from dreamer_mpc.config import Config, load_presets, option, parse
+from dreamer_mpc.device import device_name
+from dreamer_mpc.errors import UserError
+from dreamer_mpc.run_folder import package_versions, source_commit, write_text
+from dreamer_mpc.world_model import Batch
+
+ROOT = Path(__file__).resolve().parent.parent
+ACTION_DIM = 6  # cheetah-run
+LEAST = 3  # calls of a row, however long they take
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Options of every benchmark; what it does not know are settings of a run (`--config quick`, `--device cpu`)."""
+    result = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    result.add_argument("--out", type=Path, help="JSON file to write")
+    result.add_argument("--repeats", type=int, help="timed calls of each row; default: 30 on a GPU, 3 on a CPU")
+    result.add_argument("--seconds", type=float, default=10.0, help="a row stops after this long, with 3 calls or more")
+    result.add_argument("--ceilings", type=Path, help="JSON of benchmarks.ceilings; measured anew where not given")
+    return result
+
+
+def parse_settings(args: Sequence[str]) -> Config:
+    """The run that `args` describe, as for run.py; SystemExit with one line where they do not."""
+    try:
+        return parse(Config, args, load_presets(option(args, "config") or "default"), prog="benchmarks")
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def timed(
+    function: Callable[[], Any], device: torch.device, repeats: int | None, seconds: float, warmup: int
+) -> dict[str, float]:
+    """ms of a call by the host's clock, the device waited for before and after: median, 10th and 90th percentile."""
+    repeats = repeats or (30 if device.type == "cuda" else 3)
+    for _ in range(warmup):
+        function()
+    times: list[float] = []
+    while len(times) < repeats and (len(times) < LEAST or sum(times) < seconds):
+        synchronize(device)
+        start = time.perf_counter()
+        function()
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    ordered = sorted(1e3 * t for t in times)
+    last = len(ordered) - 1
+    return {
+        "ms": statistics.median(ordered),
+        "p10_ms": ordered[round(0.1 * last)],
+        "p90_ms": ordered[round(0.9 * last)],
+        "repeats": len(ordered),
+    }
+
+
+def random_batch(config: Config, device: torch.device) -> Batch:
+    """A batch of `config`'s size as it comes from replay, random pixels [T, B, 64, 64, 3]."""
+    shape = (config.replay.sequence_length, config.replay.batch_size)
+    return Batch(
+        image=torch.randint(0, 256, (*shape, 64, 64, 3), dtype=torch.uint8, device=device),
+        action=torch.rand(*shape, ACTION_DIM, device=device) * 2 - 1,
+        reward=torch.rand(*shape, device=device),
+        is_first=torch.zeros(*shape, dtype=torch.bool, device=device),
+        index=torch.randint(0, 500_000, shape, device=device),
+    )
+
+
+def cpu_model() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Hardware, versions, date and command: what a figure must stand with."""
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "command": f"python -m {_module()} {shlex.join(sys.argv[1:])}".strip(),
+        "commit": source_commit(ROOT / "dreamer_mpc" / "agent.py"),
+        "device": device_name(device),
+        "cpu": cpu_model(),
+        "cpu_cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "cuda": torch.version.cuda,
+        "packages": package_versions(),
+    }
+
+
+def _module() -> str:
+    path = Path(sys.argv[0])
+    return "benchmarks" if path.stem == "__main__" else f"benchmarks.{path.stem}"
+
+
+def write(out: Path | None, record: dict[str, Any]) -> None:
+    """`record` as JSON."""
+    if out:
+        write_text(out, json.dumps(record, indent=1) + "\n")
+        print(f"wrote {out}", flush=True)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A record that `write` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def print_table(title: str, columns: dict[str, str], rows: Sequence[dict[str, Any]], footer: str = "") -> None:
+    """Rows on the terminal; `columns` gives each key its heading."""
+    table = Table(title=title, title_justify="left", caption=footer or None, caption_justify="left")
+    for i, heading in enumerate(columns.values()):
+        table.add_column(heading, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(show(row.get(key)) for key in columns))
+    Console(width=None if sys.stdout.isatty() else 130).print(table)
+
+
+def show(value: Any) -> str:
+    """A cell: three significant digits, thousands whole, nothing where there is nothing."""
+    if value is None:
+        return ""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

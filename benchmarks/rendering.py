@@ -1,0 +1,80 @@
+"""Frames a second of processes that step and render cheetah-run and wait for nobody: the ceiling of collecting.
+
+    python -m benchmarks.rendering --processes 8 [--quality full] [--seconds 3]
+
+Random actions, no agent. Every process starts counting when all are ready. It prints the sum.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from envs import choose_gl_backend, make_env
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def work(args: argparse.Namespace, folder: Path, name: str) -> None:
+    """One process: step until the time is over; its rate goes to `folder`."""
+    env = make_env(args.env, action_repeat=args.action_repeat, render_quality=args.quality)
+    env.action_space.seed(0)
+    env.reset(seed=0)
+    env.step(env.action_space.sample())
+    (folder / f"{name}.ready").touch()
+    while not (folder / "start").exists():
+        time.sleep(0.01)
+    start, frames = time.perf_counter(), 0
+    while time.perf_counter() < start + args.seconds:
+        _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+        frames += 1
+        if terminated or truncated:
+            env.reset()
+    (folder / f"{name}.rate").write_text(str(frames / (time.perf_counter() - start)))
+
+
+def frames_per_s(argv: Sequence[str], processes: int) -> float:
+    """Frames of all processes in a second, in the OpenGL that MUJOCO_GL names."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        base = [sys.executable, "-m", "benchmarks.rendering", *argv, "--worker", name]
+        workers = [subprocess.Popen([*base, f"worker{i}"], cwd=ROOT) for i in range(processes)]
+        try:
+            while len(list(folder.glob("*.ready"))) < processes:
+                if any(worker.poll() for worker in workers):
+                    raise RuntimeError("one of the rendering processes ended before all were ready")
+                time.sleep(0.05)
+            (folder / "start").touch()
+            if any(worker.wait() for worker in workers):
+                raise RuntimeError("one of the rendering processes failed")
+        finally:
+            for worker in workers:
+                worker.kill()
+                worker.wait()
+        return sum(float(path.read_text()) for path in folder.glob("*.rate"))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env", default="cheetah-run")
+    parser.add_argument("--action-repeat", type=int, default=2)
+    parser.add_argument("--quality", default="full")
+    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.worker:
+        work(args, Path(args.worker[0]), args.worker[1])
+    else:
+        if ":" not in args.env:
+            choose_gl_backend()  # the processes inherit what it finds
+        print(f"{frames_per_s(argv, args.processes):.1f} frames/s")
+
+
+if __name__ == "__main__":
+    main()

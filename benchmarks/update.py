@@ -1,0 +1,158 @@
+"""Time one update of world model, actor and critic (50 x 50 frames of 64 x 64 x 3 unless the settings say otherwise).
+
+    python -m benchmarks.update [--peer CHECKOUT] [--processes 4] [--device cuda] [--out update.json]
+
+Rows: the default; without kernels (on a GPU still a CUDA graph); the eager reference; the peer's code, where there is
+a checkout of it. set-up is from building the agent to the end of the first replayed call, for the default with an empty
+Triton cache; memory is torch's peak. `--processes` counts the updates a second of that many processes on one GPU.
+"""
+
+import argparse
+import gc
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from benchmarks import ceilings, common, peers, roofline
+from dreamer_mpc.capture import WARMUP_CALLS
+from dreamer_mpc.config import Config
+from dreamer_mpc.device import choose_device
+from dreamer_mpc.train import make_agent
+
+GIB = 2**30
+# What differs from the default; `compile` changes nothing on a CPU.
+WAYS = {
+    "default": {},
+    "kernels off": {"kernels": "off"},
+    "eager reference": {"kernels": "off", "compile": "off"},
+}
+QUEUE = 4  # updates asked for ahead of the device, as a training run does
+
+
+def measure(config: Config, device: torch.device, args: argparse.Namespace) -> dict[str, Any]:
+    """Times of an update, set-up and peak memory, with a fresh agent."""
+    gc.collect()  # an earlier agent and its graphs
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    batches = itertools.cycle([common.random_batch(config, device) for _ in range(2)])
+    common.synchronize(device)
+    start = time.perf_counter()
+    agent = make_agent(config, common.ACTION_DIM, device)
+    for _ in range(WARMUP_CALLS + 1 if cuda else 1):
+        agent.update(next(batches))
+    common.synchronize(device)
+    set_up = time.perf_counter() - start
+    times = common.timed(lambda: agent.update(next(batches)), device, args.repeats, args.seconds, warmup=int(cuda))
+    memory = torch.cuda.max_memory_allocated(device) / GIB if cuda else None
+    return {**times, "set_up_s": set_up, "memory_gib": memory}
+
+
+def work(config: Config, device: torch.device, folder: Path, name: str, seconds: float) -> None:
+    """One of several processes: update until the common end; the rate goes to `folder`."""
+    agent, batch = make_agent(config, common.ACTION_DIM, device), common.random_batch(config, device)
+    for _ in range(WARMUP_CALLS + 3 if device.type == "cuda" else 1):
+        agent.update(batch)
+    common.synchronize(device)
+    (folder / f"{name}.ready").touch()
+    while not (folder / "start").exists():
+        time.sleep(0.01)
+    start, updates, asked = time.perf_counter(), 0, []
+    while time.perf_counter() < start + seconds:
+        agent.update(batch)
+        updates += 1
+        if device.type == "cuda":
+            asked.append(torch.cuda.Event())
+            asked[-1].record()
+            if len(asked) > QUEUE:
+                asked.pop(0).synchronize()
+    common.synchronize(device)
+    (folder / f"{name}.json").write_text(json.dumps(updates / (time.perf_counter() - start)))
+
+
+def together(rest: Sequence[str], processes: int, seconds: float) -> float:
+    """Updates a second of `processes` processes on one device, counted over the same time."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        base = [sys.executable, "-m", "benchmarks.update", *rest, "--window", str(seconds), "--worker", name]
+        workers = [subprocess.Popen([*base, f"worker{i}"], cwd=common.ROOT) for i in range(processes)]
+        try:
+            while len(list(folder.glob("*.ready"))) < processes:
+                if any(worker.poll() for worker in workers):
+                    raise RuntimeError("one of the processes ended before all were ready")
+                time.sleep(0.05)
+            (folder / "start").touch()
+            if any(worker.wait() for worker in workers):
+                raise RuntimeError("one of the processes failed")
+        finally:
+            for worker in workers:
+                worker.kill()
+                worker.wait()
+        return sum(json.loads(path.read_text()) for path in folder.glob("worker*.json"))
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
+    """Measure, print, write."""
+    parser = common.parser(__doc__)
+    parser.add_argument("--peer", type=Path, help="checkout of the peer to time as well, or a JSON of benchmarks.peers")
+    parser.add_argument("--processes", type=int, default=1, help="also count updates/s of so many at once")
+    parser.add_argument("--window", type=float, default=4.0, help="seconds over which those are counted")
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    args, rest = parser.parse_known_args(argv)
+    config = common.parse_settings(rest)
+    device = choose_device(config.device)
+    if args.worker:
+        return work(config, device, Path(args.worker[0]), args.worker[1], args.window)
+    cuda = device.type == "cuda"
+    # Nothing that was compiled before helps; the processes find what this one compiled.
+    with tempfile.TemporaryDirectory() as cache, mock.patch.dict(os.environ, TRITON_CACHE_DIR=cache):
+        rows = []
+        for name, changes in WAYS.items():
+            if not cuda and "compile" in changes:
+                continue
+            rows.append({"name": name, **measure(replace(config, **changes), device, args)})
+            print(f"{name}: {common.show(rows[-1]['ms'])} ms", flush=True)
+        gc.collect()
+        if cuda:
+            torch.cuda.empty_cache()
+        several = {}
+        if args.processes > 1:
+            one, many = (together(rest, n, args.window) for n in (1, args.processes))
+            several = {"processes": args.processes, "one_per_s": one, "together_per_s": many, "ratio": many / one}
+    if args.peer:
+        sizes = ["--batch-size", config.replay.batch_size, "--length", config.replay.sequence_length]
+        rows += peers.rows(args.peer, "update", [*sizes, "--device", config.device], args.seconds, args.repeats)
+    rate = roofline.rate_of(config, device)
+    moved = roofline.update_bytes(config, rate == "bf16")
+    found = roofline.floor(roofline.update_flops(config), moved, ceilings.load(args.ceilings, device), rate)
+    for row in rows:
+        row["share"] = None if row["name"].startswith("peer") else found["floor_ms"] / row["ms"]
+    record = {"benchmark": "update", **common.describe(device), "rows": rows, "several": several, "roofline": found}
+    shape = f"{config.replay.sequence_length} x {config.replay.batch_size} frames"
+    columns = {"name": "update", "ms": "ms, median", "p10_ms": "10 %", "p90_ms": "90 %", "repeats": "calls"}
+    columns |= {"set_up_s": "set-up, s", "memory_gib": "memory, GiB", "share": "share of the floor"}
+    footer = roofline.line(found, rows[0]["ms"], rate)
+    if several:
+        footer += (
+            f"\n{args.processes} processes: {several['together_per_s']:.1f} updates/s together, one alone "
+            f"{several['one_per_s']:.1f}: {several['ratio']:.2f} times"
+        )
+    common.print_table(f"One update, {shape}: {record['device']}", columns, rows, footer)
+    common.write(args.out, record)
+    return record
+
+
+if __name__ == "__main__":
+    main()

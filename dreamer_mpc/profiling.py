@@ -1,0 +1,70 @@
+"""A trace of a few updates and steps of a training run, for a trace viewer."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+WARM = 10  # updates and steps before the trace: by then CUDA graphs are recorded
+UPDATES = 3
+STEPS = 3
+MOST_STEPS = 10  # where updates are rare
+
+
+class Profiler:
+    """Traces `UPDATES` updates and `STEPS` steps of a run once it is warm, if `wanted`: `folder`/trace.json.gz.
+
+    `before_update` and `after_step` are told what happens; `say` takes a line for the user.
+    """
+
+    def __init__(self, folder: Path, device: torch.device, wanted: bool, say: Callable[[str], None]):
+        self.path = folder / "trace.json.gz"
+        self._device, self._wanted, self._say = device, wanted, say
+        self._updates = self._steps = 0  # of the run; while a trace is under way, of the trace
+        self._trace: profile | None = None
+
+    def before_update(self, left: int) -> None:
+        """An update comes; `left` of them, with this one, until the environments are stepped or waited for."""
+        if self._wanted and self._trace is None and min(self._updates, self._steps) >= WARM and left <= UPDATES:
+            self._start()
+        self._updates += 1
+
+    def after_step(self) -> None:
+        """The planner has acted and the environments have stepped."""
+        self._steps += 1
+        enough = self._updates >= UPDATES and self._steps >= STEPS
+        if enough or self._steps >= MOST_STEPS:
+            self.finish()
+
+    def finish(self) -> None:
+        """Write the trace that is under way, if there is one, in whatever state."""
+        if self._trace is None:
+            return
+        self._wait()
+        self._trace.stop()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._trace.export_chrome_trace(str(self.path))
+        self._trace, self._wanted = None, False
+        self._say(
+            f"profile of {self._updates} updates and {self._steps} steps: {self.path} "
+            f"(open it in https://ui.perfetto.dev)"
+        )
+
+    def close(self) -> None:
+        """The run is over."""
+        self.finish()
+        if self._wanted:
+            self._say(f"no profile: it begins after {WARM} updates and {WARM} planned steps, and this run ended before")
+
+    def _start(self) -> None:
+        self._wait()
+        self._updates = self._steps = 0
+        kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (self._device.type == "cuda")
+        self._trace = profile(activities=kinds)
+        self._trace.start()
+
+    def _wait(self) -> None:
+        """Let the device finish, so that the trace holds what was asked for in it, and all of that."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)

@@ -1,0 +1,213 @@
+"""The loop of a run: what happens in which order, how often, and what the user is told."""
+
+import gzip
+import json
+from collections import Counter
+
+import pytest
+import torch
+
+from dreamer_mpc.agent import Dreamer
+from dreamer_mpc.config import Config, load_presets, parse
+from dreamer_mpc.errors import UserError
+from dreamer_mpc.run_folder import RunFolder
+from dreamer_mpc.train import MetricMeans, Trainer, replay_capacity
+from envs.vector import LocalVectorEnv
+from tests.counting_env import CountingEnv
+from tests.test_agent import one_thread  # noqa: F401
+from tests.test_cli import TINY
+
+SHORT = [
+    "--env", "tests.counting_env:make", "--planner", "policy", "--max-env-steps", "10", "--train.every", "20",
+]  # fmt: skip
+
+
+class Unlike(CountingEnv):
+    """Episodes of 7 or 10 steps, by the first seed."""
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            self.length = 7 if seed % 2 else 10
+        return super().reset(seed=seed, options=options)
+
+
+def make_trainer(folder, events, monkeypatch, *args):
+    """A tiny run whose environments stay in this process; what happens is noted in `events`."""
+    monkeypatch.setattr("envs.vector.WorkerVectorEnv", lambda factories, autoreset_mode, **_: LocalVectorEnv(
+        factories, autoreset_mode=autoreset_mode
+    ))  # fmt: skip
+    args = [*TINY, *SHORT, *map(str, args), "--run-dir", str(folder)]
+    config = parse(Config, args, load_presets("quick"))
+    trainer = Trainer(config, RunFolder.create(folder))
+    envs, act, update = trainer.envs, Dreamer.act, trainer.agent.update
+
+    def noted(name, function):
+        def call(*args, **kwargs):
+            events.append(name)
+            return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(Dreamer, "act", noted("plan", act))
+    trainer.agent.update = noted("update", update)
+    envs.step_async, envs.step_wait = noted("send", envs.step_async), noted("receive", envs.step_wait)
+    monkeypatch.setattr(trainer, "_evaluate", noted("evaluate", lambda *_: setattr(trainer, "evaluation", True)))
+    return trainer
+
+
+def records(folder):
+    return [json.loads(line) for line in (RunFolder(folder).metrics).read_text().splitlines()]
+
+
+def test_one_environment_alternates_as_in_the_paper(tmp_path, monkeypatch):
+    events = []
+    trainer = make_trainer(tmp_path, events, monkeypatch, "--env-steps", 70, "--train.updates", 3, "--eval.every", 40)
+    trainer.run()
+    random, planned = ["send", "receive"], ["plan", "send", "receive"]
+    # 10 env steps of a seed episode, then rounds of 3 updates and 20 env steps; evaluation at the round past 40.
+    a_round = ["update"] * 3 + planned * 20
+    assert events == random * 10 + a_round * 2 + ["evaluate"] + a_round + ["evaluate"]
+    assert [(row["env_steps"], row["updates"]) for row in records(tmp_path)] == [(10, 0), (30, 3), (50, 6), (70, 9)]
+
+
+@pytest.mark.parametrize("num_envs, repeat", [(2, 1), (4, 1), (3, 2), (8, 3)])
+@pytest.mark.parametrize("updates", [0, 1, 13])
+def test_several_environments_step_while_updates_run_in_the_exact_ratio(
+    num_envs, repeat, updates, tmp_path, monkeypatch
+):
+    events = []
+    args = ["--num-envs", num_envs, "--action-repeat", repeat, "--train.updates", updates, "--env-steps", 200]
+    trainer = make_trainer(tmp_path, events, monkeypatch, *args)
+    monkeypatch.setattr(trainer.agent, "update", fake_update(events))
+    trainer.run()
+    start = 10 * num_envs
+    first = events.index("plan")
+    assert Counter(events[:first]) == {"send": -(-10 // repeat), "receive": -(-10 // repeat)}
+    issued, env_steps, position = 0, start, first
+    while events[position] == "plan":
+        assert events[position + 1] == "send"
+        end = events.index("receive", position)
+        between = events[position + 2 : end]
+        assert set(between) <= {"update"}, "updates are issued while the step is in flight"
+        # Episodes are 10 env steps, so that a step in flight is shorter at their ends where repeat is 3.
+        in_flight = min(env_steps + repeat * num_envs, 200)
+        issued = max(issued, updates * (in_flight - start) // 20)
+        assert len(between) == issued - events[first:position].count("update")
+        env_steps += num_envs * min(repeat, 10 - (env_steps // num_envs) % 10)
+        position = end + 1
+    assert events[position:] == ["evaluate"]
+    assert env_steps == trainer.counters.env_steps >= 200
+    assert trainer.counters.updates == updates * (200 - start) // 20, "what the sequential algorithm makes"
+
+
+def fake_update(events):
+    def update(_):
+        events.append("update")
+        return {"loss": torch.zeros(()), "skipped": torch.zeros(())}
+
+    return update
+
+
+def test_rows_that_end_at_different_times_keep_the_ratio(tmp_path, monkeypatch):
+    args = ["--env", "tests.test_train:Unlike", "--num-envs", 2, "--action-repeat", 4, "--train.updates", 5]
+    trainer = make_trainer(tmp_path, [], monkeypatch, *args, "--env-steps", 300, "--train.seed-episodes", 3)
+    monkeypatch.setattr(trainer.agent, "update", fake_update([]))
+    trainer.run()
+    rows = records(tmp_path)
+    start, last = rows[0]["env_steps"], rows[-1]
+    assert last["env_steps"] < 4 * last["agent_steps"], "some steps were cut short"
+    assert last["updates"] == 5 * (300 - start) // 20
+    for row in rows:
+        exact = 5 * (min(row["env_steps"], 300) - start) / 20
+        assert -1 < row["updates"] - exact < 5 * 8 / 20
+
+
+@pytest.mark.parametrize("num_envs", [1, 4])
+def test_a_resumed_run_makes_the_updates_its_new_episodes_are_owed(num_envs, tmp_path, monkeypatch):
+    first, args = [], ["--num-envs", num_envs, "--train.updates", 6]
+    trainer = make_trainer(tmp_path, first, monkeypatch, *args, "--env-steps", 120)
+    trainer.run()
+    before = trainer.counters.updates
+    from dreamer_mpc.checkpoint import load_checkpoint
+    from dreamer_mpc.train import prepare
+
+    config = parse(Config, ["--env-steps", "240", "--resume", str(tmp_path)], trainer.config)
+    folder, payload = prepare(config)
+    resumed, shown = Trainer(config, folder, payload), []
+    assert resumed.counters.env_steps == 120
+    act = Dreamer.act
+    monkeypatch.setattr(Dreamer, "act", lambda *a: shown.append(resumed.counters.updates) or act(*a))
+    resumed.run()
+    assert shown[:10] == [before] * 10, "the planner plays the first episodes, without updates"
+    assert shown[10] == before + 6 * 10 * num_envs // 20 + (num_envs == 1) * 6
+    assert resumed.counters.updates == before + 6 * 120 // 20 + (num_envs == 1) * 3
+    assert load_checkpoint(tmp_path)["counters"]["updates"] == resumed.counters.updates
+
+
+@pytest.mark.parametrize(
+    "num_envs, words",
+    [(1, "take turns (sequential"), (2, "2 environments, planned in one batch: they step while updates run")],
+)
+def test_the_user_is_told_how_collecting_and_updating_go_together(num_envs, words, tmp_path, monkeypatch, capsys):
+    trainer = make_trainer(tmp_path, [], monkeypatch, "--num-envs", num_envs, "--env-steps", 60)
+    trainer.run()
+    output = capsys.readouterr().out
+    assert words in output and "replay 0." in output
+    assert output.count("set-up before the first update") == 1
+
+
+@pytest.mark.parametrize("num_envs", [1, 2])
+def test_a_profile_opens_as_a_trace_and_training_goes_on(num_envs, tmp_path, monkeypatch, capsys):
+    args = ["--num-envs", num_envs, "--env-steps", 160, "--train.updates", 12, "--profile"]
+    trainer = make_trainer(tmp_path, [], monkeypatch, *args)
+    trainer.run()
+    assert trainer.counters.env_steps == 160
+    path = tmp_path / "profile" / "trace.json.gz"
+    output = " ".join(capsys.readouterr().out.split())
+    assert f"{path}" in output and "https://ui.perfetto.dev" in output and "no profile" not in output
+    spans = Counter(event.get("name") for event in json.loads(gzip.decompress(path.read_bytes()))["traceEvents"])
+    assert 3 <= spans["update"] <= 6 and 3 <= spans["store"] <= 10
+    # With several environments it begins while a step is in flight.
+    assert spans["store"] == spans["wait for environments"] == spans["plan"] + (num_envs > 1)
+    assert path.stat().st_size < 2e6
+
+
+@pytest.mark.parametrize("args", [["--train.updates", "0"], ["--env-steps", "40"], ["--env-steps", "5"]])
+def test_a_run_that_ends_before_its_profile_says_so(args, tmp_path, monkeypatch, capsys):
+    trainer = make_trainer(tmp_path, [], monkeypatch, "--env-steps", 60, "--profile", *args)
+    trainer.run()
+    assert capsys.readouterr().out.count("no profile") == 1
+    assert not (tmp_path / "profile").exists()
+
+
+# replay's size
+
+
+def config(*args):
+    return parse(Config, list(map(str, args)), Config())
+
+
+@pytest.mark.parametrize("num_envs", [1, 8, 7])
+def test_the_replay_has_room_for_the_whole_run_and_no_more(num_envs):
+    settings = ["--num-envs", num_envs, "--env-steps", 200_000]
+    capacity = replay_capacity(config(*settings))
+    episodes = 200_000 // 1000 + 2 * num_envs
+    assert 100_000 + episodes <= capacity < 110_000 and capacity % num_envs == 0
+    assert replay_capacity(config(*settings, "--replay.capacity", 30_000)) == 30_000 // num_envs * num_envs
+
+
+def test_a_share_below_two_sequences_is_refused_in_one_line():
+    replay_capacity(config("--num-envs", 8, "--replay.capacity", 800))
+    with pytest.raises(
+        UserError, match="--replay.capacity 799 .*100 frames.*8 training environments.*--num-envs"
+    ) as error:
+        replay_capacity(config("--num-envs", 8, "--replay.capacity", 799))
+    assert "\n" not in str(error.value)
+
+
+def test_metrics_are_means_and_skipped_updates_are_counted():
+    means = MetricMeans()
+    assert means.read() == {}
+    for loss, skipped in [(1.0, 0.0), (2.0, 1.0), (6.0, 1.0)]:
+        means.add({"loss": torch.tensor(loss), "skipped": torch.tensor(skipped)})
+    assert means.read() == {"train/loss": 3.0, "train/skipped_updates": 2}
