@@ -8,9 +8,11 @@ GPU of the same machine, and read with --end-to-end-result.
 """
 
 import argparse
+import contextlib
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -34,9 +36,10 @@ def run_part(name: str, words: Sequence[str], out: Path, limit: float) -> dict[s
     environment = os.environ | {"COLUMNS": "130", "PYTHONUNBUFFERED": "1"}
     tail: deque[str] = deque(maxlen=30)
     process = subprocess.Popen(
-        command, cwd=common.ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    timer = threading.Timer(limit, process.kill)
+        command, cwd=common.ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    timer = threading.Timer(limit, end, [process])
     timer.start()
     try:
         for line in process.stdout:
@@ -46,12 +49,18 @@ def run_part(name: str, words: Sequence[str], out: Path, limit: float) -> dict[s
     finally:
         late = not timer.is_alive()
         timer.cancel()
-        process.kill()
+        end(process)
         process.wait()
     if process.returncode:
         last = next((line for line in reversed(tail) if line), "no word of it")
         return {"error": f"failed: longer than {limit:.0f} s" if late else f"failed: {last}"[:200]}
     return common.read(out)
+
+
+def end(process: subprocess.Popen) -> None:
+    """Kill a part and all that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def words_for(name: str, args: argparse.Namespace, rest: Sequence[str], cuda: bool) -> list[str]:

@@ -103,6 +103,16 @@ def together(rest: Sequence[str], processes: int, seconds: float) -> float:
         return sum(json.loads(path.read_text()) for path in folder.glob("worker*.json"))
 
 
+def compare(rest: Sequence[str], processes: int, seconds: float) -> dict[str, Any]:
+    """Updates a second of `processes` processes over those of one; a failure of theirs costs this figure alone."""
+    try:
+        one, many = (together(rest, n, seconds) for n in (1, processes))
+    except RuntimeError as error:
+        return {"processes": processes, "ratio": None, "text": f"{processes} processes: {error}"}
+    text = f"{processes} processes: {many:.1f} updates/s together, one alone {one:.1f}: {many / one:.2f} times"
+    return {"processes": processes, "one_per_s": one, "together_per_s": many, "ratio": many / one, "text": text}
+
+
 def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
     """Measure, print, write."""
     parser = common.parser(__doc__)
@@ -129,8 +139,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
             torch.cuda.empty_cache()
         several = {}
         if args.processes > 1:
-            one, many = (together(rest, n, args.window) for n in (1, args.processes))
-            several = {"processes": args.processes, "one_per_s": one, "together_per_s": many, "ratio": many / one}
+            several = compare(rest, args.processes, args.window)
     if args.peer:
         sizes = ["--batch-size", config.replay.batch_size, "--length", config.replay.sequence_length]
         rows += peers.rows(args.peer, "update", [*sizes, "--device", config.device], args.seconds, args.repeats)
@@ -144,11 +153,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
     columns = {"name": "update", "ms": "ms, median", "p10_ms": "10 %", "p90_ms": "90 %", "repeats": "calls"}
     columns |= {"set_up_s": "set-up, s", "memory_gib": "memory, GiB", "share": "share of the floor"}
     footer = roofline.line(found, rows[0]["ms"], rate)
-    if several:
-        footer += (
-            f"\n{args.processes} processes: {several['together_per_s']:.1f} updates/s together, one alone "
-            f"{several['one_per_s']:.1f}: {several['ratio']:.2f} times"
-        )
+    footer += f"\n{several['text']}" if several else ""
     common.print_table(f"One update, {shape}: {record['device']}", columns, rows, footer)
     common.write(args.out, record)
     return record

@@ -101,9 +101,7 @@ def test_end_to_end_and_all_in_one_run(tmp_path):
     """`python -m benchmarks`: a part that fails is named, the others go on, and the table is written."""
     words = [*TINY, "--skip", "update", "plan", "collect", "--ceilings-extra", "--no-such-option"]
     words += ["--end-to-end-steps", "16", "--end-to-end-extra", " ".join(RUN)]
-    command = [sys.executable, "-m", "benchmarks", "--out", str(tmp_path), *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
+    everything.main(["--out", str(tmp_path), *words])
     run = common.read(tmp_path / "end_to_end.json")
     (row,) = run["rows"]
     assert row["env_steps"] == 16 and row["updates"] == 1 and row["evaluations"] == 1
