@@ -35,12 +35,16 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--task", required=True)
-    parser.add_argument("--methods", nargs="+", choices=LABELS, default=["dream-mpc", "dreamer"])
+    parser.add_argument("--methods", nargs="*", choices=LABELS, default=["dream-mpc", "dreamer"])
     parser.add_argument("--name", default="curve", help="of the two files")
     parser.add_argument("--title", help="of the picture")
+    parser.add_argument("--labels", nargs="+", help="of the runs; default: their folders' names")
+    parser.add_argument("--until", type=int, help="env steps drawn; default: all")
     args = parser.parse_args()
-    curves = {run.name: run_curve(run) for run in args.runs}
-    until = max(steps for curve in curves.values() for steps, *_ in curve)
+    labels = args.labels or [run.name for run in args.runs]
+    curves = {label: run_curve(run) for label, run in zip(labels, args.runs, strict=True)}
+    until = args.until or max(steps for curve in curves.values() for steps, *_ in curve)
+    curves = {label: [point for point in curve if point[0] <= until] for label, curve in curves.items()}
     with (args.out / f"{args.name}.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["run", "env_steps", "return_mean", "return_std"])

@@ -198,7 +198,7 @@ def assert_near(found, expected, tolerance):
 
 
 @pytest.mark.parametrize("kind", ["observe", "rollout", "policy"])
-@pytest.mark.parametrize("rows", [1, 50, 700, 2500])  # teams of 13 for few rows, of 4, and none
+@pytest.mark.parametrize("rows", [1, 50, 500, 2500])  # teams of 13 for few rows, of 4, and none
 def test_the_cell_s_kernel_is_the_loop(kind, rows, full_fp32, monkeypatch):
     assert_near(*unrolled(rows, kind, False, monkeypatch), 1e-5)
 
@@ -258,7 +258,8 @@ def test_the_world_model_s_loss_with_kernels_is_the_plain_one(full_fp32):
         batch, amp = random_batch(0), torch.autocast("cuda", enabled=False)
         inference = world.infer(batch, amp)
         loss, metrics = world.loss(batch, inference, amp)
-        results.append([loss, inference.states, *metrics.values(), *torch.autograd.grad(loss, list(world.parameters()))])
+        gradients = torch.autograd.grad(loss, list(world.parameters()))
+        results.append([loss, inference.states, *metrics.values(), *gradients])
     assert_near(*results, 1e-3)
 
 

@@ -59,6 +59,10 @@ class Actor(nn.Module):
         self.min_std, self.mean_scale = min_std, mean_scale
 
     def forward(self, state: Float[Tensor, "*b S"]) -> TanhNormal:
-        mean, std = self.layers(state).chunk(2, dim=-1)
+        return self.distribution(self.layers(state))
+
+    def distribution(self, output: Float[Tensor, "*b A2"]) -> TanhNormal:
+        """What the layers' output stands for."""
+        mean, std = output.chunk(2, dim=-1)
         mean = self.mean_scale * torch.tanh(mean / self.mean_scale)
         return TanhNormal(mean, F.softplus(std + self.raw_init_std) + self.min_std)

@@ -19,6 +19,9 @@ except ImportError:
     cell_triton = None
 
 
+FEW_ROWS = 64
+
+
 class Cell(NamedTuple):
     """Weights of one step: input layer, GRU, then the hidden and the output layer of prior or posterior."""
 
@@ -110,20 +113,22 @@ def _unroll_triton(cell, trace, action, acting, add, noise, keep, min_std, bf16)
 def _unroll_torch(cell, trace, action, acting, add, noise, keep, min_std) -> None:
     d, z = trace.deter.shape[-1], trace.stoch.shape[-1]
     deter, stoch = trace.deter[0], trace.stoch[0]
+    w_in, w_ih, w_hh, w_hidden, w_out = (_transposed(w, len(deter)) for w in _matrices(cell))
+    policy = _policy_layers(acting.actor, len(deter)) if acting else None
     for t in range(len(noise)):
         if acting:
-            action[t] = _act(acting, torch.cat([deter, stoch], dim=-1), t)
+            action[t] = _act(acting, policy, torch.cat([deter, stoch], dim=-1), t)
         a = action[t]
         if keep is not None:
             deter, stoch, a = deter * keep[t, :, None], stoch * keep[t, :, None], a * keep[t, :, None]
-        x = F.elu_(torch.addmm(cell.b_in, torch.cat([stoch, a], dim=-1), cell.w_in.t()))
-        gi, gh = torch.addmm(cell.b_ih, x, cell.w_ih.t()), torch.addmm(cell.b_hh, deter, cell.w_hh.t())
+        x = F.elu_(torch.addmm(cell.b_in, torch.cat([stoch, a], dim=-1), w_in))
+        gi, gh = torch.addmm(cell.b_ih, x, w_ih), torch.addmm(cell.b_hh, deter, w_hh)
         r, u = torch.sigmoid_(gi[:, : 2 * d].add_(gh[:, : 2 * d])).split(d, dim=-1)
         n = torch.tanh_(torch.addcmul(gi[:, 2 * d :], r, gh[:, 2 * d :]))
         deter = torch.lerp(n, deter, u, out=trace.deter[t + 1])
         joined = add[t] if add.dim() == 3 else add
-        hidden = F.elu_(torch.addmm(joined, deter, cell.w_hidden.t()))
-        stats = torch.addmm(cell.b_out, hidden, cell.w_out.t())
+        hidden = F.elu_(torch.addmm(joined, deter, w_hidden))
+        stats = torch.addmm(cell.b_out, hidden, w_out)
         mean, raw = stats.split(z, dim=-1)
         stoch = torch.addcmul(mean, F.softplus(raw).add_(min_std), noise[t], out=trace.stoch[t + 1])
         if trace.gates is not None:
@@ -131,8 +136,26 @@ def _unroll_torch(cell, trace, action, acting, add, noise, keep, min_std) -> Non
             torch.cat([r, u, n, gh[:, 2 * d :]], dim=-1, out=trace.gates[t])
 
 
-def _act(acting: Acting, state: Float[Tensor, "M S"], t: int) -> Float[Tensor, "M A"]:
-    distribution = acting.actor(state)
+def _matrices(cell: Cell) -> tuple[Tensor, ...]:
+    return cell.w_in, cell.w_ih, cell.w_hh, cell.w_hidden, cell.w_out
+
+
+def _transposed(w: Float[Tensor, "O I"], rows: int) -> Float[Tensor, "I O"]:
+    """For products from the left: laid out so where there are few rows, which is faster on a CPU."""
+    return w.t().contiguous() if rows <= FEW_ROWS else w.t()
+
+
+def _policy_layers(actor: torch.nn.Module, rows: int) -> list[tuple[Tensor, Tensor]]:
+    """Weight [I, O] and bias of each linear layer."""
+    linear = [layer for layer in actor.layers if isinstance(layer, torch.nn.Linear)]
+    return [(_transposed(layer.weight, rows), layer.bias) for layer in linear]
+
+
+def _act(acting: Acting, layers: list[tuple[Tensor, Tensor]], x: Float[Tensor, "M S"], t: int) -> Float[Tensor, "M A"]:
+    *hidden, (w, b) = layers
+    for weight, bias in hidden:
+        x = F.elu_(torch.addmm(bias, x, weight))
+    distribution = acting.actor.distribution(torch.addmm(b, x, w))
     action = torch.tanh(distribution.mean + distribution.std * acting.noise[t])
     if acting.previous is None:
         return action

@@ -3,9 +3,9 @@
 A team of G programs owns BM rows of the batch and walks through time with them; each computes its slice of every
 layer's columns, so it reads a G-th of the weights. Activations pass from layer to layer through the buffers that the
 backward pass needs anyway; the team meets at a counter in memory after each. Teams never wait for each other. All of
-a team must be on the GPU at once, so there are never more programs than multiprocessors unless G is 1; and in an update,
-where two of these kernels run side by side, one of them has no teams (G is 1) and the other fills half the GPU at most.
-`cell.py` states the arithmetic; this file must agree with it.
+a team must be on the GPU at once, so there are never more programs than multiprocessors unless G is 1. In an update two
+of these kernels may run side by side; those that keep a trace for it fill half the GPU at most, or one would wait for
+the other's places. `cell.py` states the arithmetic; this file must agree with it.
 """
 
 import torch
@@ -336,11 +336,11 @@ def _block(size: int) -> int:
     return max(16, triton.next_power_of_2(size))
 
 
-def _launch(rows: int, device: torch.device, bf16: bool) -> dict[str, int]:
+def _launch(rows: int, device: torch.device, bf16: bool, alone: bool) -> dict[str, int]:
     """Rows and size of a team, by how many of them the GPU holds at once; fp32 blocks of weights are half as deep."""
     depth = 64 if bf16 else 32
-    processors = torch.cuda.get_device_properties(device).multi_processor_count
-    if triton.cdiv(rows, 16) * 13 <= processors // 2:  # measured on an H200
+    processors = torch.cuda.get_device_properties(device).multi_processor_count // (1 if alone else 2)
+    if triton.cdiv(rows, 16) * 13 <= processors:  # measured on an H200
         return {"BM": 16, "G": 13, "BK": 64, "STAGES": 3, "num_warps": 4}
     if triton.cdiv(rows, 32) * 4 <= processors:
         return {"BM": 32, "G": 4, "BK": depth, "STAGES": 3, "num_warps": 8}
@@ -372,7 +372,7 @@ def forward(
     """
     w_in, b_in, w_ih, b_ih, w_hh, b_hh, w_hidden, w_out, b_out = cell
     steps, rows = noise.shape[:2]
-    launch = _launch(rows, noise.device, bf16)
+    launch = _launch(rows, noise.device, bf16, alone=gates is None)
     teams = triton.cdiv(rows, launch["BM"])
     policy, scalars = {"U": 16, "LAYERS": 0, "ACTOR_STRIDE": 1, "BLEND": False}, (0.0, 0.0, 1.0)
     actor_in = actor_mid = actor_out = actor_bias = scratch = None
@@ -416,7 +416,7 @@ def backward(
     w_in, _, w_ih, _, w_hh, _, w_hidden, w_out, _ = cell
     steps, rows, z = noise.shape
     d, width = deter.shape[-1], hidden.shape[-1]
-    launch = _launch(rows, noise.device, bf16)
+    launch = _launch(rows, noise.device, bf16, alone=False)
     teams = triton.cdiv(rows, launch["BM"])
     kept = steps if g_stats is not None else 1
     sizes = (actions, width, 3 * d, 3 * d, width, 2 * z)
