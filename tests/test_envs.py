@@ -453,8 +453,8 @@ if __name__ == "__main__":
         time.sleep(1)
     except KeyboardInterrupt:
         envs.reset()  # the workers are still there
-    threading.Timer(0.5, lambda: os.killpg(0, signal.SIGINT)).start()
     try:
+        threading.Timer(0.5, lambda: os.killpg(0, signal.SIGINT)).start()
         envs.step(np.zeros((2, 2), np.float32))
     except KeyboardInterrupt:
         envs.close()
@@ -473,9 +473,9 @@ def test_an_interrupted_step_closes_at_once_and_quietly(tmp_path):
         capture_output=True,
         text=True,
         start_new_session=True,
-        check=True,
+        check=False,
     )
-    assert done.stdout == "closed [False, False]\n"
+    assert done.stdout == "closed [False, False]\n", done.stderr
     assert done.stderr == ""
     assert time.monotonic() - start < 15
 
