@@ -87,15 +87,16 @@ def unroll(
     trace = Trace(deter, stoch, x, gates, hidden, stats)
     action = torch.empty_like(acting.noise) if acting else action.contiguous()
     inputs = (cell, trace, action, acting, add, noise, keep, min_std)
-    if _on_gpu(noise, d, z, width, action.shape[-1]):
+    if _on_gpu(noise, d, z, width, action.shape[-1], acting.actor.layers[0].out_features if acting else 0):
         _unroll_triton(*inputs, bf16)
     else:
         _unroll_torch(*inputs)
     return action, trace
 
 
-def _on_gpu(like: Tensor, deter: int, stoch: int, hidden: int, action: int) -> bool:
-    fits = cell_triton is not None and cell_triton.supported(deter, stoch, hidden, action)
+def _on_gpu(like: Tensor, *sizes: int) -> bool:
+    """Whether the kernel runs where `like` is; `sizes` as `cell_triton.supported` takes them."""
+    fits = cell_triton is not None and cell_triton.supported(*sizes)
     return fits and like.is_cuda and like.dtype == torch.float32
 
 

@@ -323,9 +323,9 @@ def _backward(
     _store(d_stoch0, dz, at, first, zs, zr, Z)
 
 
-def supported(deter: int, stoch: int, hidden: int, action: int) -> bool:
-    """Whether a row's activations fit a program's registers."""
-    return max(deter, hidden) <= 256 and max(stoch, action) <= 64
+def supported(deter: int, stoch: int, hidden: int, action: int, units: int = 0) -> bool:
+    """Whether a row's activations fit a program's registers; `units`: of the policy's hidden layers."""
+    return max(deter, hidden, units) <= 256 and max(stoch, action) <= 64
 
 
 def _sizes(deter: int, stoch: int, action: int, hidden: int) -> dict[str, int]:
@@ -336,15 +336,21 @@ def _block(size: int) -> int:
     return max(16, triton.next_power_of_2(size))
 
 
-def _launch(rows: int, device: torch.device, bf16: bool, alone: bool) -> dict[str, int]:
-    """Rows and size of a team, by how many of them the GPU holds at once; fp32 blocks of weights are half as deep."""
-    depth = 64 if bf16 else 32
-    processors = torch.cuda.get_device_properties(device).multi_processor_count // (1 if alone else 2)
-    if triton.cdiv(rows, 16) * 13 <= processors:  # measured on an H200
-        return {"BM": 16, "G": 13, "BK": 64, "STAGES": 3, "num_warps": 4}
-    if triton.cdiv(rows, 32) * 4 <= processors:
-        return {"BM": 32, "G": 4, "BK": depth, "STAGES": 3, "num_warps": 8}
-    return {"BM": 32, "G": 1, "BK": depth, "STAGES": 3, "num_warps": 8}
+def _launch(rows: int, width: int, device: torch.device, bf16: bool, alone: bool) -> dict[str, int]:
+    """Rows and size of a team, by how many of them the GPU holds at once, for layers of at most `width` columns."""
+    properties = torch.cuda.get_device_properties(device)
+    processors = properties.multi_processor_count // (1 if alone else 2)
+    block, team, warps = 32, 1, 8
+    for few, members, threads in ((16, 13, 4), (32, 4, 8)):  # measured on an H200
+        if triton.cdiv(rows, few) * members <= processors:
+            block, team, warps = few, members, threads
+            break
+    depth, columns = 64, _block(triton.cdiv(width, team))
+    memory = getattr(properties, "shared_memory_per_block_optin", 101_376)
+    # Of the gates' three blocks of weights and one of activations, two are there at a time.
+    while depth > (16 if bf16 else 8) and 2 * depth * (3 * columns * (2 if bf16 else 4) + 4 * block) > memory:
+        depth //= 2
+    return {"BM": block, "G": team, "BK": depth, "STAGES": 3, "num_warps": warps}
 
 
 def _slices(launch: dict[str, int], **sizes: int) -> dict[str, int]:
@@ -372,7 +378,8 @@ def forward(
     """
     w_in, b_in, w_ih, b_ih, w_hh, b_hh, w_hidden, w_out, b_out = cell
     steps, rows = noise.shape[:2]
-    launch = _launch(rows, noise.device, bf16, alone=gates is None)
+    width = max(deter.shape[-1], hidden.shape[-1], actor.layers[0].out_features if actor is not None else 0)
+    launch = _launch(rows, width, noise.device, bf16, alone=gates is None)
     teams = triton.cdiv(rows, launch["BM"])
     policy, scalars = {"U": 16, "LAYERS": 0, "ACTOR_STRIDE": 1, "BLEND": False}, (0.0, 0.0, 1.0)
     actor_in = actor_mid = actor_out = actor_bias = scratch = None
@@ -416,7 +423,7 @@ def backward(
     w_in, _, w_ih, _, w_hh, _, w_hidden, w_out, _ = cell
     steps, rows, z = noise.shape
     d, width = deter.shape[-1], hidden.shape[-1]
-    launch = _launch(rows, noise.device, bf16, alone=False)
+    launch = _launch(rows, max(d, width), noise.device, bf16, alone=False)
     teams = triton.cdiv(rows, launch["BM"])
     kept = steps if g_stats is not None else 1
     sizes = (actions, width, 3 * d, 3 * d, width, 2 * z)
