@@ -16,13 +16,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.together import ROOT as ROOT
 from dreamer_mpc.config import Config, load_presets, option, parse
 from dreamer_mpc.device import device_name
 from dreamer_mpc.errors import UserError
 from dreamer_mpc.run_folder import package_versions, source_commit, write_text
 from dreamer_mpc.world_model import Batch
 
-ROOT = Path(__file__).resolve().parent.parent
 ACTION_DIM = 6  # cheetah-run
 LEAST = 3  # calls of a row, however long they take
 

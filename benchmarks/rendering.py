@@ -6,16 +6,13 @@ Random actions, no agent. Every process starts counting when all are ready. It p
 """
 
 import argparse
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.together import report, total_rate, wait_for_start
 from envs import choose_gl_backend, make_env
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def work(args: argparse.Namespace, folder: Path, name: str) -> None:
@@ -24,37 +21,19 @@ def work(args: argparse.Namespace, folder: Path, name: str) -> None:
     env.action_space.seed(0)
     env.reset(seed=0)
     env.step(env.action_space.sample())
-    (folder / f"{name}.ready").touch()
-    while not (folder / "start").exists():
-        time.sleep(0.01)
+    wait_for_start(folder, name)
     start, frames = time.perf_counter(), 0
     while time.perf_counter() < start + args.seconds:
         _, _, terminated, truncated, _ = env.step(env.action_space.sample())
         frames += 1
         if terminated or truncated:
             env.reset()
-    (folder / f"{name}.rate").write_text(str(frames / (time.perf_counter() - start)))
+    report(folder, name, frames / (time.perf_counter() - start))
 
 
 def frames_per_s(argv: Sequence[str], processes: int) -> float:
     """Frames of all processes in a second, in the OpenGL that MUJOCO_GL names."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        base = [sys.executable, "-m", "benchmarks.rendering", *argv, "--worker", name]
-        workers = [subprocess.Popen([*base, f"worker{i}"], cwd=ROOT) for i in range(processes)]
-        try:
-            while len(list(folder.glob("*.ready"))) < processes:
-                if any(worker.poll() for worker in workers):
-                    raise RuntimeError("one of the rendering processes ended before all were ready")
-                time.sleep(0.05)
-            (folder / "start").touch()
-            if any(worker.wait() for worker in workers):
-                raise RuntimeError("one of the rendering processes failed")
-        finally:
-            for worker in workers:
-                worker.kill()
-                worker.wait()
-        return sum(float(path.read_text()) for path in folder.glob("*.rate"))
+    return total_rate("benchmarks.rendering", argv, processes)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

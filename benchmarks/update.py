@@ -10,10 +10,7 @@ Triton cache; memory is torch's peak. `--processes` counts the updates a second 
 import argparse
 import gc
 import itertools
-import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -66,9 +63,7 @@ def work(config: Config, device: torch.device, folder: Path, name: str, seconds:
     for _ in range(WARMUP_CALLS + 3 if device.type == "cuda" else 1):
         agent.update(batch)
     common.synchronize(device)
-    (folder / f"{name}.ready").touch()
-    while not (folder / "start").exists():
-        time.sleep(0.01)
+    wait_for_start(folder, name)
     start, updates, asked = time.perf_counter(), 0, []
     while time.perf_counter() < start + seconds:
         agent.update(batch)
@@ -79,28 +74,12 @@ def work(config: Config, device: torch.device, folder: Path, name: str, seconds:
             if len(asked) > QUEUE:
                 asked.pop(0).synchronize()
     common.synchronize(device)
-    (folder / f"{name}.json").write_text(json.dumps(updates / (time.perf_counter() - start)))
+    report(folder, name, updates / (time.perf_counter() - start))
 
 
 def together(rest: Sequence[str], processes: int, seconds: float) -> float:
     """Updates a second of `processes` processes on one device, counted over the same time."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        base = [sys.executable, "-m", "benchmarks.update", *rest, "--window", str(seconds), "--worker", name]
-        workers = [subprocess.Popen([*base, f"worker{i}"], cwd=common.ROOT) for i in range(processes)]
-        try:
-            while len(list(folder.glob("*.ready"))) < processes:
-                if any(worker.poll() for worker in workers):
-                    raise RuntimeError("one of the processes ended before all were ready")
-                time.sleep(0.05)
-            (folder / "start").touch()
-            if any(worker.wait() for worker in workers):
-                raise RuntimeError("one of the processes failed")
-        finally:
-            for worker in workers:
-                worker.kill()
-                worker.wait()
-        return sum(json.loads(path.read_text()) for path in folder.glob("worker*.json"))
+    return total_rate("benchmarks.update", [*rest, "--window", str(seconds)], processes)
 
 
 def compare(rest: Sequence[str], processes: int, seconds: float) -> dict[str, Any]:

@@ -18,7 +18,6 @@ try:  # comes with torch where that is built for CUDA
 except ImportError:
     cell_triton = None
 
-
 FEW_ROWS = 64
 
 
@@ -148,8 +147,7 @@ def _transposed(w: Float[Tensor, "O I"], rows: int) -> Float[Tensor, "I O"]:
 
 def _policy_layers(actor: torch.nn.Module, rows: int) -> list[tuple[Tensor, Tensor]]:
     """Weight [I, O] and bias of each linear layer."""
-    linear = [layer for layer in actor.layers if isinstance(layer, torch.nn.Linear)]
-    return [(_transposed(layer.weight, rows), layer.bias) for layer in linear]
+    return [(_transposed(layer.weight, rows), layer.bias) for layer in actor.layers.linear]
 
 
 def _act(acting: Acting, layers: list[tuple[Tensor, Tensor]], x: Float[Tensor, "M S"], t: int) -> Float[Tensor, "M A"]:
@@ -248,8 +246,8 @@ class Observe(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, g_deter, g_stoch, g_stats):
-        action, noise, keep, *rest = ctx.saved_tensors
-        cell, trace = Cell(*rest[: len(Cell._fields)]), Trace(*rest[len(Cell._fields) :])
+        action, noise, keep, *saved = ctx.saved_tensors
+        cell, trace = _restored(saved)
         g_deter, g_stoch, g_stats = (g.contiguous() for g in (g_deter, g_stoch, g_stats))
         delta = _backward(cell, trace, noise, keep, g_deter, g_stoch, g_stats, ctx.bf16)
         kept = keep[..., None]
@@ -263,6 +261,10 @@ class Observe(torch.autograd.Function):
         )
         d_state = torch.cat([delta.deter, delta.stoch], dim=-1)
         return d_state, delta.action, delta.hidden, None, None, None, None, *gradients
+
+
+def _restored(saved: list[Tensor]) -> tuple[Cell, Trace]:
+    return Cell(*saved[: len(Cell._fields)]), Trace(*saved[len(Cell._fields) :])
 
 
 def _linear_gradients(delta: Float[Tensor, "T M O"], x: Float[Tensor, "T M I"]) -> tuple[Tensor, Tensor]:
@@ -286,8 +288,8 @@ class Rollout(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, g_states):
-        noise, *rest = ctx.saved_tensors
-        cell, trace = Cell(*rest[: len(Cell._fields)]), Trace(*rest[len(Cell._fields) :])
+        noise, *saved = ctx.saved_tensors
+        cell, trace = _restored(saved)
         g_deter, g_stoch = g_states.split([trace.deter.shape[-1], noise.shape[-1]], dim=-1)
         g_deter, g_stoch = g_deter.contiguous(), g_stoch.contiguous()
         delta = _backward(cell, trace, noise, None, g_deter, g_stoch, bf16=ctx.bf16)

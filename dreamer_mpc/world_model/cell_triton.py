@@ -408,7 +408,7 @@ def _counters(teams: int, device: torch.device) -> Tensor:
 
 def _actor_weights(actor, bf16: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """First layer (rows padded to whole 16 bytes), middle layers [L - 1, U, U], last layer, all biases in a row."""
-    first, *middle, last = [layer for layer in actor.layers if isinstance(layer, torch.nn.Linear)]
+    first, *middle, last = actor.layers.linear
     padded = torch.nn.functional.pad(first.weight, (0, -first.in_features % 8))
     mid = torch.stack([layer.weight for layer in middle]) if middle else first.weight.new_empty(0)
     bias = torch.cat([layer.bias for layer in (first, *middle, last)])

@@ -20,9 +20,14 @@ class MLP(nn.Sequential):
         blocks = [block for i, o in pairwise(sizes) for block in (nn.Linear(i, o), nn.ELU())]
         super().__init__(*blocks, nn.Linear(sizes[-1], outputs))
 
+    @property
+    def linear(self) -> list[nn.Linear]:
+        """The linear layers."""
+        return list(self)[::2]
+
     def forward(self, x: Float[Tensor, "*b I"]) -> Float[Tensor, "*b O"]:
-        *hidden, last = self
-        for layer in hidden[::2]:
+        *hidden, last = self.linear
+        for layer in hidden:
             x = hidden_layer(x, layer.weight, layer.bias)
         with full_precision(x):
             return last(x.to(last.weight.dtype))
@@ -30,10 +35,15 @@ class MLP(nn.Sequential):
 
 def hidden_layer(x: Float[Tensor, "*b I"], weight: Tensor, bias: Tensor) -> Float[Tensor, "*b O"]:
     """A linear layer and ELU."""
-    if not (torch.is_autocast_enabled(x.device.type) and on_gpu(x)):
+    if not _fuses(x):
         return F.elu(F.linear(x, weight, bias))
     y = F.linear(x, weight)
     return bias_act(y.view(1, -1, len(weight)), bias[None], "elu").view(y.shape)
+
+
+def _fuses(x: Tensor) -> bool:
+    """Whether bias and ELU follow a product in a kernel: in training with bf16."""
+    return torch.is_autocast_enabled(x.device.type) and on_gpu(x)
 
 
 def full_precision(x: Tensor) -> contextlib.AbstractContextManager:
@@ -57,7 +67,7 @@ class EnsembleLinear(nn.Module):
 
     def hidden(self, x: Float[Tensor, "K M I"]) -> Float[Tensor, "K M O"]:
         """The linear layers and ELU."""
-        if not (torch.is_autocast_enabled(x.device.type) and on_gpu(x)):
+        if not _fuses(x):
             return F.elu(self(x))
         return bias_act(torch.bmm(x, self.weight), self.bias.flatten(1), "elu")
 

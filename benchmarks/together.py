@@ -1,0 +1,46 @@
+"""Rates of several processes that count over the same time. It imports nothing that is slow to import."""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def total_rate(module: str, words: Sequence[str], processes: int) -> float:
+    """The sum of what `processes` times `python -m module words --worker FOLDER NAME` report; RuntimeError on failure.
+
+    Each calls `wait_for_start` when it is ready, then counts, then calls `report`.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        base = [sys.executable, "-m", module, *words, "--worker", name]
+        workers = [subprocess.Popen([*base, f"worker{i}"], cwd=ROOT) for i in range(processes)]
+        try:
+            while len(list(folder.glob("*.ready"))) < processes:
+                if any(worker.poll() for worker in workers):
+                    raise RuntimeError(f"one of the processes of {module} ended before all were ready")
+                time.sleep(0.05)
+            (folder / "start").touch()
+            if any(worker.wait() for worker in workers):
+                raise RuntimeError(f"one of the processes of {module} failed")
+        finally:
+            for worker in workers:
+                worker.kill()
+                worker.wait()
+        return sum(float(path.read_text()) for path in folder.glob("*.rate"))
+
+
+def wait_for_start(folder: Path, name: str) -> None:
+    """Say that the worker `name` is ready, and wait until all are."""
+    (folder / f"{name}.ready").touch()
+    while not (folder / "start").exists():
+        time.sleep(0.01)
+
+
+def report(folder: Path, name: str, rate: float) -> None:
+    """What the worker `name` counted, a second."""
+    (folder / f"{name}.rate").write_text(str(rate))
