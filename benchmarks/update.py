@@ -22,6 +22,7 @@ from unittest import mock
 import torch
 
 from benchmarks import ceilings, common, peers, roofline
+from benchmarks.together import report, total_rate, wait_for_start
 from dreamer_mpc.capture import WARMUP_CALLS
 from dreamer_mpc.config import Config
 from dreamer_mpc.device import choose_device
