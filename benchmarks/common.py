@@ -77,6 +77,26 @@ def timed(
     }
 
 
+def busy_share(function: Callable[[], Any], device: torch.device, calls: int = 8) -> float:
+    """Share of the time in which the GPU runs any kernel or copy, while `calls` calls are asked for at once."""
+    synchronize(device)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(calls):
+            function()
+        synchronize(device)
+    spans = [(e.time_range.start, e.time_range.end) for e in profile.events() if e.device_type.name == "CUDA"]
+    return covered(spans) / (max(end for _, end in spans) - min(start for start, _ in spans))
+
+
+def covered(spans: Sequence[tuple[float, float]]) -> float:
+    """Length of the union of (start, end) intervals."""
+    total, reached = 0.0, -float("inf")
+    for start, end in sorted(spans):
+        total += max(end - max(start, reached), 0.0)
+        reached = max(reached, end)
+    return total
+
+
 def random_batch(config: Config, device: torch.device) -> Batch:
     """A batch of `config`'s size as it comes from replay, random pixels [T, B, 64, 64, 3]."""
     shape = (config.replay.sequence_length, config.replay.batch_size)

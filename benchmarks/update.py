@@ -4,7 +4,8 @@
 
 Rows: the default; without kernels (on a GPU still a CUDA graph); the eager reference; the peer's code, where there is
 a checkout of it. set-up is from building the agent to the end of the first replayed call, for the default with an empty
-Triton cache; memory is torch's peak. `--processes` counts the updates a second of that many processes on one GPU.
+Triton cache; memory is torch's peak; busy is the share of the time in which any kernel runs, from a profile of updates
+that were asked for at once. `--processes` counts the updates a second of that many processes on one GPU.
 """
 
 import argparse
@@ -55,7 +56,8 @@ def measure(config: Config, device: torch.device, args: argparse.Namespace) -> d
     set_up = time.perf_counter() - start
     times = common.timed(lambda: agent.update(next(batches)), device, args.repeats, args.seconds, warmup=int(cuda))
     memory = torch.cuda.max_memory_allocated(device) / GIB if cuda else None
-    return {**times, "set_up_s": set_up, "memory_gib": memory}
+    busy = common.busy_share(lambda: agent.update(next(batches)), device) if cuda else None
+    return {**times, "set_up_s": set_up, "memory_gib": memory, "busy": busy}
 
 
 def work(config: Config, device: torch.device, folder: Path, name: str, seconds: float) -> None:
@@ -131,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
     record = {"benchmark": "update", **common.describe(device), "rows": rows, "several": several, "roofline": found}
     shape = f"{config.replay.sequence_length} x {config.replay.batch_size} frames"
     columns = {"name": "update", "ms": "ms, median", "p10_ms": "10 %", "p90_ms": "90 %", "repeats": "calls"}
-    columns |= {"set_up_s": "set-up, s", "memory_gib": "memory, GiB", "share": "share of the floor"}
+    columns |= {"set_up_s": "set-up, s", "memory_gib": "memory, GiB", "busy": "busy", "share": "share of the floor"}
     footer = roofline.line(found, rows[0]["ms"], rate)
     footer += f"\n{several['text']}" if several else ""
     common.print_table(f"One update, {shape}: {record['device']}", columns, rows, footer)

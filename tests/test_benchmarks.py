@@ -58,6 +58,11 @@ def test_timed_gives_ordered_percentiles_of_as_many_calls():
     assert common.timed(lambda: None, torch.device("cpu"), 20, 0.0, warmup=0)["repeats"] == common.LEAST
 
 
+def test_covered_counts_overlaps_once():
+    assert common.covered([(5, 7), (0, 2), (1, 3), (1.5, 1.7), (6, 9)]) == 7
+    assert common.covered([]) == 0
+
+
 def test_ceilings(tmp_path):
     out = tmp_path / "ceilings.json"
     record = ceilings.main(["--device", "cpu", "--matrix", "128", "--copy-mib", "4", "--out", str(out)])
