@@ -1,6 +1,7 @@
 #!/usr/bin/env python
 """dreamer-mpc on the command line: python run.py [train|eval|compare|doctor] [options]; train is the default."""
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -20,43 +21,51 @@ USAGE = """usage: python run.py [train] --env cheetah-run --planner dream-mpc   
 def train(args: Sequence[str]) -> int:
     """Train an agent, evaluating and saving as it goes; then print the last evaluation under policy and planner."""
     started = time.monotonic()
+    from dreamer_mpc.stop import Stop, Stopped
+
+    with Stop() as stop:
+        try:
+            return train_until(stop, args, started)
+        except Stopped as stopped:
+            print(stopped)
+            return 0
+
+
+def train_until(stop, args: Sequence[str], started: float) -> int:
+    """`train`, which raises `Stopped` where `stop` asks for it."""
     from rich.console import Console
 
     from dreamer_mpc import config as settings
-    from dreamer_mpc.checkpoint import load_checkpoint
     from dreamer_mpc.errors import UserError
-    from dreamer_mpc.train import Trainer, prepare
+    from dreamer_mpc.resume import open_run
+    from dreamer_mpc.train import Trainer, claim_folder
 
-    resume = settings.option(args, "resume")
+    resume, saved = settings.option(args, "resume"), None
     if resume is not None:
         for name in ("config", "run-dir"):
             if settings.option(args, name) is not None:
                 raise UserError(f"--{name} does not go with --resume, whose run has its own: leave one of them out")
-        saved = settings.trained_config(load_checkpoint(resume), resume)
-        default = dataclasses.replace(saved, resume=resume, overwrite=False, profile=False)
+        saved = open_run(resume)
+        default = dataclasses.replace(saved.config, resume=resume, overwrite=False, profile=False)
     else:
         default = settings.load_presets(settings.option(args, "config") or "default")
     config = settings.parse(settings.Config, args, default, prog="run.py train")
-    if resume:
-        if config.agent != saved.agent:
-            raise UserError(f"{resume} holds a {saved.agent} agent: leave --agent out, or start another run")
-        for line in settings.differences(default, config):
-            print(f"changed from the saved run: {line}")
-    folder, payload = prepare(config)
-    trainer = Trainer(config, folder, payload, started)
-    try:
+    if saved:
+        saved.check(config)
+        changes = [f"changed from the saved run: {line}" for line in settings.differences(default, config)]
+        print(*saved.notes, *changes, sep="\n", end="\n" * bool(saved.notes or changes))
+    folder = saved.folder if saved else claim_folder(config)
+    with contextlib.closing(Trainer(config, folder, saved and saved.payload, started, stop)) as trainer:
         trainer.run()
-        rows = final_rows(trainer)
-    finally:
-        trainer.close()
+        rows = final_rows(trainer, lambda _: stop.check(f"stopped; the run in {folder.path} is complete"))
     Console().print(table_of(rows, trainer.eval_envs.num_envs))
     print(f"run folder: {folder.path}")
     print(f"compare:    python run.py compare --checkpoint {folder.path}")
     return 0
 
 
-def final_rows(trainer) -> list[dict]:
-    """The last evaluation, and the bare policy on the same episode seeds beside it."""
+def final_rows(trainer, on_step: Callable[[int], None]) -> list[dict]:
+    """The last evaluation, and the bare policy on the same episode seeds beside it; `on_step` as in `evaluate`."""
     from dreamer_mpc.evaluate import evaluate
     from dreamer_mpc.planners import make_planner
 
@@ -64,7 +73,10 @@ def final_rows(trainer) -> list[dict]:
     rows = [{"planner": config.planner, **trainer.evaluation.summary()}]
     if config.planner != "policy" and config.agent == "dreamer":
         policy = make_planner("policy")
-        bare = evaluate(trainer.agent, policy, trainer.eval_envs, config.eval.episodes, config.eval.seed)
+        settings = config.eval
+        bare = evaluate(
+            trainer.agent, policy, trainer.eval_envs, settings.episodes, settings.seed, on_step=on_step
+        )
         rows.append({"planner": "policy", **bare.summary()})
     return rows
 

@@ -1,5 +1,6 @@
 """Checkpoint files: written whole or not at all, read without running code from them."""
 
+import os
 import pickle
 import re
 import zipfile
@@ -101,6 +102,12 @@ def prune(folder: str | Path, keep: int = 3) -> None:
         raise ValueError(f"keep must be at least 1, got {keep}")
     for file in [*list_checkpoints(folder)[:-keep], *Path(folder).glob(".checkpoint-*.tmp.pt")]:
         file.unlink(missing_ok=True)
+
+
+def keep_best(folder: str | Path, path: str | Path) -> None:
+    """Keep the checkpoint `path` of `folder` as its best one, whatever is pruned later. OSError if the disk refuses."""
+    with atomic_path(Path(folder) / "best.pt") as temporary:
+        os.link(path, temporary)
 
 
 def _check(value, where):

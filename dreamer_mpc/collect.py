@@ -1,6 +1,7 @@
 """Stepping environments with an agent, and storing what happened."""
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +12,9 @@ from torch.profiler import record_function
 from dreamer_mpc.agent import Carry, Dreamer
 from dreamer_mpc.device import to_device
 from dreamer_mpc.planners import Planner
+from dreamer_mpc.planners.protocol import Memory
+from dreamer_mpc.randomness import generator_state, restore_generator
+from dreamer_mpc.reenact import reenact
 from dreamer_mpc.replay import Replay
 from envs import reset_rows
 from envs.vector import LocalVectorEnv, WorkerVectorEnv
@@ -26,11 +30,26 @@ class Counters:
     episodes: int = 0  # training episodes finished
 
 
+def episode_seed(seed: int, row: int, number: int) -> int:
+    """Seed of the `number`-th episode in environment `row` of a run with `seed`; from 0 to 2**31 - 1."""
+    return int(np.random.SeedSequence([seed, row, number]).generate_state(1)[0] >> 1)
+
+
+class _Step(NamedTuple):
+    """What was sent, and is not received yet."""
+
+    executed: Float[np.ndarray, "B A"]
+    action: Float[np.ndarray, "B A"] | Float[Tensor, "B A"]  # the same, on replay's device where that is agent's
+    carry: Carry  # for the plan after this step
+
+
 class Collector:
     """Steps training environments, one batched plan a step, and appends every frame to replay, row i to stream i.
 
     action[t] led into image[t] and reward[t] was paid on arriving there; at an episode's first image both are zero.
-    A step is `send`, then `receive`; in between workers step and render, and the caller may do something else.
+    A step is `send`, then `receive`; in between workers step and render, and the caller may do something else. Between
+    two steps, and where one failed, `state_dict` is whole. Every episode is reset with a seed of its own, drawn from
+    `seed`, so that one in progress can be played again on resume.
     """
 
     def __init__(
@@ -42,16 +61,22 @@ class Collector:
         seed: int,
     ):
         self.envs, self.agent, self.replay, self.counters = envs, agent, replay, counters
-        self._rng = np.random.default_rng(seed)
+        self.simulator_errors = 0  # episodes that an error of the simulator cut short
+        self.lost_environments = 0  # episodes that were dropped with the worker that played them
+        self._seed, self._rng = seed, np.random.default_rng(seed)
         self._rows = np.arange(envs.num_envs)
         self._shape = (envs.num_envs, *envs.single_action_space.shape)
         self._shared = replay.device.type == agent.device.type
         self._carry: Carry = agent.initial(envs.num_envs)
-        self._action: Float[np.ndarray, "B A"] | Float[Tensor, "B A"]  # sent, and not received yet
-        self._returns = np.zeros(envs.num_envs)  # of the episodes in progress
-        image, _ = envs.reset(seed=[seed + i for i in range(envs.num_envs)])  # [B, H, W, C]
+        self._begun = np.zeros(envs.num_envs, dtype=bool)  # rows that are in an episode
+        self._numbers = np.zeros(envs.num_envs, dtype=np.int64)  # of the episodes in progress, or of the next ones
+        self._seeds = np.zeros(envs.num_envs, dtype=np.int64)  # of the episodes in progress
+        self._actions: list[list[np.ndarray]] = [[] for _ in self._rows]  # executed in them
+        self._returns = np.zeros(envs.num_envs)  # of them
         self._none_first = torch.zeros(envs.num_envs, dtype=torch.bool, device=agent.device)
-        self._image, self._is_first = self._begin(self._rows, image), ~self._none_first
+        self._is_first = self._none_first
+        self._image: UInt8[Tensor, "B H W C"]
+        self._sent: _Step
 
     def collect(self, env_steps: int, planner: Planner | None, action_noise: float = 0.0) -> list[float]:
         """Step until the run stands at `env_steps`; returns of the episodes that ended. No planner: random actions."""
@@ -61,57 +86,125 @@ class Collector:
             returns += self.receive()
         return returns
 
-    def collect_episodes(self, episodes: int, planner: Planner | None = None, action_noise: float = 0.0) -> list[float]:
-        """Step until `episodes` more have ended; their returns."""
-        returns: list[float] = []
-        while len(returns) < episodes:
-            self.send(planner, action_noise)
-            returns += self.receive()
-        return returns
+    def begin(self) -> None:
+        """Start an episode in every row that is in none."""
+        waiting = ~self._begun
+        if not waiting.any():
+            return
+        rows, seeds = np.flatnonzero(waiting), [None] * len(self._rows)
+        for row in rows:
+            seeds[row] = self._seeds[row] = episode_seed(self._seed, int(row), int(self._numbers[row]))
+        with record_function("reset environments"):
+            image, _ = reset_rows(self.envs, waiting, seeds)
+        action = np.zeros((len(rows), *self._shape[1:]), dtype=np.float32)
+        self._see(rows, self._store(rows, image[rows], action, np.zeros(len(rows)), np.ones(len(rows), dtype=bool)))
+        self._is_first = self._is_first | to_device(torch.from_numpy(waiting), self.agent.device)
+        self._begun |= waiting
 
     def send(self, planner: Planner | None, action_noise: float = 0.0) -> None:
         """Plan for all environments and let them begin the step. No planner: random actions."""
+        self.begin()
         with record_function("plan"):
             if planner is None:
                 # Nothing is carried while no planner acts; one that starts in mid-episode starts from the zero state.
-                self._carry = self.agent.initial(len(self._rows))
-                self._action = executed = self._rng.uniform(-1, 1, self._shape).astype(np.float32)
+                executed = self._rng.uniform(-1, 1, self._shape).astype(np.float32)
+                self._sent = _Step(executed, executed, self.agent.initial(len(self._rows)))
             else:
                 act = self.agent.act(planner, self._carry, self._image, self._is_first, action_noise)
                 executed = act.action.cpu().numpy()  # waits for the device
-                self._action, self._carry = act.action if self._shared else executed, act.carry
+                self._sent = _Step(executed, act.action if self._shared else executed, act.carry)
         self.envs.step_async(executed)
 
     def receive(self) -> list[float]:
-        """Wait for the step's end and store it; returns of the episodes that ended, whose rows start new ones."""
+        """Wait for the step's end and store it; returns of the episodes that ended.
+
+        Rows whose environment was lost give no frame, and what replay holds of their episode is dropped.
+        """
         with record_function("wait for environments"):
             image, reward, terminated, truncated, info = self.envs.step_wait()
-        done = terminated | truncated
+        nowhere = np.zeros(len(self._rows), dtype=bool)
+        lost = info.get("lost", nowhere)
+        rows, (executed, action, self._carry) = self._rows, self._sent
+        if lost.any():
+            rows = self._rows[~lost]
+            image, action, reward = image[rows], action[rows], reward[rows]
         self.counters.env_steps += int(np.sum(info["env_steps"]))
-        self.counters.agent_steps += len(self._rows)
-        self._returns += reward
+        self.counters.agent_steps += len(rows)
+        self._returns[rows] += reward
+        for row in rows:
+            self._actions[row].append(executed[row])
         with record_function("store"):
-            self._image = self._store(self._rows, image, self._action, reward, np.zeros_like(done))
+            self._see(rows, self._store(rows, image, action, reward, np.zeros(len(rows), dtype=bool)))
         self._is_first = self._none_first
-        return self._restart(done) if done.any() else []
-
-    def _restart(self, done: np.ndarray) -> list[float]:
-        """Start new episodes in the rows that ended, bool [B]; the returns of the old ones."""
-        rows = np.flatnonzero(done)
-        returns = self._returns[rows].tolist()
-        self._returns[rows] = 0.0
-        self.counters.episodes += len(rows)
-        with record_function("reset environments"):
-            image, _ = reset_rows(self.envs, done)
-        at = to_device(torch.from_numpy(rows), self.agent.device)
-        self._image = self._image.index_copy(0, at, self._begin(rows, image[rows]))
-        self._is_first = to_device(torch.from_numpy(done), self.agent.device)
+        self.simulator_errors += int(np.sum(info.get("simulator_error", nowhere)))
+        ended = (terminated | truncated) & ~lost
+        returns = self._returns[ended].tolist()
+        self.counters.episodes += len(returns)
+        if lost.any():
+            self.lost_environments += int(lost.sum())
+            self.replay.drop(np.flatnonzero(lost))
+        self._leave(ended | lost)
         return returns
 
-    def _begin(self, rows: np.ndarray, image: np.ndarray) -> UInt8[Tensor, "N H W C"]:
-        """Store the first frames of episodes in `rows`; as `_store`."""
-        action = np.zeros((len(rows), *self._shape[1:]), dtype=np.float32)
-        return self._store(rows, image, action, np.zeros(len(rows)), np.ones(len(rows), dtype=bool))
+    def state_dict(self) -> dict[str, Any]:
+        """Where the episodes stand, for `load_state_dict`."""
+        state, action, memory = self._carry
+        empty = np.zeros((0, *self._shape[1:]), dtype=np.float32)
+        return {
+            "rng": generator_state(self._rng),
+            "begun": torch.from_numpy(self._begun.copy()),
+            "numbers": torch.from_numpy(self._numbers.copy()),
+            "seeds": torch.from_numpy(self._seeds.copy()),
+            "returns": torch.from_numpy(self._returns.copy()),
+            "actions": [torch.from_numpy(np.stack(row) if row else empty) for row in self._actions],
+            "carry": {"state": state, "action": action, "memory": None if memory is None else memory._asdict()},
+            "simulator_errors": self.simulator_errors,
+            "lost_environments": self.lost_environments,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], with_memory: bool = True) -> list[int]:
+        """Restore `state_dict` and play the episodes in progress up to where they were; replay must hold their frames.
+
+        Rows where that gives another image or return are named: there the episode counts as ended. `with_memory`: the
+        same planner acts as before.
+        """
+        restore_generator(self._rng, state["rng"])
+        self._begun, self._numbers, self._seeds, self._returns = (
+            state[name].numpy().copy() for name in ("begun", "numbers", "seeds", "returns")
+        )
+        self._actions = [list(row.numpy()) for row in state["actions"]]
+        self.simulator_errors, self.lost_environments = state["simulator_errors"], state["lost_environments"]
+        device, carry = self.agent.device, state["carry"]
+        memory = None
+        if with_memory and carry["memory"] is not None:
+            memory = Memory(**{name: value.to(device) for name, value in carry["memory"].items()})
+        self._carry = Carry(carry["state"].to(device), carry["action"].to(device), memory)
+        if not self._begun.any():
+            return []
+        image, returns, ended = reenact(self.envs, self._seeds.tolist(), [np.array(row) for row in self._actions])
+        same = (image == self.replay.newest(self._rows)).all(axis=(1, 2, 3)) & (returns == self._returns) & ~ended
+        self._see(self._rows, to_device(torch.from_numpy(image), device))
+        self._is_first = torch.tensor([not row for row in self._actions], device=device)
+        broken = self._begun & ~same
+        self.counters.episodes += int(broken.sum())
+        self._leave(broken)
+        return np.flatnonzero(broken).tolist()
+
+    def _leave(self, left: np.ndarray) -> None:
+        """The episodes of the rows `left`, bool [B], are over."""
+        if not left.any():
+            return
+        for row in np.flatnonzero(left):
+            self._actions[row] = []
+        self._numbers[left] += 1
+        self._returns[left] = 0.0
+        self._begun &= ~left
+
+    def _see(self, rows: np.ndarray, image: UInt8[Tensor, "N H W C"]) -> None:
+        """The newest images of `rows` are these."""
+        if len(rows) < len(self._rows):
+            image = self._image.index_copy(0, to_device(torch.from_numpy(rows), self.agent.device), image)
+        self._image = image
 
     def _store(
         self,

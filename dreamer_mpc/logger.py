@@ -14,7 +14,7 @@ COUNTERS = ("env_steps", "agent_steps", "updates", "episodes")
 
 
 class Logger:
-    """Appends records to `folder.metrics`; every axis of every backend is in env steps.
+    """Appends records to `folder.metrics`, `records` of them so far; every axis of every backend is in env steps.
 
     On a resumed run `time_s` goes on from the last record. UserError if the backend's package is missing.
     """
@@ -41,15 +41,16 @@ class Logger:
         record |= {name: float(value) for name, value in metrics.items()}
         self._file.write(_json_line(record))
         self._file.flush()
+        self.records += 1
         self._backend.write(record["env_steps"], record)
 
-    def truncate(self, env_steps: int) -> None:
-        """Drop the records past `env_steps`, so that a run resumed there does not hold two histories."""
+    def truncate(self, records: int) -> None:
+        """Keep the first `records`, so that a run which is resumed there does not hold two histories."""
         self._file.close()
-        records = [record for record in _read(self._folder.metrics) if record["env_steps"] <= env_steps]
-        write_text(self._folder.metrics, "".join(map(_json_line, records)))
-        self._open_file(records)
-        self._backend.truncate(env_steps)
+        kept = _read(self._folder.metrics)[:records]
+        write_text(self._folder.metrics, "".join(map(_json_line, kept)))
+        self._open_file(kept)
+        self._backend.truncate(kept[-1]["env_steps"] if kept else -1)
 
     def close(self) -> None:
         self._file.close()
@@ -62,6 +63,7 @@ class Logger:
         self.close()
 
     def _open_file(self, records):
+        self.records = len(records)
         self._start = time.monotonic() - (records[-1]["time_s"] if records else 0.0)
         self._file = self._folder.metrics.open("a", encoding="utf-8")
 

@@ -1,10 +1,11 @@
 """Sequence replay: uint8 rings of frames, one a training environment, each frame stored once."""
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import psutil
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from dreamer_mpc.device import to_device
 from dreamer_mpc.errors import UserError
+from dreamer_mpc.randomness import generator_state, restore_generator
 from dreamer_mpc.world_model import Batch
 
 Storage = Literal["auto", "gpu", "ram", "memmap"]
@@ -60,7 +62,7 @@ class Replay:
     ):
         if capacity < streams:
             raise ValueError(f"a replay of {capacity} frames has none for each of {streams} streams")
-        self.device, self.size = torch.device(device), capacity // streams  # frames of a stream
+        self.device, self.streams, self.size = torch.device(device), streams, capacity // streams  # frames of a stream
         capacity = self.size * streams
         shapes = {
             "image": ((capacity, *image_shape), torch.uint8),
@@ -71,8 +73,7 @@ class Replay:
         self._frames: dict[str, Tensor] = {}
         for name, (shape, dtype) in shapes.items():
             if memmap is not None and name == "image":
-                memmap.parent.mkdir(parents=True, exist_ok=True)
-                frames = torch.from_file(str(memmap), shared=True, size=int(np.prod(shape)), dtype=dtype).view(shape)
+                frames = _map_file(memmap, int(np.prod(shape))).view(shape)
             else:
                 frames = torch.zeros(shape, dtype=dtype, device=self.device)
             self._frames[name] = frames
@@ -81,12 +82,22 @@ class Replay:
 
     def __len__(self) -> int:
         """Frames stored."""
-        return int(np.minimum(self._episodes.written, self.size).sum())
+        return int((self.written - self.oldest).sum())
 
     @property
     def episodes(self) -> int:
-        """Episodes of which a frame is stored."""
+        """Episodes of which a frame may be sampled."""
         return int((self._episodes.lengths() > 0).sum())
+
+    @property
+    def written(self) -> Int64[np.ndarray, " S"]:
+        """Frames that each stream ever had."""
+        return self._episodes.written.copy()
+
+    @property
+    def oldest(self) -> Int64[np.ndarray, " S"]:
+        """Position, counted from its stream's first, of the oldest frame that each stream still has."""
+        return self._episodes.oldest()
 
     def append(
         self,
@@ -107,21 +118,73 @@ class Replay:
             value = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
             self._frames[name][at] = to_device(value, self.device)
 
+    def drop(self, rows: Int64[np.ndarray, " N"]) -> None:
+        """Forget the episodes in progress in `rows`: nothing of them is sampled any more."""
+        self._episodes.drop(rows)
+
     def sample(self, batch_size: int, length: int, device: torch.device | str | None = None) -> Batch:
         """Sequences [length, batch_size, ...], uniform over every start that leaves `length` frames of its episode.
 
-        They come on `device`, by default where the replay is, without waiting for it.
+        They come on `device`, by default where the replay is, without waiting for it. Their `index` names a frame for
+        good, whatever the ring's size.
         """
         device = self.device if device is None else torch.device(device)
         streams, starts = self._starts(batch_size, length)
-        slots = self._slots(streams, starts + np.arange(length)[:, None])  # [T, B]
-        here = to_device(torch.from_numpy(slots), self.device)
-        batch = Batch(**{name: frames[here] for name, frames in self._frames.items()}, index=here)
+        positions = starts + np.arange(length)[:, None]  # [T, B]
+        index, slots = _upload(self.device, positions * self.streams + streams, self._slots(streams, positions))
+        batch = Batch(**{name: frames[slots] for name, frames in self._frames.items()}, index=index)
         return Batch(*(to_device(x, device) for x in batch))
+
+    def newest(self, rows: Int64[np.ndarray, " N"]) -> UInt8[np.ndarray, "N H W C"]:
+        """The image that each of the streams `rows` got last; waits for the device."""
+        slots = torch.from_numpy(self._slots(rows, self.written[rows] - 1))
+        return self._frames["image"][slots.to(self.device)].cpu().numpy()
+
+    def read(self, starts: Int64[np.ndarray, " S"], ends: Int64[np.ndarray, " S"]) -> dict[str, Tensor]:
+        """Frames from `starts` to before `ends` of every stream, stream after stream, on the host."""
+        bounds = zip(range(self.streams), starts, ends, strict=True)
+        spans = [span for stream, start, end in bounds for span in self._spans(stream, start, end)]
+        return {
+            name: torch.cat([frames[:0].cpu(), *(frames[span].cpu() for span in spans)])
+            for name, frames in self._frames.items()
+        }
+
+    def write(
+        self, starts: Int64[np.ndarray, " S"], ends: Int64[np.ndarray, " S"], frames: dict[str, Tensor]
+    ) -> None:
+        """Put what `read` gave back in its place, but for frames that are older than the ring is long."""
+        passed = 0  # frames of the streams before
+        for stream, (start, end) in enumerate(zip(starts, ends, strict=True)):
+            kept = min(max(start, self.written[stream] - self.size), end)
+            position = passed + int(kept - start)
+            for span in self._spans(stream, kept, end):
+                count = span.stop - span.start
+                for name, values in frames.items():
+                    self._frames[name][span] = values[position : position + count].to(self.device)
+                position += count
+            passed += int(end - start)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All but the frames."""
+        return {"rng": generator_state(self._rng), **self._episodes.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`, of a replay of any capacity with as many streams; the frames follow by `write`."""
+        restore_generator(self._rng, state["rng"])
+        self._episodes.load_state_dict(state)
 
     def _slots(self, stream: np.ndarray, position: np.ndarray) -> np.ndarray:
         """Where the frame at `position`, counted from its stream's first, lies."""
         return stream * self.size + position % self.size
+
+    def _spans(self, stream: int, start: int, end: int) -> list[slice]:
+        """Slots of the frames from `start` to before `end`, at most a ring of them: a slice, or two around the end."""
+        if start >= end:
+            return []
+        ring, first = stream * self.size, int(start % self.size)
+        behind = max(first + int(end - start) - self.size, 0)
+        spans = [slice(ring + first, ring + first + int(end - start) - behind)]
+        return [*spans, slice(ring, ring + behind)] if behind else spans
 
     def _starts(self, batch_size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Streams and positions [B] where sequences start."""
@@ -148,6 +211,7 @@ class _Episodes:
         self._open = np.full(streams, -1)  # the row of `_table` in progress
         self._table = np.zeros((64, 3), dtype=np.int64)  # stream, start, end; `_count` rows are in use
         self._count = 0
+        self._first = np.zeros(streams, dtype=np.int64)  # older frames are gone: the ring was once smaller
 
     @property
     def stream(self) -> Int64[np.ndarray, " E"]:
@@ -158,11 +222,14 @@ class _Episodes:
         """Position behind the last frame."""
         return self._table[: self._count, 2]
 
+    def oldest(self) -> Int64[np.ndarray, " S"]:
+        """Position of each stream's oldest frame."""
+        return np.maximum(self.written - self.size, self._first)
+
     def lengths(self) -> Int64[np.ndarray, " E"]:
         """Frames that are left of each episode."""
-        oldest = np.maximum(self.written - self.size, 0)  # position, by stream
         start = self._table[: self._count, 1]
-        return np.maximum(self.end - np.maximum(start, oldest[self.stream]), 0)
+        return np.maximum(self.end - np.maximum(start, self.oldest()[self.stream]), 0)
 
     def append(self, rows: np.ndarray, is_first: np.ndarray) -> np.ndarray:
         """Positions of one more frame in each of `rows`."""
@@ -174,6 +241,23 @@ class _Episodes:
         self.written[rows] += 1
         self._table[self._open[rows], 2] += 1
         return positions
+
+    def drop(self, rows: np.ndarray) -> None:
+        """Nothing is left of the episodes in progress in `rows`."""
+        at = self._open[rows]
+        self._table[at, 2] = self._table[at, 1]
+        self._open[rows] = -1
+
+    def state_dict(self) -> dict[str, Tensor]:
+        arrays = {"table": self._table[: self._count], "open": self._open, "written": self.written}
+        return {name: torch.from_numpy(array.copy()) for name, array in (arrays | {"oldest": self.oldest()}).items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        table, self._open, self.written, self._first = (
+            state[name].numpy().copy() for name in ("table", "open", "written", "oldest")
+        )
+        self._count = len(table)
+        self._table = np.concatenate([table, np.zeros((max(len(table), 64), 3), dtype=np.int64)])
 
     def _begin(self, row: int) -> None:
         if self._count == len(self._table):
@@ -203,6 +287,22 @@ def _upload(device: torch.device, *arrays: np.ndarray) -> list[Tensor]:
     ]
 
 
+def _map_file(path: Path, size: int) -> Tensor:
+    """A new file of `size` bytes, uint8 in memory. Its space is taken at once: a full disk met later kills the process.
+
+    UserError where there is not enough.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        with open(path, "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise UserError(f"cannot map replay to {path} ({error.strerror}): {_remedy('ram')}") from error
+    return torch.from_file(str(path), shared=True, size=size, dtype=torch.uint8)
+
+
 def frame_bytes(action_dim: int, image_shape: Sequence[int] = (64, 64, 3)) -> int:
     """Bytes of one stored frame."""
     return int(np.prod(image_shape)) + 4 * action_dim + 4 + 1
@@ -228,11 +328,11 @@ def choose_storage(
         if storage == "gpu":
             raise UserError(f"{size} does not fit {device}: {free / GIB:.2f} GiB free; {_remedy('ram or memmap')}")
     if storage == "memmap":
-        existing = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
-        free = shutil.disk_usage(existing).free
+        file = folder / "replay.bin"
+        free = free_disk(folder) + (file.stat().st_blocks * 512 if file.exists() else 0)  # it will be replaced
         if not fits(free):
             raise UserError(f"{size} does not fit the disk of {folder}: {free / GIB:.2f} GiB free; {_remedy('ram')}")
-        return torch.device("cpu"), folder / "replay.bin", f"{size} memory-mapped at {folder / 'replay.bin'}"
+        return torch.device("cpu"), file, f"{size} memory-mapped at {file}"
     free = available_memory()
     if not fits(free):
         raise UserError(f"{size} does not fit RAM: {free / GIB:.2f} GiB available; {_remedy('memmap')}")
@@ -241,6 +341,12 @@ def choose_storage(
 
 def _remedy(other: str) -> str:
     return f"lower --replay.capacity or use --replay.storage {other}"
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes that can still be written to `folder`, which need not exist yet."""
+    existing = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
+    return shutil.disk_usage(existing).free
 
 
 def available_memory() -> int:

@@ -16,8 +16,8 @@ from dreamer_mpc.errors import UserError
 
 PROGRAM = "dreamer-mpc"
 WRITTEN = (
-    "config.yaml", "metrics.jsonl", "versions.json", "checkpoints", "videos", "eval", "compare", "profile",
-    "tensorboard", "wandb",
+    "config.yaml", "metrics.jsonl", "versions.json", "checkpoints", "replay", "replay.bin", "videos", "eval",
+    "compare", "profile", "tensorboard", "wandb",
 )  # fmt: skip
 PACKAGES = (
     "torch", "numpy", "dm_control", "mujoco", "gymnasium", "einops", "omegaconf", "tyro",
@@ -101,6 +101,10 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def replay(self) -> Path:
+        return self.path / "replay"
 
     @property
     def videos(self) -> Path:

@@ -1,7 +1,11 @@
 """The training loop: seed episodes, then collect, update, evaluate when due, save when due."""
 
+import contextlib
+import math
 import os
+import shlex
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,21 +16,27 @@ import torch
 from torch.profiler import record_function
 
 from dreamer_mpc.agent import Dreamer
-from dreamer_mpc.checkpoint import checkpoint_path, load_checkpoint, prune, save_checkpoint
+from dreamer_mpc.checkpoint import checkpoint_path, keep_best
 from dreamer_mpc.collect import Collector, Counters
-from dreamer_mpc.config import Config, agent_of, planner_from, resolve, to_dict, to_yaml
+from dreamer_mpc.config import Config, agent_of, planner_from, resolve, to_dict, to_yaml, trained_config
 from dreamer_mpc.device import choose_device, device_name
 from dreamer_mpc.errors import UserError
 from dreamer_mpc.evaluate import Evaluation, evaluate
 from dreamer_mpc.logger import Logger
 from dreamer_mpc.profiling import Profiler
-from dreamer_mpc.progress import Progress
+from dreamer_mpc.progress import Progress, plural
+from dreamer_mpc.randomness import global_state, restore_global_state, seed_everything
 from dreamer_mpc.ratio import UpdateRatio
-from dreamer_mpc.replay import GIB, Replay, choose_storage, frame_bytes
+from dreamer_mpc.replay import GIB, Replay, choose_storage, frame_bytes, free_disk
 from dreamer_mpc.run_folder import RunFolder
+from dreamer_mpc.saving import Saver
+from dreamer_mpc.stop import Stop, Stopped, without_interrupts
+from dreamer_mpc.training_state import MetricMeans, TrainingState
 from dreamer_mpc.visualize import decision, episode_video
-from envs import choose_gl_backend, make_vector_env
+from envs import EnvError, choose_gl_backend, make_vector_env
 from envs.gl import match_egl_device
+
+NOTHING_SAVED = "stopped before the first step: there was nothing to save"
 
 
 def default_run_dir(config: Config) -> str:
@@ -41,14 +51,15 @@ def make_envs(config: Config, num_envs: int, device: torch.device) -> gymnasium.
         choose_gl_backend()
         if device.type == "cuda":
             match_egl_device(device.index)
-    return make_vector_env(
-        config.env,
-        num_envs,
-        action_repeat=config.action_repeat,
-        render_quality=config.render_quality,
-        camera=config.camera,
-        max_env_steps=config.max_env_steps,
-    )
+    with without_interrupts():
+        return make_vector_env(
+            config.env,
+            num_envs,
+            action_repeat=config.action_repeat,
+            render_quality=config.render_quality,
+            camera=config.camera,
+            max_env_steps=config.max_env_steps,
+        )
 
 
 def make_agent(config: Config, action_dim: int, device: torch.device) -> Dreamer:
@@ -101,28 +112,12 @@ def replay_capacity(config: Config) -> int:
     return min(config.replay.capacity, most) // config.num_envs * config.num_envs
 
 
-class MetricMeans:
-    """Means of the metrics of several updates, summed on the device and read once."""
-
-    def __init__(self):
-        self._updates, self._names, self._total = 0, [], None
-
-    def add(self, metrics: dict[str, torch.Tensor]) -> None:
-        self._names, values = list(metrics), torch.stack(list(metrics.values()))
-        self._total = values if self._total is None else self._total + values
-        self._updates += 1
-
-    def read(self) -> dict[str, float]:
-        """As they are logged; waits for the device."""
-        if self._total is None:
-            return {}
-        means = dict(zip(self._names, (self._total / self._updates).tolist(), strict=True))
-        skipped = round(means.pop("skipped") * self._updates)
-        return {f"train/{name}": value for name, value in means.items()} | {"train/skipped_updates": skipped}
-
-
 class Trainer:
-    """One run: owns its environments, agent, replay and folder. `started` is when the program was, `time.monotonic`."""
+    """One run: owns its environments, agent, replay and folder, and the state of its loop.
+
+    With `payload`, of a checkpoint, it goes on as if it had never stopped: bit for bit on a CPU. `started` is when the
+    program was, `time.monotonic`; `stop` says when the run is to end early.
+    """
 
     def __init__(
         self,
@@ -130,79 +125,123 @@ class Trainer:
         folder: RunFolder,
         payload: dict[str, Any] | None = None,
         started: float | None = None,
+        stop: Stop | None = None,
     ):
         self._started = time.monotonic() if started is None else started
+        self._stop = stop or Stop()
         self.config = config = resolve(config)
         self.folder = folder
         self.device = choose_device(config.device)
-        torch.manual_seed(config.seed)
+        seed_everything(config.seed)
         self.planner = planner_from(config, config.planner)
         self.train_planner = planner_from(config, config.train_planner or config.planner)
         self.counters = Counters(**payload["counters"]) if payload else Counters()
-        capacity = replay_capacity(config)
+        self.state = TrainingState.from_state_dict(payload["training"], self.device) if payload else TrainingState()
+        self._records = payload["records"] if payload else 0  # of metrics
+        self.evaluation: Evaluation | None = None  # the last one
+        self._unsaved = False  # the disk refused the last checkpoint
+        self._set_up = False  # whether this process made an update
+        self._episode_seconds = 0.0  # before that
+        self._notes: list[str] = []
+        with contextlib.ExitStack() as opened:
+            self._open(opened, replay_capacity(config), payload)
+            self._opened = opened.pop_all()
+
+    def _open(self, opened: contextlib.ExitStack, capacity: int, payload: dict[str, Any] | None) -> None:
+        """Environments, agent and replay; what must be closed again goes to `opened`."""
+        config = self.config
         self.envs = make_envs(config, config.num_envs, self.device)
+        opened.callback(self.envs.close)
         rows = side_by_side_envs(config.eval.num_envs, config.eval.episodes)
         self.eval_envs = make_envs(config, rows, self.device)
+        opened.callback(self.eval_envs.close)
         action_dim = self.envs.single_action_space.shape[0]
         if payload:
             self.agent = load_agent(payload, config, action_dim, self.device)
         else:
             self.agent = make_agent(config, action_dim, self.device)
+        self._stop.check(NOTHING_SAVED)
         self.replay, self.replay_line = self._make_replay(capacity, action_dim)
-        # A resumed run collects from seeds it has not seen.
-        seed = config.seed * 1_000_003 + self.counters.episodes
-        self.collector = Collector(self.envs, self.agent, self.replay, self.counters, seed % 2**31)
-        self.evaluation: Evaluation | None = None  # the last one
-        self._set_up = False  # whether an update was made
+        self.collector = Collector(self.envs, self.agent, self.replay, self.counters, config.seed)
+        self._saver = Saver(self.folder, self.replay, config.train.keep_checkpoints)
+        if payload:
+            self._restore(payload)
+        self.collector.begin()
 
     def _make_replay(self, capacity: int, action_dim: int) -> tuple[Replay, str]:
         config = self.config
         required = capacity * frame_bytes(action_dim)
         device, memmap, line = choose_storage(config.replay.storage, required, self.device, self.folder.path)
         replay = Replay(capacity, action_dim, config.num_envs, device=device, memmap=memmap, seed=config.seed)
-        return replay, f"{line}, {capacity:,} frames"
+        saved = f"saved as it grows, at last {required / GIB:.2f} GiB on disk"
+        return replay, f"{line}, {capacity:,} frames; {saved} ({free_disk(self.folder.path) / GIB:.0f} GiB free)"
+
+    def _restore(self, payload: dict[str, Any]) -> None:
+        """Everything but networks, counters and the loop's state, which are there already."""
+        config, state, env_steps = self.config, self.state, self.counters.env_steps
+        self.replay.load_state_dict(payload["replay"])
+        self._saver.restore(payload)
+        saved = trained_config(payload, "the checkpoint")
+        same_planner = planner_from(saved, saved.train_planner or saved.planner) == self.train_planner
+        broken = self.collector.load_state_dict(payload["collector"], with_memory=same_planner)
+        if broken:
+            self._notes.append(
+                f"{plural(len(broken), 'episode')} in progress could not be repeated from seed and actions and "
+                "counts as ended: this environment does not repeat itself, or was changed"
+            )
+        if state.ratio:
+            state.ratio.end = config.env_steps
+            if (state.ratio.updates, state.ratio.every) != (config.train.updates, config.train.every):
+                state.ratio = self._new_ratio()
+        state.finished &= env_steps >= config.env_steps
+        restore_global_state(payload["random"], self.device)
 
     def run(self) -> None:
-        """Train until `env_steps`; the last evaluation is left in `self.evaluation`."""
+        """Train until `env_steps`; the last evaluation is left in `self.evaluation`.
+
+        Raises `Stopped` where the run was asked to stop and its checkpoint is written; UserError where that, or the
+        last one, could not be written; what environments raise, after a checkpoint.
+        """
         config, counters = self.config, self.counters
-        # Deleted and written only now: a run that could not be set up leaves its folder as it was.
-        if config.overwrite and not config.resume:
-            RunFolder.create(self.folder.path, overwrite=True)
-        self.folder.write_config(to_yaml(config))
-        self.folder.write_versions({"device": device_name(self.device)})
+        self._stop.check(NOTHING_SAVED)
+        self._claim_folder()
         with (
-            Logger(self.folder, config.logger) as logger,
-            Progress(config.env_steps, counters.env_steps) as progress,
+            Logger(self.folder, config.logger) as self._logger,
+            Progress(config.env_steps, counters.env_steps) as self._progress,
         ):
-            if counters.env_steps:
-                logger.truncate(counters.env_steps)
+            if config.resume:
+                self._logger.truncate(self._records)
             for line in self._introduction():
-                progress.line(line)
-            self._profiler = Profiler(self.folder.path / "profile", self.device, config.profile, progress.line)
-            next_eval = (counters.env_steps // config.eval.every + 1) * config.eval.every
-            self._ratio = self._collect_seed_episodes(logger, progress)
-            train_round = self._sequential_round if config.num_envs == 1 else self._interleaved_round
-            next_round = counters.env_steps
-            while counters.env_steps < config.env_steps:
-                next_round = min(next_round + config.train.every, config.env_steps)
-                metrics, returns = train_round(next_round, progress)
-                logger.write(asdict(counters), metrics.read() | _train_returns(returns))
-                progress.update(counters.env_steps, counters.updates, train_return=returns[-1] if returns else None)
-                if counters.env_steps >= min(next_eval, config.env_steps):
-                    next_eval = (counters.env_steps // config.eval.every + 1) * config.eval.every
-                    self._save(progress)
-                    self._evaluate(logger, progress)
-            if self.evaluation is None:  # the seed episodes alone reached the end
-                self._save(progress)
-                self._evaluate(logger, progress)
+                self._progress.line(line)
+            self._profiler = Profiler(self.folder.path / "profile", self.device, config.profile, self._progress.line)
+            self._saved_at, self._tried_at = self._position(), time.monotonic()
+            try:
+                self._loop()
+            except Stopped:
+                self._save(last=True)
+                raise Stopped(
+                    f"stopped at {counters.env_steps:,} env steps; "
+                    f"go on with: python run.py --resume {shlex.quote(str(self.folder.path))}"
+                ) from None
             self._profiler.close()
             if self.device.type == "cuda":
-                progress.line(f"peak GPU memory {torch.cuda.max_memory_allocated(self.device) / GIB:.2f} GiB")
+                self._progress.line(f"peak GPU memory {torch.cuda.max_memory_allocated(self.device) / GIB:.2f} GiB")
 
     def close(self) -> None:
         """End the environments' workers."""
-        self.envs.close()
-        self.eval_envs.close()
+        self._opened.close()
+
+    def _claim_folder(self) -> None:
+        # Deleted and written only now: a run that could not be set up leaves its folder as it was.
+        if self.config.overwrite and not self.config.resume:
+            RunFolder.create(self.folder.path, overwrite=True)
+        try:
+            self.folder.write_config(to_yaml(self.config))
+            self.folder.write_versions({"device": device_name(self.device)})
+        except OSError as error:
+            raise UserError(
+                f"cannot write run folder {self.folder.path} ({error.strerror}): free space or change --run-dir"
+            ) from error
 
     def _introduction(self) -> list[str]:
         config = self.config
@@ -219,83 +258,158 @@ class Trainer:
             if config.num_envs == 1
             else f"{config.num_envs} environments, planned in one batch: they step while updates run (interleaved)",
             self.replay_line,
+            *self._notes,
         ]
 
-    def _collect_seed_episodes(self, logger: Logger, progress: Progress) -> UpdateRatio:
-        """Play them; what is owed from then on."""
-        config, counters, noise = self.config, self.counters, self.config.train.action_noise
-        progress.update(counters.env_steps, counters.updates, "seed episodes")
-        before, began = counters.env_steps, time.monotonic()
-        # A resumed run has networks but no replay: its first episodes come from its planner, not at random.
-        resumed = counters.updates > 0
-        planner = self.train_planner if resumed else None
-        returns = self.collector.collect_episodes(config.train.seed_episodes, planner, noise)
-        self._seed_seconds = time.monotonic() - began
-        logger.write(asdict(counters), _train_returns(returns))
-        progress.line(f"{len(returns)} seed episodes, mean return {np.mean(returns):.1f}")
-        start = before if resumed else counters.env_steps
-        ratio = UpdateRatio(config.train.updates, config.train.every, start, config.env_steps)
-        self._update(ratio.issue(counters.env_steps), MetricMeans(), progress)  # none, but for a resumed run
-        return ratio
+    def _loop(self) -> None:
+        """Between two of its rounds, updates and steps the run can stop: then the state is whole."""
+        state, interval = self.state, self.config.train.checkpoint_seconds
+        while not state.finished:
+            self._stop.check()
+            if not state.seeding and not state.evaluation_due and self._round_is_over():
+                self._end_round()
+                continue
+            try:
+                self._advance()
+            except (EnvError, UserError):
+                self._save()  # what was trained is not lost
+                raise
+            if time.monotonic() - self._tried_at >= interval:
+                self._save()
 
-    def _sequential_round(self, env_steps: int, progress: Progress) -> tuple[MetricMeans, list[float]]:
-        """The updates of a round, then steps until the run stands at `env_steps`; metrics, and returns of episodes."""
-        counters, train = self.counters, self.config.train
-        metrics, returns = MetricMeans(), []
-        progress.update(counters.env_steps, counters.updates, "updating")
-        self._update(train.updates, metrics, progress)
-        progress.update(counters.env_steps, counters.updates, "collecting")
-        while counters.env_steps < env_steps:
-            self.collector.send(self.train_planner, train.action_noise)
-            returns += self.collector.receive()
-            self._profiler.after_step()
-        return metrics, returns
+    def _advance(self) -> None:
+        """An evaluation, a step of the environments, or an update between them."""
+        if self.state.evaluation_due:
+            self._evaluate()
+        elif self.state.seeding:
+            self._step_at_random()
+        elif self.state.updates_left:
+            self.state.updates_left -= 1
+            self._update(self.state.updates_left + 1)
+            self._show("updating")
+        elif self.config.num_envs == 1:
+            self._step()
+            self._show("collecting")
+        else:
+            self._step()
+            self._show("training")
 
-    def _interleaved_round(self, env_steps: int, progress: Progress) -> tuple[MetricMeans, list[float]]:
-        """Steps until the run stands at `env_steps`, with the updates owed while they are made; as above."""
-        counters, train = self.counters, self.config.train
-        metrics, returns = MetricMeans(), []
-        in_flight = self.config.num_envs * self.config.action_repeat
-        while True:
-            self.collector.send(self.train_planner, train.action_noise)
-            self._update(self._ratio.issue(counters.env_steps + in_flight), metrics, progress)
-            returns += self.collector.receive()
-            self._profiler.after_step()
-            progress.update(counters.env_steps, counters.updates, "training")
-            if counters.env_steps >= env_steps:
-                return metrics, returns
+    def _step_at_random(self) -> None:
+        """A step of the seed episodes, and what follows them."""
+        state, counters = self.state, self.counters
+        self._show("seed episodes")
+        with self._timed():
+            self.collector.send(None)
+            state.returns += self.collector.receive()
+        if len(state.returns) < self.config.train.seed_episodes:
+            return
+        self._logger.write(asdict(counters), self._collected())
+        self._progress.line(f"{len(state.returns)} seed episodes, mean return {np.mean(state.returns):.1f}")
+        state.seeding, state.returns, state.ratio = False, [], self._new_ratio()
+        state.round_end = counters.env_steps
+        state.evaluation_due = counters.env_steps >= self.config.env_steps
+        self._begin_round()
+        if state.evaluation_due:
+            self._save(say=True)
 
-    def _update(self, count: int, metrics: MetricMeans, progress: Progress) -> None:
-        """`count` updates, whose metrics are added to `metrics`. On a GPU they are asked for, not waited for."""
+    def _new_ratio(self) -> UpdateRatio:
+        train = self.config.train
+        return UpdateRatio(train.updates, train.every, self.counters.env_steps, self.config.env_steps)
+
+    def _begin_round(self) -> None:
+        """Sequential: updates, then steps until `round_end`. Interleaved: at least one step, updates during each."""
+        state, train, env_steps = self.state, self.config.train, self.counters.env_steps
+        state.round_end = min(state.round_end, env_steps) + train.every  # the last one of a run may have been shorter
+        if self.config.num_envs == 1:
+            state.updates_left = train.updates
+        else:
+            state.round_end = max(state.round_end, env_steps + 1)
+
+    def _round_is_over(self) -> bool:
+        end = min(self.state.round_end, self.config.env_steps)
+        return self.counters.env_steps >= end and not self.state.updates_left
+
+    def _end_round(self) -> None:
+        state, counters, config = self.state, self.counters, self.config
+        metrics = state.metrics.read()
+        self._watch(metrics)
+        self._logger.write(asdict(counters), metrics | self._collected())
+        self._show("", train_return=state.returns[-1] if state.returns else None)
+        state.metrics, state.returns = MetricMeans(), []
+        next_evaluation = (state.evaluated_at // config.eval.every + 1) * config.eval.every
+        state.evaluation_due = counters.env_steps >= min(next_evaluation, config.env_steps)
+        self._begin_round()
+        if state.evaluation_due or self._unsaved:
+            self._save(say=True)
+
+    def _watch(self, metrics: dict[str, float]) -> None:
+        """Called once a round with its metrics, which were just read: the place to look for faults of learning."""
+
+    def _collected(self) -> dict[str, float]:
+        """What is logged of the episodes that ended since the last record."""
+        returns, collector = self.state.returns, self.collector
+        counts = {"simulator_errors": collector.simulator_errors, "lost_environments": collector.lost_environments}
+        mean = {"train/return": float(np.mean(returns))} if returns else {}
+        return mean | {f"train/{name}": count for name, count in counts.items() if count}
+
+    def _step(self) -> None:
+        """A step of the environments; of several, with the updates that are owed when it has ended."""
+        state, counters, config = self.state, self.counters, self.config
+        with self._timed():
+            self.collector.send(self.train_planner, config.train.action_noise)
+        if config.num_envs > 1:
+            owed = state.ratio.issue(counters.env_steps + config.num_envs * config.action_repeat)
+            for left in range(owed, 0, -1):
+                self._update(left)
+        with self._timed():
+            state.returns += self.collector.receive()
+        self._profiler.after_step()
+
+    def _update(self, left: int) -> None:
+        """An update, with which `left` are left before a step. On a GPU it is asked for, not waited for."""
         replay = self.config.replay
-        for left in range(count, 0, -1):
-            self._profiler.before_update(left)
-            with record_function("update"):
-                batch = self.replay.sample(replay.batch_size, replay.sequence_length, self.device)
-                metrics.add(self.agent.update(batch))
-            self.counters.updates += 1
-            if not self._set_up:
-                self._set_up = True
-                self._report_set_up(progress)
+        self._profiler.before_update(left)
+        with record_function("update"):
+            batch = self.replay.sample(replay.batch_size, replay.sequence_length, self.device)
+            self.state.metrics.add(self.agent.update(batch))
+        self.counters.updates += 1
+        if not self._set_up:
+            self._set_up = True
+            self._report_set_up()
 
-    def _report_set_up(self, progress: Progress) -> None:
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Add to the seconds of episodes before the first update."""
+        began = time.monotonic()
+        yield
+        if not self._set_up:
+            self._episode_seconds += time.monotonic() - began
+
+    def _report_set_up(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        seconds = time.monotonic() - self._started - self._seed_seconds
-        progress.line(f"set-up before the first update: {seconds:.1f} s, beside {self._seed_seconds:.1f} s of episodes")
+        episodes = self._episode_seconds
+        seconds = time.monotonic() - self._started - episodes
+        self._progress.line(f"set-up before the first update: {seconds:.1f} s, beside {episodes:.1f} s of episodes")
 
-    def _evaluate(self, logger: Logger, progress: Progress) -> None:
-        config, counters = self.config, self.counters
+    def _evaluate(self) -> None:
+        config, counters, state = self.config, self.counters, self.state
         self._profiler.finish()  # an evaluation would swell it
-        progress.update(counters.env_steps, counters.updates, "evaluating")
+        self._show("evaluating")
         trace_steps = config.eval.video_steps if config.eval.video else 0
         self.evaluation = evaluate(
-            self.agent, self.planner, self.eval_envs, config.eval.episodes, config.eval.seed, trace_steps
+            self.agent,
+            self.planner,
+            self.eval_envs,
+            config.eval.episodes,
+            config.eval.seed,
+            trace_steps,
+            on_step=lambda _: self._stop.check(),
         )
         summary = self.evaluation.summary()
-        logger.write(asdict(counters), {f"eval/{name}": value for name, value in summary.items()})
-        progress.update(counters.env_steps, counters.updates, eval_return=summary["return_mean"])
-        progress.line(
+        self._logger.write(asdict(counters), {f"eval/{name}": value for name, value in summary.items()})
+        self._show("", eval_return=summary["return_mean"])
+        self._progress.line(
             f"evaluation at {counters.env_steps:,} env steps: return {summary['return_mean']:.1f} "
             f"± {summary['return_std']:.1f} over {config.eval.episodes} episodes"
         )
@@ -304,19 +418,67 @@ class Trainer:
             try:
                 write_visuals(stem, self.agent, self.planner, self.evaluation, config.env)
             except OSError as error:  # a full disk or no ffmpeg costs the video, not the run
-                progress.line(f"no video at {counters.env_steps:,} env steps: {error}")
+                self._progress.line(f"no video at {counters.env_steps:,} env steps: {error}")
+        self._keep_if_best(summary["return_mean"])
+        state.evaluation_due, state.evaluated_at = False, counters.env_steps
+        state.finished = counters.env_steps >= config.env_steps
+        if state.finished:
+            self._save(last=True)
 
-    def _save(self, progress: Progress) -> None:
+    def _keep_if_best(self, mean_return: float) -> None:
+        """Keep the checkpoint that was written before this evaluation where no other one did as well."""
+        best = -math.inf if self.state.best_return is None else self.state.best_return
+        if self._unsaved or not mean_return > best:
+            return
+        try:
+            keep_best(self.folder.checkpoints, checkpoint_path(self.folder.checkpoints, self.counters.env_steps))
+        except (OSError, UserError) as error:
+            self._progress.line(f"the best checkpoint so far is not kept: {error}")
+        else:
+            self.state.best_return = mean_return
+
+    def _show(self, phase: str, **returns: float | None) -> None:
+        self._progress.update(self.counters.env_steps, self.counters.updates, phase, **returns)
+
+    def _save(self, say: bool = False, last: bool = False) -> None:
+        """Write a checkpoint if anything happened since the last one.
+
+        Where the disk refuses it, that is said, and training goes on; UserError if there is no more time: it was the
+        `last`. `say` that it was written.
+        """
+        if self._position() == self._saved_at and not self._unsaved:
+            return
         path = checkpoint_path(self.folder.checkpoints, self.counters.env_steps)
-        payload = {
+        self._tried_at = time.monotonic()
+        try:
+            self._saver.save(self.counters.env_steps, self._payload())
+        except UserError as error:
+            if last:
+                raise
+            if not self._unsaved:
+                self._progress.line(f"{error}; training goes on, the next round tries again")
+            self._unsaved = True
+            return
+        if say or self._unsaved:
+            self._progress.line(f"checkpoint {path}")
+        self._unsaved, self._saved_at = False, self._position()
+
+    def _position(self) -> tuple[Any, ...]:
+        """Changes with everything that a checkpoint should hold."""
+        return (*asdict(self.counters).values(), self.state.evaluation_due, self.state.finished)
+
+    def _payload(self) -> dict[str, Any]:
+        return {
             "config": to_dict(self.config),
             "counters": asdict(self.counters),
             "action_dim": self.agent.model.action_dim,
             "agent": self.agent.state_dict(),
+            "training": self.state.state_dict(),
+            "records": self._logger.records,
+            "collector": self.collector.state_dict(),
+            "replay": self.replay.state_dict(),
+            "random": global_state(self.device),
         }
-        save_checkpoint(path, payload)
-        prune(self.folder.checkpoints, self.config.train.keep_checkpoints)
-        progress.line(f"checkpoint {path}")
 
 
 def write_visuals(stem: Path, agent: Dreamer, planner, evaluation: Evaluation, env: str) -> list[Path]:
@@ -331,17 +493,8 @@ def _train_returns(returns: list[float]) -> dict[str, float]:
     return {"train/return": float(np.mean(returns))} if returns else {}
 
 
-def prepare(config: Config) -> tuple[RunFolder, dict[str, Any] | None]:
-    """The run folder and, with `resume`, its last checkpoint."""
-    if config.resume:
-        folder = RunFolder.open(config.resume)
-        payload = load_checkpoint(folder.path)
-        done = payload["counters"]["env_steps"]
-        if done >= config.env_steps:
-            raise UserError(f"{folder.path} has reached its {done:,} env steps: give more with --env-steps")
-    else:
-        path = Path(config.run_dir or default_run_dir(config))
-        # What is to be overwritten is deleted when the new run is ready to start, not before.
-        folder = RunFolder(path) if config.overwrite and path.exists() else RunFolder.create(path)
-        payload = None
-    return folder, payload
+def claim_folder(config: Config) -> RunFolder:
+    """The folder of a new run. UserError if it cannot be had."""
+    path = Path(config.run_dir or default_run_dir(config))
+    # What is to be overwritten is deleted when the new run is ready to start, not before.
+    return RunFolder(path) if config.overwrite and path.exists() else RunFolder.create(path)

@@ -1,0 +1,49 @@
+"""Stopping a run when the system or its user asks for it."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(Exception):
+    """A run was asked to stop, and has; the text is for its user."""
+
+
+class Stop:
+    """In this context the first SIGTERM or SIGINT only sets `requested`; a SIGINT after that is a KeyboardInterrupt."""
+
+    def __init__(self):
+        self.requested = False
+
+    def check(self, text: str = "") -> None:
+        """Raise `Stopped`, with `text`, where a stop was requested."""
+        if self.requested:
+            raise Stopped(text)
+
+    def __enter__(self):
+        self._before = [signal.signal(number, self._note) for number in SIGNALS]
+        return self
+
+    def __exit__(self, *error):
+        for number, handler in zip(SIGNALS, self._before, strict=True):
+            signal.signal(number, handler)
+
+    def _note(self, number, frame):
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if number == signal.SIGINT:  # print() might wait for a lock that the interrupted code holds
+            os.write(2, b"\nstopping after a last checkpoint; Ctrl-C again stops at once, without one\n")
+        self.requested = True
+
+
+@contextlib.contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Processes that are started here never see a terminal's Ctrl-C; in this one it waits for the end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
