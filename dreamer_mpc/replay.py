@@ -142,7 +142,7 @@ class Replay:
 
     def read(self, starts: Int64[np.ndarray, " S"], ends: Int64[np.ndarray, " S"]) -> dict[str, Tensor]:
         """Frames from `starts` to before `ends` of every stream, stream after stream, on the host."""
-        bounds = zip(range(self.streams), starts, ends, strict=True)
+        bounds = zip(range(self.streams), starts.tolist(), ends.tolist(), strict=True)
         spans = [span for stream, start, end in bounds for span in self._spans(stream, start, end)]
         return {
             name: torch.cat([frames[:0].cpu(), *(frames[span].cpu() for span in spans)])
@@ -154,15 +154,15 @@ class Replay:
     ) -> None:
         """Put what `read` gave back in its place, but for frames that are older than the ring is long."""
         passed = 0  # frames of the streams before
-        for stream, (start, end) in enumerate(zip(starts, ends, strict=True)):
-            kept = min(max(start, self.written[stream] - self.size), end)
-            position = passed + int(kept - start)
+        for stream, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+            kept = min(max(start, int(self.written[stream]) - self.size), end)
+            position = passed + kept - start
             for span in self._spans(stream, kept, end):
                 count = span.stop - span.start
                 for name, values in frames.items():
                     self._frames[name][span] = values[position : position + count].to(self.device)
                 position += count
-            passed += int(end - start)
+            passed += end - start
 
     def state_dict(self) -> dict[str, Any]:
         """All but the frames."""
@@ -181,9 +181,9 @@ class Replay:
         """Slots of the frames from `start` to before `end`, at most a ring of them: a slice, or two around the end."""
         if start >= end:
             return []
-        ring, first = stream * self.size, int(start % self.size)
-        behind = max(first + int(end - start) - self.size, 0)
-        spans = [slice(ring + first, ring + first + int(end - start) - behind)]
+        ring, first, count = stream * self.size, start % self.size, end - start
+        behind = max(first + count - self.size, 0)
+        spans = [slice(ring + first, ring + first + count - behind)]
         return [*spans, slice(ring, ring + behind)] if behind else spans
 
     def _starts(self, batch_size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -252,7 +252,7 @@ class _Episodes:
         arrays = {"table": self._table[: self._count], "open": self._open, "written": self.written}
         return {name: torch.from_numpy(array.copy()) for name, array in (arrays | {"oldest": self.oldest()}).items()}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         table, self._open, self.written, self._first = (
             state[name].numpy().copy() for name in ("table", "open", "written", "oldest")
         )

@@ -57,7 +57,7 @@ class ReplayFiles:
 
     def needed(self) -> int:
         """Number of the first file that holds a frame which is still in replay."""
-        return min((chunk.number for chunk in _needed(self.chunks, self.replay.oldest)), default=0)
+        return min((chunk.number for chunk in _needed(self.chunks, self.replay.oldest.tolist())), default=0)
 
     def forget(self, before: int) -> None:
         """Remove the files numbered below `before`, and those that are not of this run's history."""
@@ -74,7 +74,7 @@ class ReplayFiles:
     def load_state_dict(self, state: Sequence[dict[str, Any]]) -> None:
         """Read the frames into replay, whose own state must be restored. UserError as from `check_files`."""
         self.chunks = [Chunk(**chunk) for chunk in state]
-        for chunk in _needed(self.chunks, self.replay.oldest):
+        for chunk in _needed(self.chunks, self.replay.oldest.tolist()):
             self.replay.write(np.array(chunk.starts), np.array(chunk.ends), load(_read(self.folder, chunk)))
 
     def _saved(self) -> np.ndarray:

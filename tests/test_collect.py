@@ -1,5 +1,6 @@
 """What a collector stores and counts, on environments whose images and rewards say which step they are."""
 
+import itertools
 import time
 from typing import NamedTuple
 
@@ -63,13 +64,12 @@ class Keeper(Replay):
             self.frames[row].append(frame)
 
 
-class TwoLengths(CountingEnv):
-    """Episodes of 4 steps where the first seed was even, of 7 where it was odd."""
+LENGTHS = itertools.cycle([4, 7])
 
-    def reset(self, *, seed=None, options=None):
-        if seed is not None:
-            self.length = 7 if seed % 2 else 4
-        return super().reset(seed=seed, options=options)
+
+def two_lengths():
+    """Episodes of 4 steps, and where it is called again, of 7."""
+    return CountingEnv(next(LENGTHS))
 
 
 class Slow(CountingEnv):
@@ -87,6 +87,12 @@ def terminating():
 def make_collector(env="tests.counting_env:make", num_envs=1, seed=0, agent=None, **settings):
     envs = make_vector_env(env, num_envs, **{"workers": False, "action_repeat": 1} | settings)
     return Collector(envs, agent or Recorder(), Keeper(num_envs), Counters(), seed)
+
+
+def kept_by(collector):
+    """Its finished episodes, all known to be over."""
+    collector.begin()
+    return collector.replay.kept
 
 
 def check_episode(episode, number, action_repeat, length):
@@ -109,8 +115,8 @@ def check_episode(episode, number, action_repeat, length):
 def test_episodes_are_stored_as_they_happened(action_repeat, num_envs, workers):
     collector = make_collector(num_envs=num_envs, workers=workers, action_repeat=action_repeat)
     returns = collector.collect(30 * num_envs, PLANNER)
+    kept = kept_by(collector)
     collector.envs.close()
-    kept = collector.replay.kept
     assert len(kept) == len(returns) == 3 * num_envs
     for i, episode in enumerate(kept):
         check_episode(episode, i // num_envs, action_repeat, 10)
@@ -123,10 +129,10 @@ def test_episodes_are_stored_as_they_happened(action_repeat, num_envs, workers):
 
 
 def test_rows_end_each_in_their_time():
-    collector = make_collector("tests.test_collect:TwoLengths", 2, seed=2)
+    collector = make_collector("tests.test_collect:two_lengths", 2)
     collector.collect(56, PLANNER)
     numbers = {4: 0, 7: 0}
-    for episode in collector.replay.kept:
+    for episode in kept_by(collector):
         length = len(episode.reward) - 1
         check_episode(episode, numbers[length], 1, length)
         numbers[length] += 1
@@ -137,13 +143,14 @@ def test_rows_end_each_in_their_time():
 def test_an_episode_that_terminates_is_stored_like_one_that_is_cut():
     collector = make_collector("tests.test_collect:terminating")
     collector.collect(20, PLANNER)
-    assert len(collector.replay.kept) == 2
-    for number, episode in enumerate(collector.replay.kept):
+    assert len(kept_by(collector)) == 2
+    for number, episode in enumerate(kept_by(collector)):
         check_episode(episode, number, 1, 10)
 
 
 def test_an_episode_in_progress_is_in_replay():
     collector = make_collector(num_envs=2)
+    collector.begin()
     assert len(collector.replay) == 2, "the first frames"
     collector.collect(2 * 7, PLANNER)
     assert (len(collector.replay), collector.replay.episodes) == (16, 2)
@@ -151,14 +158,16 @@ def test_an_episode_in_progress_is_in_replay():
         assert [decode(frame[0]) for frame in frames] == [(0, step) for step in range(8)]
         assert [float(frame[1][1]) for frame in frames[1:]] == pytest.approx([row / 10] * 7)
     collector.collect(2 * 10, PLANNER)
-    assert (len(collector.replay), collector.replay.episodes) == (24, 4), "an episode's end is the next one's start"
+    assert (len(collector.replay), collector.replay.episodes) == (22, 2)
+    collector.begin()
+    assert (len(collector.replay), collector.replay.episodes) == (24, 4)
 
 
 def test_streams_hold_the_episodes_of_their_environment():
-    collector = make_collector("tests.test_collect:TwoLengths", 2, seed=2)
+    collector = make_collector("tests.test_collect:two_lengths", 2)
     collector.collect(100, PLANNER)
     batch = collector.replay.sample(2000, 3)
-    row = batch.index // collector.replay.size
+    row = batch.index % 2
     assert (row == row[0]).all()
     inner = ~batch.is_first
     torch.testing.assert_close(batch.action[..., 1][inner], row[inner] / 10)
@@ -183,7 +192,7 @@ def test_a_step_is_sent_and_received_and_workers_make_it_meanwhile():
 
 @pytest.mark.parametrize("action_repeat", [1, 2])
 def test_the_agent_sees_each_image_once_and_is_first_exactly_at_starts(action_repeat):
-    collector = make_collector("tests.test_collect:TwoLengths", 2, seed=2, action_repeat=action_repeat)
+    collector = make_collector("tests.test_collect:two_lengths", 2, action_repeat=action_repeat)
     collector.collect(80, PLANNER)
     for row, length in enumerate([4, 7]):
         seen = [(images[row], first[row]) for _, images, first, _ in collector.agent.calls]
@@ -204,7 +213,7 @@ def test_collecting_goes_on_where_it_stopped():
     collector = make_collector()
     returns = collector.collect(7, PLANNER) + collector.collect(7, PLANNER) + collector.collect(25, PLANNER)
     assert len(returns) == 2
-    for number, episode in enumerate(collector.replay.kept):
+    for number, episode in enumerate(kept_by(collector)):
         check_episode(episode, number, 1, 10)
     assert collector.counters.env_steps == 25
 
@@ -217,31 +226,24 @@ def test_env_steps_stop_at_the_first_step_that_reaches_the_goal():
 
 def test_random_episodes_are_random_uniform_and_stored_alike():
     collector = make_collector(num_envs=2, seed=4)
-    returns = collector.collect_episodes(40)
+    returns = collector.collect(400, None)
     assert len(returns) == 40
     assert collector.agent.calls == []
-    for i, episode in enumerate(collector.replay.kept):
+    for i, episode in enumerate(kept_by(collector)):
         check_episode(episode, i // 2, 1, 10)
-    actions = np.stack([episode.action[1:] for episode in collector.replay.kept])
+    actions = np.stack([episode.action[1:] for episode in kept_by(collector)])
     assert len(np.unique(actions)) == actions.size
     assert -1 <= actions.min() < -0.95 < 0.95 < actions.max() < 1
     assert abs(actions.mean()) < 0.06
     assert abs(actions.std() - 3**-0.5) < 0.03
 
 
-@pytest.mark.parametrize("episodes, num_envs, ended", [(1, 2, 2), (3, 2, 4), (3, 1, 3)])
-def test_random_collection_ends_with_the_step_that_ends_enough_episodes(episodes, num_envs, ended):
-    collector = make_collector(num_envs=num_envs)
-    assert len(collector.collect_episodes(episodes)) == ended
-    assert collector.counters == Counters(10 * ended, 10 * ended, 0, ended)
-
-
 def test_random_actions_repeat_under_a_seed():
     runs = []
     for seed in (1, 1, 2):
         collector = make_collector(seed=seed)
-        collector.collect_episodes(1)
-        runs.append(collector.replay.kept[0].action)
+        collector.collect(10, None)
+        runs.append(kept_by(collector)[0].action)
     assert (runs[0] == runs[1]).all()
     assert (runs[0] != runs[2]).any()
 
@@ -249,7 +251,7 @@ def test_random_actions_repeat_under_a_seed():
 def test_after_random_steps_the_agent_starts_with_an_empty_carry():
     collector = make_collector()
     collector.collect(5, PLANNER)
-    collector.collect_episodes(1)
+    collector.collect(10, None)
     collector.collect(collector.counters.env_steps + 1, PLANNER)
     carry, images, is_first, _ = collector.agent.calls[-1]
     assert (float(carry.state), images, is_first) == (0.0, [(1, 0)], [True])
@@ -259,8 +261,8 @@ def test_a_real_agent_s_actions_are_stored_as_they_were_executed():
     collector = make_collector(num_envs=2, agent=make_agent())
     torch.manual_seed(0)
     collector.collect(40, make_planner("dream-mpc", horizon=2), action_noise=0.3)
-    assert len(collector.replay.kept) == 4
-    for i, episode in enumerate(collector.replay.kept):
+    assert len(kept_by(collector)) == 4
+    for i, episode in enumerate(kept_by(collector)):
         check_episode(episode, i // 2, 1, 10)
         assert episode.action[1:].any(1).all()
         assert np.abs(episode.action).max() <= 1
@@ -298,7 +300,7 @@ def test_real_pixels_lie_in_replay_as_workers_returned_them(monkeypatch):
     batch = replay.sample(2000, 1)
     seen = set()
     for index, image, reward in zip(batch.index[0].tolist(), batch.image[0], batch.reward[0].tolist()):
-        row, place = divmod(index, 30)
+        place, row = divmod(index, 2)
         assert (image.numpy() == given[row][place][0]).all()
         assert reward == pytest.approx(given[row][place][1], rel=1e-6)
         seen.add(index)

@@ -110,9 +110,11 @@ def test_appending_after_a_torn_line_does_not_glue_to_it(folder):
 def test_truncate_drops_what_lies_past_the_checkpoint(folder):
     write(folder, 1000, 2000, 3000, 4000)
     with Logger(folder) as logger:
-        logger.truncate(2000)
+        assert logger.records == 4
+        logger.truncate(2)
         assert env_steps_in(folder) == [1000, 2000]
         logger.write(counters(3000), {})
+        assert logger.records == 3
     assert env_steps_in(folder) == [1000, 2000, 3000]
     assert [path.name for path in folder.path.iterdir()] == ["metrics.jsonl"]
 
@@ -201,7 +203,7 @@ def test_tensorboard_axes_are_env_steps_and_truncation_purges(folder):
     with Logger(folder, "tensorboard") as logger:
         logger.write(counters(1000), {"train/return": 1.0})
         logger.write(counters(2000), {"train/return": 2.0})
-        logger.truncate(1000)
+        logger.truncate(1)
         logger.write(counters(3000), {"train/return": 3.0})
     events = EventAccumulator(str(folder.tensorboard)).Reload()
     assert [(event.step, event.value) for event in events.Scalars("train/return")] == [
