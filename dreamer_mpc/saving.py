@@ -22,11 +22,11 @@ class Saver:
         needs = self._needs | {str(env_steps): self._files.needed()}
         path = checkpoint_path(self._folder, env_steps)
         save_checkpoint(path, {**payload, "replay_files": self._files.state_dict(), "replay_needs": needs})
-        files = list_checkpoints(self._folder)
-        for file in files[files.index(path) + 1 :]:  # damaged, and given up when the run was resumed from before it
+        own = {checkpoint_path(self._folder, int(key)): key for key in needs}
+        for file in set(list_checkpoints(self._folder)) - own.keys():  # the run was resumed from one before it
             file.unlink(missing_ok=True)
         prune(self._folder, self._keep)
-        self._needs = {key: first for key, first in needs.items() if checkpoint_path(self._folder, int(key)).exists()}
+        self._needs = {key: needs[key] for file, key in own.items() if file.exists()}
         self._files.forget(min(self._needs.values()))
 
     def restore(self, payload: dict[str, Any]) -> None:

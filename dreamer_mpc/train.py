@@ -161,17 +161,19 @@ class Trainer:
         else:
             self.agent = make_agent(config, action_dim, self.device)
         self._stop.check(NOTHING_SAVED)
-        self.replay, self.replay_line = self._make_replay(capacity, action_dim)
+        self.replay, self.replay_line = self._make_replay(capacity, action_dim, opened)
         self.collector = Collector(self.envs, self.agent, self.replay, self.counters, config.seed)
         self._saver = Saver(self.folder, self.replay, config.train.keep_checkpoints)
         if payload:
             self._restore(payload)
         self.collector.begin()
 
-    def _make_replay(self, capacity: int, action_dim: int) -> tuple[Replay, str]:
+    def _make_replay(self, capacity: int, action_dim: int, opened: contextlib.ExitStack) -> tuple[Replay, str]:
         config = self.config
         required = capacity * frame_bytes(action_dim)
         device, memmap, line = choose_storage(config.replay.storage, required, self.device, self.folder.path)
+        if memmap:
+            opened.callback(memmap.unlink, missing_ok=True)  # its frames are saved elsewhere
         replay = Replay(capacity, action_dim, config.num_envs, device=device, memmap=memmap, seed=config.seed)
         saved = f"saved as it grows, at last {required / GIB:.2f} GiB on disk"
         return replay, f"{line}, {capacity:,} frames; {saved} ({free_disk(self.folder.path) / GIB:.0f} GiB free)"
@@ -454,7 +456,8 @@ class Trainer:
             self._saver.save(self.counters.env_steps, self._payload())
         except UserError as error:
             if last:
-                raise
+                unsaved = f"{self._saved_at[0]:,} to {self.counters.env_steps:,}"
+                raise UserError(f"{error}; env steps {unsaved} are not saved") from error
             if not self._unsaved:
                 self._progress.line(f"{error}; training goes on, the next round tries again")
             self._unsaved = True

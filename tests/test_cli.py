@@ -347,7 +347,8 @@ def test_two_environments_a_memory_map_and_tensorboard(tmp_path):
         "--num-envs", 2, "--replay.storage", "memmap", "--logger", "tensorboard",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "memory-mapped" in done.stdout and (tmp_path / "run" / "replay.bin").stat().st_size > 0
+    assert f"memory-mapped at {tmp_path / 'run' / 'replay.bin'}" in done.stdout
+    assert not (tmp_path / "run" / "replay.bin").exists(), "the run is over"
     assert list((tmp_path / "run" / "tensorboard").iterdir())
     last = records(tmp_path / "run")[-1]
     assert (last["env_steps"], last["agent_steps"], last["episodes"]) == (400, 400, 6)

@@ -10,7 +10,7 @@ import torch
 
 from dreamer_mpc.agent import Act, Carry, Dreamer
 from dreamer_mpc.behavior import BehaviorConfig
-from dreamer_mpc.collect import Collector, Counters
+from dreamer_mpc.collect import Collector, Counters, episode_seed
 from dreamer_mpc.planners import make_planner
 from dreamer_mpc.replay import Replay
 from envs import choose_gl_backend, make_vector_env
@@ -306,3 +306,150 @@ def test_real_pixels_lie_in_replay_as_workers_returned_them(monkeypatch):
         seen.add(index)
     assert len(seen) == len(replay)
     assert len(np.unique(np.stack([image for image, _ in given[0]]), axis=0)) == len(given[0]), "no two are alike"
+
+
+# faults, and going on after a stop
+
+
+class Faulty:
+    """A vector of environments whose n-th step has `info`, by number; its rows end there as truncated."""
+
+    def __init__(self, envs, faults):
+        self.envs, self.faults, self.steps = envs, faults, 0
+
+    def __getattr__(self, name):
+        return getattr(self.envs, name)
+
+    def step_wait(self):
+        image, reward, terminated, truncated, info = self.envs.step_wait()
+        self.steps += 1
+        for name, rows in self.faults.get(self.steps, {}).items():
+            info[name] = np.isin(np.arange(len(image)), rows)
+            truncated = truncated | info[name]
+            if name == "lost":
+                info["env_steps"] = np.where(info[name], 0, info["env_steps"])
+                image[rows], reward[rows] = 0, 0.0
+        return image, reward, terminated, truncated, info
+
+
+def with_faults(faults, num_envs=2):
+    collector = make_collector(num_envs=num_envs)
+    collector.envs = Faulty(collector.envs, faults)
+    return collector
+
+
+@pytest.mark.parametrize("lost", [[1], [0, 1]])
+def test_the_episode_of_a_lost_environment_is_dropped_and_the_next_one_begun(lost):
+    collector = with_faults({5: {"lost": lost}})
+    returns = []
+    for _ in range(24):
+        collector.send(PLANNER)
+        returns += collector.receive()
+    assert collector.lost_environments == len(lost) and collector.simulator_errors == 0
+    made = 2 * 24 - len(lost)
+    assert (collector.counters.env_steps, collector.counters.agent_steps) == (made, made)
+    assert collector.counters.episodes == len(returns) == 2 * 2 - len(lost)
+    seen = {(int(i) % 2, decode(image.numpy())) for batch in [collector.replay.sample(3000, 1)]
+            for i, image in zip(batch.index[0], batch.image[0])}  # fmt: skip
+    for row in (0, 1):
+        episodes = {episode for of, (episode, _) in seen if of == row}
+        assert episodes == ({1, 2} if row in lost else {0, 1, 2}), "nothing of the torn one"
+    _, images, is_first, _ = collector.agent.calls[5]
+    assert is_first == [row in lost for row in (0, 1)]
+    assert images == [(1, 0) if row in lost else (0, 5) for row in (0, 1)]
+
+
+def test_an_episode_with_a_simulator_error_ends_there_and_is_counted():
+    collector = with_faults({4: {"simulator_error": [1]}, 9: {"simulator_error": [0, 1]}})
+    collector.collect(40, PLANNER)
+    assert (collector.simulator_errors, collector.lost_environments) == (3, 0)
+    assert [len(episode.reward) - 1 for episode in kept_by(collector)] == [4, 9, 5, 10, 10][:len(kept_by(collector))]
+
+
+class Seeded(CountingEnv):
+    """Its episodes are numbered by their seeds."""
+
+    seeds = []
+
+    def reset(self, *, seed=None, options=None):
+        Seeded.seeds.append(seed)
+        image, info = super().reset(seed=seed)
+        self.episode = seed % 256
+        image[:] = (self.episode, 0, 0)
+        return image, info
+
+
+def test_every_episode_has_a_seed_of_its_own():
+    Seeded.seeds.clear()
+    for seed in (0, 1):
+        make_collector("tests.test_collect:Seeded", 3, seed=seed).collect(3 * 10 * 5, PLANNER)
+    assert len(Seeded.seeds) == len(set(Seeded.seeds)) == 2 * 3 * 5
+    assert all(isinstance(seed, int) and 0 <= seed < 2**31 for seed in Seeded.seeds)
+    again = [episode_seed(seed, row, number) for seed in (0, 1) for number in range(5) for row in range(3)]
+    assert Seeded.seeds == again
+
+
+def stopped_and_resumed(env, steps, num_envs=2, workers=False):
+    """A collector after `steps` steps, and one in new environments that goes on from its state."""
+    collector = make_collector(env, num_envs, agent=make_agent(), workers=workers)
+    for _ in range(steps):
+        collector.send(PLANNER, 0.3)
+        collector.receive()
+    other = make_collector(env, num_envs, agent=make_agent(), seed=5, workers=workers)
+    other.replay, other._seed = collector.replay, collector._seed
+    return collector, other, other.load_state_dict(collector.state_dict())
+
+
+@pytest.mark.parametrize("steps", [1, 6, 10, 13])
+@pytest.mark.parametrize("num_envs, workers", [(1, False), (2, False), (2, True)])
+def test_a_resumed_collector_goes_on_alike(steps, num_envs, workers):
+    collector, other, broken = stopped_and_resumed("tests.test_collect:Seeded", steps, num_envs, workers)
+    assert broken == []
+    runs = []
+    for each in (collector, other):
+        each.replay = Keeper(num_envs)
+        each.replay.append(np.arange(num_envs), *first_frames(num_envs))
+        torch.manual_seed(3)
+        for _ in range(25):
+            each.send(PLANNER, 0.3)
+            each.receive()
+        runs.append([np.concatenate([*(x.image for x in each.replay.kept)]), each.state_dict()])
+        each.envs.close()
+    assert (runs[0][0] == runs[1][0]).all()
+    for name, value in runs[0][1].items():
+        other_value = runs[1][1][name]
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, other_value), name
+    assert all(map(torch.equal, runs[0][1]["actions"], runs[1][1]["actions"]))
+
+
+def first_frames(num_envs):
+    image = np.zeros((num_envs, 64, 64, 3), np.uint8)
+    return image, np.zeros((num_envs, 2), np.float32), np.zeros(num_envs), np.ones(num_envs, bool)
+
+
+def test_rows_that_cannot_be_repeated_are_named_and_begin_their_next_episode():
+    collector, other, broken = stopped_and_resumed("tests.test_collect:two_lengths", 5)
+    # Row 0 is in its second episode, which new environments call their first; row 1 is still in its first one.
+    assert broken == [0]
+    assert other.counters.episodes == 1
+    other.begin()
+    assert [len(row) for row in other._actions] == [0, 5]
+    assert other._is_first.tolist() == [True, False]
+
+
+def test_a_step_that_failed_is_as_if_it_had_not_been_sent():
+    collector = make_collector(num_envs=2, agent=make_agent())
+    collector.collect(8, PLANNER)
+    before = collector.state_dict()
+    collector.envs.step_wait = fail
+    collector.send(PLANNER, 0.3)
+    with pytest.raises(ZeroDivisionError):
+        collector.receive()
+    after = collector.state_dict()
+    assert all(map(torch.equal, before["actions"], after["actions"]))
+    assert torch.equal(before["carry"]["state"], after["carry"]["state"])
+
+
+def fail():
+    raise ZeroDivisionError

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import io
 import itertools
-import json
 import os
 import re
 import shutil
@@ -12,16 +11,16 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
+import dreamer_mpc.train
 import run
-from dreamer_mpc.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
+from dreamer_mpc.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
 from dreamer_mpc.train import Trainer
 from envs import EnvError
+from envs.vector import LocalVectorEnv
 from tests.counting_env import CountingEnv
 from tests.test_cli import CHEAP, ROOT, TINY, records
 
@@ -93,42 +92,385 @@ def kind(request, tmp_path_factory):
 @pytest.fixture
 def stop_at(monkeypatch):
     """Call with n: the n-th update, step or evaluation from then on is interrupted by SIGTERM."""
+    advance = Trainer._advance
 
-    def at(number, send=signal.SIGTERM):
-        calls, advance = itertools.count(1), Trainer._advance
+    def at(number):
+        calls = itertools.count(1)
 
         def counted(self):
             if next(calls) == number:
-                os.kill(os.getpid(), send)
+                os.kill(os.getpid(), signal.SIGTERM)
             advance(self)
 
         monkeypatch.setattr(Trainer, "_advance", counted)
 
-    yield at
-    monkeypatch.undo()
+    return at
 
 
-# Of some 60 units of the sequential run, the first 16 are the seed episodes'; rounds are 3 updates and 8 steps.
-@pytest.mark.parametrize("number", [1, 5, 16, 18, 23, 41])
-def test_a_run_stopped_anywhere_and_resumed_is_the_one_that_was_not(number, kind, stop_at, tmp_path, monkeypatch):
+# The seed episodes are 16 or 8 steps; then rounds of 3 updates and 8 steps, or of 4 steps with updates in them.
+@pytest.mark.parametrize("number", [2, 12, 19, 27])
+def test_a_run_stopped_anywhere_and_resumed_is_the_one_that_was_not(number, kind, stop_at, tmp_path):
     args, reference = kind
     stop_at(number)
     output = train(*args, "--run-dir", tmp_path / "run")
     assert re.search(r"stopped at \d+ env steps; go on with: python run.py --resume \S+/run\n$", output), output
-    monkeypatch.undo()
     train("--resume", tmp_path / "run")
     assert_same_run(tmp_path / "run", reference)
 
 
-def test_a_run_stopped_at_every_turn_is_the_one_that_was_not(kind, stop_at, tmp_path):
-    args, reference = kind
+def test_a_run_stopped_again_and_again_is_the_one_that_was_not(stop_at, tmp_path):
+    args = [*BASE, *KINDS["interleaved, dream-mpc"]]
+    train(*args, "--run-dir", tmp_path / "whole")
     stop_at(3)
-    train(*args, "--run-dir", tmp_path / "run")
-    stops = 1
-    while True:
-        stop_at(5)
+    output, stops = train(*args, "--run-dir", tmp_path / "run"), 0
+    while "stopped at" in output:
         stops += 1
-        if "stopped at" not in train("--resume", tmp_path / "run"):
-            break
-    assert stops > 5
-    assert_same_run(tmp_path / "run", reference)
+        stop_at(6)
+        output = train("--resume", tmp_path / "run")
+    assert stops == 5
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Arguments of a cheap sequential run, and the folder of one that was never stopped."""
+    args = [*BASE, "--num-envs", "1", "--planner", "policy"]
+    folder = tmp_path_factory.mktemp("whole") / "policy"
+    train(*args, "--run-dir", folder)
+    return args, folder
+
+
+@pytest.fixture
+def run_folder(whole, stop_at, tmp_path):
+    """A run like `whole`, stopped after 31 env steps, amid the second round."""
+    stop_at(38)
+    output = train(*whole[0], "--run-dir", tmp_path / "run")
+    assert "stopped at 31 env steps" in output
+    return tmp_path / "run"
+
+
+def test_saving_at_every_turn_changes_nothing(whole, tmp_path):
+    train(*whole[0], "--run-dir", tmp_path / "run", "--train.checkpoint-seconds", 0)
+    assert_same_run(tmp_path / "run", whole[1])
+    assert len(list((tmp_path / "run" / "replay").iterdir())) > 40, "a file of new frames for each save"
+
+
+def test_a_longer_run_is_the_one_that_was_to_be_so_long(whole, tmp_path):
+    """Its replay is larger, and frames in several streams lie elsewhere."""
+    args = [*BASE, "--num-envs", "2", "--planner", "policy", "--eval.every", "1000"]
+    train(*args, "--run-dir", tmp_path / "long", "--env-steps", 80)
+    train(*args, "--run-dir", tmp_path / "short", "--env-steps", 48)
+    train("--resume", tmp_path / "short", "--env-steps", 80)
+    a, b = (flat(load_checkpoint(tmp_path / x)["agent"]) for x in ("short", "long"))
+    assert a.keys() == b.keys() and all(same(a[name], b[name]) for name in a)
+    rows = [row for row in metrics(tmp_path / "short") if (row["env_steps"], "eval/episodes" in row) != (48, True)]
+    assert rows == metrics(tmp_path / "long")
+
+
+# stops
+
+
+def test_an_evaluation_is_given_up_and_made_first_on_resume(whole, tmp_path, monkeypatch):
+    evaluate = dreamer_mpc.train.evaluate
+
+    def interrupted(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGINT)
+        return evaluate(*args, **kwargs)
+
+    monkeypatch.setattr(dreamer_mpc.train, "evaluate", interrupted)
+    output = train(*whole[0], "--run-dir", tmp_path / "run")
+    monkeypatch.undo()
+    assert "stopped at 24 env steps" in output and "evaluation at" not in output
+    assert output.count("checkpoint ") == 1, "the one before the evaluation is whole"
+    assert load_checkpoint(tmp_path / "run")["training"]["evaluation_due"] is True
+    output = train("--resume", tmp_path / "run")
+    assert output.index("evaluation at 24") < output.index("set-up before the first update")
+    assert_same_run(tmp_path / "run", whole[1])
+
+
+def test_a_second_interrupt_stops_at_once_and_the_checkpoint_before_is_whole(whole, run_folder, monkeypatch):
+    before = find_checkpoint(run_folder).read_bytes()
+
+    def interrupted(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "_advance", interrupted)
+    assert "interrupted" in train("--resume", run_folder, code=130)
+    monkeypatch.undo()
+    assert find_checkpoint(run_folder).read_bytes() == before
+    train("--resume", run_folder)
+    assert_same_run(run_folder, whole[1])
+
+
+def test_a_second_interrupt_amid_a_save_leaves_the_checkpoint_before(whole, run_folder, monkeypatch):
+    replace = os.replace
+
+    def interrupted(*args):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        replace(*args)
+
+    monkeypatch.setattr(Trainer, "_claim_folder", lambda self: monkeypatch.setattr(os, "replace", interrupted))
+    train("--resume", run_folder, "--train.checkpoint-seconds", "0", code=130)
+    monkeypatch.undo()
+    train("--resume", run_folder)
+    assert_same_run(run_folder, whole[1])
+
+
+def test_a_stop_during_set_up_leaves_nothing_in_the_way(whole, tmp_path, monkeypatch):
+    make_agent = dreamer_mpc.train.make_agent
+
+    def interrupted(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return make_agent(*args)
+
+    monkeypatch.setattr(dreamer_mpc.train, "make_agent", interrupted)
+    assert "stopped before the first step: there was nothing to save" in train(
+        *whole[0], "--run-dir", tmp_path / "run"
+    )
+    monkeypatch.undo()
+    assert "claimed by a run that had not begun" in train("--resume", tmp_path / "run", code=2)
+    train(*whole[0], "--run-dir", tmp_path / "run")
+    assert_same_run(tmp_path / "run", whole[1])
+
+
+def test_signals_are_the_system_s_again_after_a_run(run_folder):
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+def test_a_terminal_s_interrupt_stops_a_run_with_workers(tmp_path):
+    """Ctrl-C goes to every process of the group."""
+    args = [*BASE, "--num-envs", "2", "--planner", "policy", "--env-steps", "100000", "--eval.every", "100000"]
+    command = [sys.executable, "run.py", *args, "--run-dir", str(tmp_path / "run")]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1.0)
+    os.killpg(process.pid, signal.SIGINT)
+    output, error = process.communicate(timeout=60)
+    assert process.returncode == 0, error
+    assert re.search(r"stopped at [\d,]+ env steps; go on with: python run.py --resume", output)
+    assert error.strip() == "stopping after a last checkpoint; Ctrl-C again stops at once, without one"
+    assert load_checkpoint(tmp_path / "run")["counters"]["env_steps"] > 0
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(whole, run_folder):
+    shutil.rmtree(run_folder / "checkpoints")
+    assert "no checkpoint yet: it starts again from its beginning" in train("--resume", run_folder)
+    assert_same_run(run_folder, whole[1])
+
+
+# damage
+
+
+def damage_last_chunk(folder):
+    path = max((folder / "replay").iterdir())
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    return path
+
+
+def cut_last_chunk(folder):
+    path = max((folder / "replay").iterdir())
+    path.write_bytes(path.read_bytes()[:-100])
+    return path
+
+
+def lose_last_chunk(folder):
+    path = max((folder / "replay").iterdir())
+    path.unlink()
+    return path
+
+
+def cut_checkpoint(folder):
+    path = find_checkpoint(folder)
+    path.write_bytes(path.read_bytes()[:1000])
+    return path
+
+
+@pytest.mark.parametrize("harm", [damage_last_chunk, cut_last_chunk, lose_last_chunk, cut_checkpoint])
+def test_what_is_damaged_is_named_and_the_checkpoint_before_it_used(harm, whole, run_folder):
+    newest, before = list_checkpoints(run_folder / "checkpoints")[:-3:-1]
+    path = harm(run_folder)
+    output = train("--resume", run_folder)
+    [line] = [line for line in output.splitlines() if "going on from" in line]
+    assert str(path) in line and line.endswith(f"going on from {before}")
+    assert_same_run(run_folder, whole[1])
+    assert not newest.exists(), "of a history that was given up"
+
+
+def test_a_run_with_no_whole_checkpoint_is_refused_in_one_line(run_folder):
+    for path in (run_folder / "replay").iterdir():
+        path.unlink()
+    files = sorted(run_folder.rglob("*"))
+    output = train("--resume", run_folder, code=2)
+    assert output.startswith("error: ") and output.count("\n") == 1 and "holds a part of the replay" in output
+    assert sorted(run_folder.rglob("*")) == files
+
+
+def test_a_checkpoint_without_the_state_of_a_training_is_refused(run_folder):
+    for path in list_checkpoints(run_folder / "checkpoints"):
+        payload = load_checkpoint(path)
+        save_checkpoint(path, {key: payload[key] for key in ("config", "counters", "action_dim", "agent")})
+    output = train("--resume", run_folder, code=2)
+    assert "no state of a training" in output and output.count("\n") == 1
+
+
+# a full disk
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """A disk that is full while `disk.full`, for checkpoints and replay."""
+    fsync = os.fsync
+
+    class Disk:
+        full = False
+
+    def full_fsync(descriptor):
+        if Disk.full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full_fsync)
+    return Disk
+
+
+def test_training_goes_on_while_the_disk_is_full_and_is_saved_when_it_is_not(whole, disk, tmp_path, monkeypatch):
+    calls, advance = itertools.count(1), Trainer._advance
+
+    def filled(self):
+        disk.full = 20 <= next(calls) < 45
+        advance(self)
+
+    monkeypatch.setattr(Trainer, "_advance", filled)
+    output = train(*whole[0], "--run-dir", tmp_path / "run", "--train.checkpoint-seconds", 0)
+    refusals = [line for line in output.splitlines() if "No space left on device" in line]
+    assert len(refusals) == 1 and "training goes on, the next round tries again" in refusals[0], output
+    assert_same_run(tmp_path / "run", whole[1])
+
+
+def test_a_run_whose_last_checkpoint_cannot_be_written_fails_in_one_line(whole, disk, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "_show", lambda self, *_, **__: setattr(disk, "full", self.counters.env_steps > 40))
+    output = train(*whole[0], "--run-dir", tmp_path / "run", code=2)
+    assert "evaluation at 56 env steps" in output, "training went on to the end"
+    last = output.splitlines()[-1]
+    assert last.startswith("error: cannot write") and "No space left on device" in last
+    disk.full = False
+    monkeypatch.undo()
+    train("--resume", tmp_path / "run")
+    assert_same_run(tmp_path / "run", whole[1])
+
+
+def test_a_stop_while_the_disk_is_full_says_what_is_not_saved(whole, disk, stop_at, tmp_path):
+    stop_at(22)
+    show = Trainer._show
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_show", lambda self, *a, **k: [setattr(disk, "full", True), show(self, *a, **k)])
+        output = train(*whole[0], "--run-dir", tmp_path / "run", code=2)
+    assert "error: cannot write" in output and "stopped at" not in output
+    assert output.splitlines()[-1].endswith("env steps 0 to 19 are not saved")
+
+
+# environments
+
+
+def test_an_environment_that_does_not_repeat_itself_goes_on_with_the_next_episode(stop_at, tmp_path):
+    """Its images count its episodes since it was made."""
+    args = [*BASE, "--num-envs", "2", "--planner", "policy", "--env", "tests.counting_env:make"]
+    stop_at(12)
+    train(*args, "--run-dir", tmp_path / "run")
+    before = load_checkpoint(tmp_path / "run")["counters"]["episodes"]
+    output = train("--resume", tmp_path / "run")
+    assert "2 episodes in progress could not be repeated from seed and actions and counts as ended" in output
+    assert load_checkpoint(tmp_path / "run")["counters"]["episodes"] > before + 2
+
+
+class Fragile(CountingEnv):
+    """Raises at the 25th step of its life."""
+
+    life = 25
+
+    def step(self, action):
+        Fragile.life -= 1
+        if Fragile.life == 0:
+            raise EnvError("tests.test_resume:Fragile raised in step: ValueError: out of paint")
+        return super().step(action)
+
+
+def test_what_was_trained_is_saved_when_an_environment_raises(whole, tmp_path):
+    args = [*whole[0], "--env", "tests.test_resume:Fragile", "--run-dir", tmp_path / "run"]
+    output = train(*args, code=2)
+    assert output.splitlines()[-1] == "error: tests.test_resume:Fragile raised in step: ValueError: out of paint"
+    assert load_checkpoint(tmp_path / "run")["counters"]["env_steps"] == 24
+    Fragile.life = 1000
+    train("--resume", tmp_path / "run")
+    assert records(tmp_path / "run")[-1]["env_steps"] == 56
+
+
+def test_environments_are_closed_where_the_set_up_fails(whole, tmp_path, monkeypatch):
+    closed = []
+    monkeypatch.setattr(LocalVectorEnv, "close", lambda self, **_: closed.append(self))
+    assert "does not fit RAM" in train(*whole[0], "--run-dir", tmp_path / "run", *HUGE, code=2)
+    assert len(closed) == 2
+
+
+HUGE = ["--env-steps", 9_000_000_000, "--replay.capacity", 9_000_000_000]
+
+
+# what may change
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["--num-envs", 2], "--num-envs of .* is 1 and cannot become 2"),
+        (["--env", "cartpole-swingup"], "--env of .* is tests.example_env:make and cannot become cartpole-swingup"),
+        (["--action-repeat", 2], "--action-repeat of .* is 1 and cannot become 2"),
+        (["--world-model.deter", 20], "the checkpoint's weights do not fit --world-model"),
+    ],
+)
+def test_what_a_saved_run_cannot_become_is_one_line(args, words, run_folder):
+    before = {path: path.stat().st_mtime_ns for path in run_folder.rglob("*")}
+    output = train("--resume", run_folder, *args, code=2)
+    assert re.search(words, output.splitlines()[-1])
+    assert sum(line.startswith("error: ") for line in output.splitlines()) == 1
+    assert {path: path.stat().st_mtime_ns for path in run_folder.rglob("*")} == before
+
+
+def test_other_settings_may_change(run_folder):
+    changes = [
+        "--train.updates", 5, "--train-planner", "dream-mpc", "--dream-mpc.horizon", 2, "--eval.every", 16,
+        "--replay.storage", "memmap", "--replay.capacity", 24, "--seed", 3, "--train.keep-checkpoints", 1,
+    ]  # fmt: skip
+    output = train("--resume", run_folder, *changes)
+    assert output.count("changed from the saved run") == 8
+    assert [path.name for path in list_checkpoints(run_folder / "checkpoints")] == ["checkpoint-00000056.pt"]
+    assert [row["env_steps"] for row in records(run_folder) if "eval/return_mean" in row] == [24, 32, 48, 56]
+    payload = load_checkpoint(run_folder)
+    assert len(payload["replay_files"]) <= 3, "older frames are no longer in replay"
+    assert len(list((run_folder / "replay").iterdir())) == len(payload["replay_files"])
+
+
+@pytest.mark.parametrize("storage", ["ram", "memmap"])
+def test_a_memory_mapped_replay_is_resumed_alike(storage, run_folder, whole):
+    (run_folder / "replay.bin").write_bytes(b"of a process that was killed")
+    train("--resume", run_folder, "--replay.storage", storage)
+    assert_same_run(run_folder, whole[1])
+
+
+def test_the_best_checkpoint_is_kept(whole, tmp_path):
+    folder = tmp_path / "run"
+    train(*whole[0], "--run-dir", folder, "--eval.every", 8, "--train.keep-checkpoints", 1)
+    [last] = list_checkpoints(folder / "checkpoints")
+    [best] = (folder / "checkpoints").glob("best.*")
+    returns = {row["env_steps"]: row["eval/return_mean"] for row in records(folder) if "eval/return_mean" in row}
+    at = max(returns, key=returns.get)
+    assert load_checkpoint(best)["counters"]["env_steps"] == at
+    assert load_checkpoint(last)["training"]["best_return"] == returns[at]
