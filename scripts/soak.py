@@ -1,0 +1,210 @@
+"""Kill a small training at random moments, resume it each time, and compare its end with a run that nobody killed.
+
+    python -m scripts.soak [--kills 50] [--seed 0] [--num-envs 1] [--out soak.json]
+
+Half of the kills (SIGKILL) come at a random moment of the process's life, half inside a save: before a file's fsync,
+before its rename, or right after it. After each one the folder is opened as `--resume` opens it, and what is lost is
+counted. A run that reaches its end is compared, bit for bit, and the next one begins; the last one is left to end.
+Exit code 1 where anything differs, or a folder could not be resumed.
+"""
+
+import argparse
+import json
+import mmap
+import os
+import random
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+ENV = ["--env", "cartpole-swingup", "--render-quality", "fast", "--action-repeat", "4", "--max-env-steps", "80"]
+# Rounds of 2 updates and 80 env steps (an episode), an evaluation every 400; a checkpoint each half second.
+SETTINGS = [
+    "--config", "quick", "--env-steps", "1600", "--train.seed-episodes", "2", "--train.every", "80", "--train.updates",
+    "2", "--train.checkpoint-seconds", "0.5", "--eval.every", "400", "--eval.episodes", "1", "--eval.num-envs", "1",
+    "--eval.no-video", "--replay.batch-size", "4", "--replay.sequence-length", "8", "--dream-mpc.horizon", "4",
+    "--world-model.deter", "32", "--world-model.stoch", "8", "--world-model.hidden", "32",
+    "--world-model.encoder-channels", "8", "16", "32", "64", "--world-model.decoder-dense", "64",
+    "--world-model.decoder-channels", "16", "8", "8", "--world-model.reward-hidden", "32",
+    "--behavior.horizon", "4", "--behavior.actor-hidden", "32", "--behavior.value-hidden", "32",
+]  # fmt: skip
+PLACES = ("before fsync", "before rename", "after rename")
+TIMES = ("time_s", "eval/ms_per_action")
+POSITION = struct.Struct("qq")  # env steps, updates
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Soak, print the table, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num-envs", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="JSON file for the record")
+    args, settings = parser.parse_known_args(argv)
+    run_args = [*SETTINGS, *ENV, "--num-envs", str(args.num_envs), *settings]
+    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+        record = soak(Path(folder), run_args, args.kills, random.Random(args.seed))
+    print(summary(record))
+    if args.out:
+        args.out.write_text(json.dumps({"seed": args.seed, "num_envs": args.num_envs, **record}, indent=1) + "\n")
+    return 0 if record["equal_runs"] == record["runs"] and not record["refused"] else 1
+
+
+def soak(folder: Path, run_args: Sequence[str], kills: int, rng: random.Random) -> dict[str, Any]:
+    """`kills` kills in runs below `folder`; each of them, and how the runs ended."""
+    from dreamer_mpc.errors import UserError
+    from dreamer_mpc.resume import open_run
+
+    reference = folder / "whole"
+    began = time.monotonic()
+    child(folder, [*run_args, "--run-dir", str(reference)]).wait()
+    whole_seconds = time.monotonic() - began
+    record = {"whole_seconds": whole_seconds, "kills": [], "runs": 0, "equal_runs": 0, "differences": [], "refused": []}
+    while len(record["kills"]) < kills:
+        run = folder / f"run-{record['runs']}"
+        command, finished = [*run_args, "--run-dir", str(run)], False
+        while not finished:
+            last = len(record["kills"]) >= kills
+            inside = rng.choice(PLACES) if rng.random() < 0.5 and not last else None
+            process = child(folder, command, inside, rng.randint(1, 24))
+            try:
+                process.wait(None if inside or last else rng.uniform(0.3, 0.6 * whole_seconds))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            finished = process.returncode == 0
+            if finished:
+                continue
+            if process.returncode != -signal.SIGKILL:
+                record["refused"].append((folder / "output.txt").read_text()[-2000:])
+                break
+            reached = POSITION.unpack((folder / "position").read_bytes())
+            kill = {"when": inside or "any moment", "env_steps": reached[0], "updates": reached[1]}
+            try:
+                saved = open_run(str(run))
+                counters = saved.payload["counters"] if saved.payload else {"env_steps": 0, "updates": 0}
+                kill |= {"damaged": len(saved.notes) if saved.payload else 0}
+                command = ["--resume", str(run)]
+            except UserError as error:  # killed before the run had written anything: it starts again
+                if "no run folder" not in str(error) and "had not begun" not in str(error):
+                    record["refused"].append(str(error))
+                    break
+                counters = {"env_steps": 0, "updates": 0}
+            kill["saved"] = counters["env_steps"]
+            kill["lost_env_steps"] = max(reached[0] - counters["env_steps"], 0)
+            kill["lost_updates"] = max(reached[1] - counters["updates"], 0)
+            record["kills"].append(kill)
+            print(f"{len(record['kills'])}: {kill}", flush=True)
+        found = differences(run, reference) if finished else ["not finished"]
+        record["runs"] += 1
+        record["equal_runs"] += not found
+        record["differences"] += found
+        if record["refused"]:
+            break
+    return record
+
+
+def child(folder: Path, args: Sequence[str], inside: str | None = None, number: int = 0) -> subprocess.Popen:
+    """A run in a process that notes its position in `folder`; with `inside` it kills itself at the n-th file there."""
+    (folder / "position").write_bytes(POSITION.pack(0, 0))
+    command = [sys.executable, "-c", f"from scripts.soak import victim; victim({inside!r}, {number})", *args]
+    environment = os.environ | {"SOAK_POSITION": str(folder / "position"), "PYTHONPATH": str(ROOT)}
+    with open(folder / "output.txt", "w") as output:
+        return subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=environment)
+
+
+def victim(inside: str | None, number: int) -> None:
+    """`run.py` with the arguments of this process."""
+    if inside:
+        name = "fsync" if inside == "before fsync" else "replace"
+        original, left = getattr(os, name), number
+
+        def deadly(*args):
+            nonlocal left
+            left -= 1
+            if left == 0 and inside == "after rename":
+                original(*args)
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*args)
+
+        setattr(os, name, deadly)
+    from dreamer_mpc.train import Trainer
+
+    with open(os.environ["SOAK_POSITION"], "r+b") as file:
+        shared = mmap.mmap(file.fileno(), POSITION.size)  # outlives a killed process
+    advance = Trainer._advance
+
+    def noted(self):
+        advance(self)
+        POSITION.pack_into(shared, 0, self.counters.env_steps, self.counters.updates)
+
+    Trainer._advance = noted
+    import run
+
+    sys.exit(run.main(sys.argv[1:]))
+
+
+def differences(folder: Path, reference: Path, leave_out: Sequence[str] = ()) -> list[str]:
+    """What is not the same, but for times, in the metrics and last checkpoints of two runs.
+
+    Left out are the configurations, which name folders, in how many files the replay lies, and `leave_out`.
+    """
+    from dreamer_mpc.checkpoint import load_checkpoint
+
+    found = [] if metrics(folder) == metrics(reference) else [f"metrics of {folder}"]
+    a, b = (flatten(load_checkpoint(x)) for x in (folder, reference))
+    skipped = ("/config/", "/replay_files", "/replay_needs", *leave_out)
+    names = [name for name in {**a, **b} if not name.startswith(skipped)]
+    return found + [name for name in names if name not in a or name not in b or not same(a[name], b[name])]
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run without times."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
+
+
+def flatten(value: Any, name: str = "") -> dict[str, Any]:
+    """Every leaf of nested dicts and lists, by its path."""
+    if isinstance(value, dict | list | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {path: leaf for key, item in items for path, leaf in flatten(item, f"{name}/{key}").items()}
+    return {name: value}
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal, tensors bit for bit."""
+    import torch
+
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a == b
+
+
+def summary(record: dict[str, Any]) -> str:
+    """The table: by where the kills came, how many there were and what was lost."""
+    lines = [f"{'killed':<16}{'times':>6}{'env steps lost: mean':>22}{'most':>6}{'updates lost: mean':>20}{'most':>6}"]
+    for when in ("any moment", *PLACES):
+        rows = [kill for kill in record["kills"] if kill["when"] == when]
+        if not rows:
+            continue
+        words = f"{when:<16}{len(rows):>6}"
+        for key, width in (("lost_env_steps", 22), ("lost_updates", 20)):
+            values = [row[key] for row in rows]
+            words += f"{sum(values) / len(values):>{width}.1f}{max(values):>6}"
+        lines.append(words)
+    lines.append(
+        f"{len(record['kills'])} kills, {record['runs']} runs, {record['equal_runs']} of them equal to the one that "
+        f"was not killed; {len(record['refused'])} folders refused"
+    )
+    return "\n".join([*lines, *record["refused"], *record["differences"][:20]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
