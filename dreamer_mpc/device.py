@@ -26,7 +26,7 @@ def choose_device(name: str) -> torch.device:
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")  # TF32, for the recurrent part and the heads
         torch.backends.cudnn.benchmark = True
-        # The host only hands work over. OpenMP's threads would spin between its copies, on cores that workers render on.
+        # The host only hands work over. OpenMP's threads would spin between its copies, on the workers' cores.
         torch.set_num_threads(1)
     else:
         _keep_freed_memory()

@@ -154,7 +154,8 @@ class _Policy:
 
     def __init__(self, acting: Acting, rows: int):
         self.actor, self.noise = acting.actor, acting.noise.unbind(0)
-        *self.hidden, self.last = [(layer.bias, _transposed(layer.weight, rows)) for layer in acting.actor.layers.linear]
+        layers = acting.actor.layers.linear
+        *self.hidden, self.last = [(layer.bias, _transposed(layer.weight, rows)) for layer in layers]
         self.kept = None  # of the previous plan's actions, and the share of the policy's
         if acting.previous is not None:
             weight = acting.weight[:, None]
