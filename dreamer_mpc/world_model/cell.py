@@ -18,8 +18,6 @@ try:  # comes with torch where that is built for CUDA
 except ImportError:
     cell_triton = None
 
-FEW_ROWS = 64
-
 
 class Cell(NamedTuple):
     """Weights of one step: input layer, GRU, then the hidden and the output layer of prior or posterior."""
@@ -117,8 +115,8 @@ def _unroll_torch(cell, trace, action, acting, add, noise, keep, min_std) -> Non
     xs, hiddens = trace.x.unbind(0), trace.hidden.unbind(0)
     gates, stats = (trace.gates.unbind(0), trace.stats.unbind(0)) if save else (None, None)
     deter, stoch = deters[0], stochs[0]
-    w_in, w_ih, w_hh, w_hidden, w_out = (_transposed(w, len(deter)) for w in _matrices(cell))
-    policy = _Policy(acting, len(deter)) if acting else None
+    w_in, w_ih, w_hh, w_hidden, w_out = (w.t() for w in _matrices(cell))
+    policy = _Policy(acting) if acting else None
     for t, a in enumerate(actions):
         if policy:
             policy.act(torch.cat([deter, stoch], dim=-1), t, out=a)
@@ -144,18 +142,13 @@ def _matrices(cell: Cell) -> tuple[Tensor, ...]:
     return cell.w_in, cell.w_ih, cell.w_hh, cell.w_hidden, cell.w_out
 
 
-def _transposed(w: Float[Tensor, "O I"], rows: int) -> Float[Tensor, "I O"]:
-    """For products from the left: laid out so where there are few rows, which is faster on a CPU."""
-    return w.t().contiguous() if rows <= FEW_ROWS else w.t()
-
-
 class _Policy:
-    """What acts on the way, its layers laid out for `rows` rows."""
+    """What acts on the way."""
 
-    def __init__(self, acting: Acting, rows: int):
+    def __init__(self, acting: Acting):
         self.actor, self.noise = acting.actor, acting.noise.unbind(0)
         layers = acting.actor.layers.linear
-        *self.hidden, self.last = [(layer.bias, _transposed(layer.weight, rows)) for layer in layers]
+        *self.hidden, self.last = [(layer.bias, layer.weight.t()) for layer in layers]
         self.kept = None  # of the previous plan's actions, and the share of the policy's
         if acting.previous is not None:
             weight = acting.weight[:, None]
