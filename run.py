@@ -119,13 +119,13 @@ def evaluate_checkpoint(args: Sequence[str]) -> int:
     )
     envs = make_envs(trained, side_by_side_envs(config.num_envs, config.episodes), device)
     out = Path(config.out) if config.out else subject.run / "eval"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {out} ({error.strerror}): name another folder with --out") from error
     rows, console = [], Console()
     try:
         agent = load_agent(subject.payload, trained, envs.single_action_space.shape[0], device)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write to {out} ({error.strerror}): name another folder with --out") from error
         for name, planner in planners.items():
             with console.status(f"{name}: {config.episodes} episodes of {trained.env}"):
                 trace_steps = VIDEO_STEPS if config.video else 0

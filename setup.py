@@ -18,6 +18,7 @@ setup(
         "einops>=0.8",
         "jaxtyping>=0.3.2",
         "omegaconf>=2.4",
+        "safetensors>=0.4.3",
         "tyro>=1.0",
         "rich>=13",
         "psutil>=5.9",

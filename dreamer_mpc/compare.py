@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dreamer_mpc.agent import Dreamer
-from dreamer_mpc.checkpoint import find_checkpoint, load_checkpoint
+from dreamer_mpc.checkpoint import load_checkpoint, load_newest
 from dreamer_mpc.config import (
     ALL,
     CompareConfig,
@@ -47,10 +47,19 @@ class Subject:
 
     @classmethod
     def load(cls, path: str | Path) -> "Subject":
-        """From a checkpoint file or run folder; UserError where there is none."""
-        path = find_checkpoint(path)
-        payload = load_checkpoint(path)
-        return cls(path, payload, trained_config(payload, str(path)))
+        """From a checkpoint file, or the newest one of a run folder that is whole; UserError where there is none.
+
+        Damaged ones are named on the terminal.
+        """
+
+        def read(file: Path) -> "Subject":
+            payload = load_checkpoint(file)
+            return cls(file, payload, trained_config(payload, str(file)))
+
+        _, subject, notes = load_newest(path, read)
+        for note in notes:
+            print(note)
+        return subject
 
     @property
     def run(self) -> Path:

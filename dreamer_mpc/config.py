@@ -232,9 +232,16 @@ def config_from_dict(values: dict[str, Any], source: str) -> Config:
 
 
 def trained_config(payload: dict[str, Any], source: str) -> Config:
-    """The configuration that a checkpoint was trained with; its weights say which agent it holds."""
-    config = config_from_dict(payload["config"], source)
-    holds_actor = any(name.startswith("actor.") for name in payload["agent"]["model"])
+    """The configuration that a checkpoint was trained with; its weights say which agent it holds. UserError if none."""
+    try:
+        values, weights = payload["config"], payload["agent"]["model"]
+        numbers = payload["action_dim"], payload["counters"]["env_steps"]
+    except (KeyError, TypeError):
+        values = weights = numbers = None
+    if not (isinstance(values, dict) and isinstance(weights, dict) and all(isinstance(n, int) for n in numbers)):
+        raise UserError(f"{source} holds no trained agent: name a checkpoint-*.safetensors of a run")
+    holds_actor = any(name.startswith("actor.") for name in weights)
+    config = config_from_dict(values, source)
     return dataclasses.replace(config, agent="dreamer" if holds_actor else "planet")
 
 

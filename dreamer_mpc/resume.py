@@ -1,9 +1,10 @@
 """Opening a run to go on with it: the checkpoint that is whole, and what may not change."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from dreamer_mpc.checkpoint import list_checkpoints, load_checkpoint
+from dreamer_mpc.checkpoint import list_checkpoints, load_checkpoint, load_newest
 from dreamer_mpc.config import Config, load_presets, trained_config
 from dreamer_mpc.errors import UserError
 from dreamer_mpc.replay_files import check_files
@@ -44,21 +45,18 @@ def open_run(path: str) -> SavedRun:
 
     UserError where there is no run, or none of its checkpoints can be resumed from.
     """
-    folder, damages = RunFolder.open(path), []
-    for file in reversed(list_checkpoints(folder.checkpoints)):
-        try:
-            payload = load_checkpoint(file)
-            missing = [name for name in STATE if name not in payload]
-            if missing:
-                raise UserError(f"{file} holds an agent but no state of a training: evaluate it, or start another run")
-            check_files(folder.replay, payload["replay_files"], payload["replay"]["oldest"].tolist())
-            config = trained_config(payload, str(file))
-        except UserError as error:
-            damages.append(str(error))
-            continue
-        return SavedRun(folder, config, payload, [f"{damage}; going on from {file}" for damage in damages])
-    if damages:
-        raise UserError(damages[0])
+    folder = RunFolder.open(path)
+
+    def read(file: Path) -> tuple[dict[str, Any], Config]:
+        payload = load_checkpoint(file)
+        if any(name not in payload for name in STATE):
+            raise UserError(f"{file} holds an agent but no state of a training: evaluate it, or start another run")
+        check_files(folder.replay, payload["replay_files"], payload["replay"]["oldest"].tolist())
+        return payload, trained_config(payload, str(file))
+
+    if list_checkpoints(folder.checkpoints):
+        _, (payload, config), notes = load_newest(folder.checkpoints, read)
+        return SavedRun(folder, config, payload, notes)
     if not folder.config.exists():
         raise UserError(f"{path} was claimed by a run that had not begun: start that one again, with its own command")
     note = f"{path} has no checkpoint yet: it starts again from its beginning"

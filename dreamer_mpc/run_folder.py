@@ -37,11 +37,19 @@ def atomic_path(path):
     temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     try:
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        _fsync(temporary)
         os.replace(temporary, path)
+        _fsync(path.parent)  # the new name must outlive a loss of power as well
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _fsync(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path, text):

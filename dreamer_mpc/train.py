@@ -87,7 +87,7 @@ def load_agent(payload: dict[str, Any], config: Config, action_dim: int, device:
     agent = make_agent(config, action_dim, device)
     try:
         agent.load_state_dict(payload["agent"])
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise UserError(f"the checkpoint's weights do not fit --world-model and --behavior: {reason}") from error
     return agent

@@ -1,21 +1,25 @@
 import errno
 import io
+import json
 import os
 import pickle
 import random
-import zipfile
 from collections import OrderedDict
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from dreamer_mpc import checkpoint as checkpoint_module
 from dreamer_mpc.checkpoint import (
     FORMAT_VERSION,
     checkpoint_path,
     find_checkpoint,
+    keep_best,
     load_checkpoint,
+    load_newest,
     prune,
     save_checkpoint,
 )
@@ -71,33 +75,60 @@ def test_optimizer_and_generator_states_survive(tmp_path):
         "python": random.Random(0).getstate(),
         "numpy": np.random.default_rng(0).bit_generator.state,
     }
-    save_checkpoint(tmp_path / "a.pt", payload)
-    loaded = load_checkpoint(tmp_path / "a.pt")
+    save_checkpoint(tmp_path / "a.safetensors", payload)
+    loaded = load_checkpoint(tmp_path / "a.safetensors")
     torch.testing.assert_close(loaded["optimizer"]["state"], payload["optimizer"]["state"])
     assert loaded["python"] == payload["python"]
     assert loaded["numpy"] == payload["numpy"]
 
 
-def test_the_file_carries_its_marker_and_version(saved):
-    raw = torch.load(saved, weights_only=True)
-    assert (raw["format"], raw["version"]) == ("dreamer-mpc", FORMAT_VERSION)
+def test_it_is_a_safetensors_file_with_its_marker_and_version(saved):
+    with safe_open(saved, "pt") as file:
+        about, names = file.metadata(), set(file.keys())
+        assert torch.equal(file.get_tensor("model/weight"), PAYLOAD["model"]["weight"])
+    assert (about["format"], about["version"]) == ("dreamer-mpc", str(FORMAT_VERSION))
+    assert names == {"model/weight", "model/bias", "replay/0"}
+    assert json.loads(about["state"])["config"]["env"] == "cheetah-run"
 
 
-@pytest.mark.parametrize("value", [np.float64(1), np.zeros(2), object(), {1, 2}])
+def equal(a, b):
+    """Same structure, types and bits."""
+    if isinstance(a, torch.Tensor):
+        one, other = (x.contiguous().reshape(-1).view(torch.uint8) for x in (a, b))
+        return a.dtype == b.dtype and a.shape == b.shape and one.equal(other)
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(map(equal, a, b))
+    return type(a) is type(b) and repr(a) == repr(b)
+
+
+def test_odd_values_come_back_as_they_were(tmp_path):
+    whole = torch.arange(12.0).reshape(3, 4)
+    payload = {
+        "numbers": [0.1, -0.0, 1e-320, float("inf"), float("nan"), 2**200, True, None, ""],
+        "empty": [{}, [], (), torch.zeros(0, 3)],
+        "keys": {0: "a", 1: {"$tensor": "no tensor"}, "$tuple": [1], "": 2, "a/b": torch.ones(1)},
+        "a": {"b": torch.zeros(1)},
+        "keys/a": {"b": torch.full((1,), 2.0)},
+        "tensors": [torch.tensor(3), torch.tensor(True), torch.tensor([1, 2], dtype=torch.bfloat16), torch.tensor(1j)],
+        "shared": (whole, whole[1:], whole.t(), whole),
+        "text": "line\nbreak \u2028 \U0001f600 \x00",
+    }
+    save_checkpoint(tmp_path / "a.safetensors", payload)
+    assert equal(load_checkpoint(tmp_path / "a.safetensors"), payload)
+
+
+@pytest.mark.parametrize("value", [np.float64(1), np.zeros(2), object(), {1, 2}, b"bytes", {1.5: 2}])
 def test_what_could_not_be_read_back_is_refused_by_name(tmp_path, value):
     with pytest.raises(TypeError, match=r"payload\['a'\]\[1\]"):
-        save_checkpoint(tmp_path / "a.pt", {"a": [1, value]})
+        save_checkpoint(tmp_path / "a.safetensors", {"a": [1, value]})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_compiled_names_are_refused(tmp_path):
     with pytest.raises(ValueError, match="_orig_mod"):
-        save_checkpoint(tmp_path / "a.pt", {"model": {"rssm._orig_mod.weight": torch.zeros(1)}})
-
-
-def test_the_markers_are_not_free_for_use(tmp_path):
-    with pytest.raises(ValueError, match="version"):
-        save_checkpoint(tmp_path / "a.pt", {"version": 7})
+        save_checkpoint(tmp_path / "a.safetensors", {"model": {"rssm._orig_mod.weight": torch.zeros(1)}})
 
 
 class FullDisk(io.FileIO):
@@ -131,7 +162,7 @@ def test_the_kernels_own_full_disk(tmp_path, monkeypatch):
         checkpoint_module, "open", lambda path, mode: io.FileIO("/dev/full", mode), raising=False
     )
     with pytest.raises(UserError, match="No space left on device"):
-        save_checkpoint(tmp_path / "a.pt", {"a": torch.zeros(10)})
+        save_checkpoint(tmp_path / "a.safetensors", {"a": torch.zeros(10)})
 
 
 def test_a_failed_replacement_leaves_the_previous_file(saved, monkeypatch):
@@ -145,15 +176,6 @@ def test_a_failed_replacement_leaves_the_previous_file(saved, monkeypatch):
         save_checkpoint(saved, {"a": 1})
     assert saved.read_bytes() == before
     assert list(saved.parent.iterdir()) == [saved]
-
-
-def test_other_errors_of_torch_save_are_not_blamed_on_the_disk(tmp_path, monkeypatch):
-    def fail(*_):
-        raise RuntimeError("something else")
-
-    monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(RuntimeError, match="something else"):
-        save_checkpoint(tmp_path / "a.pt", {})
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.01, 0.3, 0.7, 0.99, 0.9999])
@@ -171,76 +193,106 @@ def test_one_flipped_byte_in_a_tensor_is_noticed(saved):
     refused(saved, "damaged")
 
 
-@pytest.mark.parametrize("content", [b"hello, I am text\n", b"\x80\x02}q\x00.", b"P"])
-def test_files_that_are_no_archive(tmp_path, content):
-    path = tmp_path / "a.pt"
-    path.write_bytes(content)
-    refused(path, "no dreamer-mpc checkpoint|damaged")
-
-
-@pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated
-def test_other_archives_are_foreign(tmp_path):
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        archive.writestr("word/document.xml", "<x/>")
-    torch.save({"weight": torch.zeros(2)}, tmp_path / "state.pt")
-    torch.save([1, 2], tmp_path / "list.pt")
-    torch.jit.script(torch.nn.ReLU()).save(str(tmp_path / "script.pt"))
-    for name in ("a.zip", "state.pt", "list.pt", "script.pt"):
-        refused(tmp_path / name, "no dreamer-mpc checkpoint")
-
-
 def test_code_in_a_file_does_not_run(tmp_path):
     trap = tmp_path / "trap"
     torch.save({"format": "dreamer-mpc", "version": 1, "x": Bomb(trap)}, tmp_path / "new.pt")
     torch.save(Bomb(trap), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     (tmp_path / "bare.pt").write_bytes(pickle.dumps(Bomb(trap)))
-    for name in ("new.pt", "old.pt", "bare.pt"):
+    refused(tmp_path / "new.pt", "checkpoint format 1.*this code reads 2")
+    for name in ("old.pt", "bare.pt"):
         refused(tmp_path / name, "no dreamer-mpc checkpoint")
     assert not trap.exists()
     pickle.loads((tmp_path / "bare.pt").read_bytes()).close()
     assert trap.exists(), "the trap itself does not work"
 
 
-@pytest.mark.parametrize("version", [0, FORMAT_VERSION + 1, None])
-def test_another_format_version_is_named(tmp_path, version):
-    torch.save({"format": "dreamer-mpc", "version": version}, tmp_path / "a.pt")
-    refused(tmp_path / "a.pt", f"format {version}, this code reads {FORMAT_VERSION}")
+def about(path):
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
+@pytest.mark.parametrize("version", ["0", "3", "two"])
+def test_another_format_version_is_named(saved, version):
+    save_file({"a": torch.zeros(1)}, saved, {**about(saved), "version": version})
+    refused(saved, f"format {version}, this code reads {FORMAT_VERSION}")
+
+
+def test_a_checksum_that_does_not_fit_is_damage(saved):
+    save_file({"model/weight": torch.zeros(2, 3)}, saved, about(saved))
+    refused(saved, "damaged")
+
+
+def test_a_folder_of_the_old_format_says_so(tmp_path):
+    torch.save({}, tmp_path / "checkpoint-00000100.pt")
+    with pytest.raises(UserError, match=r"checkpoint-00000100.pt is an archive: checkpoint format 1.*reads 2"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_damaged_one_is_named_and_the_one_before_it_used(tmp_path):
+    for env_steps in (100, 200, 300):
+        save_checkpoint(checkpoint_path(tmp_path / "checkpoints", env_steps), {"env_steps": env_steps})
+    files = sorted((tmp_path / "checkpoints").iterdir())
+    assert load_newest(tmp_path)[:2] == (files[2], {"env_steps": 300})
+    files[2].write_bytes(files[2].read_bytes()[:-1])
+    files[1].write_bytes(b"")
+    for path in (tmp_path, tmp_path / "checkpoints"):
+        file, payload, notes = load_newest(path)
+        assert (file, payload) == (files[0], {"env_steps": 100})
+        assert len(notes) == 2 and str(files[2]) in notes[0] and "damaged" in notes[0] and str(files[0]) in notes[0]
+    with pytest.raises(UserError, match=str(files[1])):
+        load_newest(files[1])  # a file that is asked for by name
+    files[0].write_bytes(b"")
+    with pytest.raises(UserError, match=str(files[2])):
+        load_newest(tmp_path)
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["link", "copy"])
+def test_the_best_is_kept(saved, monkeypatch, links):
+    def no_link(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_link)
+    for expected in (2000, 3000):
+        path = checkpoint_path(saved.parent, expected)
+        save_checkpoint(path, {"env_steps": expected})
+        keep_best(saved.parent, path)
+        path.unlink()
+        assert load_checkpoint(saved.parent / "best.safetensors") == {"env_steps": expected}
+    save_checkpoint(saved, PAYLOAD)
+    prune(saved.parent, keep=1)
+    assert {path.name for path in saved.parent.iterdir()} == {saved.name, "best.safetensors"}
+    assert find_checkpoint(saved.parent) == saved
 
 
 def test_missing_files_and_empty_folders_say_what_was_looked_for(tmp_path):
     refused(tmp_path / "nothing", "no checkpoint ")
-    refused(tmp_path, r"no checkpoint-\*.pt in")
-
-
-def test_a_device_that_is_not_here_is_not_a_damaged_file(saved, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="--device cpu"):
-        load_checkpoint(saved, map_location="cuda")
+    refused(tmp_path, r"no checkpoint-\*.safetensors in")
 
 
 def test_the_newest_is_found_by_number_from_every_level(tmp_path):
     folder = tmp_path / "checkpoints"
     for env_steps in (900, 99_999_999, 100_000_000, 1000):
         save_checkpoint(checkpoint_path(folder, env_steps), {"env_steps": env_steps})
-    (folder / "checkpoint-best.pt").write_text("")
-    (folder / ".checkpoint-999999999.tmp.pt").write_text("")
+    (folder / "checkpoint-best.safetensors").write_text("")
+    (folder / ".checkpoint-999999999.tmp.safetensors").write_text("")
     for path in (tmp_path, folder, checkpoint_path(folder, 100_000_000)):
-        assert find_checkpoint(path).name == "checkpoint-100000000.pt"
+        assert find_checkpoint(path).name == "checkpoint-100000000.safetensors"
         assert load_checkpoint(path) == {"env_steps": 100_000_000}
 
 
 def test_checkpoint_path_sorts_by_name():
-    assert checkpoint_path("x", 200_000).name == "checkpoint-00200000.pt"
+    assert checkpoint_path("x", 200_000).name == "checkpoint-00200000.safetensors"
 
 
 def test_prune_keeps_the_last_and_other_peoples_files(tmp_path):
     for env_steps in (5, 10, 100, 1000):
         checkpoint_path(tmp_path, env_steps).write_text("")
-    (tmp_path / "checkpoint-best.pt").write_text("")
-    (tmp_path / ".checkpoint-00002000.tmp.pt").write_text("")
+    (tmp_path / "checkpoint-best.safetensors").write_text("")
+    (tmp_path / ".checkpoint-00002000.tmp.safetensors").write_text("")
     prune(tmp_path, keep=2)
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["checkpoint-00000100.pt", "checkpoint-00001000.pt", "checkpoint-best.pt"]
+    assert names == [f"checkpoint-{name}.safetensors" for name in ("00000100", "00001000", "best")]
     prune(tmp_path, keep=5)
     assert len(list(tmp_path.iterdir())) == 3
     with pytest.raises(ValueError):

@@ -79,7 +79,7 @@ def test_train_writes_a_run_folder(trained):
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert names >= {
         "config.yaml", "metrics.jsonl", "versions.json",
-        "checkpoints/checkpoint-00000600.pt", "checkpoints/checkpoint-00000800.pt",
+        "checkpoints/checkpoint-00000600.safetensors", "checkpoints/checkpoint-00000800.safetensors",
         "videos/00000800.mp4", "videos/00000800-decision.png",
     }  # fmt: skip
     assert "400 agent steps (action repeat 2)" in output
@@ -228,7 +228,7 @@ def test_help_names_groups_defaults_and_units():
 
 
 def checkpoint_file(tmp_path, content):
-    path = tmp_path / "checkpoint-00000100.pt"
+    path = tmp_path / "checkpoint-00000100.safetensors"
     path.write_bytes(content)
     return str(path)
 
@@ -293,7 +293,7 @@ def test_an_existing_run_is_not_overwritten(trained, capsys):
     [(b"hello", "is no dreamer-mpc checkpoint"), (b"PK\x03\x04 cut", "damaged or cut short"), (None, "no checkpoint")],
 )
 def test_eval_refuses_what_is_no_checkpoint(content, message, tmp_path, capsys):
-    path = checkpoint_file(tmp_path, content) if content else str(tmp_path / "nothing.pt")
+    path = checkpoint_file(tmp_path, content) if content else str(tmp_path / "nothing.safetensors")
     assert run.main(["eval", "--checkpoint", path]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1

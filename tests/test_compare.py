@@ -699,7 +699,7 @@ def test_no_checkpoint_is_one_line(trained, tmp_path):
     assert "checkpoint must name one checkpoint or more" in refused(quietly("compare", "--checkpoint"))
     assert f"no checkpoint {tmp_path / 'no'}" in refused(compare(tmp_path / "no", tmp_path))
     assert f"no checkpoint {tmp_path / 'no'}" in refused(compare([trained, tmp_path / "no"], tmp_path))
-    assert f"no checkpoint-*.pt in {tmp_path}" in refused(compare(tmp_path, tmp_path / "out"))
+    assert f"no checkpoint-*.safetensors in {tmp_path}" in refused(compare(tmp_path, tmp_path / "out"))
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(trained, tmp_path):

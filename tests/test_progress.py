@@ -148,9 +148,9 @@ def test_on_a_terminal_lines_go_above_the_bar(clock):
     console = terminal()
     with Progress(1000, console=console, clock=clock) as progress:
         progress.update(500, 10, "train")
-        progress.line("checkpoint runs/x/checkpoints/checkpoint-00000500.pt")
+        progress.line("checkpoint runs/x/checkpoints/checkpoint-00000500.safetensors")
     text = console.file.getvalue()
-    assert text.index("checkpoint-00000500.pt") < text.rindex("env steps/s")
+    assert text.index("checkpoint-00000500.safetensors") < text.rindex("env steps/s")
     assert "\x1b[?25h" in text, "the cursor is shown again"
 
 

@@ -451,7 +451,7 @@ def test_other_settings_may_change(run_folder):
     ]  # fmt: skip
     output = train("--resume", run_folder, *changes)
     assert output.count("changed from the saved run") == 8
-    assert [path.name for path in list_checkpoints(run_folder / "checkpoints")] == ["checkpoint-00000056.pt"]
+    assert [path.name for path in list_checkpoints(run_folder / "checkpoints")] == ["checkpoint-00000056.safetensors"]
     assert [row["env_steps"] for row in records(run_folder) if "eval/return_mean" in row] == [24, 32, 48, 56]
     payload = load_checkpoint(run_folder)
     assert len(payload["replay_files"]) <= 3, "older frames are no longer in replay"

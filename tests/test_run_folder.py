@@ -106,9 +106,9 @@ def test_open_wants_a_run(tmp_path):
         RunFolder.open(tmp_path / "missing")
     with pytest.raises(UserError, match="is no run folder"):
         RunFolder.open(tmp_path)
-    (tmp_path / "checkpoint-00000001.pt").write_text("")
+    (tmp_path / "checkpoint-00000001.safetensors").write_text("")
     with pytest.raises(UserError, match="is no run folder"):
-        RunFolder.open(tmp_path / "checkpoint-00000001.pt")
+        RunFolder.open(tmp_path / "checkpoint-00000001.safetensors")
     assert RunFolder.open(RunFolder.create(tmp_path / "x").path).config == tmp_path / "x" / "config.yaml"
 
 

@@ -1,0 +1,198 @@
+"""Checkpoints that are cut short, flipped, foreign or hostile: one line that says so, or exactly what was saved."""
+
+import json
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save, save_file
+
+from dreamer_mpc.checkpoint import FORMAT, FORMAT_VERSION, _digest, load_checkpoint, save_checkpoint
+from dreamer_mpc.errors import UserError
+from run import main
+from tests.test_checkpoint import Bomb, equal
+
+ROOT = Path(__file__).resolve().parent.parent
+PAYLOAD = {
+    "config": {"env": "cheetah-run", "rate": 1e-3},
+    "agent": {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.ones(2, dtype=torch.bfloat16)},
+    "counters": [1, 2, float("inf")],
+}
+FLIPS, FOREIGN = 400, 200  # cases
+OUTSIDE = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,9]}}'
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A small checkpoint: its bytes, and a path to write others to."""
+    path = tmp_path_factory.mktemp("fuzz") / "checkpoint-00000001.safetensors"
+    save_checkpoint(path, PAYLOAD)
+    return path.read_bytes(), path
+
+
+def load_or_line(path):
+    """The payload, or None where it is refused in one line that names the file."""
+    try:
+        return load_checkpoint(path)
+    except UserError as error:
+        assert str(path) in str(error) and "\n" not in str(error)
+        return None
+
+
+def test_cut_short_anywhere(whole):
+    content, path = whole
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        assert load_or_line(path) is None, f"{length} of {len(content)} bytes"
+
+
+@settings(max_examples=FLIPS, deadline=None, derandomize=True)
+@given(st.data())
+def test_flipped_bits(whole, data):
+    content, path = whole
+    flipped = bytearray(content)
+    for at in data.draw(st.sets(st.integers(0, 8 * len(content) - 1), min_size=1, max_size=3)):
+        flipped[at // 8] ^= 1 << at % 8
+    path.write_bytes(flipped)
+    payload = load_or_line(path)
+    assert payload is None or equal(payload, PAYLOAD)
+
+
+@settings(max_examples=FOREIGN, deadline=None, derandomize=True)
+@given(st.one_of(st.binary(max_size=200), st.binary(max_size=60).map(lambda x: len(x).to_bytes(8, "little") + x)))
+def test_any_bytes(whole, content):
+    _, path = whole
+    path.write_bytes(content)
+    assert load_or_line(path) is None
+
+
+def forged(state, tensors, **about):
+    """A file of somebody who knows the format and its checksum."""
+    known = {"format": FORMAT, "version": str(FORMAT_VERSION), "state": state, "sha256": _digest(state, tensors)}
+    return save(tensors, {**known, **about})
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.sampled_from(["$tensor", "$tuple", "$float", "$items", "config", "agent", "x"]), inner),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=FOREIGN, deadline=None, derandomize=True)
+@given(JSON)
+def test_any_json_with_the_right_checksum(whole, document):
+    _, path = whole
+    path.write_bytes(forged(json.dumps(document), {"x": torch.zeros(1)}))
+    payload = load_or_line(path)
+    assert payload is None or isinstance(payload, dict)
+
+
+def test_other_peoples_files(tmp_path):
+    path = tmp_path / "checkpoint-00000001.safetensors"
+    deep = "[" * 100_000 + "]" * 100_000
+    contents = {
+        "empty": b"",
+        "text": b"hello, I am text\n" * 20,
+        "picture": b"\x89PNG\r\n\x1a\n" + bytes(200),
+        "a header that claims 2^63 bytes": (2**63).to_bytes(8, "little") + b"{}",
+        "a header that claims more than there is": (10**6).to_bytes(8, "little") + b"{" + bytes(100),
+        "somebody else's safetensors": save({"weight": torch.zeros(2)}),
+        "no state": save({}, {"format": FORMAT, "version": str(FORMAT_VERSION)}),
+        "deep JSON": len(deep).to_bytes(8, "little") + deep.encode(),
+        "deep state": forged(deep, {}),
+        "a list": forged("[]", {}),
+        "a tensor that is not there": forged('{"a": {"$tensor": "b"}}', {}),
+        "a tensor past the end": len(OUTSIDE).to_bytes(8, "little") + OUTSIDE,
+    }  # fmt: skip
+    for name, content in contents.items():
+        path.write_bytes(content)
+        assert load_or_line(path) is None, name
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("word/document.xml", "<x/>")
+    assert load_or_line(path) is None
+
+
+def test_pickles_do_not_run(tmp_path):
+    trap, path = tmp_path / "trap", tmp_path / "checkpoint-00000001.safetensors"
+    bomb = pickle.dumps(Bomb(trap))
+    torch.save({"format": FORMAT, "version": 1, "x": Bomb(trap)}, tmp_path / "zip")
+    torch.save(Bomb(trap), tmp_path / "legacy", _use_new_zipfile_serialization=False)
+    files = [bomb, (tmp_path / "zip").read_bytes(), (tmp_path / "legacy").read_bytes()]
+    files += [len(bomb).to_bytes(8, "little") + bomb, forged(json.dumps({"x": bomb.decode("latin-1")}), {})]
+    for content in files:
+        path.write_bytes(content)
+        load_or_line(path)
+    assert not trap.exists()
+
+
+def listing(folder):
+    return sorted((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("*"))
+
+
+def refused(capsys, *words):
+    """The one line with which run.py refuses."""
+    capsys.readouterr()
+    assert main([*map(str, words), "--device", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1, error
+    return error
+
+
+@pytest.mark.parametrize("command", ["eval", "compare", "train"])
+def test_as_a_user_meets_them(tmp_path, capsys, command):
+    """Of the three commands: exit code 2, one line, no traceback, nothing touched."""
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text("env: cheetah-run\n")
+    (tmp_path / "run" / "versions.json").write_text('{"program": "dreamer-mpc"}\n')
+    path = folder / "checkpoint-00000100.safetensors"
+    save_checkpoint(path, PAYLOAD)
+    content, trap = path.read_bytes(), tmp_path / "trap"
+    contents = {
+        "damaged": content[:-1], "no dreamer-mpc checkpoint": pickle.dumps(Bomb(trap)), "holds": content,
+        "format 1": b"PK\x03\x04" + bytes(100),
+    }  # fmt: skip
+    for words, bad in contents.items():
+        path.write_bytes(bad)
+        before = listing(tmp_path)
+        given = ["--resume", tmp_path / "run"] if command == "train" else ["--checkpoint", path]
+        error = refused(capsys, command, *given)
+        assert words in error and str(path) in error
+        assert listing(tmp_path) == before
+    done = subprocess.run([sys.executable, ROOT / "run.py", command, *given], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", error), "another process says the same"
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("payload", [
+    {"config": 1, "agent": {"model": {}}, "action_dim": 6, "counters": {"env_steps": 1}},
+    {"config": {"env": 3, "seed": "x"}, "agent": {"model": {}}, "action_dim": 6, "counters": {"env_steps": 1}},
+    {"config": {"env": "cheetah-run"}, "agent": {"model": []}, "action_dim": 6, "counters": {"env_steps": 1}},
+    {"config": {"env": "cheetah-run"}, "agent": {"model": {"x": "y"}}, "action_dim": 6, "counters": {"env_steps": 1}},
+    {"config": {"env": "cheetah-run"}, "agent": {"model": {"x": 1}}, "action_dim": "6", "counters": {"env_steps": 1}},
+    {"config": {"env": "cheetah-run"}, "agent": 1, "action_dim": 6, "counters": {"env_steps": 1}},
+    {"config": {"env": "cheetah-run"}, "agent": {"model": {}}, "action_dim": 6, "counters": 7},
+])  # fmt: skip
+def test_forged_payloads(tmp_path, capsys, payload):
+    path = tmp_path / "checkpoint-00000100.safetensors"
+    save_checkpoint(path, payload)
+    refused(capsys, "eval", "--checkpoint", path, "--episodes", "1", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_real_one_cut_at_every_percent(tmp_path):
+    """The shipped checkpoint, 24 MB."""
+    content = (ROOT / "results/cheetah-run/seed0/checkpoint.safetensors").read_bytes()
+    path = tmp_path / "checkpoint-00000001.safetensors"
+    for percent in range(100):
+        path.write_bytes(content[: len(content) * percent // 100])
+        assert load_or_line(path) is None
+    save_file({}, path)
