@@ -167,7 +167,8 @@ class Trainer:
         self._saver = Saver(self.folder, self.replay, config.train.keep_checkpoints)
         if payload:
             self._restore(payload)
-        self.collector.begin()
+        else:
+            self.collector.begin()  # an environment that cannot even be reset leaves no run folder
 
     def _make_replay(self, capacity: int, action_dim: int, opened: contextlib.ExitStack) -> tuple[Replay, str]:
         config = self.config

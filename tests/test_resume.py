@@ -463,7 +463,7 @@ def test_the_best_checkpoint_is_kept(whole, tmp_path):
 def test_killed_at_random_moments_a_run_is_the_one_that_was_not(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(soak, "ENV", ["--env", "tests.example_env:make", "--action-repeat", "1"])
     record = tmp_path / "soak.json"
-    settings = ["--max-env-steps", 20, "--env-steps", 200, "--train.every", 20, "--eval.every", 100]
+    settings = ["--max-env-steps", 20, "--env-steps", 120, "--train.every", 20, "--planner", "policy"]
     args = ["--kills", 3, "--seed", 4, "--out", record, *settings]
     assert soak.main([*map(str, args)]) == 0, capsys.readouterr().out
     kills = json.loads(record.read_text())["kills"]
