@@ -16,6 +16,7 @@ setup(
         "gymnasium>=1.4,<2",
         "opencv-python-headless>=4.10",
         "einops>=0.8",
+        "safetensors>=0.6",
         "jaxtyping>=0.3.2",
         "omegaconf>=2.4",
         "safetensors>=0.4.3",

@@ -137,6 +137,7 @@ class Trainer:
         self.train_planner = planner_from(config, config.train_planner or config.planner)
         self.counters = Counters(**payload["counters"]) if payload else Counters()
         self.state = TrainingState.from_state_dict(payload["training"], self.device) if payload else TrainingState()
+        self._config_dict = to_dict(config)
         self._records = payload["records"] if payload else 0  # of metrics
         self.evaluation: Evaluation | None = None  # the last one
         self._unsaved = False  # the disk refused the last checkpoint
@@ -166,7 +167,8 @@ class Trainer:
         self._saver = Saver(self.folder, self.replay, config.train.keep_checkpoints)
         if payload:
             self._restore(payload)
-        self.collector.begin()
+        else:
+            self.collector.begin()  # an environment that cannot even be reset leaves no run folder
 
     def _make_replay(self, capacity: int, action_dim: int, opened: contextlib.ExitStack) -> tuple[Replay, str]:
         config = self.config
@@ -472,7 +474,7 @@ class Trainer:
 
     def _payload(self) -> dict[str, Any]:
         return {
-            "config": to_dict(self.config),
+            "config": self._config_dict,
             "counters": asdict(self.counters),
             "action_dim": self.agent.model.action_dim,
             "agent": self.agent.state_dict(),

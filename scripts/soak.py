@@ -115,9 +115,10 @@ def child(folder: Path, args: Sequence[str], inside: str | None = None, number: 
     """A run in a process that notes its position in `folder`; with `inside` it kills itself at the n-th file there."""
     (folder / "position").write_bytes(POSITION.pack(0, 0))
     command = [sys.executable, "-c", f"from scripts.soak import victim; victim({inside!r}, {number})", *args]
-    environment = os.environ | {"SOAK_POSITION": str(folder / "position"), "PYTHONPATH": str(ROOT)}
+    # One thread: where cores are shared, waking two for networks this small costs most of the time.
+    added = {"SOAK_POSITION": str(folder / "position"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with open(folder / "output.txt", "w") as output:
-        return subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        return subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=os.environ | added)
 
 
 def victim(inside: str | None, number: int) -> None:

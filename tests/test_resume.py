@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import itertools
+import json
 import os
 import re
 import shutil
@@ -21,6 +22,8 @@ from dreamer_mpc.checkpoint import find_checkpoint, list_checkpoints, load_check
 from dreamer_mpc.train import Trainer
 from envs import EnvError
 from envs.vector import LocalVectorEnv
+from scripts import soak
+from scripts.soak import differences, flatten, metrics, same
 from tests.counting_env import CountingEnv
 from tests.test_cli import CHEAP, ROOT, TINY, records
 
@@ -33,7 +36,6 @@ KINDS = {
     "interleaved, dream-mpc": ["--num-envs", "2", "--planner", "dream-mpc"],
     "sequential, PlaNet by cem": ["--num-envs", "1", "--planner", "cem"],
 }
-TIMES = re.compile(r"time_s|eval/ms_per_action")
 
 
 def train(*args, code=0):
@@ -44,31 +46,10 @@ def train(*args, code=0):
     return out.getvalue() + err.getvalue()
 
 
-def metrics(folder):
-    return [{key: value for key, value in row.items() if not TIMES.match(key)} for row in records(folder)]
-
-
-def flat(value, name=""):
-    """Every leaf of nested dicts and lists, by its path."""
-    if isinstance(value, dict | list | tuple):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        return {path: leaf for key, item in items for path, leaf in flat(item, f"{name}/{key}").items()}
-    return {name: value}
-
-
-def same(a, b):
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-
-
 def assert_same_run(folder, reference):
-    assert metrics(folder) == metrics(reference)
-    a, b = (flat(load_checkpoint(x)) for x in (folder, reference))
-    # Names of folders; in how many files frames were written; beartype, in tests alone, draws from Python's generator.
-    skipped = ("/config/", "/replay_files", "/replay_needs", "/random/python")
-    names = [name for name in b if not name.startswith(skipped)]
-    assert {name for name in a if not name.startswith(skipped)} == set(names)
-    assert [name for name in names if not same(a[name], b[name])] == []
-    assert any("optimizers" in name for name in names) and "/random/torch" in names
+    # beartype, in tests alone, draws from Python's generator.
+    assert differences(folder, reference, leave_out=["/random/python"]) == []
+    assert "/random/torch" in flatten(load_checkpoint(folder))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -161,7 +142,7 @@ def test_a_longer_run_is_the_one_that_was_to_be_so_long(whole, tmp_path):
     train(*args, "--run-dir", tmp_path / "long", "--env-steps", 80)
     train(*args, "--run-dir", tmp_path / "short", "--env-steps", 48)
     train("--resume", tmp_path / "short", "--env-steps", 80)
-    a, b = (flat(load_checkpoint(tmp_path / x)["agent"]) for x in ("short", "long"))
+    a, b = (flatten(load_checkpoint(tmp_path / x)["agent"]) for x in ("short", "long"))
     assert a.keys() == b.keys() and all(same(a[name], b[name]) for name in a)
     rows = [row for row in metrics(tmp_path / "short") if (row["env_steps"], "eval/episodes" in row) != (48, True)]
     assert rows == metrics(tmp_path / "long")
@@ -474,3 +455,16 @@ def test_the_best_checkpoint_is_kept(whole, tmp_path):
     at = max(returns, key=returns.get)
     assert load_checkpoint(best)["counters"]["env_steps"] == at
     assert load_checkpoint(last)["training"]["best_return"] == returns[at]
+
+
+# kills
+
+
+def test_killed_at_random_moments_a_run_is_the_one_that_was_not(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(soak, "ENV", ["--env", "tests.example_env:make", "--action-repeat", "1"])
+    record = tmp_path / "soak.json"
+    settings = ["--max-env-steps", 20, "--env-steps", 120, "--train.every", 20, "--planner", "policy"]
+    args = ["--kills", 3, "--seed", 4, "--out", record, *settings]
+    assert soak.main([*map(str, args)]) == 0, capsys.readouterr().out
+    kills = json.loads(record.read_text())["kills"]
+    assert len(kills) == 3 and max(kill["env_steps"] for kill in kills) > 0

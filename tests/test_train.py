@@ -146,6 +146,26 @@ def test_a_longer_run_goes_on_without_seed_episodes_in_the_same_ratio(num_envs, 
     assert resumed.counters.updates == before + 6 * 120 // 20 == events.count("update") + before
 
 
+def test_errors_of_simulators_and_lost_environments_are_logged_once_there_are_some(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, [], monkeypatch, "--num-envs", 2, "--env-steps", 80)
+    receive, steps = trainer.envs.step_wait, iter(range(1000))
+
+    def faulty():
+        image, reward, terminated, truncated, info = receive()
+        lost = np.array([next(steps) == 22, False])
+        info |= {"simulator_error": lost[::-1], "lost": lost}
+        return image, reward, terminated, truncated | lost | lost[::-1], info
+
+    monkeypatch.setattr(trainer.envs, "step_wait", faulty)
+    trainer.run()
+    counts = [
+        (row.get("train/simulator_errors"), row.get("train/lost_environments"))
+        for row in records(tmp_path)
+        if "eval/return_mean" not in row
+    ]
+    assert counts == [(None, None)] * 2 + [(1.0, 1.0)] * 2
+
+
 @pytest.mark.parametrize(
     "num_envs, words",
     [(1, "take turns (sequential"), (2, "2 environments, planned in one batch: they step while updates run")],
