@@ -19,7 +19,6 @@ setup(
         "safetensors>=0.6",
         "jaxtyping>=0.3.2",
         "omegaconf>=2.4",
-        "safetensors>=0.4.3",
         "tyro>=1.0",
         "rich>=13",
         "psutil>=5.9",

@@ -280,8 +280,8 @@ def test_what_is_damaged_is_named_and_the_checkpoint_before_it_used(harm, whole,
     newest, before = list_checkpoints(run_folder / "checkpoints")[:-3:-1]
     path = harm(run_folder)
     output = train("--resume", run_folder)
-    [line] = [line for line in output.splitlines() if "going on from" in line]
-    assert str(path) in line and line.endswith(f"going on from {before}")
+    [line] = [line for line in output.splitlines() if "the one before it is used" in line]
+    assert str(path) in line and line.endswith(f"the one before it is used: {before}")
     assert_same_run(run_folder, whole[1])
     assert not newest.exists(), "of a history that was given up"
 
