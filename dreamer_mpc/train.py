@@ -25,7 +25,7 @@ from dreamer_mpc.ratio import UpdateRatio
 from dreamer_mpc.replay import GIB, Replay, choose_storage, frame_bytes
 from dreamer_mpc.run_folder import RunFolder
 from dreamer_mpc.visualize import decision, episode_video
-from envs import choose_gl_backend, make_vector_env
+from envs import choose_gl_backend, make_vector_env, try_env
 from envs.gl import match_egl_device
 
 
@@ -41,14 +41,13 @@ def make_envs(config: Config, num_envs: int, device: torch.device) -> gymnasium.
         choose_gl_backend()
         if device.type == "cuda":
             match_egl_device(device.index)
-    return make_vector_env(
-        config.env,
-        num_envs,
-        action_repeat=config.action_repeat,
-        render_quality=config.render_quality,
-        camera=config.camera,
-        max_env_steps=config.max_env_steps,
-    )
+    return make_vector_env(config.env, num_envs, **env_settings(config))
+
+
+def env_settings(config: Config) -> dict[str, Any]:
+    """How `config` sets an environment up: what `make_env` takes beside its name."""
+    names = ("action_repeat", "render_quality", "camera", "max_env_steps")
+    return {name: getattr(config, name) for name in names}
 
 
 def make_agent(config: Config, action_dim: int, device: torch.device) -> Dreamer:
@@ -340,6 +339,7 @@ def prepare(config: Config) -> tuple[RunFolder, dict[str, Any] | None]:
         if done >= config.env_steps:
             raise UserError(f"{folder.path} has reached its {done:,} env steps: give more with --env-steps")
     else:
+        try_env(config.env, config.num_envs, **env_settings(config))
         path = Path(config.run_dir or default_run_dir(config))
         # What is to be overwritten is deleted when the new run is ready to start, not before.
         folder = RunFolder(path) if config.overwrite and path.exists() else RunFolder.create(path)

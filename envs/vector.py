@@ -44,6 +44,23 @@ def make_vector_env(
     return LocalVectorEnv([factory] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
 
 
+def try_env(name: str, num_envs: int, **settings: Any) -> None:
+    """Make one of `num_envs` such environments, reset and step it once where they will run, and close it.
+
+    What is wrong with it from the start is then an `EnvError` before anything else is done, such as making a folder.
+    An environment of dm_control is made, but not played: its code is known.
+    """
+    if ":" not in name:
+        make_env(name, **settings).close()
+        return
+    envs = make_vector_env(name, 1, workers=num_envs > 1, **settings)
+    try:
+        envs.reset(seed=0)
+        envs.step(np.zeros((1, *envs.single_action_space.shape), dtype=np.float32))
+    finally:
+        envs.close()
+
+
 def reset_rows(
     envs: gymnasium.vector.VectorEnv, mask: np.ndarray, seeds: Sequence[int | None] | None = None
 ) -> tuple[np.ndarray, dict[str, Any]]:

@@ -251,7 +251,7 @@ def _serve(factory: Callable[[], gymnasium.Env], pipe: Connection) -> None:
                 break
     except EnvError as error:
         _send_last(pipe, ("error", str(error)))
-    except EOFError:
+    except (EOFError, KeyboardInterrupt):  # the latter where a library put SIGINT's handler back
         pass
     except Exception:
         _send_last(pipe, ("bug", traceback.format_exc()))
