@@ -23,7 +23,7 @@ from tests.test_cli import TINY
 
 ROOT = Path(__file__).resolve().parent.parent
 FAULTY = "tests.faulty_env:make"
-IN_PROCESS_CASES = 300
+IN_PROCESS_CASES = 40  # of each kind
 WORKER_CASES = 8
 RANDOM_KILLS = 6
 
@@ -75,18 +75,17 @@ FLAGS = st.one_of(ODD, st.integers(), st.floats(), st.just(np.array([True, False
 INFOS = st.one_of(st.none(), st.text(max_size=3), st.lists(st.integers(), max_size=3), st.just(np.zeros(3)))
 
 
-def parts(*strategies):
+def part(index, values):
     """Faults in one part of an answer."""
-    return st.one_of([st.tuples(st.just("part"), st.tuples(st.just(i), s)) for i, s in enumerate(strategies)])
+    return st.tuples(st.just("part"), st.tuples(st.just(index), values))
 
 
-TUPLES = st.integers(0, 7).filter(lambda n: n not in (2, 5)).map(lambda n: ("return", (np.zeros(SHAPE, np.uint8),) * n))
-RESETS = st.one_of(RAISED, EXITED, TUPLES, ODD.map(lambda value: ("return", value)), parts(OBSERVATIONS, INFOS))
-STEPS = st.one_of(
-    RAISED, EXITED, TUPLES, ODD.map(lambda value: ("return", value)),
-    parts(OBSERVATIONS, REWARDS, FLAGS, FLAGS, INFOS),
-)  # fmt: skip
-FACTORIES = st.one_of(RAISED, EXITED, ODD.map(lambda value: ("return", value)))
+def returned(values):
+    """Faults of a whole answer."""
+    return st.tuples(st.just("return"), values)
+
+
+TUPLES = st.integers(0, 7).filter(lambda n: n not in (2, 5)).map(lambda n: (np.zeros(SHAPE, np.uint8),) * n)
 BOXES = st.sampled_from(
     [
         None,
@@ -113,15 +112,32 @@ SPACES = st.one_of(
 )
 
 
-def faults(rows):
-    """Faults of `rows` environments."""
-    row, after = st.sampled_from([None, *range(rows)]), st.integers(0, 2 * LENGTH)
-    return st.one_of(
-        st.builds(lambda fault: Fault("factory", *fault), FACTORIES),
-        st.builds(lambda what: Fault("spaces", "set", what), SPACES),
-        st.builds(lambda fault, after, row: Fault("reset", *fault, after % 3, row), RESETS, after, row),
-        st.builds(lambda fault, after, row: Fault("step", *fault, after, row), STEPS, after, row),
-    )
+# What goes wrong, by the call that it goes wrong in.
+KINDS = {
+    "factory": {"code": st.one_of(RAISED, EXITED), "answer": returned(ODD)},
+    "spaces": {"answer": st.tuples(st.just("set"), SPACES)},
+    "reset": {
+        "code": st.one_of(RAISED, EXITED),
+        "answer": returned(st.one_of(TUPLES, ODD)),
+        "observation": part(0, OBSERVATIONS),
+        "info": part(1, INFOS),
+    },
+    "step": {
+        "code": st.one_of(RAISED, EXITED),
+        "answer": returned(st.one_of(TUPLES, ODD)),
+        "observation": part(0, OBSERVATIONS),
+        "reward": part(1, REWARDS),
+        "terminated": part(2, FLAGS),
+        "truncated": part(3, FLAGS),
+        "info": part(4, INFOS),
+    },
+}
+
+
+def faults(call, kinds, rows):
+    """Faults in that call of one of `rows` environments, or of all."""
+    row, after = st.sampled_from([None, *range(rows)]), st.integers(0, {"reset": 2, "step": 2 * LENGTH}.get(call, 0))
+    return st.builds(lambda fault, after, row: Fault(call, *fault, after, row), st.one_of(kinds), after, row)
 
 
 def play(rows, workers, episodes=4):
@@ -155,15 +171,19 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("faults")
 
 
-@given(fault=faults(rows=1))
-@fuzz(IN_PROCESS_CASES)
-def test_any_fault_of_an_env_in_this_process_is_one_line(fault, folder):
-    with injected(fault, folder), pytest.raises(EnvError) as caught:
-        play(1, workers=False)
-    check_line(caught.value, fault.call)
+@pytest.mark.parametrize(("call", "kind"), [(call, kind) for call, kinds in KINDS.items() for kind in kinds])
+def test_any_fault_of_an_env_in_this_process_is_one_line(call, kind, folder):
+    @given(fault=faults(call, [KINDS[call][kind]], rows=1))
+    @fuzz(IN_PROCESS_CASES)
+    def check(fault):
+        with injected(fault, folder), pytest.raises(EnvError) as caught:
+            play(1, workers=False)
+        check_line(caught.value, call)
+
+    check()
 
 
-@given(fault=faults(rows=2))
+@given(fault=st.one_of(faults(call, [*kinds.values()], rows=2) for call, kinds in KINDS.items()))
 @fuzz(WORKER_CASES)
 def test_any_fault_in_a_worker_is_one_line(fault, folder, capfd):
     with injected(fault, folder), pytest.raises(EnvError) as caught:
@@ -217,7 +237,7 @@ def test_a_module_that_does_not_import_is_one_line(code, tmp_path, monkeypatch):
 
 
 @given(name=st.one_of(st.text(max_size=20), st.from_regex(r"[A-Z0-9_./]{0,9}:[\w.]{0,9}", fullmatch=True)))
-@fuzz(IN_PROCESS_CASES)
+@fuzz(300)
 def test_any_name_of_an_env_is_one_line(name):
     with pytest.raises(EnvError) as caught:
         make_vector_env(name, 1)
