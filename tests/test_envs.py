@@ -530,6 +530,34 @@ def test_an_interrupted_step_closes_at_once_and_quietly(tmp_path):
     assert time.monotonic() - start < 15
 
 
+STARTING = """
+import os, signal, threading
+from envs import make_vector_env
+if __name__ == "__main__":
+    threading.Timer(0.3, lambda: os.killpg(0, signal.SIGINT)).start()
+    try:
+        make_vector_env("tests.test_envs:slow_to_make", 2)
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+
+
+def slow_to_make():
+    time.sleep(20)
+
+
+def test_an_interrupted_start_is_quiet(tmp_path):
+    """Workers that are still importing must not answer Ctrl-C with tracebacks of their own."""
+    script = tmp_path / "starting.py"
+    script.write_text(STARTING)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(script)]
+    start = time.monotonic()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, start_new_session=True, check=False)
+    assert (done.stdout, done.stderr) == ("interrupted\n", "")
+    assert time.monotonic() - start < 15
+
+
 # OpenGL
 
 
