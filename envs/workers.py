@@ -7,6 +7,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -35,6 +36,7 @@ class Worker:
         self._pipe, theirs = SPAWN.Pipe()
         self.process = SPAWN.Process(target=_serve, args=(factory, theirs), name=f"env-{row}", daemon=True)
         # Blocked while it starts, as a child inherits that: Ctrl-C is the parent's to handle, from the first moment.
+        resource_tracker.ensure_running()  # multiprocessing's helper, whose own start would unblock it again
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self.process.start()

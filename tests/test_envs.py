@@ -534,28 +534,21 @@ STARTING = """
 import os, signal, threading
 from envs import make_vector_env
 if __name__ == "__main__":
-    threading.Timer(0.3, lambda: os.killpg(0, signal.SIGINT)).start()
-    try:
-        make_vector_env("tests.test_envs:slow_to_make", 2)
-    except KeyboardInterrupt:
-        print("interrupted")
+    signal.signal(signal.SIGINT, lambda *_: print("asked to stop"))
+    threading.Timer(0.2, lambda: os.killpg(0, signal.SIGINT)).start()
+    envs = make_vector_env("tests.counting_env:make", 2)
+    print("started", envs.reset()[0].shape)
+    envs.close()
 """
 
 
-def slow_to_make():
-    time.sleep(20)
-
-
-def test_an_interrupted_start_is_quiet(tmp_path):
-    """Workers that are still importing must not answer Ctrl-C with tracebacks of their own."""
+def test_workers_that_start_leave_an_interrupt_to_their_parent(tmp_path):
     script = tmp_path / "starting.py"
     script.write_text(STARTING)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(script)]
-    start = time.monotonic()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, start_new_session=True, check=False)
-    assert (done.stdout, done.stderr) == ("interrupted\n", "")
-    assert time.monotonic() - start < 15
+    assert (done.stdout, done.stderr) == ("asked to stop\nstarted (2, 64, 64, 3)\n", "")
 
 
 # OpenGL
