@@ -1,9 +1,7 @@
 """Stopping a run when the system or its user asks for it."""
 
-import contextlib
 import os
 import signal
-from collections.abc import Iterator
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -37,13 +35,3 @@ class Stop:
         if number == signal.SIGINT:  # print() might wait for a lock that the interrupted code holds
             os.write(2, b"\nstopping after a last checkpoint; Ctrl-C again stops at once, without one\n")
         self.requested = True
-
-
-@contextlib.contextmanager
-def without_interrupts() -> Iterator[None]:
-    """Processes that are started here never see a terminal's Ctrl-C; in this one it waits for the end."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -30,10 +30,10 @@ from dreamer_mpc.ratio import UpdateRatio
 from dreamer_mpc.replay import GIB, Replay, choose_storage, frame_bytes, free_disk
 from dreamer_mpc.run_folder import RunFolder
 from dreamer_mpc.saving import Saver
-from dreamer_mpc.stop import Stop, Stopped, without_interrupts
+from dreamer_mpc.stop import Stop, Stopped
 from dreamer_mpc.training_state import MetricMeans, TrainingState
 from dreamer_mpc.visualize import decision, episode_video
-from envs import EnvError, choose_gl_backend, make_vector_env
+from envs import EnvError, choose_gl_backend, make_vector_env, try_env
 from envs.gl import match_egl_device
 
 NOTHING_SAVED = "stopped before the first step: there was nothing to save"
@@ -51,15 +51,13 @@ def make_envs(config: Config, num_envs: int, device: torch.device) -> gymnasium.
         choose_gl_backend()
         if device.type == "cuda":
             match_egl_device(device.index)
-    with without_interrupts():
-        return make_vector_env(
-            config.env,
-            num_envs,
-            action_repeat=config.action_repeat,
-            render_quality=config.render_quality,
-            camera=config.camera,
-            max_env_steps=config.max_env_steps,
-        )
+    return make_vector_env(config.env, num_envs, **env_settings(config))
+
+
+def env_settings(config: Config) -> dict[str, Any]:
+    """How `config` sets an environment up: what `make_env` takes beside its name."""
+    names = ("action_repeat", "render_quality", "camera", "max_env_steps")
+    return {name: getattr(config, name) for name in names}
 
 
 def make_agent(config: Config, action_dim: int, device: torch.device) -> Dreamer:
@@ -494,12 +492,9 @@ def write_visuals(stem: Path, agent: Dreamer, planner, evaluation: Evaluation, e
     return [video, picture] if drawn else [video]
 
 
-def _train_returns(returns: list[float]) -> dict[str, float]:
-    return {"train/return": float(np.mean(returns))} if returns else {}
-
-
 def claim_folder(config: Config) -> RunFolder:
-    """The folder of a new run. UserError if it cannot be had."""
+    """The folder of a new run, once its environment was tried. UserError if it cannot be had, EnvError as `try_env`."""
+    try_env(config.env, config.num_envs, **env_settings(config))
     path = Path(config.run_dir or default_run_dir(config))
     # What is to be overwritten is deleted when the new run is ready to start, not before.
     return RunFolder(path) if config.overwrite and path.exists() else RunFolder.create(path)

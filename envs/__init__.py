@@ -4,7 +4,7 @@ from envs.dmc import list_tasks
 from envs.errors import EnvError
 from envs.gl import choose_gl_backend, match_egl_device
 from envs.make import make_env
-from envs.vector import make_vector_env, reset_rows
+from envs.vector import make_vector_env, reset_rows, try_env
 
 __all__ = [
     "EnvError",
@@ -14,4 +14,5 @@ __all__ = [
     "make_vector_env",
     "match_egl_device",
     "reset_rows",
+    "try_env",
 ]

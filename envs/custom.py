@@ -1,4 +1,4 @@
-"""Anybody's environment with pixels, named `module:factory`."""
+"""Anybody's environment with pixels, named `module:factory`: whatever goes wrong in it is an `EnvError` of one line."""
 
 import importlib
 import inspect
@@ -11,33 +11,58 @@ import gymnasium
 import numpy as np
 
 from envs.actions import StepResult, repeat_action, to_bounds
-from envs.errors import EnvError
+from envs.errors import EnvError, describe_error, shorten
+
+LARGEST_BOUND = 1e9  # beyond it an action space has no bounds in truth, as those of np.finfo
+LARGEST_REWARD = 1e30  # replay keeps float32
 
 
-def make_custom_env(
-    name: str, *, action_repeat: int, image_size: int, max_env_steps: int | None
-) -> gymnasium.Env:
+class Wrong(Exception):
+    """What an environment answered, and what it should have: the end of a sentence that `guarded` begins."""
+
+
+def guarded(name: str, call: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """`function(*args, **kwargs)`, which runs somebody else's code; what it raises is an `EnvError` that names both.
+
+    That holds for SystemExit too: a library's `sys.exit` must not end a training run as if it were done.
+    """
+    try:
+        return function(*args, **kwargs)
+    except KeyboardInterrupt:
+        raise
+    except Wrong as wrong:
+        raise EnvError(f"{name}: {call} {wrong}") from None
+    except BaseException as error:
+        raise EnvError(f"{name}: {call} raised {describe_error(error)}: mend it in the environment's code") from error
+
+
+def make_custom_env(name: str, *, action_repeat: int, image_size: int, max_env_steps: int | None) -> gymnasium.Env:
     """The environment that `module:factory` returns, wrapped as `make_env` says, or `EnvError`."""
-    env = _load_factory(name)()
-    problem = _find_problem(env)
-    if problem is not None:
-        raise EnvError(f"{name}: {problem}")
-    return CustomEnv(env, action_repeat=action_repeat, image_size=image_size, max_env_steps=max_env_steps)
+    env = guarded(name, "the factory", _load_factory(name))
+    guarded(name, "the factory", _check_env, env)
+    settings = {"action_repeat": action_repeat, "image_size": image_size, "max_env_steps": max_env_steps}
+    return guarded(name, "the environment", CustomEnv, env, name=name, **settings)
 
 
 class CustomEnv(gymnasium.Wrapper):
-    """Images resized, actions from [-1, 1] to the environment's bounds, repeated and counted."""
+    """Images resized, actions from [-1, 1] to the environment's bounds, repeated and counted, answers checked.
+
+    The environment's `info` is left out: nothing here reads it, and its entries need not fit together over rows.
+    """
 
     def __init__(
-        self, env: gymnasium.Env, *, action_repeat: int, image_size: int, max_env_steps: int | None
+        self, env: gymnasium.Env, *, name: str, action_repeat: int, image_size: int, max_env_steps: int | None
     ) -> None:
         super().__init__(env)
         self.metadata = {"render_fps": 30, **env.metadata, "render_modes": ["rgb_array"]}
+        self._name = name
         self._action_repeat = action_repeat
         self._image_size = image_size
         self._max_env_steps = max_env_steps
         self._env_steps = 0
         self._image = None
+        self._shape = env.observation_space.shape
+        self._dtype = env.action_space.dtype
         self._low = env.action_space.low.astype(np.float64)
         self._high = env.action_space.high.astype(np.float64)
         self.observation_space = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
@@ -50,26 +75,43 @@ class CustomEnv(gymnasium.Wrapper):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         """A new episode, `info["env_steps"]` is 0."""
-        self._image, info = self.env.reset(seed=seed, options=options)
+
+        def ask() -> np.ndarray:
+            return _read_reset(self.env.reset(seed=seed, options=options), self._shape)
+
+        self._image = guarded(self._name, "reset()", ask)
         self._env_steps = 0
-        return self._resize(self._image), {**info, "env_steps": 0}
+        return self._resize(self._image), {"env_steps": 0}
 
     def step(self, action: np.ndarray):
         """Repeat `action` [A]; ValueError for an action that is not finite."""
-        control = to_bounds(action, self._low, self._high).astype(self.env.action_space.dtype)
+        control = to_bounds(action, self._low, self._high).astype(self._dtype)
         self._image, *result = repeat_action(self._step_once, control, self._action_repeat)
         return self._resize(self._image), *result
 
     def render(self) -> np.ndarray:
         """The present frame for a video, uint8 [height, width, 3] in the environment's own size."""
-        return self.env.render() if self.env.render_mode == "rgb_array" else np.array(self._image)
+        if guarded(self._name, "render_mode", lambda: self.env.render_mode) == "rgb_array":
+            return guarded(self._name, "render()", self.env.render)
+        return np.array(self._image)
+
+    def close(self) -> None:
+        """Close the environment; its errors are nobody's concern any more."""
+        try:
+            guarded(self._name, "close()", self.env.close)
+        except EnvError:
+            pass
 
     def _step_once(self, control: np.ndarray) -> StepResult:
-        observation, reward, terminated, truncated, info = self.env.step(control)
+        def ask() -> tuple[np.ndarray, float, bool, bool]:
+            # A copy: it may be changed in place, and is repeated.
+            return _read_step(self.env.step(control.copy()), self._shape)
+
+        observation, reward, terminated, truncated = guarded(self._name, "step()", ask)
         self._env_steps += 1
         if self._max_env_steps is not None and self._env_steps >= self._max_env_steps:
             truncated = truncated or not terminated
-        return observation, reward, terminated, truncated, info
+        return observation, reward, terminated, truncated, {}
 
     def _resize(self, image: np.ndarray) -> np.ndarray:
         size = (self._image_size, self._image_size)
@@ -77,41 +119,119 @@ class CustomEnv(gymnasium.Wrapper):
             return image
         import cv2
 
-        return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        image = np.ascontiguousarray(image)
+        return guarded(self._name, "resizing its image", cv2.resize, image, size, interpolation=cv2.INTER_AREA)
 
 
 def _load_factory(name: str) -> Callable[[], gymnasium.Env]:
     module_name, _, factory_name = name.partition(":")
-    if not module_name or not factory_name:
+    if not module_name or not factory_name or module_name.startswith("."):
         raise EnvError(f"{name}: write module:factory, for example my_envs.robot:make")
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.insert(0, os.getcwd())
     try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
+        module = guarded(name, f"importing {module_name}", importlib.import_module, module_name)
+    except EnvError as raised:
+        if not isinstance(raised.__cause__, ImportError):
+            raise
+        error = shorten(raised.__cause__)
         raise EnvError(
             f"{name}: cannot import {module_name} ({error}); it must lie in this folder or be installed"
-        ) from error
-    factory = getattr(module, factory_name, None)
+        ) from raised.__cause__
+    factory = guarded(name, f"looking up {factory_name}", getattr, module, factory_name, None)
     if not callable(factory):
         raise EnvError(f"{name}: {module_name} has no function {factory_name}")
     try:
         inspect.signature(factory).bind()
     except TypeError as error:
         raise EnvError(f"{name}: the factory is called without arguments, but {error}") from error
+    except ValueError:  # some built-in functions have no signature: the call will tell
+        pass
     return factory
 
 
-def _find_problem(env: Any) -> str | None:
+def _check_env(env: Any) -> None:
     if not isinstance(env, gymnasium.Env):
-        return f"the factory must return a gymnasium.Env, got {type(env).__module__}.{type(env).__qualname__}"
+        raise Wrong(f"must return a gymnasium.Env, got {_kind(env)}")
     images, actions = env.observation_space, env.action_space
     box = isinstance(images, gymnasium.spaces.Box)
-    if not box or images.dtype != np.uint8 or len(images.shape) != 3 or images.shape[2] != 3:
+    if not box or images.dtype != np.uint8 or len(images.shape) != 3 or images.shape[2] != 3 or 0 in images.shape:
         remedy = "gymnasium.wrappers.AddRenderObservation turns a render() into observations"
-        return f"observations must be pixels, a Box of uint8 [height, width, 3], got {images}; {remedy}"
-    if not isinstance(actions, gymnasium.spaces.Box) or len(actions.shape) != 1 or actions.dtype.kind != "f":
-        return f"actions must be a Box of floats [A], got {actions}"
-    if not (np.isfinite(actions.low).all() and np.isfinite(actions.high).all()):
-        return f"actions must have finite bounds, got {actions}; give the Box a low and a high"
-    return None
+        raise Wrong(
+            "made an environment that does not fit: observations must be pixels, a Box of uint8 [height, width, 3], "
+            f"got {shorten(images)}; {remedy}"
+        )
+    continuous = isinstance(actions, gymnasium.spaces.Box) and actions.dtype.kind == "f"
+    if not continuous or len(actions.shape) != 1 or 0 in actions.shape:
+        raise Wrong(
+            f"made an environment that does not fit: actions must be a Box of floats [A], got {shorten(actions)}; "
+            "wrap it so that it takes continuous actions"
+        )
+    if not (np.abs(actions.low) <= LARGEST_BOUND).all() or not (np.abs(actions.high) <= LARGEST_BOUND).all():
+        raise Wrong(
+            "made an environment that does not fit: actions must have finite bounds (within 1e9), "
+            f"got {shorten(actions)}; give the Box a low and a high"
+        )
+
+
+def _read_reset(result: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """The observation of a reset's answer."""
+    if not isinstance(result, tuple | list) or len(result) != 2:
+        raise Wrong(f"must return (observation, info), got {_kind(result)}")
+    observation, info = result
+    _check_observation(observation, shape)
+    _check_info(info)
+    return observation
+
+
+def _read_step(result: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, float, bool, bool]:
+    """Observation, reward, terminated and truncated of a step's answer."""
+    if not isinstance(result, tuple | list) or len(result) != 5:
+        raise Wrong(f"must return (observation, reward, terminated, truncated, info), got {_kind(result)}")
+    observation, reward, terminated, truncated, info = result
+    _check_observation(observation, shape)
+    _check_info(info)
+    return observation, _number(reward), _truth("terminated", terminated), _truth("truncated", truncated)
+
+
+def _check_observation(observation: Any, shape: tuple[int, ...]) -> None:
+    fits = isinstance(observation, np.ndarray) and observation.dtype == np.uint8 and observation.shape == shape
+    if not fits:
+        declared = f"uint8 {list(shape)}, as its observation_space declares"
+        raise Wrong(f"returned an observation that does not fit: it must be {declared}, got {_kind(observation)}")
+
+
+def _check_info(info: Any) -> None:
+    if not isinstance(info, dict):
+        raise Wrong(f"returned an info that does not fit: it must be a dict, got {_kind(info)}")
+
+
+def _number(reward: Any) -> float:
+    array = np.asarray(reward)  # an array of one element is one, too
+    if array.size != 1 or array.dtype.kind not in "fiub":
+        raise Wrong(f"returned a reward that does not fit: it must be one number, got {_kind(reward)}")
+    value = float(array.item())
+    if not abs(value) <= LARGEST_REWARD:
+        raise Wrong(f"returned the reward {value}: it must be finite (within 1e30)")
+    return value
+
+
+def _truth(which: str, flag: Any) -> bool:
+    array = np.asarray(flag)
+    if array.size != 1 or array.dtype.kind != "b":
+        raise Wrong(f"returned a flag that does not fit: {which} must be a bool, got {_kind(flag)}")
+    return bool(array.item())
+
+
+def _kind(value: Any) -> str:
+    """What `value` is, in a few words: `int 3`, `float32 [64, 64, 3]`, `tuple of 4`, `torch.Tensor`."""
+    if value is None:
+        return "None"
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {list(value.shape)}"
+    if isinstance(value, tuple | list):
+        return f"{type(value).__name__} of {len(value)}"
+    if isinstance(value, bool | int | float | str | np.generic):
+        return f"{type(value).__name__} {shorten(value)}"
+    module, name = type(value).__module__, type(value).__qualname__
+    return name if module == "builtins" else f"{module}.{name}"

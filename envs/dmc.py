@@ -29,7 +29,8 @@ class DMCEnv(gymnasium.Env):
     """A task of dm_control's suite: uint8 images [size, size, 3], float32 actions [A] in [-1, 1].
 
     An episode is terminated where dm_control ends it with discount 0, truncated at the time limit (tasks
-    without one: 1000 env steps) and where the physics diverges. The arguments are those of `make_env`.
+    without one: 1000 env steps) and where the physics diverges: `info["simulator_error"]` is then true, and the image
+    the one before, as MuJoCo jumps to its default pose. The arguments are those of `make_env`.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 50}
@@ -59,6 +60,7 @@ class DMCEnv(gymnasium.Env):
         limit = self._time_limit()
         self._max_env_steps = min(limit, max_env_steps or limit)
         self._env_steps = None  # of this episode; None: reset first
+        self._image = None  # the last one of a sound simulator
         self._low, self._high = self._action_bounds()
         self.observation_space = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, self._low.shape, np.float32)
@@ -72,7 +74,8 @@ class DMCEnv(gymnasium.Env):
             self._env.task.random.seed(seed)
         self._env.reset()
         self._env_steps = 0
-        return self._render(self._image_size, self._image_size), {"env_steps": 0}
+        self._image = self._render(self._image_size, self._image_size)
+        return self._image.copy(), {"env_steps": 0}
 
     def step(self, action: np.ndarray):
         """Repeat `action` [A] and render once; ValueError for an action that is not finite."""
@@ -82,7 +85,9 @@ class DMCEnv(gymnasium.Env):
         _, reward, terminated, truncated, info = repeat_action(self._simulate, control, self._action_repeat)
         if terminated or truncated:
             self._env_steps = None
-        return self._render(self._image_size, self._image_size), reward, terminated, truncated, info
+        if "simulator_error" not in info:
+            self._image = self._render(self._image_size, self._image_size)
+        return self._image.copy(), reward, terminated, truncated, info
 
     def render(self) -> np.ndarray:
         """The present frame for a video, uint8 [480, 640, 3]."""
@@ -107,15 +112,16 @@ class DMCEnv(gymnasium.Env):
 
     def _simulate(self, control: np.ndarray) -> StepResult:
         from dm_control.rl.control import PhysicsError
+        from mujoco import FatalError
 
         self._env_steps += 1
         try:
             time_step = self._env.step(control)
-        except PhysicsError:
-            return None, 0.0, False, True, {}
+        except (PhysicsError, FatalError):
+            return None, 0.0, False, True, {"simulator_error": True}
         reward = time_step.reward
         if not np.isfinite(reward):
-            return None, 0.0, False, True, {}
+            return None, 0.0, False, True, {"simulator_error": True}
         terminated = time_step.last() and time_step.discount == 0.0
         truncated = not terminated and (time_step.last() or self._env_steps >= self._max_env_steps)
         return None, reward, terminated, truncated, {}

@@ -1,5 +1,43 @@
 """The one error that this package raises for its user's mistakes."""
 
+import traceback
+from pathlib import Path
+
+LONGEST = 300  # characters of what somebody else's code says
+
 
 class EnvError(ValueError):
-    """An environment that cannot be made; its message is one line that names the remedy."""
+    """An environment that cannot be made or used; its message is one line that names cause and remedy."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """`text` on one line, each run of blanks and of what a terminal would not print as a space."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def shorten(value: object) -> str:
+    """`str(value)` on one line of no more than `LONGEST` characters; empty where an object cannot say what it is."""
+    try:
+        text = one_line(str(value))
+    except Exception:
+        return ""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+def describe_error(error: BaseException) -> str:
+    """`ZeroDivisionError: division by zero (robot.py, line 12)`: type, first line of the message, and where.
+
+    The place is left out where it is in this package, as for a call whose arguments did not fit.
+    """
+    try:
+        first = next(iter(str(error).strip().splitlines()), "")
+    except Exception:  # an error whose own __str__ fails
+        first = ""
+    said = f"{type(error).__name__}: {shorten(first)}" if first else type(error).__name__
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames or Path(frames[-1].filename).parent == Path(__file__).parent:
+        return said
+    return f"{said} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"

@@ -1,17 +1,17 @@
 """Several environments at once, in spawned workers that make environment and OpenGL context themselves."""
 
 import functools
-import signal
 from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
-from gymnasium.vector.async_vector_env import AsyncState, _async_worker
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from envs.errors import EnvError
+from envs.gl import choose_gl_backend
 from envs.make import make_env
+from envs.workers import WorkerVectorEnv
 
 
 class LocalVectorEnv(SyncVectorEnv):
@@ -24,16 +24,6 @@ class LocalVectorEnv(SyncVectorEnv):
         return self.step(self._sent)
 
 
-class WorkerVectorEnv(AsyncVectorEnv):
-    """gymnasium's `AsyncVectorEnv`, closed at once and quietly, even amid a step."""
-
-    def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
-        """End the workers: asked to when idle, terminated otherwise."""
-        idle = self._state is AsyncState.DEFAULT and all(process.is_alive() for process in self.processes)
-        self._state = AsyncState.DEFAULT  # an interrupted call's answers may be half read: never wait for them
-        super().close_extras(timeout=timeout, terminate=terminate or not idle)
-
-
 def make_vector_env(
     name: str, num_envs: int, *, workers: bool | None = None, **settings: Any
 ) -> LocalVectorEnv | WorkerVectorEnv:
@@ -41,14 +31,34 @@ def make_vector_env(
 
     `workers` overrules that. `step_async(actions)` [B, A] starts a step, which workers make at once, and `step_wait()`
     ends it. Nothing is reset by itself: call `reset_rows` for the rows that ended, before the next step. Observations
-    are uint8 [B, H, W, 3] and copies; `infos["env_steps"]` is int [B]. Raises `EnvError`.
+    are uint8 [B, H, W, 3] and copies; `infos["env_steps"]` is int [B]. Infos may have `simulator_error` (see `DMCEnv`)
+    and `lost` (see `WorkerVectorEnv`), bool [B]. Raises `EnvError`, then and at any call.
     """
     if num_envs < 1:
         raise EnvError(f"num_envs must be 1 or more, got {num_envs}")
-    factories = [functools.partial(make_env, name, **settings)] * num_envs
+    factory = functools.partial(make_env, name, **settings)
     if workers if workers is not None else num_envs > 1:
-        return WorkerVectorEnv(factories, context="spawn", worker=_run_worker, autoreset_mode=AutoresetMode.DISABLED)
-    return LocalVectorEnv(factories, autoreset_mode=AutoresetMode.DISABLED)
+        if ":" not in name:
+            choose_gl_backend()  # here, once: workers inherit it
+        return WorkerVectorEnv(name, factory, num_envs)
+    return LocalVectorEnv([factory] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
+
+
+def try_env(name: str, num_envs: int, **settings: Any) -> None:
+    """Make one of `num_envs` such environments, reset and step it once where they will run, and close it.
+
+    What is wrong with it from the start is then an `EnvError` before anything else is done, such as making a folder.
+    An environment of dm_control is made, but not played: its code is known.
+    """
+    if ":" not in name:
+        make_env(name, **settings).close()
+        return
+    envs = make_vector_env(name, 1, workers=num_envs > 1, **settings)
+    try:
+        envs.reset(seed=0)
+        envs.step(np.zeros((1, *envs.single_action_space.shape), dtype=np.float32))
+    finally:
+        envs.close()
 
 
 def reset_rows(
@@ -63,8 +73,3 @@ def reset_rows(
     if seeds is not None:
         seeds = [None if seed is None else int(seed) for seed in seeds]
     return envs.reset(seed=seeds, options={"reset_mask": mask})
-
-
-def _run_worker(*arguments: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it closes its workers
-    _async_worker(*arguments)

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import gymnasium
+import mujoco
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
@@ -162,18 +163,61 @@ def test_discount_zero_is_a_termination():
     assert info["env_steps"] == 1
 
 
-def test_diverged_physics_truncates_with_a_finite_reward():
-    env = make("cheetah-run")
+def diverge(env, how):
+    """Let the next step of a dm_control env fail as `how` says."""
+    data = physics(env).data
+    if how == "velocity":
+        data.qvel[:] = 1e30
+    elif how == "nan":
+        data.qpos[:] = data.qvel[:] = np.nan
+    elif how == "fatal":
+        env.unwrapped._env.step = raise_fatal_error
+    elif how == "reward":
+        env.unwrapped._env.task.get_reward = lambda physics: np.nan
+
+
+def raise_fatal_error(control):
+    raise mujoco.FatalError("mj_stackAlloc: out of memory, stack overflow")
+
+
+@pytest.mark.parametrize("how", ["velocity", "nan", "fatal", "reward"])
+@pytest.mark.parametrize("name", ["cheetah-run", "humanoid-walk", "ball_in_cup-catch", "lqr-lqr_2_1"])
+def test_a_simulator_error_truncates_with_the_last_sound_image(name, how):
+    env = make(name)
+    actions = np.zeros((3, *env.action_space.shape))
     env.reset(seed=0)
-    physics(env).data.qvel[:] = 1e30
-    frame, reward, terminated, truncated, _ = env.step(np.zeros(6))
-    assert np.isfinite(reward)
+    before, *_, info = env.step(actions[0])
+    assert "simulator_error" not in info
+    diverge(env, how)
+    frame, reward, terminated, truncated, info = env.step(actions[1])
+    assert (reward, terminated, truncated) == (0.0, False, True)
+    assert info == {"simulator_error": True, "env_steps": 1}
+    np.testing.assert_array_equal(frame, before)
+    assert env.render().shape == (480, 640, 3)
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(actions[2])
+    if how not in ("fatal", "reward"):  # those stay, as what a step calls was replaced
+        np.testing.assert_array_equal(roll(env, seed=3)[0], roll(make(name), seed=3)[0])
+
+
+def test_a_simulator_error_in_the_midst_of_a_repeat_keeps_the_rewards_before():
+    env = make("cheetah-run", action_repeat=4)
+    env.reset(seed=0)
+    step, calls = env.unwrapped._env.step, []
+
+    def fail_in_the_third(control):
+        calls.append(control)
+        return step(control) if len(calls) < 3 else raise_fatal_error(control)
+
+    env.unwrapped._env.step = fail_in_the_third
+    _, reward, _, truncated, info = env.step(np.ones(6))
     assert truncated
-    assert not terminated
-    assert env.observation_space.contains(frame)
-    np.testing.assert_array_equal(
-        roll(env, seed=3, steps=1)[0], roll(make("cheetah-run"), seed=3, steps=1)[0]
-    )
+    assert info == {"simulator_error": True, "env_steps": 3}
+    single = make("cheetah-run", action_repeat=2)
+    single.reset(seed=0)
+    assert reward == single.step(np.ones(6))[1] > 0
+    env.unwrapped._env.step = step
+    np.testing.assert_array_equal(roll(env, seed=3)[0], roll(make("cheetah-run", action_repeat=4), seed=3)[0])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -240,7 +284,7 @@ def test_frames_are_not_overwritten():
         ("tests.example_env:", {}, "write module:factory"),
         ("tests.example_env:nothing", {}, "has no function nothing"),
         ("tests.test_envs:needs_argument", {}, "without arguments.*size"),
-        ("tests.test_envs:not_an_env", {}, "must return a gymnasium.Env, got builtins.dict"),
+        ("tests.test_envs:not_an_env", {}, "must return a gymnasium.Env, got dict"),
         ("tests.test_envs:vector_observations", {}, "must be pixels.*AddRenderObservation"),
         ("tests.test_envs:grey_images", {}, "must be pixels"),
         ("tests.test_envs:float_images", {}, "must be pixels"),
@@ -275,8 +319,14 @@ class SpacesEnv(gymnasium.Env):
             {"note": 5},
         )
 
-    def imported(self, module):
-        return module in sys.modules
+
+def pays_for_imports():
+    class Paying(SpacesEnv):
+        def step(self, action):
+            image, _, *rest = super().step(action)
+            return image, sum(price * (module in sys.modules) for module, price in (("numpy", 1), ("torch", 2))), *rest
+
+    return Paying()
 
 
 def needs_argument(size):
@@ -337,7 +387,7 @@ def test_a_custom_env_is_resized_rescaled_repeated_and_counted():
     assert env.unwrapped.actions[0].dtype == np.float64
     assert [result[1] for result in results] == [3.0, 3.0, 1.0]
     assert [result[2] for result in results] == [False, False, True]
-    assert [result[4] for result in results] == [{"note": 5, "env_steps": n} for n in (3, 3, 1)]
+    assert [result[4] for result in results] == [{"env_steps": n} for n in (3, 3, 1)], "its own info is left out"
     assert all(result[0].shape == (64, 64, 3) for result in results)
 
 
@@ -345,7 +395,7 @@ def test_a_custom_env_has_a_time_limit_on_request():
     env = make_env("tests.test_envs:odd_bounds", max_env_steps=3)
     env.reset()
     assert env.step(np.zeros(2))[2:4] == (False, False)
-    assert env.step(np.zeros(2))[2:] == (False, True, {"note": 5, "env_steps": 1})
+    assert env.step(np.zeros(2))[2:] == (False, True, {"env_steps": 1})
 
 
 def test_a_custom_env_is_found_in_the_current_folder(tmp_path, monkeypatch):
@@ -418,9 +468,9 @@ def test_masked_resets(workers):
 
 
 def test_workers_load_no_torch():
-    envs = make_vector_env("tests.test_envs:SpacesEnv", 1, workers=True)
-    assert envs.call("imported", "numpy") == (True,)
-    assert envs.call("imported", "torch") == (False,)
+    envs = make_vector_env("tests.test_envs:pays_for_imports", 1, workers=True, action_repeat=1)
+    envs.reset()
+    assert envs.step(np.zeros((1, 2), np.float32))[1].tolist() == [1.0]
     envs.close()
 
 
@@ -478,6 +528,27 @@ def test_an_interrupted_step_closes_at_once_and_quietly(tmp_path):
     assert done.stdout == "closed [False, False]\n", done.stderr
     assert done.stderr == ""
     assert time.monotonic() - start < 15
+
+
+STARTING = """
+import os, signal, threading
+from envs import make_vector_env
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: print("asked to stop"))
+    threading.Timer(0.2, lambda: os.killpg(0, signal.SIGINT)).start()
+    envs = make_vector_env("tests.counting_env:make", 2)
+    print("started", envs.reset()[0].shape)
+    envs.close()
+"""
+
+
+def test_workers_that_start_leave_an_interrupt_to_their_parent(tmp_path):
+    script = tmp_path / "starting.py"
+    script.write_text(STARTING)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, start_new_session=True, check=False)
+    assert (done.stdout, done.stderr) == ("asked to stop\nstarted (2, 64, 64, 3)\n", "")
 
 
 # OpenGL

@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import AutoresetMode
 
 from dreamer_mpc.agent import Dreamer
 from dreamer_mpc.config import Config, load_presets, parse
@@ -36,8 +37,8 @@ class Unlike(CountingEnv):
 
 def make_trainer(folder, events, monkeypatch, *args):
     """A tiny run whose environments stay in this process; what happens is noted in `events`."""
-    monkeypatch.setattr("envs.vector.WorkerVectorEnv", lambda factories, autoreset_mode, **_: LocalVectorEnv(
-        factories, autoreset_mode=autoreset_mode
+    monkeypatch.setattr("envs.vector.WorkerVectorEnv", lambda name, factory, num_envs: LocalVectorEnv(
+        [factory] * num_envs, autoreset_mode=AutoresetMode.DISABLED
     ))  # fmt: skip
     args = [*TINY, *SHORT, *map(str, args), "--run-dir", str(folder)]
     config = parse(Config, args, load_presets("quick"))

@@ -1,0 +1,276 @@
+"""Environments in a process each, and what to do when such a process dies."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from envs.errors import EnvError
+
+MAX_DEATHS = 5  # of one row's processes, within a minute or without a step between them
+MINUTE = 60.0
+POLL_SECONDS = 1.0
+CLOSE_SECONDS = 5.0
+STOPS = {signal.SIGINT, signal.SIGTERM}  # sent to a whole group; the parent ends its workers
+SPAWN = multiprocessing.get_context("spawn")  # a forked copy of a process that uses CUDA or OpenGL would not work
+
+
+class WorkerDied(Exception):
+    """A worker ended without an answer; says how."""
+
+
+class Worker:
+    """A spawned process that makes an environment, says `(observation space, action space)`, then answers calls."""
+
+    def __init__(self, factory: Callable[[], gymnasium.Env], row: int) -> None:
+        self._pipe, theirs = SPAWN.Pipe()
+        self.process = SPAWN.Process(target=_serve, args=(factory, theirs), name=f"env-{row}", daemon=True)
+        # Blocked while it starts, as a child inherits that: Ctrl-C is the parent's to handle, from the first moment.
+        resource_tracker.ensure_running()  # multiprocessing's helper, whose own start would unblock it again
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            theirs.close()
+        self._spaces: tuple[gymnasium.Space, gymnasium.Space] | None = None
+        self.has_stepped = False
+
+    @property
+    def spaces(self) -> tuple[gymnasium.Space, gymnasium.Space]:
+        """Of observations and actions, waited for once. Raises as `receive`."""
+        if self._spaces is None:
+            self._spaces = self._read()
+        return self._spaces
+
+    def send(self, call: str, *args: Any) -> None:
+        """Ask for `env.<call>(*args)`; a dead process is found by `receive`."""
+        try:
+            self._pipe.send((call, args))
+        except OSError:
+            pass
+
+    def receive(self) -> Any:
+        """The answer to the call sent before; WorkerDied, or what the environment raised."""
+        _ = self.spaces
+        return self._read()
+
+    def bury(self) -> str:
+        """End the process if it has not, and say how it ended."""
+        self._pipe.close()
+        self.process.join(POLL_SECONDS)
+        self.process.kill()
+        self.process.join()
+        code = self.process.exitcode
+        if code >= 0:
+            return f"exit status {code}"
+        known = -code in signal.valid_signals() and -code in {s.value for s in signal.Signals}
+        return f"killed by {signal.Signals(-code).name if known else f'signal {-code}'}"
+
+    def _read(self) -> Any:
+        # The end of its process closes the pipe, unless a child of its own holds it open: hence the polls.
+        while not self._pipe.poll(POLL_SECONDS):
+            if not self.process.is_alive() and not self._pipe.poll():
+                raise WorkerDied
+        try:
+            kind, answer = self._pipe.recv()
+        except (EOFError, OSError):
+            raise WorkerDied from None
+        if kind == "error":
+            raise EnvError(answer)
+        if kind == "bug":
+            raise RuntimeError(f"in the process of an environment:\n{answer}")
+        return answer
+
+
+class WorkerVectorEnv(VectorEnv):
+    """`num_envs` environments of one factory, in a spawned process each; rows are reset by mask, never by themselves.
+
+    A process that dies (out of memory, a crash of the simulator) is replaced. If that happens in or before a step, the
+    row's answer is: image and reward zero, truncated, `info["env_steps"]` 0, `info["lost"]` true and `info["death"]`
+    how it ended; reset it next. In or before a reset nothing is lost: the new one makes it, with the same seed.
+    `EnvError` if it goes on dying, or dies at the set-up. An environment's own error is raised here.
+    """
+
+    def __init__(self, name: str, factory: Callable[[], gymnasium.Env], num_envs: int) -> None:
+        self.num_envs = num_envs
+        self.metadata = {"autoreset_mode": AutoresetMode.DISABLED}
+        self._name, self._factory = name, factory
+        self._deaths: list[list[float]] = [[] for _ in range(num_envs)]  # of each row, in seconds
+        self._pending: str | None = None  # the call whose answers are not all read
+        self._workers: list[Worker] = []
+        try:
+            self._set_up()
+        except BaseException:
+            self.close()
+            raise
+        self.single_observation_space, self.single_action_space = self._workers[0].spaces
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._images = np.zeros(self.observation_space.shape, self.observation_space.dtype)
+
+    @property
+    def processes(self) -> list[multiprocessing.Process]:
+        """The workers' processes, row by row."""
+        return [worker.process for worker in self._workers]
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Reset all rows, or those of `options["reset_mask"]`, bool [B]; the other rows' images are as they were."""
+        if seed is None or isinstance(seed, int):
+            seed = [None if seed is None else seed + row for row in range(self.num_envs)]
+        rows = np.flatnonzero((options or {}).get("reset_mask", np.ones(self.num_envs, dtype=bool)))
+        self._begin("reset")
+        for row in rows:
+            self._workers[row].send("reset", seed[row])
+        infos: dict[str, Any] = {}
+        for row in rows:
+            self._images[row], info = self._answer_of_reset(row, seed[row])
+            infos = self._add_info(infos, info, row)
+        self._pending = None
+        return self._images.copy(), infos
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Let every row begin a step with its action of `actions` [B, A]."""
+        self._begin("step")
+        for worker, action in zip(self._workers, actions, strict=True):
+            worker.send("step", action)
+
+    def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """The end of that step: images, rewards, terminated and truncated [B], infos."""
+        rewards = np.zeros(self.num_envs)
+        terminated, truncated = np.zeros(self.num_envs, dtype=bool), np.zeros(self.num_envs, dtype=bool)
+        infos: dict[str, Any] = {}
+        for row, worker in enumerate(self._workers):
+            try:
+                answer = worker.receive()
+                worker.has_stepped = True
+            except WorkerDied:
+                answer = 0, 0.0, False, True, {"env_steps": 0, "lost": True, "death": self._replace(row)}
+            self._images[row], rewards[row], terminated[row], truncated[row], info = answer
+            infos = self._add_info(infos, info, row)
+        self._pending = None
+        return self._images.copy(), rewards, terminated, truncated, infos
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Both halves of a step."""
+        self.step_async(actions)
+        return self.step_wait()
+
+    def close_extras(self) -> None:
+        """End the workers: asked to when idle, killed at once and quietly amid a call."""
+        if self._pending is None:
+            for worker in self._workers:
+                worker.send("close")
+            deadline = time.monotonic() + CLOSE_SECONDS
+            for process in self.processes:
+                process.join(max(0.0, deadline - time.monotonic()))
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.join()
+
+    def _begin(self, call: str) -> None:
+        if self._pending is not None:
+            raise gymnasium.error.AlreadyPendingCallError(f"{call} amid a {self._pending}", self._pending)
+        self._pending = call
+
+    def _set_up(self) -> None:
+        self._pending = "set-up"
+        for row in range(self.num_envs):
+            self._workers.append(self._start(row))
+        for row, worker in enumerate(self._workers):
+            try:
+                spaces = worker.spaces
+            except WorkerDied:
+                raise self._error(row, f"died in its set-up ({worker.bury()})") from None
+            if spaces != self._workers[0].spaces:
+                raise EnvError(f"{self._name}: the factory must make equal environments, got {spaces} in row {row}")
+        self._pending = None
+
+    def _answer_of_reset(self, row: int, seed: int | None) -> tuple[np.ndarray, dict[str, Any]]:
+        death = {}
+        while True:
+            try:
+                image, info = self._workers[row].receive()
+                return image, info | death
+            except WorkerDied:
+                death = {"death": self._replace(row)}
+                self._workers[row].send("reset", seed)
+
+    def _replace(self, row: int) -> str:
+        """Start another process for `row`, not waiting for it; how the last one ended."""
+        how, now = self._workers[row].bury(), time.monotonic()
+        if self._workers[row].has_stepped:
+            self._deaths[row] = [death for death in self._deaths[row] if now - death < MINUTE]
+        self._deaths[row].append(now)
+        if len(self._deaths[row]) > MAX_DEATHS:
+            raise self._error(row, f"died {len(self._deaths[row])} times in short order (the last time: {how})")
+        self._workers[row] = self._start(row)
+        return how
+
+    def _start(self, row: int) -> Worker:
+        try:
+            return Worker(self._factory, row)
+        except OSError as error:
+            raise self._error(row, f"cannot be started ({error.strerror})") from error
+
+    def _error(self, row: int, what: str) -> EnvError:
+        return EnvError(
+            f"{self._name}: the process of environment {row} (of {self.num_envs}) {what}: "
+            "if memory ran out, lower --num-envs; else try the environment alone, with --num-envs 1"
+        )
+
+
+def _serve(factory: Callable[[], gymnasium.Env], pipe: Connection) -> None:
+    """A worker's whole life: answers (`ok`, `error` or `bug`, and what) until told to close, or its parent is gone."""
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    env = None
+    try:
+        env = factory()
+        pipe.send(("ok", (env.observation_space, env.action_space)))
+        while True:
+            call, args = pipe.recv()
+            if call == "reset":
+                pipe.send(("ok", env.reset(seed=args[0])))
+            elif call == "step":
+                pipe.send(("ok", env.step(args[0])))
+            else:
+                break
+    except EnvError as error:
+        _send_last(pipe, ("error", str(error)))
+    except (EOFError, KeyboardInterrupt):  # the latter where a library put SIGINT's handler back
+        pass
+    except Exception:
+        _send_last(pipe, ("bug", traceback.format_exc()))
+    finally:
+        if env is not None:
+            env.close()
+
+
+def _send_last(pipe: Connection, answer: tuple[str, str]) -> None:
+    try:
+        pipe.send(answer)
+    except OSError:
+        pass
+
+
+def _end_with_parent() -> None:
+    """End this process as soon as its parent has, even in the middle of a step."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
