@@ -190,6 +190,22 @@ def doctor(args: Sequence[str]) -> int:
     return doctor()
 
 
+# Of training, and of playing episodes.
+OUT_OF_MEMORY = {
+    True: "out of memory: lower --replay.batch-size, --replay.sequence-length, --behavior.horizon or --num-envs, "
+    "or keep the replay elsewhere (--replay.storage ram or memmap)",
+    False: "out of memory: lower --num-envs, or the candidates of the planner (such as --cem.candidates)",
+}
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether a GPU or the host had no memory left."""
+    import torch
+
+    words = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "eval": evaluate_checkpoint,
@@ -213,6 +229,11 @@ def main(args: Sequence[str]) -> int:
         return COMMANDS[word](rest)
     except (UserError, EnvError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        print(f"error: {OUT_OF_MEMORY[word == 'train']}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)

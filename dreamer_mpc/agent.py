@@ -81,6 +81,37 @@ class Act(NamedTuple):
     value: Float[Tensor, " B"]  # J of the plan
 
 
+class Faults(NamedTuple):
+    """Updates that were skipped."""
+
+    in_a_row: int  # up to the last update
+    index: Int64[Tensor, "T B"] | None  # frames of replay of the first one since this was last asked; None: no such
+
+
+class SkippedUpdates:
+    """Counts updates that were skipped and keeps the first one's frames, on the device: nobody waits until asked."""
+
+    def __init__(self, device: torch.device):
+        self.in_a_row = torch.zeros((), dtype=torch.int64, device=device)
+        self._caught = torch.zeros((), dtype=torch.bool, device=device)
+        self._index: Tensor | None = None
+
+    def note(self, skipped: Bool[Tensor, ""], index: Int64[Tensor, "T B"]) -> None:
+        """One more update, in place, so that a CUDA graph can hold it."""
+        if self._index is None or self._index.shape != index.shape:
+            self._index = torch.zeros_like(index)
+        self.in_a_row.copy_(torch.where(skipped, self.in_a_row + 1, 0))
+        self._index.copy_(torch.where(skipped & ~self._caught, index, self._index))
+        self._caught.logical_or_(skipped)
+
+    def read(self) -> Faults:
+        """What was noted; the next frames are caught anew. Waits for the device."""
+        in_a_row, caught = torch.stack([self.in_a_row, self._caught.long()]).tolist()
+        index = self._index.clone() if caught else None
+        self._caught.zero_()
+        return Faults(in_a_row, index)
+
+
 class Dreamer:
     """The agent (Dreamer, Hafner et al. 2020; the paper's Table 18). Everything on one device.
 
@@ -119,6 +150,7 @@ class Dreamer:
             )
             for name, part, rate in learners
         }
+        self._skipped = SkippedUpdates(self.device)
         self.capture = capture and self.device.type == "cuda"
         self.update = Captured(self._update) if self.capture else self._update
         self._acts: dict[tuple[Planner, float], Any] = {}
@@ -171,7 +203,7 @@ class Dreamer:
     def _update(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
         """One gradient step on world model and, with behavior, actor and critic; metrics stay on the device.
 
-        A step in which any gradient is not finite changes no parameter and counts as `skipped`.
+        A step in which any loss or gradient is not finite changes no parameter and counts as `skipped`; see `faults`.
         """
         world, gradients, learned = self.model.world_model, {}, {}
         inference = world.infer(batch, self._amp())
@@ -184,7 +216,9 @@ class Dreamer:
                 gradients, learned = self._behavior_gradients(start, batch.index.flatten())
         gradients = {"world_model": torch.autograd.grad(model_loss, list(world.parameters())), **gradients}
         aside.join()
-        return metrics | learned | self._descend(gradients)
+        metrics |= learned
+        losses = torch.stack([value for name, value in metrics.items() if name.endswith("_loss")])
+        return metrics | self._descend(gradients, losses, batch.index)
 
     def _behavior_gradients(
         self, start: Float[Tensor, "M S"], index: Int64[Tensor, " M"]
@@ -212,19 +246,22 @@ class Dreamer:
             }
         return {"actor": actor_grads, "critic": critic_grads}, metrics
 
-    def _descend(self, gradients: dict[str, tuple[Tensor, ...]]) -> dict[str, Float[Tensor, ""]]:
-        """Clip and apply; all steps are skipped together where a gradient is not finite. No host sync."""
+    def _descend(
+        self, gradients: dict[str, tuple[Tensor, ...]], losses: Float[Tensor, " L"], index: Int64[Tensor, "T B"]
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Clip and apply; all steps are skipped together where a loss or gradient is not finite. No host sync."""
         norms = {}
         for name, grads in gradients.items():
             for parameter, grad in zip(self._parameters(name), grads, strict=True):
                 parameter.grad = grad.contiguous()  # fused Adam wants the parameter's strides
             norms[f"{name}_grad_norm"] = nn.utils.clip_grad_norm_(self._parameters(name), self.optimizer.grad_clip)
-        finite = torch.stack(list(norms.values())).isfinite().all()
+        skipped = ~torch.cat([losses, torch.stack(list(norms.values()))]).isfinite().all()
+        self._skipped.note(skipped, index)
         for optimizer in self.optimizers.values():
-            optimizer.found_inf = (~finite).float()  # fused Adam leaves parameters and moments alone where this is 1
+            optimizer.found_inf = skipped.float()  # fused Adam leaves parameters and moments alone where this is 1
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return norms | {"skipped": (~finite).float()}
+        return norms | {"skipped": skipped.float()}
 
     def _parameters(self, name: str) -> Iterable[nn.Parameter]:
         return self.optimizers[name].param_groups[0]["params"]
@@ -232,14 +269,20 @@ class Dreamer:
     def _amp(self, wanted: bool = True) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16 and wanted)
 
+    def faults(self) -> Faults:
+        """Updates that were skipped, since this was last asked; waits for the device."""
+        return self._skipped.read()
+
     def state_dict(self) -> dict[str, Any]:
         """Networks and optimizers, by their plain names."""
         optimizers = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
-        return {"model": self.model.state_dict(), "optimizers": optimizers}
+        skipped = self._skipped.in_a_row.clone()
+        return {"model": self.model.state_dict(), "optimizers": optimizers, "skipped_in_a_row": skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`; without optimizers (a checkpoint for acting only) they start afresh."""
         self.model.load_state_dict(state["model"])
+        self._skipped.in_a_row.copy_(state.get("skipped_in_a_row", torch.tensor(0)))
         for name, optimizer in state.get("optimizers", {}).items():
             own = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizers[name].param_groups]
             self.optimizers[name].load_state_dict(copy.deepcopy(optimizer))

@@ -41,12 +41,14 @@ class TrainConfig:
     """Standard deviation of the Gaussian noise on executed actions while collecting (paper: 0.3)."""
     keep_checkpoints: int = 3
     """Checkpoints kept in the run folder, beside the one with the best evaluation."""
+    max_skipped_in_a_row: int = 100
+    """Updates in a row whose loss or gradient is not finite, each skipped, after which the run ends."""
     checkpoint_seconds: float = 60.0
     """Seconds between checkpoints, beside those before evaluations and on a stop: what a killed run loses at most."""
 
     def __post_init__(self):
         check_ranges(self, seed_episodes=(1, None), every=(1, None), updates=(0, None), action_noise=(0, None))
-        check_ranges(self, keep_checkpoints=(1, None), checkpoint_seconds=(0, None))
+        check_ranges(self, keep_checkpoints=(1, None), checkpoint_seconds=(0, None), max_skipped_in_a_row=(1, None))
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
 """Metrics of a run: one JSON line a record, and TensorBoard or wandb on request."""
 
+import contextlib
 import json
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, SupportsFloat
+from typing import Any, Literal, SupportsFloat
 
 from dreamer_mpc.errors import UserError
 from dreamer_mpc.run_folder import RunFolder, write_text
@@ -16,12 +18,21 @@ COUNTERS = ("env_steps", "agent_steps", "updates", "episodes")
 class Logger:
     """Appends records to `folder.metrics`, `records` of them so far; every axis of every backend is in env steps.
 
-    On a resumed run `time_s` goes on from the last record. UserError if the backend's package is missing.
+    On a resumed run `time_s` goes on from the last record. UserError if the backend's package is missing. Nothing else
+    that a backend does, and no full disk, stops a run: `notify` gets a line, the backend is switched off, and records
+    that cannot be written wait in memory.
     """
 
-    def __init__(self, folder: RunFolder, backend: Literal["none", "tensorboard", "wandb"] = "none"):
-        self._folder = folder
-        self._backend = BACKENDS[backend](folder)
+    def __init__(
+        self,
+        folder: RunFolder,
+        backend: Literal["none", "tensorboard", "wandb"] = "none",
+        notify: Callable[[str], None] = print,
+    ):
+        self._folder, self._name, self._notify = folder, backend, notify
+        self._backend: Any = _None(folder)
+        with self._switched_off_on_failure():
+            self._backend = BACKENDS[backend](folder)
         self._open_file(_repair(folder.metrics))
 
     def write(self, counters: dict[str, int], metrics: dict[str, SupportsFloat]) -> None:
@@ -39,10 +50,11 @@ class Logger:
                 f"a metric may not be named like a counter: {sorted(record.keys() & metrics.keys())}"
             )
         record |= {name: float(value) for name, value in metrics.items()}
-        self._file.write(_json_line(record))
-        self._file.flush()
+        self._waiting.append(_json_line(record))
         self.records += 1
-        self._backend.write(record["env_steps"], record)
+        self._flush()
+        with self._switched_off_on_failure():
+            self._backend.write(record["env_steps"], record)
 
     def truncate(self, records: int) -> None:
         """Keep the first `records`, so that a run which is resumed there does not hold two histories."""
@@ -50,11 +62,17 @@ class Logger:
         kept = _read(self._folder.metrics)[:records]
         write_text(self._folder.metrics, "".join(map(_json_line, kept)))
         self._open_file(kept)
-        self._backend.truncate(kept[-1]["env_steps"] if kept else -1)
+        with self._switched_off_on_failure():
+            self._backend.truncate(kept[-1]["env_steps"] if kept else -1)
 
     def close(self) -> None:
+        """Write what waits, if that is possible now, and say what is lost if it is not."""
+        self._flush()
+        if self._waiting:
+            self._notify(f"the last {len(self._waiting)} records of {self._folder.metrics} are lost")
         self._file.close()
-        self._backend.close()
+        with self._switched_off_on_failure():
+            self._backend.close()
 
     def __enter__(self):
         return self
@@ -64,8 +82,47 @@ class Logger:
 
     def _open_file(self, records):
         self.records = len(records)
+        self._waiting: list[str] = []  # lines that the disk has not taken
+        self._refused = False
         self._start = time.monotonic() - (records[-1]["time_s"] if records else 0.0)
-        self._file = self._folder.metrics.open("a", encoding="utf-8")
+        self._file = self._folder.metrics.open("ab", buffering=0)
+        self._whole = self._file.tell()  # bytes that end with a whole line
+
+    def _flush(self):
+        """Append the lines that wait, all or none."""
+        if not self._waiting:
+            return
+        try:
+            if self._refused:
+                self._file.truncate(self._whole)
+            self._append("".join(self._waiting).encode())
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(self._whole)
+            if not self._refused:
+                self._notify(f"cannot write {self._folder.metrics} ({error.strerror}): its records wait in memory")
+            self._refused = True
+            return
+        if self._refused:
+            self._notify(f"{self._folder.metrics} is written again: {len(self._waiting)} records had waited")
+        self._refused, self._waiting = False, []
+
+    def _append(self, data):
+        written = 0
+        while written < len(data):
+            written += self._file.write(data[written:])
+        self._whole += written
+
+    @contextlib.contextmanager
+    def _switched_off_on_failure(self):
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or ["no message"])[0]
+            self._notify(f"--logger {self._name} failed and is switched off ({type(error).__name__}: {reason})")
+            self._backend = _None(self._folder)
 
 
 def read_metrics(path: str | Path) -> list[dict]:

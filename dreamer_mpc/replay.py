@@ -135,6 +135,12 @@ class Replay:
         batch = Batch(**{name: frames[slots] for name, frames in self._frames.items()}, index=index)
         return Batch(*(to_device(x, device) for x in batch))
 
+    def look_up(self, index: Int64[Tensor, "*b"]) -> dict[str, Tensor]:
+        """The frames that `sample` named `index`, on the host; where the ring has lost them, those in their places."""
+        named = index.cpu().numpy()
+        slots = torch.from_numpy(self._slots(named % self.streams, named // self.streams)).to(self.device)
+        return {name: frames[slots].cpu() for name, frames in self._frames.items()}
+
     def newest(self, rows: Int64[np.ndarray, " N"]) -> UInt8[np.ndarray, "N H W C"]:
         """The image that each of the streams `rows` got last; waits for the device."""
         slots = torch.from_numpy(self._slots(rows, self.written[rows] - 1))

@@ -17,7 +17,7 @@ from dreamer_mpc.errors import UserError
 PROGRAM = "dreamer-mpc"
 WRITTEN = (
     "config.yaml", "metrics.jsonl", "versions.json", "checkpoints", "replay", "replay.bin", "videos", "eval",
-    "compare", "profile", "tensorboard", "wandb",
+    "compare", "profile", "diagnosis", "tensorboard", "wandb",
 )  # fmt: skip
 PACKAGES = (
     "torch", "numpy", "dm_control", "mujoco", "gymnasium", "einops", "omegaconf", "tyro",
@@ -113,6 +113,10 @@ class RunFolder:
     @property
     def replay(self) -> Path:
         return self.path / "replay"
+
+    @property
+    def diagnosis(self) -> Path:
+        return self.path / "diagnosis"
 
     @property
     def videos(self) -> Path:

@@ -20,6 +20,7 @@ from dreamer_mpc.checkpoint import checkpoint_path, keep_best
 from dreamer_mpc.collect import Collector, Counters
 from dreamer_mpc.config import Config, agent_of, planner_from, resolve, to_dict, to_yaml, trained_config
 from dreamer_mpc.device import choose_device, device_name
+from dreamer_mpc.diagnosis import FaultWatch
 from dreamer_mpc.errors import UserError
 from dreamer_mpc.evaluate import Evaluation, evaluate
 from dreamer_mpc.logger import Logger
@@ -162,6 +163,7 @@ class Trainer:
         self._stop.check(NOTHING_SAVED)
         self.replay, self.replay_line = self._make_replay(capacity, action_dim, opened)
         self.collector = Collector(self.envs, self.agent, self.replay, self.counters, config.seed)
+        self._faults = FaultWatch(self.folder.diagnosis, self.replay, config.train.max_skipped_in_a_row)
         self._saver = Saver(self.folder, self.replay, config.train.keep_checkpoints)
         if payload:
             self._restore(payload)
@@ -208,8 +210,8 @@ class Trainer:
         self._stop.check(NOTHING_SAVED)
         self._claim_folder()
         with (
-            Logger(self.folder, config.logger) as self._logger,
             Progress(config.env_steps, counters.env_steps) as self._progress,
+            Logger(self.folder, config.logger, self._progress.line) as self._logger,
         ):
             if config.resume:
                 self._logger.truncate(self._records)
@@ -273,7 +275,7 @@ class Trainer:
                 continue
             try:
                 self._advance()
-            except (EnvError, UserError):
+            except (EnvError, UserError, torch.OutOfMemoryError):
                 self._save()  # what was trained is not lost
                 raise
             if time.monotonic() - self._tried_at >= interval:
@@ -334,8 +336,9 @@ class Trainer:
     def _end_round(self) -> None:
         state, counters, config = self.state, self.counters, self.config
         metrics = state.metrics.read()
-        self._watch(metrics)
         self._logger.write(asdict(counters), metrics | self._collected())
+        for line in self._faults.check(self.agent, counters.updates, metrics):
+            self._progress.line(line)
         self._show("", train_return=state.returns[-1] if state.returns else None)
         state.metrics, state.returns = MetricMeans(), []
         next_evaluation = (state.evaluated_at // config.eval.every + 1) * config.eval.every
@@ -343,9 +346,6 @@ class Trainer:
         self._begin_round()
         if state.evaluation_due or self._unsaved:
             self._save(say=True)
-
-    def _watch(self, metrics: dict[str, float]) -> None:
-        """Called once a round with its metrics, which were just read: the place to look for faults of learning."""
 
     def _collected(self) -> dict[str, float]:
         """What is logged of the episodes that ended since the last record."""

@@ -1,0 +1,254 @@
+"""Updates that are not finite, loggers that fail, memory that runs out: said in a line, and survived if possible."""
+
+import errno
+import itertools
+import os
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import dreamer_mpc.logger
+import run
+from dreamer_mpc.agent import Dreamer, SkippedUpdates
+from dreamer_mpc.checkpoint import load_checkpoint
+from dreamer_mpc.logger import Logger
+from dreamer_mpc.replay import Replay
+from dreamer_mpc.run_folder import RunFolder
+from tests.test_cli import CHEAP, TINY, records
+from tests.test_logger import counters, env_steps_in
+from tests.test_resume import train
+
+RUN = [
+    *TINY, *CHEAP, "--env-steps", "32", "--train.seed-episodes", "2", "--train.updates", "3", "--eval.every", "100",
+    "--num-envs", "1", "--planner", "policy",
+]  # fmt: skip
+
+
+# updates
+
+
+def test_the_first_skipped_frames_are_kept_until_asked_for():
+    skipped = SkippedUpdates(torch.device("cpu"))
+    index = [torch.full((2, 3), i) for i in range(7)]
+    outcomes = [False, True, True, False, True]
+    for i, outcome in enumerate(outcomes):
+        skipped.note(torch.tensor(outcome), index[i])
+    faults = skipped.read()
+    assert faults.in_a_row == 1 and torch.equal(faults.index, index[1])
+    assert skipped.read().index is None
+    skipped.note(torch.tensor(True), index[5])
+    faults = skipped.read()
+    assert faults.in_a_row == 2 and torch.equal(faults.index, index[5])
+    skipped.note(torch.tensor(False), index[6])
+    assert skipped.read() == (0, None)
+
+
+class Poison:
+    """Makes the rewards of sampled batches NaN while `on`."""
+
+    def __init__(self, monkeypatch, on):
+        self.calls, self.on, sample = 0, on, Replay.sample
+
+        def poisoned(replay, *args):
+            batch, self.calls = sample(replay, *args), self.calls + 1
+            if not self.on(self.calls):
+                return batch
+            self.first = getattr(self, "first", batch)
+            return batch._replace(reward=torch.full_like(batch.reward, torch.nan))
+
+        monkeypatch.setattr(Replay, "sample", poisoned)
+
+
+def test_a_skipped_update_is_counted_and_its_frames_are_saved_once(tmp_path, monkeypatch):
+    poison = Poison(monkeypatch, lambda call: call in (2, 3, 5))
+    output = train(*RUN, "--run-dir", tmp_path / "run")
+    assert [r["train/skipped_updates"] for r in records(tmp_path / "run") if "train/skipped_updates" in r] == [2, 1]
+    (path,) = (tmp_path / "run" / "diagnosis").iterdir()
+    assert output.count("not finite") == 1 and str(path) in output
+    with safe_open(path, "pt") as file:
+        assert file.metadata()["updates"] == "3" and "train/model_loss" in file.metadata()["metrics"]
+        for name in ("image", "action", "reward", "is_first", "index"):
+            assert torch.equal(file.get_tensor(name), getattr(poison.first, name)), name
+
+
+def test_parameters_are_as_if_a_skipped_update_had_not_been_asked_for(tmp_path, monkeypatch):
+    weights = []
+    update = Dreamer._update
+
+    def remembered(agent, batch):
+        metrics = update(agent, batch)
+        weights.append([parameter.clone() for parameter in agent.model.parameters()])
+        return metrics
+
+    monkeypatch.setattr(Dreamer, "_update", remembered)
+    Poison(monkeypatch, lambda call: call in (2, 3))
+    train(*RUN, "--run-dir", tmp_path / "run")
+    same = [all(map(torch.equal, before, after)) for before, after in itertools.pairwise(weights)]
+    assert same == [True, True, False, False, False]
+
+
+def test_too_many_in_a_row_end_the_run_with_what_to_look_at(tmp_path, monkeypatch):
+    Poison(monkeypatch, lambda call: call > 2)
+    folder = tmp_path / "run"
+    output = train(*RUN, "--train.max-skipped-in-a-row", "4", "--run-dir", folder, code=2)
+    (path,) = (folder / "diagnosis").iterdir()
+    last = output.splitlines()[-1]
+    assert last.startswith("error: 4 updates in a row") and str(path) in last and "--optimizer" in last
+    assert records(folder)[-1]["updates"] == 6, "the round that showed it is on record"
+
+
+def test_skipped_updates_in_a_row_are_counted_on_after_a_stop():
+    agents = [Dreamer(2), Dreamer(2)]
+    agents[0]._skipped.in_a_row += 7
+    agents[1].load_state_dict(agents[0].state_dict())
+    assert agents[1].faults().in_a_row == 7
+
+
+def test_weights_that_grow_without_bound_are_met_as_well(tmp_path):
+    args = ["--optimizer.world-model-lr", "1e30", "--optimizer.grad-clip", "1e30", "--train.max-skipped-in-a-row", "2"]
+    output = train(*RUN, *args, "--run-dir", tmp_path / "run", code=2)
+    assert "updates in a row" in output.splitlines()[-1]
+
+
+# loggers
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder(tmp_path)
+
+
+class Backend:
+    """One that fails in the call named `where`."""
+
+    def __init__(self, where):
+        self.where, self.calls = where, []
+
+    def __call__(self, folder):
+        return self._call("init") or self
+
+    def _call(self, name):
+        self.calls.append(name)
+        if name == self.where:
+            raise ConnectionError("no route\nto host")
+
+    def write(self, env_steps, values):
+        self._call("write")
+
+    def truncate(self, env_steps):
+        self._call("truncate")
+
+    def close(self):
+        self._call("close")
+
+
+@pytest.mark.parametrize("where", ["init", "write", "truncate", "close"])
+def test_a_backend_that_fails_is_switched_off(folder, monkeypatch, where):
+    backend, lines = Backend(where), []
+    monkeypatch.setitem(dreamer_mpc.logger.BACKENDS, "wandb", backend)
+    with Logger(folder, "wandb", lines.append) as logger:
+        logger.write(counters(1), {})
+        logger.truncate(1)
+        logger.write(counters(2), {})
+    assert env_steps_in(folder) == [1, 2]
+    assert lines == ["--logger wandb failed and is switched off (ConnectionError: no route)"]
+    assert backend.calls[-1] == where, "not called again"
+
+
+class Disk:
+    """The file of metrics; takes `free` more bytes."""
+
+    def __init__(self, file):
+        self.file, self.free = file, 10**9
+
+    def write(self, data):
+        if not self.free:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken = self.file.write(data[: self.free])
+        self.free -= taken
+        return taken
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+
+def test_records_wait_for_a_full_disk(folder):
+    lines = []
+    with Logger(folder, notify=lines.append) as logger:
+        disk = logger._file = Disk(logger._file)
+        logger.write(counters(1), {})
+        whole = folder.metrics.read_bytes()
+        disk.free = 20  # half a line
+        for env_steps in (2, 3):
+            logger.write(counters(env_steps), {})
+            assert folder.metrics.read_bytes() == whole
+        assert len(lines) == 1 and "No space left on device" in lines[0] and "wait in memory" in lines[0]
+        disk.free = 10**9
+        logger.write(counters(4), {})
+        assert env_steps_in(folder) == [1, 2, 3, 4] and logger.records == 4
+        assert len(lines) == 2 and "written again: 3 records" in lines[1]
+        disk.free = 0
+        logger.write(counters(5), {})
+    assert env_steps_in(folder) == [1, 2, 3, 4]
+    assert len(lines) == 4 and "the last 1 records" in lines[3]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_the_kernels_own_full_disk(folder):
+    lines = []
+    with Logger(folder, notify=lines.append) as logger:
+        logger._file = open("/dev/full", "ab", buffering=0)  # noqa: SIM115, the logger closes it
+        logger.write(counters(1), {})
+    assert len(lines) == 2 and "No space left on device" in lines[0]
+
+
+# memory
+
+
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."), MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+])  # fmt: skip
+def test_out_of_memory_names_what_to_lower(tmp_path, monkeypatch, error):
+    def fail(agent, batch):
+        raise error
+
+    monkeypatch.setattr(Dreamer, "_update", fail)
+    output = train(*RUN, "--run-dir", tmp_path / "run", code=2)
+    last = output.splitlines()[-1]
+    assert last.startswith("error: out of memory") and "--replay.batch-size" in last and "--replay.storage" in last
+
+
+def test_out_of_memory_in_an_evaluation(tmp_path, monkeypatch, capsys):
+    train(*RUN, "--run-dir", tmp_path / "run")
+
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Dreamer, "_act", fail)
+    assert run.main(["eval", "--checkpoint", str(tmp_path / "run"), "--device", "cpu", "--no-video"]) == 2
+    assert "--num-envs" in capsys.readouterr().err
+
+
+def test_other_runtime_errors_are_not_taken_for_it(tmp_path, monkeypatch):
+    def fail(agent, batch):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(Dreamer, "_update", fail)
+    with pytest.raises(RuntimeError, match="mat1"):
+        run.main([*RUN, "--run-dir", str(tmp_path / "run")])
+
+
+def test_nothing_trained_is_lost_where_memory_runs_out(tmp_path, monkeypatch):
+    update, calls = Dreamer._update, []
+
+    def fail(agent, batch):
+        calls.append(1)
+        if len(calls) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return update(agent, batch)
+
+    monkeypatch.setattr(Dreamer, "_update", fail)
+    train(*RUN, "--run-dir", tmp_path / "run", code=2)
+    assert load_checkpoint(tmp_path / "run")["counters"]["updates"] == 4
