@@ -45,6 +45,8 @@ def train_until(stop, args: Sequence[str], started: float) -> int:
         for name in ("config", "run-dir"):
             if settings.option(args, name) is not None:
                 raise UserError(f"--{name} does not go with --resume, whose run has its own: leave one of them out")
+        if "--overwrite" in args:
+            raise UserError("--overwrite does not go with --resume: one starts again, the other goes on")
         saved = open_run(resume)
         default = dataclasses.replace(saved.config, resume=resume, overwrite=False, profile=False)
     else:

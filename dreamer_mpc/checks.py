@@ -3,9 +3,15 @@
 import math
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+LARGEST = 2**31 - 1  # of integers: counts, sizes and seeds that some library keeps in 32 bits
+WIDEST = 2**16  # layers of networks
+
 
 def check_range(name: str, value: float, low: float | None, high: float | None) -> None:
-    """ValueError unless value is finite and low <= value <= high; None is no bound."""
+    """ValueError unless value is finite and low <= value <= high; None is no bound, for integers `LARGEST`."""
+    if high is None and isinstance(value, int):
+        if value > LARGEST:
+            raise ValueError(f"{name} must be at most {LARGEST}, got {str(value)[:20]}")
     if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
         bounds = "finite" if low is None else f"at least {low}" if high is None else f"between {low} and {high}"
         raise ValueError(f"{name} must be {bounds}, got {value}")

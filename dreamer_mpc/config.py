@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import tyro
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -23,6 +24,9 @@ from dreamer_mpc.world_model import WorldModelConfig
 
 ALL = "all"  # planners
 PRESETS = Path(__file__).resolve().parent.parent / "configs"
+MOST_ENVS = 4096
+MOST_YAML = 2**17  # characters
+DEEPEST_YAML = 8  # collections in each other
 PlannerName = Literal[tuple(PLANNERS)]
 T = TypeVar("T")
 
@@ -69,7 +73,7 @@ class EvaluationConfig:
     """Longest video, agent steps."""
 
     def __post_init__(self):
-        check_ranges(self, every=(1, None), episodes=(1, None), num_envs=(1, None), seed=(0, None))
+        check_ranges(self, every=(1, None), episodes=(1, None), num_envs=(1, MOST_ENVS), seed=(0, None))
         check_ranges(self, video_steps=(1, None))
 
 
@@ -138,7 +142,11 @@ class Config(PlannerSettings):
     optimizer: OptimizerConfig = OptimizerConfig()
 
     def __post_init__(self):
-        check_ranges(self, seed=(0, None), env_steps=(1, None), num_envs=(1, None), action_repeat=(1, None))
+        check_ranges(self, seed=(0, None), env_steps=(1, 2**53), num_envs=(1, MOST_ENVS), action_repeat=(1, None))
+        if self.max_env_steps is not None:
+            check_ranges(self, max_env_steps=(1, None))
+        if self.camera is not None:
+            check_ranges(self, camera=(-1, None))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +169,7 @@ class EpisodeSettings(PlannerSettings):
     """auto: on a GPU, replay acting as CUDA graphs; off: eager."""
 
     def __post_init__(self):
-        check_ranges(self, episodes=(1, None), num_envs=(1, None), seed=(0, None))
+        check_ranges(self, episodes=(1, None), num_envs=(1, MOST_ENVS), seed=(0, None))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,14 +222,60 @@ def load_presets(names: str) -> Config:
             known = sorted(str(p.relative_to(PRESETS).with_suffix("")) for p in PRESETS.rglob("*.yaml"))
             raise UserError(f"no preset {name!r}: known are {', '.join(known)}, or give a YAML file")
         try:
-            merged = OmegaConf.merge(merged, OmegaConf.load(path))
-        except (OmegaConfBaseException, ValueError, TypeError, OSError) as error:
+            merged = OmegaConf.merge(merged, _read_yaml(path))
+        except (OmegaConfBaseException, ValueError, TypeError, OverflowError) as error:
             raise UserError(f"{path}: {_first_lines(error)}") from error
-        except Exception as error:
-            if type(error).__module__.startswith("yaml"):
-                raise UserError(f"{path} is not valid YAML: {_first_lines(error)}") from error
-            raise
     return _build(merged, names)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """Settings from a file that may be a stranger's: plain values, no tags, aliases or words of OmegaConf."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}): check the file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: give a YAML file") from error
+    if len(text) > MOST_YAML:
+        raise UserError(f"{path} is too large for settings ({len(text):,} characters): give a YAML file of a run")
+    try:
+        depth = 0
+        for event in yaml.parse(text, yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise UserError(f"{path} has an alias (*name): write the value out")  # a few could stand for gigabytes
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST_YAML:
+                raise UserError(f"{path} is not valid YAML for settings: it is nested too deeply")
+        values = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
+    except OSError:  # OmegaConf's word for a file that holds one value
+        values = None
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"{path} is not valid YAML for settings: {_first_lines(error)}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold a mapping, key: value")
+    _refuse_words(_flatten(values), f"{path}: ")
+    return values
+
+
+def _refuse_words(values: dict[str, Any], where: str) -> None:
+    """UserError where a value is one of OmegaConf's words, which would read the environment or other settings."""
+    for key, value in values.items():
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, str) and ("${" in item or item == "???"):
+                raise UserError(f"{where}{key}: {item[:80]!r} is no value: write it out")
+
+
+def check_start(config: Config) -> None:
+    """UserError for what can be known to be wrong with a training run before anything is made."""
+    resolve(config)
+    replay = config.replay
+    if config.max_env_steps is not None:
+        frames = -(-config.max_env_steps // config.action_repeat) + 1
+        if frames < replay.sequence_length:
+            raise UserError(
+                f"--replay.sequence-length {replay.sequence_length} is longer than an episode of --max-env-steps "
+                f"{config.max_env_steps}, {frames} frames: lower it, or raise that"
+            )
 
 
 def config_from_dict(values: dict[str, Any], source: str) -> Config:
@@ -271,6 +325,7 @@ def parse(schema: type[T], args: Sequence[str], default: T | None = None, prog: 
     for field in dataclasses.fields(schema):
         if field.type == tuple[str, ...] and flags.count(f"--{field.name}") > 1:  # the last alone would count
             raise UserError(f"--{field.name} is given twice: give it once, with all its values behind it")
+    _refuse_words({f"argument {i}": arg for i, arg in enumerate(args, start=1)}, "")
     stderr = io.StringIO()
     extra = {} if default is None else {"default": default}
     try:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
+from dreamer_mpc.checks import check_ranges
 from dreamer_mpc.device import to_device
 from dreamer_mpc.errors import UserError
 from dreamer_mpc.randomness import generator_state, restore_generator
@@ -38,9 +39,7 @@ class ReplayConfig:
     """Frames of a sequence (paper: 50)."""
 
     def __post_init__(self):
-        for name in ("capacity", "batch_size", "sequence_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_ranges(self, capacity=(1, None), batch_size=(1, None), sequence_length=(1, None))
 
 
 class Replay:
@@ -314,6 +313,12 @@ def frame_bytes(action_dim: int, image_shape: Sequence[int] = (64, 64, 3)) -> in
     return int(np.prod(image_shape)) + 4 * action_dim + 4 + 1
 
 
+def check_storage(storage: Storage, device: torch.device) -> None:
+    """UserError where there is no such storage beside `device`."""
+    if storage == "gpu" and device.type != "cuda":
+        raise UserError(f"--replay.storage gpu needs a CUDA device, this run is on {device}: use ram or memmap")
+
+
 def choose_storage(
     storage: Storage, required: int, device: torch.device, folder: Path
 ) -> tuple[torch.device, Path | None, str]:
@@ -325,8 +330,7 @@ def choose_storage(
     def fits(free: int) -> bool: return required <= HEADROOM * free  # fmt: skip
 
     size = f"replay {required / GIB:.2f} GiB"
-    if storage == "gpu" and device.type != "cuda":
-        raise UserError(f"--replay.storage gpu needs a CUDA device, this run is on {device}: use ram or memmap")
+    check_storage(storage, device)
     if device.type == "cuda" and storage in ("auto", "gpu"):
         free, total = torch.cuda.mem_get_info(device)
         if fits(free):

@@ -18,7 +18,7 @@ from torch.profiler import record_function
 from dreamer_mpc.agent import Dreamer
 from dreamer_mpc.checkpoint import checkpoint_path, keep_best
 from dreamer_mpc.collect import Collector, Counters
-from dreamer_mpc.config import Config, agent_of, planner_from, resolve, to_dict, to_yaml, trained_config
+from dreamer_mpc.config import Config, agent_of, check_start, planner_from, resolve, to_dict, to_yaml, trained_config
 from dreamer_mpc.device import choose_device, device_name
 from dreamer_mpc.diagnosis import FaultWatch
 from dreamer_mpc.errors import UserError
@@ -28,7 +28,7 @@ from dreamer_mpc.profiling import Profiler
 from dreamer_mpc.progress import Progress, plural
 from dreamer_mpc.randomness import global_state, restore_global_state, seed_everything
 from dreamer_mpc.ratio import UpdateRatio
-from dreamer_mpc.replay import GIB, Replay, choose_storage, frame_bytes, free_disk
+from dreamer_mpc.replay import GIB, Replay, check_storage, choose_storage, frame_bytes, free_disk
 from dreamer_mpc.run_folder import RunFolder
 from dreamer_mpc.saving import Saver
 from dreamer_mpc.stop import Stop, Stopped
@@ -493,7 +493,10 @@ def write_visuals(stem: Path, agent: Dreamer, planner, evaluation: Evaluation, e
 
 
 def claim_folder(config: Config) -> RunFolder:
-    """The folder of a new run, once its environment was tried. UserError if it cannot be had, EnvError as `try_env`."""
+    """The folder of a new run, once settings and environment were tried. UserError, or EnvError as `try_env`."""
+    check_start(config)
+    replay_capacity(config)
+    check_storage(config.replay.storage, choose_device(config.device))
     try_env(config.env, config.num_envs, **env_settings(config))
     path = Path(config.run_dir or default_run_dir(config))
     # What is to be overwritten is deleted when the new run is ready to start, not before.

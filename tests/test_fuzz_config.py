@@ -1,0 +1,189 @@
+"""Whatever a configuration or a command line says: a run that can begin, or one line that names key and remedy."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+import dreamer_mpc.train
+import run
+from dreamer_mpc.config import CompareConfig, Config, EvalConfig, load_presets
+from dreamer_mpc.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+CASES = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+HOSTILE = [
+    "", " ", "nan", "inf", "-inf", "-1", "0", "1.5", "1e400", "1" + "0" * 30, "-" + "1" * 30, "x", "None", "True", "[]",
+    "{}", "${oc.env:HOME}", "${seed}", "???", "'", "\x00", "\N{SNOWMAN}", "x" * 5000, "../..", "/", "--seed", "-", "=",
+]  # fmt: skip
+HOSTILE = [value for value in HOSTILE if "\x00" not in value]  # the kernel passes none
+
+
+class Accepted(Exception):
+    """A run would begin."""
+
+
+def leaves(schema, prefix=""):
+    """`(flag, type)` of every setting."""
+    for field in dataclasses.fields(schema):
+        kind = typing.get_type_hints(schema)[field.name]
+        if dataclasses.is_dataclass(kind):
+            yield from leaves(kind, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, kind
+
+
+FLAGS = {name: kind for name, kind in leaves(Config) if name not in ("resume", "config")}
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch, capsys):
+    """`run.py train` with a command line; the configuration that it begins with, or the line that refuses it."""
+    monkeypatch.chdir(tmp_path)
+
+    class Trainer:
+        def __init__(self, config, folder, payload, started, stop):
+            raise Accepted(config)
+
+    monkeypatch.setattr(dreamer_mpc.train, "Trainer", Trainer)
+    monkeypatch.setattr(dreamer_mpc.train, "try_env", lambda *_, **__: None)  # tests/test_fuzz_envs.py's
+
+    def call(*words):
+        before = sorted(tmp_path.rglob("*"))
+        try:
+            code = run.main([*words])
+        except Accepted as accepted:
+            for path in sorted(set(tmp_path.rglob("*")) - set(before), reverse=True):  # the folder that was claimed
+                path.rmdir() if path.is_dir() else path.unlink()
+            return accepted.args[0]
+        text = capsys.readouterr().err
+        assert code == 2, words
+        assert re.fullmatch(r"error: [^\n]+\n", text), (words, text)
+        assert sorted(tmp_path.rglob("*")) == before, "nothing is touched"
+        return text
+
+    return call
+
+
+@settings(CASES, max_examples=150)
+@given(st.sampled_from(sorted(FLAGS)), st.sampled_from(HOSTILE), st.booleans())
+def test_any_value_of_any_flag(start, name, value, joined):
+    flag = "--" + name.replace("_", "-")
+    if name in ("run_dir",) and value in ("/", "../.."):
+        return  # folders that are there, and not ours
+    outcome = start(*([f"{flag}={value}"] if joined else [flag, value]))
+    if isinstance(outcome, Config):
+        assert usable(outcome)
+
+
+def usable(config):
+    """Sizes that a machine could have, numbers that are numbers, text without words of OmegaConf."""
+    for name, _ in leaves(Config):
+        value = OmegaConf.select(OmegaConf.structured(config), name)
+        for item in value if isinstance(value, (list, tuple)) else [value]:
+            assert not isinstance(item, (int, float)) or abs(item) < 2**63, name
+            assert not isinstance(item, float) or item == item, name
+            assert not isinstance(item, str) or "${" not in item, name
+    return True
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**30), 10**30) | st.floats() | st.text(max_size=8)
+    | st.sampled_from(["${oc.env:HOME}", "???", "dream-mpc", "cheetah-run"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["horizon", "seed", "a b", ""]), inner),
+    max_leaves=5,
+)  # fmt: skip
+KEYS = st.sampled_from([*sorted({name.split(".")[0] for name in FLAGS}), "sede", "", "dream-mpc"])
+
+
+@settings(CASES, max_examples=100)
+@given(st.dictionaries(KEYS, VALUES, min_size=1, max_size=3))
+def test_any_yaml(tmp_path, values):
+    preset = tmp_path / "preset.yaml"
+    preset.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
+    assert loads(preset)
+
+
+def loads(preset):
+    """Whether a preset is a usable configuration, or refused in one line that names it."""
+    try:
+        return usable(load_presets(str(preset)))
+    except UserError as error:
+        return str(preset) in str(error) and "\n" not in str(error)
+
+
+@settings(CASES, max_examples=100)
+@given(st.binary(max_size=60))
+def test_any_bytes_as_yaml(tmp_path, content):
+    preset = tmp_path / "preset.yaml"
+    preset.write_bytes(content)
+    assert loads(preset)
+
+
+@pytest.mark.parametrize("content, words", [
+    ("seed: 1\nseed: 2\n", "duplicate key"), ("- 1\n", "mapping"), ("7\n", "mapping"), ("a: [\n", "YAML"),
+    ("env: !!python/object/apply:os.system ['touch trap']\n", "YAML"), ("env: &a x\nplanner: *a\n", "alias"),
+    ("a: &a [x,x]\nb: &b [*a,*a]\nc: &c [*b,*b]\n" * 9, "alias"), ("env: ${oc.env:HOME}\n", "${"),
+    ("[" * 5000, "YAML"), ("seed: ???\n", "???"), ("dream_mpc:\n  horizon: long\n", "dream_mpc.horizon"),
+    ("sede: 1\n", "sede"), ("seed: 1\n" * 200_000, "large"), ("env: \xff\n".encode("latin-1"), "UTF-8"),
+])  # fmt: skip
+def test_yaml_that_is_refused(start, tmp_path, content, words):
+    preset = tmp_path / "preset.yaml"
+    preset.write_bytes(content if isinstance(content, bytes) else content.encode())
+    outcome = start("--config", str(preset), "--run-dir", "run")
+    assert isinstance(outcome, str) and str(preset) in outcome and words in outcome
+    assert not (tmp_path / "trap").exists()
+
+
+@pytest.mark.parametrize("words, named", [
+    ("--max-env-steps 40", "--replay.sequence-length"),
+    ("--replay.capacity 500", "--replay.capacity"),
+    ("--cem.elites 2000", "elites"),
+    ("--mppi.policy-candidates 600", "policy"),
+    ("--mppi.min-std 3", "std"),
+    ("--planner policy --agent planet", "actor"),
+    ("--resume somewhere --overwrite", "--overwrite"),
+    ("--resume somewhere --config quick", "--config"),
+    ("--resume somewhere", "somewhere"),
+    ("--replay.storage gpu --device cpu", "--replay.storage"),
+    ("--device cuda:99", "cuda:99"),
+    ("--device tpu", "tpu"),
+    ("--config quick,nonsense", "nonsense"),
+    ("--config no/such.yaml", "no/such.yaml"),
+    ("--planner dream-mcp", "dream-mcp"),
+    ("--seed", "seed"),
+    ("--sede 3", "sede"),
+    ("trian", "trian"),
+    ("--behavior.horizon 1", "horizon"),
+    ("--run-dir /proc/nowhere", "/proc/nowhere"),
+])  # fmt: skip
+def test_what_contradicts_itself_or_is_not_there(start, words, named):
+    outcome = start(*words.split())
+    assert isinstance(outcome, str) and named in outcome, outcome
+
+
+@pytest.mark.parametrize("schema, command", [(EvalConfig, "eval"), (CompareConfig, "compare")])
+def test_any_flag_of_the_other_commands(tmp_path, monkeypatch, capsys, schema, command):
+    """Without a checkpoint none of them can begin."""
+    monkeypatch.chdir(tmp_path)
+    for name, _ in leaves(schema):
+        flag = "--" + name.replace("_", "-")
+        for value in HOSTILE[::9]:
+            assert run.main([command, "--checkpoint", "nowhere", flag, value]) == 2
+            assert re.fullmatch(r"error: [^\n]+\n", capsys.readouterr().err), (flag, value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["--seed", "1.5"], ["eval"], ["\N{SNOWMAN}"]])
+def test_as_a_user_runs_it(tmp_path, words):
+    done = subprocess.run([sys.executable, ROOT / "run.py", *words], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and re.fullmatch(r"error: [^\n]+\n", done.stderr), done.stderr
+    assert list(tmp_path.iterdir()) == []
