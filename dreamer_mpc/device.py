@@ -10,7 +10,7 @@ from dreamer_mpc.errors import UserError
 
 
 def choose_device(name: str) -> torch.device:
-    """The torch device of `--device`, TF32 and cuDNN's search switched on; UserError if there is no such device."""
+    """The torch device of `--device`, torch set up for it; UserError if there is no such device."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -26,6 +26,8 @@ def choose_device(name: str) -> torch.device:
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")  # TF32, for the recurrent part and the heads
         torch.backends.cudnn.benchmark = True
+        # The host only hands work over. OpenMP's threads would spin between its copies, on the workers' cores.
+        torch.set_num_threads(1)
     else:
         _keep_freed_memory()
     return device

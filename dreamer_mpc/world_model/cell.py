@@ -18,8 +18,6 @@ try:  # comes with torch where that is built for CUDA
 except ImportError:
     cell_triton = None
 
-FEW_ROWS = 64
-
 
 class Cell(NamedTuple):
     """Weights of one step: input layer, GRU, then the hidden and the output layer of prior or posterior."""
@@ -111,55 +109,61 @@ def _unroll_triton(cell, trace, action, acting, add, noise, keep, min_std, bf16)
 
 
 def _unroll_torch(cell, trace, action, acting, add, noise, keep, min_std) -> None:
-    d, z = trace.deter.shape[-1], trace.stoch.shape[-1]
-    deter, stoch = trace.deter[0], trace.stoch[0]
-    w_in, w_ih, w_hh, w_hidden, w_out = (_transposed(w, len(deter)) for w in _matrices(cell))
-    policy = _policy_layers(acting.actor, len(deter)) if acting else None
-    for t in range(len(noise)):
-        if acting:
-            action[t] = _act(acting, policy, torch.cat([deter, stoch], dim=-1), t)
-        a = action[t]
+    d, z, save = trace.deter.shape[-1], trace.stoch.shape[-1], trace.gates is not None
+    # One view of each step, made at once: on a CPU a plan is mostly the cost of its many small calls.
+    deters, stochs, actions, draws = (x.unbind(0) for x in (trace.deter, trace.stoch, action, noise))
+    xs, hiddens = trace.x.unbind(0), trace.hidden.unbind(0)
+    gates, stats = (trace.gates.unbind(0), trace.stats.unbind(0)) if save else (None, None)
+    deter, stoch = deters[0], stochs[0]
+    w_in, w_ih, w_hh, w_hidden, w_out = (w.t() for w in _matrices(cell))
+    policy = _Policy(acting) if acting else None
+    for t, a in enumerate(actions):
+        if policy:
+            policy.act(torch.cat([deter, stoch], dim=-1), t, out=a)
         if keep is not None:
             deter, stoch, a = deter * keep[t, :, None], stoch * keep[t, :, None], a * keep[t, :, None]
-        x = F.elu_(torch.addmm(cell.b_in, torch.cat([stoch, a], dim=-1), w_in))
+        kept = t if save else 0
+        x = F.elu_(torch.addmm(cell.b_in, torch.cat([stoch, a], dim=-1), w_in, out=xs[kept]))
         gi, gh = torch.addmm(cell.b_ih, x, w_ih), torch.addmm(cell.b_hh, deter, w_hh)
-        r, u = torch.sigmoid_(gi[:, : 2 * d].add_(gh[:, : 2 * d])).split(d, dim=-1)
-        n = torch.tanh_(torch.addcmul(gi[:, 2 * d :], r, gh[:, 2 * d :]))
-        deter = torch.lerp(n, deter, u, out=trace.deter[t + 1])
+        (gi_ru, gi_n), (gh_ru, gh_n) = gi.split([2 * d, d], dim=-1), gh.split([2 * d, d], dim=-1)
+        r, u = torch.sigmoid_(gi_ru.add_(gh_ru)).split(d, dim=-1)
+        n = torch.tanh_(torch.addcmul(gi_n, r, gh_n))
+        if save:
+            torch.cat([r, u, n, gh_n], dim=-1, out=gates[t])
+        deter = torch.lerp(n, deter, u, out=deters[t + 1])
         joined = add[t] if add.dim() == 3 else add
-        hidden = F.elu_(torch.addmm(joined, deter, w_hidden))
-        stats = torch.addmm(cell.b_out, hidden, w_out)
-        mean, raw = stats.split(z, dim=-1)
-        stoch = torch.addcmul(mean, F.softplus(raw).add_(min_std), noise[t], out=trace.stoch[t + 1])
-        if trace.gates is not None:
-            trace.x[t], trace.hidden[t], trace.stats[t] = x, hidden, stats
-            torch.cat([r, u, n, gh[:, 2 * d :]], dim=-1, out=trace.gates[t])
+        hidden = F.elu_(torch.addmm(joined, deter, w_hidden, out=hiddens[kept]))
+        out = torch.addmm(cell.b_out, hidden, w_out, out=stats[t] if save else None)
+        mean, raw = out.split(z, dim=-1)
+        stoch = torch.addcmul(mean, F.softplus(raw).add_(min_std), draws[t], out=stochs[t + 1])
 
 
 def _matrices(cell: Cell) -> tuple[Tensor, ...]:
     return cell.w_in, cell.w_ih, cell.w_hh, cell.w_hidden, cell.w_out
 
 
-def _transposed(w: Float[Tensor, "O I"], rows: int) -> Float[Tensor, "I O"]:
-    """For products from the left: laid out so where there are few rows, which is faster on a CPU."""
-    return w.t().contiguous() if rows <= FEW_ROWS else w.t()
+class _Policy:
+    """What acts on the way."""
 
+    def __init__(self, acting: Acting):
+        self.actor, self.noise = acting.actor, acting.noise.unbind(0)
+        layers = acting.actor.layers.linear
+        *self.hidden, self.last = [(layer.bias, layer.weight.t()) for layer in layers]
+        self.kept = None  # of the previous plan's actions, and the share of the policy's
+        if acting.previous is not None:
+            weight = acting.weight[:, None]
+            self.kept, self.share = (weight * acting.previous).unbind(0), 1 - weight
 
-def _policy_layers(actor: torch.nn.Module, rows: int) -> list[tuple[Tensor, Tensor]]:
-    """Weight [I, O] and bias of each linear layer."""
-    return [(_transposed(layer.weight, rows), layer.bias) for layer in actor.layers.linear]
-
-
-def _act(acting: Acting, layers: list[tuple[Tensor, Tensor]], x: Float[Tensor, "M S"], t: int) -> Float[Tensor, "M A"]:
-    *hidden, (w, b) = layers
-    for weight, bias in hidden:
-        x = F.elu_(torch.addmm(bias, x, weight))
-    distribution = acting.actor.distribution(torch.addmm(b, x, w))
-    action = torch.tanh(distribution.mean + distribution.std * acting.noise[t])
-    if acting.previous is None:
-        return action
-    weight = acting.weight[:, None]
-    return (weight * acting.previous[t] + (1 - weight) * action).clamp(-1, 1)
+    def act(self, x: Float[Tensor, "M S"], t: int, out: Float[Tensor, "M A"]) -> None:
+        """Fill `out` with actions of step t in states x."""
+        for bias, weight in self.hidden:
+            x = F.elu_(torch.addmm(bias, x, weight))
+        distribution = self.actor.distribution(torch.addmm(self.last[0], x, self.last[1]))
+        action = torch.addcmul(distribution.mean, distribution.std, self.noise[t])
+        if self.kept is None:
+            torch.tanh(action, out=out)
+        else:
+            torch.addcmul(self.kept[t], self.share, action.tanh_(), out=out).clamp_(-1, 1)
 
 
 class _Deltas(NamedTuple):
@@ -202,25 +206,32 @@ def _backward_torch(cell, trace, noise, keep, g_deter, g_stoch, g_stats) -> _Del
     d_gi, d_gh = torch.empty_like(to_gi), torch.empty_like(to_gh)
     d_stats, d_input = noise.new_empty(steps, rows, 2 * z), noise.new_empty(steps, rows, cell.w_in.shape[1])
     d_hidden, d_x = torch.empty_like(to_hidden), torch.empty_like(to_x)
-    d_deter, d_stoch = g_deter[-1], g_stoch[-1]
-    for t in reversed(range(steps)):
-        torch.cat([d_stoch, d_stoch * to_raw[t]], dim=-1, out=d_stats[t])
+    slopes = _each(to_raw, to_hidden, to_gi, to_gh, u, to_x)
+    filled = _each(d_stats, d_hidden, d_gi, d_gh, d_x, d_input)
+    d_deter, d_stoch = torch.zeros_like(g_deter[-1]), torch.zeros_like(g_stoch[-1])
+    for t, (gd, gs) in reversed(list(enumerate(_each(g_deter, g_stoch)))):
+        (raw, hidden, gi, gh, keep_old, x), (o_stats, o_hidden, o_gi, o_gh, o_x, o_input) = slopes[t], filled[t]
+        d_deter, d_stoch = d_deter + gd, d_stoch + gs
+        torch.cat([d_stoch, d_stoch * raw], dim=-1, out=o_stats)
         if g_stats is not None:
-            d_stats[t] += g_stats[t]
-        torch.mm(d_stats[t], cell.w_out, out=d_hidden[t]).mul_(to_hidden[t])
-        d_deter = torch.addmm(d_deter, d_hidden[t], cell.w_hidden)
-        torch.mul(d_deter[:, None], to_gi[t], out=d_gi[t])
-        torch.mul(d_deter[:, None], to_gh[t], out=d_gh[t])
-        torch.mm(d_gi[t].flatten(1), cell.w_ih, out=d_x[t]).mul_(to_x[t])
-        d_deter = torch.addmm(d_deter * u[t], d_gh[t].flatten(1), cell.w_hh)
-        torch.mm(d_x[t], cell.w_in, out=d_input[t])
+            o_stats += g_stats[t]
+        torch.mm(o_stats, cell.w_out, out=o_hidden).mul_(hidden)
+        d_deter = torch.addmm(d_deter, o_hidden, cell.w_hidden)
+        torch.mul(d_deter[:, None], gi, out=o_gi)
+        torch.mul(d_deter[:, None], gh, out=o_gh)
+        torch.mm(o_gi.flatten(1), cell.w_ih, out=o_x).mul_(x)
+        d_deter = torch.addmm(d_deter * keep_old, o_gh.flatten(1), cell.w_hh)
+        torch.mm(o_x, cell.w_in, out=o_input)
         if keep is not None:
             d_deter = d_deter * keep[t, :, None]
-            d_input[t] *= keep[t, :, None]
-        d_stoch = d_input[t, :, :z]
-        if t:
-            d_deter, d_stoch = d_deter + g_deter[t - 1], d_stoch + g_stoch[t - 1]
+            o_input *= keep[t, :, None]
+        d_stoch = o_input[:, :z]
     return _Deltas(d_input[..., z:], d_deter, d_stoch, d_x, d_gi.flatten(2), d_gh.flatten(2), d_hidden, d_stats)
+
+
+def _each(*tensors: Float[Tensor, "T ..."]) -> list[tuple[Tensor, ...]]:
+    """Views of all tensors for each step, made at once."""
+    return list(zip(*(x.unbind(0) for x in tensors), strict=True))
 
 
 def _elu_slope(y: Tensor) -> Tensor:

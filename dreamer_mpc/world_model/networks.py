@@ -27,16 +27,17 @@ class MLP(nn.Sequential):
 
     def forward(self, x: Float[Tensor, "*b I"]) -> Float[Tensor, "*b O"]:
         *hidden, last = self.linear
+        shape, x = x.shape[:-1], x.reshape(-1, x.shape[-1])
         for layer in hidden:
             x = hidden_layer(x, layer.weight, layer.bias)
         with full_precision(x):
-            return last(x.to(last.weight.dtype))
+            return last(x.to(last.weight.dtype)).view(*shape, last.out_features)
 
 
-def hidden_layer(x: Float[Tensor, "*b I"], weight: Tensor, bias: Tensor) -> Float[Tensor, "*b O"]:
+def hidden_layer(x: Float[Tensor, "M I"], weight: Tensor, bias: Tensor) -> Float[Tensor, "M O"]:
     """A linear layer and ELU."""
     if not _fuses(x):
-        return F.elu(F.linear(x, weight, bias))
+        return F.elu_(F.linear(x, weight, bias))  # from its result, the gradient needs no exp
     y = F.linear(x, weight)
     return bias_act(y.view(1, -1, len(weight)), bias[None], "elu").view(y.shape)
 
@@ -68,7 +69,7 @@ class EnsembleLinear(nn.Module):
     def hidden(self, x: Float[Tensor, "K M I"]) -> Float[Tensor, "K M O"]:
         """The linear layers and ELU."""
         if not _fuses(x):
-            return F.elu(self(x))
+            return F.elu_(self(x))
         return bias_act(torch.bmm(x, self.weight), self.bias.flatten(1), "elu")
 
     def shared(self, x: Float[Tensor, "M I"]) -> Float[Tensor, "K M O"]:
