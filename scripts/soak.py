@@ -81,11 +81,13 @@ def soak(folder: Path, run_args: Sequence[str], kills: int, rng: random.Random) 
                     wait_for_training(folder, process)
                 kill_after(process, rng.uniform(0, 0.4 * whole_seconds))
             process.wait()
-            finished = process.returncode == 0
+            output = (folder / "output.txt").read_text()
+            # The last kill may have come when all was written.
+            finished = process.returncode == 0 or "has reached its" in output
             if finished:
                 continue
             if process.returncode != -signal.SIGKILL:
-                record["refused"].append((folder / "output.txt").read_text()[-2000:])
+                record["refused"].append(output[-2000:])
                 break
             reached = POSITION.unpack((folder / "position").read_bytes())
             kill = {"when": when, "env_steps": reached[0], "updates": reached[1]}
