@@ -2,9 +2,10 @@
 
     python -m scripts.soak [--kills 50] [--seed 0] [--num-envs 1] [--out soak.json]
 
-Half of the kills (SIGKILL) come at a random moment of the process's life, half inside a save: before a file's fsync,
-before its rename, or right after it. After each one the folder is opened as `--resume` opens it, and what is lost is
-counted. A run that reaches its end is compared, bit for bit, and the next one begins; the last one is left to end.
+A quarter of the kills (SIGKILL) comes at a random moment of the process's life, a quarter once it trains, half inside
+a save: before a file's fsync, before its rename, or right after it. After each one the folder is opened as `--resume`
+opens it, and what is lost is counted. A run that reaches its end is compared, bit for bit, and the next one begins; the
+last one is left to end.
 Exit code 1 where anything differs, or a folder could not be resumed.
 """
 
@@ -35,6 +36,7 @@ SETTINGS = [
     "--world-model.decoder-channels", "16", "8", "8", "--world-model.reward-hidden", "32",
     "--behavior.horizon", "4", "--behavior.actor-hidden", "32", "--behavior.value-hidden", "32",
 ]  # fmt: skip
+MOMENTS = ("any moment", "in training")
 PLACES = ("before fsync", "before rename", "after rename")
 TIMES = ("time_s", "eval/ms_per_action")
 POSITION = struct.Struct("qq")  # env steps, updates
@@ -72,21 +74,23 @@ def soak(folder: Path, run_args: Sequence[str], kills: int, rng: random.Random) 
         command, finished = [*run_args, "--run-dir", str(run)], False
         while not finished:
             last = len(record["kills"]) >= kills
-            inside = rng.choice(PLACES) if rng.random() < 0.5 and not last else None
-            process = child(folder, command, inside, rng.randint(1, 24))
-            try:
-                process.wait(None if inside or last else rng.uniform(0.3, 0.6 * whole_seconds))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            finished = process.returncode == 0
+            when = rng.choice(MOMENTS if rng.random() < 0.5 else PLACES)
+            process = child(folder, command, when if when in PLACES and not last else None, rng.randint(1, 24))
+            if when in MOMENTS and not last:
+                if when == "in training":
+                    wait_for_training(folder, process)
+                kill_after(process, rng.uniform(0, 0.4 * whole_seconds))
+            process.wait()
+            output = (folder / "output.txt").read_text()
+            # The last kill may have come when all was written.
+            finished = process.returncode == 0 or "has reached its" in output
             if finished:
                 continue
             if process.returncode != -signal.SIGKILL:
-                record["refused"].append((folder / "output.txt").read_text()[-2000:])
+                record["refused"].append(output[-2000:])
                 break
             reached = POSITION.unpack((folder / "position").read_bytes())
-            kill = {"when": inside or "any moment", "env_steps": reached[0], "updates": reached[1]}
+            kill = {"when": when, "env_steps": reached[0], "updates": reached[1]}
             try:
                 saved = open_run(str(run))
                 counters = saved.payload["counters"] if saved.payload else {"env_steps": 0, "updates": 0}
@@ -119,6 +123,20 @@ def child(folder: Path, args: Sequence[str], inside: str | None = None, number: 
     added = {"SOAK_POSITION": str(folder / "position"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with open(folder / "output.txt", "w") as output:
         return subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=os.environ | added)
+
+
+def wait_for_training(folder: Path, process: subprocess.Popen) -> None:
+    """Until the process has made a step, or has ended."""
+    while process.poll() is None and not any((folder / "position").read_bytes()):
+        time.sleep(0.02)
+
+
+def kill_after(process: subprocess.Popen, seconds: float) -> None:
+    """SIGKILL, unless the process ends before."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def victim(inside: str | None, number: int) -> None:
@@ -191,7 +209,7 @@ def same(a: Any, b: Any) -> bool:
 def summary(record: dict[str, Any]) -> str:
     """The table: by where the kills came, how many there were and what was lost."""
     lines = [f"{'killed':<16}{'times':>6}{'env steps lost: mean':>22}{'most':>6}{'updates lost: mean':>20}{'most':>6}"]
-    for when in ("any moment", *PLACES):
+    for when in (*MOMENTS, *PLACES):
         rows = [kill for kill in record["kills"] if kill["when"] == when]
         if not rows:
             continue

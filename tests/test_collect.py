@@ -400,8 +400,10 @@ def stopped_and_resumed(env, steps, num_envs=2, workers=False):
     return collector, other, other.load_state_dict(collector.state_dict())
 
 
-@pytest.mark.parametrize("steps", [1, 6, 10, 13])
-@pytest.mark.parametrize("num_envs, workers", [(1, False), (2, False), (2, True)])
+@pytest.mark.parametrize(
+    "steps, num_envs, workers",
+    [(1, 1, False), (6, 2, False), (10, 1, False), (10, 2, False), (13, 2, False), (13, 2, True)],
+)
 def test_a_resumed_collector_goes_on_alike(steps, num_envs, workers):
     collector, other, broken = stopped_and_resumed("tests.test_collect:Seeded", steps, num_envs, workers)
     assert broken == []

@@ -275,3 +275,33 @@ def test_the_behavior_s_gradients_with_kernels_are_near_the_plain_ones():
     for name in gradients[0]:
         cosine = torch.cosine_similarity(gradients[0][name], gradients[1][name], dim=0)
         assert cosine > 0.9, f"{name}: {cosine}"
+
+
+def test_a_run_on_the_gpu_is_stopped_and_resumed(tmp_path, monkeypatch):
+    """Graphs are recorded anew; replay, carry and generator come back from the host."""
+    import os
+    import signal
+
+    import run
+    from dreamer_mpc.checkpoint import load_checkpoint
+    from dreamer_mpc.train import Trainer
+    from tests.test_cli import TINY
+
+    args = [*TINY, "--env-steps", "96", "--num-envs", "2", "--planner", "dream-mpc", "--replay.storage", "gpu"]
+    advance = Trainer._advance
+
+    def stopped(self):
+        if self.counters.env_steps == 40:
+            os.kill(os.getpid(), signal.SIGTERM)
+        advance(self)
+
+    monkeypatch.setattr(Trainer, "_advance", stopped)
+    assert run.main([*args, "--run-dir", str(tmp_path / "run")]) == 0
+    monkeypatch.undo()
+    before = load_checkpoint(tmp_path / "run")
+    assert before["counters"]["env_steps"] == 42 and before["random"]["cuda"] is not None
+    assert run.main(["--resume", str(tmp_path / "run")]) == 0
+    after = load_checkpoint(tmp_path / "run")
+    assert after["counters"]["env_steps"] == 96 and after["training"]["finished"]
+    assert after["counters"]["updates"] == (96 - 16) // 8
+    assert after["replay"]["written"].tolist() == [48 + 6, 48 + 6]
