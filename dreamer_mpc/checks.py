@@ -9,9 +9,8 @@ WIDEST = 2**16  # layers of networks
 
 def check_range(name: str, value: float, low: float | None, high: float | None) -> None:
     """ValueError unless value is finite and low <= value <= high; None is no bound, for integers `LARGEST`."""
-    if high is None and isinstance(value, int):
-        if value > LARGEST:
-            raise ValueError(f"{name} must be at most {LARGEST}, got {str(value)[:20]}")
+    if high is None and isinstance(value, int) and value > LARGEST:
+        raise ValueError(f"{name} must be at most {LARGEST}, got {str(value)[:20]}")
     if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
         bounds = "finite" if low is None else f"at least {low}" if high is None else f"between {low} and {high}"
         raise ValueError(f"{name} must be {bounds}, got {value}")
@@ -23,6 +22,15 @@ def check_ranges(settings: Any, **ranges: tuple[float | None, float | None]) -> 
         value = getattr(settings, name)
         for number in value if isinstance(value, (tuple, list)) else [value]:
             check_range(name, number, low, high)
+
+
+def check_most(settings: Any, most: int, *names: str) -> None:
+    """ValueError unless every named field of `settings`, and each value of a tuple, is at most `most`."""
+    for name in names:
+        value = getattr(settings, name)
+        for number in value if isinstance(value, (tuple, list)) else [value]:
+            if number > most:
+                raise ValueError(f"{name} must be at most {most}, got {str(number)[:20]}")
 
 
 def check_choices(settings: Any) -> None:

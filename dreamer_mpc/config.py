@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dreamer_mpc.agent import OptimizerConfig
 from dreamer_mpc.behavior import BehaviorConfig
-from dreamer_mpc.checks import check_ranges
+from dreamer_mpc.checks import check_most, check_ranges
 from dreamer_mpc.errors import UserError
 from dreamer_mpc.planners import CEM, MPPI, PLANNERS, DreamMPC, GradMPC, Planner, PolicyGradMPC, make_planner
 from dreamer_mpc.replay import ReplayConfig
@@ -73,7 +73,8 @@ class EvaluationConfig:
     """Longest video, agent steps."""
 
     def __post_init__(self):
-        check_ranges(self, every=(1, None), episodes=(1, None), num_envs=(1, MOST_ENVS), seed=(0, None))
+        check_ranges(self, every=(1, None), episodes=(1, None), num_envs=(1, None), seed=(0, None))
+        check_most(self, MOST_ENVS, "num_envs")
         check_ranges(self, video_steps=(1, None))
 
 
@@ -142,7 +143,8 @@ class Config(PlannerSettings):
     optimizer: OptimizerConfig = OptimizerConfig()
 
     def __post_init__(self):
-        check_ranges(self, seed=(0, None), env_steps=(1, 2**53), num_envs=(1, MOST_ENVS), action_repeat=(1, None))
+        check_ranges(self, seed=(0, None), env_steps=(1, None), num_envs=(1, None), action_repeat=(1, None))
+        check_most(self, MOST_ENVS, "num_envs")
         if self.max_env_steps is not None:
             check_ranges(self, max_env_steps=(1, None))
         if self.camera is not None:
@@ -169,7 +171,8 @@ class EpisodeSettings(PlannerSettings):
     """auto: on a GPU, replay acting as CUDA graphs; off: eager."""
 
     def __post_init__(self):
-        check_ranges(self, episodes=(1, None), num_envs=(1, MOST_ENVS), seed=(0, None))
+        check_ranges(self, episodes=(1, None), num_envs=(1, None), seed=(0, None))
+        check_most(self, MOST_ENVS, "num_envs")
 
 
 @dataclass(frozen=True, kw_only=True)

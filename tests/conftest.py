@@ -1,8 +1,10 @@
-"""Tests run with the shapes in the signatures checked."""
+"""Tests run side by side, with the shapes in the signatures checked."""
 
+import os
 import sys
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests share the cores, and sums are the same everywhere
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jaxtyping import install_import_hook

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from benchmarks import __main__ as everything
-from benchmarks import ceilings, collect, common, end_to_end, peers, plan, roofline, targets, update
+from benchmarks import ceilings, collect, common, end_to_end, peers, plan, roofline, saving, targets, update
 from dreamer_mpc.config import Config
 from dreamer_mpc.planners import CEM, DreamMPC, GradMPC, Policy
 
@@ -230,3 +230,12 @@ def test_the_table_can_be_made_from_files(tmp_path):
 def small() -> Config:
     """A configuration of a few thousand weights."""
     return common.parse_settings(TINY)
+
+
+def test_saving(tmp_path):
+    out = tmp_path / "saving.json"
+    record = saving.main([*TINY, "--frames", "16", "--folder", str(tmp_path), "--out", str(out)])
+    check_about(record, out)
+    assert {row["name"] for row in record["rows"]} == {"checkpoint", "frames", "load"}
+    assert all(row["seconds"] > 0 and row["mb"] > 0 for row in record["rows"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["saving.json"]

@@ -622,13 +622,13 @@ def test_the_egl_device_is_that_of_the_cuda_device(cuda_index, visible, expected
     monkeypatch.setenv(
         CUDA_INDICES, "1,,0,"
     )  # as the probe writes it: EGL device 0 is CUDA's 1, EGL's 2 is its 0
-    monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID", raising=False)
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "0")  # so that what is set below is taken back
+    monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     match_egl_device(cuda_index)
     assert os.environ.get("MUJOCO_EGL_DEVICE_ID") == expected
-    monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID", raising=False)
 
 
 def test_the_users_egl_device_is_left_alone(monkeypatch):

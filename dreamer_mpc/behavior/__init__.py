@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from dreamer_mpc.behavior.actor import Actor, TanhNormal
 from dreamer_mpc.behavior.critic import Critic
-from dreamer_mpc.checks import WIDEST, check_ranges
+from dreamer_mpc.checks import WIDEST, check_most, check_ranges
 
 __all__ = ["Actor", "BehaviorConfig", "Critic", "TanhNormal", "make_behavior"]
 
@@ -36,10 +36,11 @@ class BehaviorConfig:
 
     def __post_init__(self):
         check_ranges(
-            self, discount=(0, 1), return_lambda=(0, 1), actor_layers=(1, WIDEST), actor_hidden=(1, WIDEST),
-            actor_init_std=(1e-3, None), value_heads=(1, WIDEST), value_layers=(1, WIDEST), value_hidden=(1, WIDEST),
-            bootstrap=(0, 1), horizon=(1, None),
+            self, discount=(0, 1), return_lambda=(0, 1), actor_layers=(1, None), actor_hidden=(1, None),
+            actor_init_std=(1e-3, None), value_heads=(1, None), value_layers=(1, None), value_hidden=(1, None),
+            bootstrap=(0, 1), horizon=(None, None),
         )  # fmt: skip
+        check_most(self, WIDEST, "actor_layers", "actor_hidden", "value_heads", "value_layers", "value_hidden")
         if self.horizon < 2:
             raise ValueError(f"horizon must be at least 2 (a return needs a next value), got {self.horizon}")
 

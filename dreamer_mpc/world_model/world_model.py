@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dreamer_mpc.checks import WIDEST, check_ranges
+from dreamer_mpc.checks import WIDEST, check_most, check_ranges
 from dreamer_mpc.world_model.decoder import Decoder
 from dreamer_mpc.world_model.encoder import Encoder, preprocess, to_image
 from dreamer_mpc.world_model.networks import MLP
@@ -84,7 +84,8 @@ class WorldModelConfig:
 
     def __post_init__(self):
         sizes = ("deter", "stoch", "hidden", "encoder_channels", "decoder_dense", "decoder_channels", "reward_hidden")
-        check_ranges(self, **dict.fromkeys(sizes, (1, WIDEST)), reward_layers=(1, WIDEST))
+        check_ranges(self, **dict.fromkeys(sizes, (1, None)), reward_layers=(1, None))
+        check_most(self, WIDEST, *sizes, "reward_layers")
         scales = ("min_std", "free_nats", "image_scale", "reward_scale", "kl_scale")
         check_ranges(self, **dict.fromkeys(scales, (0, None)))
 
