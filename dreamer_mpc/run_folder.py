@@ -34,7 +34,7 @@ def atomic_path(path):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    temporary = _temporary(path)
     try:
         yield temporary
         _fsync(temporary)
@@ -42,6 +42,10 @@ def atomic_path(path):
         _fsync(path.parent)  # the new name must outlive a loss of power as well
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary(path):
+    return path.with_name(f".{path.stem}.tmp{path.suffix}")
 
 
 def _fsync(path):
@@ -165,8 +169,11 @@ class RunFolder:
         return versions if isinstance(versions, dict) else {}
 
     def _only_claimed(self):
-        names = {entry.name for entry in self.path.iterdir()}
-        return names == {self.versions.name} and self._read_versions() == {"program": PROGRAM}
+        """Whether a run that was killed before it began left nothing but its marker, or half of it."""
+        unfinished = {_temporary(path).name for path in (self.versions, self.config)}
+        names = {entry.name for entry in self.path.iterdir()} - unfinished
+        marked = names == {self.versions.name} and self._read_versions() == {"program": PROGRAM}
+        return not names or marked
 
     def _make_room(self, overwrite):
         if not overwrite:

@@ -162,3 +162,14 @@ def test_commit_tells_dirty_trees_and_missing_git(tmp_path, fake_git, monkeypatc
     assert source_commit(file) is None
     monkeypatch.setenv("PATH", str(tmp_path))
     assert source_commit(file) is None
+
+
+@pytest.mark.parametrize("left", [[".versions.tmp.json"], ["versions.json", ".config.tmp.yaml"]])
+def test_a_folder_that_a_run_was_killed_in_before_it_began_is_free(tmp_path, left):
+    for name in left:
+        (tmp_path / name).write_text('{"program": "dreamer-mpc"}')
+    RunFolder.create(tmp_path)
+    assert RunFolder(tmp_path).is_run()
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(UserError, match="exists"):
+        RunFolder.create(tmp_path)
