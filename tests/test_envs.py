@@ -497,6 +497,7 @@ import os, signal, threading, time
 import numpy as np
 from envs import make_vector_env
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in a background
     envs = make_vector_env("tests.test_envs:slow_to_step", 2)
     try:
         os.killpg(0, signal.SIGINT)

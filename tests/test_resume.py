@@ -215,9 +215,15 @@ def test_a_stop_during_set_up_leaves_nothing_in_the_way(whole, tmp_path, monkeyp
     assert_same_run(tmp_path / "run", whole[1])
 
 
-def test_signals_are_the_system_s_again_after_a_run(run_folder):
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+@pytest.mark.parametrize("before", [signal.default_int_handler, signal.SIG_IGN], ids=["default", "ignored"])
+def test_signals_are_afterwards_what_they_were(whole, tmp_path, before):
+    handlers = [signal.signal(number, before) for number in (signal.SIGTERM, signal.SIGINT)]
+    try:
+        train(*whole[0], "--run-dir", tmp_path / "run")
+        assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == [before, before]
+    finally:
+        for number, handler in zip((signal.SIGTERM, signal.SIGINT), handlers, strict=True):
+            signal.signal(number, handler)
 
 
 def test_a_terminal_s_interrupt_stops_a_run_with_workers(tmp_path):
