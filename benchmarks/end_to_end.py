@@ -26,6 +26,7 @@ from dreamer_mpc.device import choose_device
 LINES = {
     "set_up_s": r"set-up before the first update: ([\d.]+) s",
     "seed_episodes_s": r"beside ([\d.]+) s of episodes",
+    "saving_s": r"checkpoints? took ([\d.]+) s",
     "memory_gib": r"peak GPU memory ([\d.]+) GiB",
 }
 
@@ -109,6 +110,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     columns = {"env_steps": "env steps", "wall_min": "wall, min", "set_up_s": "set-up, s"}
     columns |= {"first_update_s": "to first update, s", "updates": "updates", "updates_per_s": "updates/s"}
     columns |= {"env_steps_per_s": "env steps/s", "evaluations": "evaluations", "last_return": "last return"}
+    columns |= {"saving_s": "saving, s"}
     columns |= {"memory_gib": "memory, GiB"}
     common.print_table(f"{row['name']}: {record['device']}", columns, [row], footer)
     common.write(args.out, record)

@@ -142,6 +142,7 @@ class Trainer:
         self._unsaved = False  # the disk refused the last checkpoint
         self._set_up = False  # whether this process made an update
         self._episode_seconds = 0.0  # before that
+        self._saves, self._saving_seconds = 0, 0.0  # by this process
         self._notes: list[str] = []
         with contextlib.ExitStack() as opened:
             self._open(opened, replay_capacity(config), payload)
@@ -228,6 +229,7 @@ class Trainer:
                     f"go on with: python run.py --resume {shlex.quote(str(self.folder.path))}"
                 ) from None
             self._profiler.close()
+            self._report_saves()
             if self.device.type == "cuda":
                 self._progress.line(f"peak GPU memory {torch.cuda.max_memory_allocated(self.device) / GIB:.2f} GiB")
 
@@ -394,6 +396,10 @@ class Trainer:
         seconds = time.monotonic() - self._started - episodes
         self._progress.line(f"set-up before the first update: {seconds:.1f} s, beside {episodes:.1f} s of episodes")
 
+    def _report_saves(self) -> None:
+        seconds, share = self._saving_seconds, self._saving_seconds / (time.monotonic() - self._started)
+        self._progress.line(f"{plural(self._saves, 'checkpoint')} took {seconds:.1f} s, {share:.1%} of the run")
+
     def _evaluate(self) -> None:
         config, counters, state = self.config, self.counters, self.state
         self._profiler.finish()  # an evaluation would swell it
@@ -462,6 +468,8 @@ class Trainer:
                 self._progress.line(f"{error}; training goes on, the next round tries again")
             self._unsaved = True
             return
+        self._saves += 1
+        self._saving_seconds += time.monotonic() - self._tried_at
         if say or self._unsaved:
             self._progress.line(f"checkpoint {path}")
         self._unsaved, self._saved_at = False, self._position()
