@@ -109,11 +109,17 @@ def _unroll_triton(cell, trace, action, acting, add, noise, keep, min_std, bf16)
 
 
 def _unroll_torch(cell, trace, action, acting, add, noise, keep, min_std) -> None:
-    d, z, save = trace.deter.shape[-1], trace.stoch.shape[-1], trace.gates is not None
-    # One view of each step, made at once: on a CPU a plan is mostly the cost of its many small calls.
-    deters, stochs, actions, draws = (x.unbind(0) for x in (trace.deter, trace.stoch, action, noise))
-    xs, hiddens = trace.x.unbind(0), trace.hidden.unbind(0)
-    gates, stats = (trace.gates.unbind(0), trace.stats.unbind(0)) if save else (None, None)
+    # On a CPU a plan is mostly the cost of its many small calls. So views are made once, before the loop, of buffers
+    # that steps fill; and no step has a sum or product with a Python number, which torch makes a tensor of first.
+    (_, rows, z), d, save = noise.shape, trace.deter.shape[-1], trace.gates is not None
+    deters, stochs, actions, draws, least = map(_steps, (trace.deter, trace.stoch, action, noise, min_std * noise))
+    xs, hiddens = _steps(trace.x), _steps(trace.hidden)
+    outs = _steps(trace.stats if save else noise.new_empty(1, rows, 2 * z))
+    outs = [(out, *out.split(z, dim=-1)) for out in outs]
+    gi, gh = noise.new_empty(2, rows, 3 * d)
+    (gi_ru, gi_n), (gh_ru, gh_n) = gi.split([2 * d, d], dim=-1), gh.split([2 * d, d], dim=-1)
+    gates = _steps(trace.gates if save else noise.new_empty(1, rows, 4 * d))
+    gates = [(g[:, : 2 * d], *g.split(d, dim=-1)) for g in gates]
     deter, stoch = deters[0], stochs[0]
     w_in, w_ih, w_hh, w_hidden, w_out = (w.t() for w in _matrices(cell))
     policy = _Policy(acting) if acting else None
@@ -124,18 +130,23 @@ def _unroll_torch(cell, trace, action, acting, add, noise, keep, min_std) -> Non
             deter, stoch, a = deter * keep[t, :, None], stoch * keep[t, :, None], a * keep[t, :, None]
         kept = t if save else 0
         x = F.elu_(torch.addmm(cell.b_in, torch.cat([stoch, a], dim=-1), w_in, out=xs[kept]))
-        gi, gh = torch.addmm(cell.b_ih, x, w_ih), torch.addmm(cell.b_hh, deter, w_hh)
-        (gi_ru, gi_n), (gh_ru, gh_n) = gi.split([2 * d, d], dim=-1), gh.split([2 * d, d], dim=-1)
-        r, u = torch.sigmoid_(gi_ru.add_(gh_ru)).split(d, dim=-1)
-        n = torch.tanh_(torch.addcmul(gi_n, r, gh_n))
+        torch.addmm(cell.b_ih, x, w_ih, out=gi)
+        torch.addmm(cell.b_hh, deter, w_hh, out=gh)
+        ru, r, u, n, gh_kept = gates[kept]
+        torch.sigmoid(gi_ru.add_(gh_ru), out=ru)
+        torch.addcmul(gi_n, r, gh_n, out=n).tanh_()
         if save:
-            torch.cat([r, u, n, gh_n], dim=-1, out=gates[t])
+            gh_kept.copy_(gh_n)
         deter = torch.lerp(n, deter, u, out=deters[t + 1])
         joined = add[t] if add.dim() == 3 else add
         hidden = F.elu_(torch.addmm(joined, deter, w_hidden, out=hiddens[kept]))
-        out = torch.addmm(cell.b_out, hidden, w_out, out=stats[t] if save else None)
-        mean, raw = out.split(z, dim=-1)
-        stoch = torch.addcmul(mean, F.softplus(raw).add_(min_std), draws[t], out=stochs[t + 1])
+        out, mean, raw = outs[kept]
+        torch.addmm(cell.b_out, hidden, w_out, out=out)
+        stoch = torch.addcmul(mean, F.softplus(raw), draws[t], out=stochs[t + 1]).add_(least[t])
+
+
+def _steps(x: Float[Tensor, "T ..."]) -> tuple[Tensor, ...]:
+    return x.unbind(0)
 
 
 def _matrices(cell: Cell) -> tuple[Tensor, ...]:
@@ -143,23 +154,28 @@ def _matrices(cell: Cell) -> tuple[Tensor, ...]:
 
 
 class _Policy:
-    """What acts on the way."""
+    """What acts on the way: `Actor`, its constants taken into the last layer and the noise."""
 
     def __init__(self, acting: Acting):
-        self.actor, self.noise = acting.actor, acting.noise.unbind(0)
-        layers = acting.actor.layers.linear
-        *self.hidden, self.last = [(layer.bias, layer.weight.t()) for layer in layers]
+        actor, noise = acting.actor, acting.noise
+        *self.hidden, (bias, weight) = [(layer.bias, layer.weight.t()) for layer in actor.layers.linear]
+        factor, shift = torch.ones_like(bias), torch.zeros_like(bias)  # of means, of standard deviations
+        factor.chunk(2)[0].div_(actor.mean_scale)
+        shift.chunk(2)[1].fill_(actor.raw_init_std)
+        self.last = torch.addcmul(shift, bias, factor), weight * factor
+        self.mean_scale, self.noise, self.least = actor.mean_scale, _steps(noise), _steps(actor.min_std * noise)
         self.kept = None  # of the previous plan's actions, and the share of the policy's
         if acting.previous is not None:
             weight = acting.weight[:, None]
-            self.kept, self.share = (weight * acting.previous).unbind(0), 1 - weight
+            self.kept, self.share = _steps(weight * acting.previous), 1 - weight
 
     def act(self, x: Float[Tensor, "M S"], t: int, out: Float[Tensor, "M A"]) -> None:
         """Fill `out` with actions of step t in states x."""
         for bias, weight in self.hidden:
             x = F.elu_(torch.addmm(bias, x, weight))
-        distribution = self.actor.distribution(torch.addmm(self.last[0], x, self.last[1]))
-        action = torch.addcmul(distribution.mean, distribution.std, self.noise[t])
+        mean, raw = torch.addmm(self.last[0], x, self.last[1]).chunk(2, dim=-1)
+        action = torch.addcmul(self.least[t], F.softplus(raw), self.noise[t])
+        action = action.add_(mean.tanh_(), alpha=self.mean_scale)
         if self.kept is None:
             torch.tanh(action, out=out)
         else:
@@ -195,43 +211,44 @@ def _backward_torch(cell, trace, noise, keep, g_deter, g_stoch, g_stats) -> _Del
     steps, rows, z = noise.shape
     d = trace.deter.shape[-1]
     before = trace.deter[:-1] if keep is None else trace.deter[:-1] * keep[..., None]
-    # Whatever does not depend on the gradient, for all steps at once: slopes d gate / d deter, [T, M, 3, D].
+    # Whatever does not depend on the gradient, for all steps at once: slopes d gate / d deter, [T, M, 6, D].
     r, u, n, gh = trace.gates.split(d, dim=-1)
     slope_n = (1 - u) * (1 - n * n)
     slopes = [slope_n * gh * r * (1 - r), (before - n) * u * (1 - u)]
-    to_gi = torch.stack([*slopes, slope_n], dim=2)
-    to_gh = torch.stack([*slopes, slope_n * r], dim=2)
+    to_gates = torch.stack([*slopes, slope_n, *slopes, slope_n * r], dim=2)  # of gi, of gh
     to_raw = noise * torch.sigmoid(trace.stats[..., z:])
+    to_stats = torch.stack([torch.ones_like(to_raw), to_raw], dim=2)
     to_hidden, to_x = _elu_slope(trace.hidden), _elu_slope(trace.x)
-    d_gi, d_gh = torch.empty_like(to_gi), torch.empty_like(to_gh)
-    d_stats, d_input = noise.new_empty(steps, rows, 2 * z), noise.new_empty(steps, rows, cell.w_in.shape[1])
+    d_gates, d_stats = torch.empty_like(to_gates), torch.empty_like(to_stats)
     d_hidden, d_x = torch.empty_like(to_hidden), torch.empty_like(to_x)
-    slopes = _each(to_raw, to_hidden, to_gi, to_gh, u, to_x)
-    filled = _each(d_stats, d_hidden, d_gi, d_gh, d_x, d_input)
+    d_input = noise.new_empty(steps, rows, cell.w_in.shape[1])
+    flat = d_stats.flatten(2), *d_gates.flatten(2).split(3 * d, dim=-1)
+    given = _each(g_deter, g_stoch, to_stats, to_hidden, to_gates, u, to_x)
+    filled = _each(d_stats, d_hidden, d_gates, d_x, d_input, d_input[..., :z], *flat)
     d_deter, d_stoch = torch.zeros_like(g_deter[-1]), torch.zeros_like(g_stoch[-1])
-    for t, (gd, gs) in reversed(list(enumerate(_each(g_deter, g_stoch)))):
-        (raw, hidden, gi, gh, keep_old, x), (o_stats, o_hidden, o_gi, o_gh, o_x, o_input) = slopes[t], filled[t]
-        d_deter, d_stoch = d_deter + gd, d_stoch + gs
-        torch.cat([d_stoch, d_stoch * raw], dim=-1, out=o_stats)
+    for t in reversed(range(steps)):
+        gd, gs, stats, hidden, gates, keep_old, x = given[t]
+        o_stats, o_hidden, o_gates, o_x, o_input, o_stoch, flat_stats, flat_gi, flat_gh = filled[t]
+        torch.mul((d_stoch + gs)[:, None], stats, out=o_stats)
         if g_stats is not None:
-            o_stats += g_stats[t]
-        torch.mm(o_stats, cell.w_out, out=o_hidden).mul_(hidden)
-        d_deter = torch.addmm(d_deter, o_hidden, cell.w_hidden)
-        torch.mul(d_deter[:, None], gi, out=o_gi)
-        torch.mul(d_deter[:, None], gh, out=o_gh)
-        torch.mm(o_gi.flatten(1), cell.w_ih, out=o_x).mul_(x)
-        d_deter = torch.addmm(d_deter * keep_old, o_gh.flatten(1), cell.w_hh)
+            flat_stats += g_stats[t]
+        torch.mm(flat_stats, cell.w_out, out=o_hidden).mul_(hidden)
+        d_deter = torch.addmm(d_deter + gd, o_hidden, cell.w_hidden)
+        torch.mul(d_deter[:, None], gates, out=o_gates)
+        torch.mm(flat_gi, cell.w_ih, out=o_x).mul_(x)
+        d_deter = d_deter.mul_(keep_old).addmm_(flat_gh, cell.w_hh)
         torch.mm(o_x, cell.w_in, out=o_input)
         if keep is not None:
             d_deter = d_deter * keep[t, :, None]
             o_input *= keep[t, :, None]
-        d_stoch = o_input[:, :z]
-    return _Deltas(d_input[..., z:], d_deter, d_stoch, d_x, d_gi.flatten(2), d_gh.flatten(2), d_hidden, d_stats)
+        d_stoch = o_stoch
+    d_stats, d_gi, d_gh = flat
+    return _Deltas(d_input[..., z:], d_deter, d_stoch, d_x, d_gi, d_gh, d_hidden, d_stats)
 
 
 def _each(*tensors: Float[Tensor, "T ..."]) -> list[tuple[Tensor, ...]]:
     """Views of all tensors for each step, made at once."""
-    return list(zip(*(x.unbind(0) for x in tensors), strict=True))
+    return list(zip(*map(_steps, tensors), strict=True))
 
 
 def _elu_slope(y: Tensor) -> Tensor:
