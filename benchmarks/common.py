@@ -33,7 +33,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     result.add_argument("--out", type=Path, help="JSON file to write")
-    result.add_argument("--repeats", type=int, help="timed calls of each row; default: 30 on a GPU, 3 on a CPU")
+    result.add_argument("--repeats", type=int, help="timed calls of each row; default: 30 on a GPU, 200 on a CPU")
     result.add_argument("--seconds", type=float, default=10.0, help="a row stops after this long, with 3 calls or more")
     result.add_argument("--ceilings", type=Path, help="JSON of benchmarks.ceilings; measured anew where not given")
     return result
@@ -57,7 +57,7 @@ def timed(
     function: Callable[[], Any], device: torch.device, repeats: int | None, seconds: float, warmup: int
 ) -> dict[str, float]:
     """ms of a call by the host's clock, the device waited for before and after: median, 10th and 90th percentile."""
-    repeats = repeats or (30 if device.type == "cuda" else 3)
+    repeats = repeats or (30 if device.type == "cuda" else 200)
     for _ in range(warmup):
         function()
     times: list[float] = []

@@ -25,7 +25,7 @@ from dreamer_mpc.device import choose_device
 # What a run prints (train.py): key, pattern.
 LINES = {
     "set_up_s": r"set-up before the first update: ([\d.]+) s",
-    "seed_episodes_s": r"beside ([\d.]+) s of episodes",
+    "seed_episodes_s": r"beside ([\d.]+) s of seed episodes",
     "saving_s": r"checkpoints? took ([\d.]+) s",
     "memory_gib": r"peak GPU memory ([\d.]+) GiB",
 }

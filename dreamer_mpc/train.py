@@ -5,7 +5,6 @@ import math
 import os
 import shlex
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -141,7 +140,7 @@ class Trainer:
         self.evaluation: Evaluation | None = None  # the last one
         self._unsaved = False  # the disk refused the last checkpoint
         self._set_up = False  # whether this process made an update
-        self._episode_seconds = 0.0  # before that
+        self._episode_seconds = 0.0  # of seed episodes
         self._saves, self._saving_seconds = 0, 0.0  # by this process
         self._notes: list[str] = []
         with contextlib.ExitStack() as opened:
@@ -304,9 +303,10 @@ class Trainer:
         """A step of the seed episodes, and what follows them."""
         state, counters = self.state, self.counters
         self._show("seed episodes")
-        with self._timed():
-            self.collector.send(None)
-            state.returns += self.collector.receive()
+        began = time.monotonic()
+        self.collector.send(None)
+        state.returns += self.collector.receive()
+        self._episode_seconds += time.monotonic() - began
         if len(state.returns) < self.config.train.seed_episodes:
             return
         self._logger.write(asdict(counters), self._collected())
@@ -359,14 +359,12 @@ class Trainer:
     def _step(self) -> None:
         """A step of the environments; of several, with the updates that are owed when it has ended."""
         state, counters, config = self.state, self.counters, self.config
-        with self._timed():
-            self.collector.send(self.train_planner, config.train.action_noise)
+        self.collector.send(self.train_planner, config.train.action_noise)
         if config.num_envs > 1:
             owed = state.ratio.issue(counters.env_steps + config.num_envs * config.action_repeat)
             for left in range(owed, 0, -1):
                 self._update(left)
-        with self._timed():
-            state.returns += self.collector.receive()
+        state.returns += self.collector.receive()
         self._profiler.after_step()
 
     def _update(self, left: int) -> None:
@@ -381,20 +379,12 @@ class Trainer:
             self._set_up = True
             self._report_set_up()
 
-    @contextlib.contextmanager
-    def _timed(self) -> Iterator[None]:
-        """Add to the seconds of episodes before the first update."""
-        began = time.monotonic()
-        yield
-        if not self._set_up:
-            self._episode_seconds += time.monotonic() - began
-
     def _report_set_up(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        episodes = self._episode_seconds
-        seconds = time.monotonic() - self._started - episodes
-        self._progress.line(f"set-up before the first update: {seconds:.1f} s, beside {episodes:.1f} s of episodes")
+        seeding = self._episode_seconds
+        seconds = time.monotonic() - self._started - seeding
+        self._progress.line(f"set-up before the first update: {seconds:.1f} s, beside {seeding:.1f} s of seed episodes")
 
     def _report_saves(self) -> None:
         seconds, share = self._saving_seconds, self._saving_seconds / (time.monotonic() - self._started)
