@@ -56,6 +56,11 @@ class Logger:
         with self._switched_off_on_failure():
             self._backend.write(record["env_steps"], record)
 
+    def sync(self) -> None:
+        """Hand what is written to the disk itself, for a checkpoint that counts on these records."""
+        with contextlib.suppress(OSError):  # a full disk is said where lines are written
+            os.fsync(self._file.fileno())
+
     def truncate(self, records: int) -> None:
         """Keep the first `records`, so that a run which is resumed there does not hold two histories."""
         self._file.close()

@@ -448,6 +448,7 @@ class Trainer:
             return
         path = checkpoint_path(self.folder.checkpoints, self.counters.env_steps)
         self._tried_at = time.monotonic()
+        self._logger.sync()
         try:
             self._saver.save(self.counters.env_steps, self._payload())
         except UserError as error:

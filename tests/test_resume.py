@@ -342,6 +342,21 @@ def test_training_goes_on_while_the_disk_is_full_and_is_saved_when_it_is_not(who
     assert_same_run(tmp_path / "run", whole[1])
 
 
+def test_metrics_are_on_the_disk_before_the_checkpoint_that_counts_them(whole, tmp_path, monkeypatch):
+    """A loss of power would otherwise leave a run whose records end before its checkpoint."""
+    synced, fsync = [], os.fsync
+
+    def noted(descriptor):
+        synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    train(*whole[0], "--run-dir", tmp_path / "run")
+    ends = [i for i, name in enumerate(synced) if name.startswith(".checkpoint-")]
+    begins = [0, *ends[:-1]]
+    assert ends and all("metrics.jsonl" in synced[begin:end] for begin, end in zip(begins, ends, strict=True)), synced
+
+
 def test_a_run_whose_last_checkpoint_cannot_be_written_fails_in_one_line(whole, disk, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "_show", lambda self, *_, **__: setattr(disk, "full", self.counters.env_steps > 40))
     output = train(*whole[0], "--run-dir", tmp_path / "run", code=2)
