@@ -102,7 +102,8 @@ def evaluate_checkpoint(args: Sequence[str]) -> int:
     from dreamer_mpc.device import choose_device, device_name
     from dreamer_mpc.errors import UserError
     from dreamer_mpc.evaluate import evaluate
-    from dreamer_mpc.train import load_agent, make_envs, side_by_side_envs, write_visuals
+    from dreamer_mpc.make import load_agent, make_envs, side_by_side_envs
+    from dreamer_mpc.visualize import write_visuals
 
     checkpoint = settings.option(args, "checkpoint")
     subject = None if checkpoint is None else Subject.load(checkpoint)

@@ -16,9 +16,9 @@ from torch import Tensor
 from dreamer_mpc.agent import Dreamer
 from dreamer_mpc.checkpoint import load_checkpoint
 from dreamer_mpc.config import config_from_dict
+from dreamer_mpc.make import load_agent, make_envs
 from dreamer_mpc.planners import DreamMPC, Policy
 from dreamer_mpc.planners.objective import rollout
-from dreamer_mpc.train import load_agent, make_envs
 
 
 def episode_states(agent: Dreamer, envs, steps: int = 200, every: int = 5) -> Float[Tensor, "B S"]:

@@ -19,8 +19,8 @@ def measure(config, num_envs: int, planners: Sequence[str], seconds: float) -> l
     from dreamer_mpc.collect import Collector, Counters
     from dreamer_mpc.config import planner_from
     from dreamer_mpc.device import choose_device
+    from dreamer_mpc.make import make_agent, make_envs
     from dreamer_mpc.replay import Replay
-    from dreamer_mpc.train import make_agent, make_envs
 
     device = choose_device(config.device)
     start = time.perf_counter()

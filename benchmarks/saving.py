@@ -20,9 +20,9 @@ import torch
 
 from benchmarks import common
 from dreamer_mpc.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
+from dreamer_mpc.make import make_agent
 from dreamer_mpc.replay import Replay
 from dreamer_mpc.replay_files import ReplayFiles
-from dreamer_mpc.train import make_agent
 
 STREAMS, REPEATS = 8, 5
 

@@ -27,7 +27,7 @@ from benchmarks.together import report, total_rate, wait_for_start
 from dreamer_mpc.capture import WARMUP_CALLS
 from dreamer_mpc.config import Config
 from dreamer_mpc.device import choose_device
-from dreamer_mpc.train import make_agent
+from dreamer_mpc.make import make_agent
 
 GIB = 2**30
 # What differs from the default; `compile` changes nothing on a CPU.

@@ -26,12 +26,13 @@ from dreamer_mpc.config import (
 from dreamer_mpc.device import choose_device, device_name
 from dreamer_mpc.errors import UserError
 from dreamer_mpc.evaluate import Evaluation, evaluate
+from dreamer_mpc.make import load_agent, make_envs, side_by_side_envs
 from dreamer_mpc.planners import Planner
 from dreamer_mpc.progress import ComparisonProgress, plural
 from dreamer_mpc.record import Record, to_csv
 from dreamer_mpc.statistics import bootstrap_interval, iqm, mean, median, probability_of_improvement
-from dreamer_mpc.train import load_agent, make_envs, side_by_side_envs, write_visuals
 from dreamer_mpc.video import comparison_picture
+from dreamer_mpc.visualize import write_visuals
 
 BASELINE = "policy"
 VIDEO_STEPS = 250

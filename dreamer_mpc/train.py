@@ -2,27 +2,25 @@
 
 import contextlib
 import math
-import os
 import shlex
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 from torch.profiler import record_function
 
-from dreamer_mpc.agent import Dreamer
 from dreamer_mpc.checkpoint import checkpoint_path, keep_best
 from dreamer_mpc.collect import Collector, Counters
-from dreamer_mpc.config import Config, agent_of, check_start, planner_from, resolve, to_dict, to_yaml, trained_config
+from dreamer_mpc.config import Config, check_start, planner_from, resolve, to_dict, to_yaml, trained_config
 from dreamer_mpc.device import choose_device, device_name
 from dreamer_mpc.diagnosis import FaultWatch
 from dreamer_mpc.errors import UserError
 from dreamer_mpc.evaluate import Evaluation, evaluate
 from dreamer_mpc.logger import Logger
+from dreamer_mpc.make import env_settings, load_agent, make_agent, make_envs, replay_capacity, side_by_side_envs
 from dreamer_mpc.profiling import Profiler
 from dreamer_mpc.progress import Progress, plural
 from dreamer_mpc.randomness import global_state, restore_global_state, seed_everything
@@ -32,9 +30,8 @@ from dreamer_mpc.run_folder import RunFolder
 from dreamer_mpc.saving import Saver
 from dreamer_mpc.stop import Stop, Stopped
 from dreamer_mpc.training_state import MetricMeans, TrainingState
-from dreamer_mpc.visualize import decision, episode_video
-from envs import EnvError, choose_gl_backend, make_vector_env, try_env
-from envs.gl import match_egl_device
+from dreamer_mpc.visualize import write_visuals
+from envs import EnvError, try_env
 
 NOTHING_SAVED = "stopped before the first step: there was nothing to save"
 
@@ -43,71 +40,6 @@ def default_run_dir(config: Config) -> str:
     """runs/<env>-<planner>-seed<seed>, the training's planner in it where that is another."""
     other = f"-trained-by-{config.train_planner}" if config.train_planner not in (None, config.planner) else ""
     return f"runs/{config.env.replace(':', '.')}-{config.planner}{other}-seed{config.seed}"
-
-
-def make_envs(config: Config, num_envs: int, device: torch.device) -> gymnasium.vector.VectorEnv:
-    """`num_envs` environments as `config` sets them up, rendered by an OpenGL that works, on the GPU of `device`."""
-    if ":" not in config.env:
-        choose_gl_backend()
-        if device.type == "cuda":
-            match_egl_device(device.index)
-    return make_vector_env(config.env, num_envs, **env_settings(config))
-
-
-def env_settings(config: Config) -> dict[str, Any]:
-    """How `config` sets an environment up: what `make_env` takes beside its name."""
-    names = ("action_repeat", "render_quality", "camera", "max_env_steps")
-    return {name: getattr(config, name) for name in names}
-
-
-def make_agent(config: Config, action_dim: int, device: torch.device) -> Dreamer:
-    """The agent that `config` describes, its weights drawn from torch's generator."""
-    return Dreamer(
-        action_dim,
-        config.world_model,
-        config.behavior if agent_of(config) == "dreamer" else None,
-        config.optimizer,
-        device,
-        capture=config.compile == "auto",
-        bf16=config.precision == "bf16",
-        kernels=config.kernels == "auto",
-    )
-
-
-def load_agent(payload: dict[str, Any], config: Config, action_dim: int, device: torch.device) -> Dreamer:
-    """An agent with the weights of a checkpoint; UserError where the environment has another action size."""
-    trained = payload["action_dim"]
-    if trained != action_dim:
-        raise UserError(
-            f"the checkpoint was trained on {payload['config']['env']} with {trained} action dimensions, "
-            f"this environment ({config.env}) has {action_dim}: use an environment with {trained}"
-        )
-    agent = make_agent(config, action_dim, device)
-    try:
-        agent.load_state_dict(payload["agent"])
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise UserError(f"the checkpoint's weights do not fit --world-model and --behavior: {reason}") from error
-    return agent
-
-
-def side_by_side_envs(wanted: int, episodes: int) -> int:
-    """Environments to step at once: no more than asked for, than cores, or than episodes."""
-    return max(1, min(wanted, episodes, len(os.sched_getaffinity(0))))
-
-
-def replay_capacity(config: Config) -> int:
-    """Frames that the replay of this run holds; UserError where a training environment's share is too small."""
-    # Two sequences: however episodes lie in a share, one sequence is then inside an episode that is long enough.
-    least = 2 * config.replay.sequence_length
-    if config.replay.capacity < config.num_envs * least:
-        raise UserError(
-            f"--replay.capacity {config.replay.capacity:,} has less than {least} frames (two sequences) for each of "
-            f"{config.num_envs} training environments: raise it, or lower --num-envs or --replay.sequence-length"
-        )
-    # An episode adds one frame more than it has steps.
-    most = int(1.02 * config.env_steps / config.action_repeat) + 2000 + config.num_envs * least
-    return min(config.replay.capacity, most) // config.num_envs * config.num_envs
 
 
 class Trainer:
@@ -384,7 +316,8 @@ class Trainer:
             torch.cuda.synchronize(self.device)
         seeding = self._episode_seconds
         seconds = time.monotonic() - self._started - seeding
-        self._progress.line(f"set-up before the first update: {seconds:.1f} s, beside {seeding:.1f} s of seed episodes")
+        beside = f", beside {seeding:.1f} s of seed episodes" if seeding else ""
+        self._progress.line(f"set-up before the first update: {seconds:.1f} s{beside}")
 
     def _report_saves(self) -> None:
         seconds, share = self._saving_seconds, self._saving_seconds / (time.monotonic() - self._started)
@@ -481,14 +414,6 @@ class Trainer:
             "replay": self.replay.state_dict(),
             "random": global_state(self.device),
         }
-
-
-def write_visuals(stem: Path, agent: Dreamer, planner, evaluation: Evaluation, env: str) -> list[Path]:
-    """`<stem>.mp4` of an evaluation's traced episode and `<stem>-decision.png` from its middle; what was written."""
-    video, picture = stem.with_name(f"{stem.name}.mp4"), stem.with_name(f"{stem.name}-decision.png")
-    episode_video(video, agent, evaluation.trace)
-    drawn = decision(picture, agent, planner, evaluation.trace, len(evaluation.trace.image) // 2, env)
-    return [video, picture] if drawn else [video]
 
 
 def claim_folder(config: Config) -> RunFolder:

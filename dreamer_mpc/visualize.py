@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dreamer_mpc.agent import Dreamer, LatentWorld
 from dreamer_mpc.device import preserved_rng
-from dreamer_mpc.evaluate import Trace
+from dreamer_mpc.evaluate import Evaluation, Trace
 from dreamer_mpc.planners import PLANNERS, Ascent, Planner
 from dreamer_mpc.planners.objective import rollout
 from dreamer_mpc.video import decision_picture, side_by_side, write_mp4
@@ -30,6 +30,14 @@ def dream(model: LatentWorld, state: Float[Tensor, "T S"], action: Float[Tensor,
             current = model.step(current, action[t - 1], mean)
         imagined.append(current)
     return torch.stack(imagined)
+
+
+def write_visuals(stem: Path, agent: Dreamer, planner: Planner, evaluation: Evaluation, env: str) -> list[Path]:
+    """`<stem>.mp4` of an evaluation's traced episode and `<stem>-decision.png` from its middle; what was written."""
+    video, picture = stem.with_name(f"{stem.name}.mp4"), stem.with_name(f"{stem.name}-decision.png")
+    episode_video(video, agent, evaluation.trace)
+    drawn = decision(picture, agent, planner, evaluation.trace, len(evaluation.trace.image) // 2, env)
+    return [video, picture] if drawn else [video]
 
 
 @torch.no_grad()

@@ -142,7 +142,7 @@ def test_a_resumed_run_takes_the_command_line_s_rates(trained):
     from dataclasses import replace
 
     from dreamer_mpc.agent import OptimizerConfig
-    from dreamer_mpc.train import load_agent
+    from dreamer_mpc.make import load_agent
 
     payload = load_checkpoint(trained[0])
     rates = OptimizerConfig(actor_lr=0.5, eps=0.25)
@@ -186,7 +186,7 @@ def test_a_finished_run_says_how_to_go_on(trained, capsys):
 
 
 def test_a_resumed_agent_has_the_saved_weights(trained):
-    from dreamer_mpc.train import load_agent
+    from dreamer_mpc.make import load_agent
 
     payload = load_checkpoint(trained[0])
     config = config_from_dict(payload["config"], "checkpoint")

@@ -23,9 +23,9 @@ import dreamer_mpc.compare
 import run
 from dreamer_mpc.checkpoint import checkpoint_path, find_checkpoint, load_checkpoint, save_checkpoint
 from dreamer_mpc.config import load_presets, to_dict
+from dreamer_mpc.make import make_agent
 from dreamer_mpc.run_folder import RunFolder
 from dreamer_mpc.statistics import bootstrap_interval, mean, probability_of_improvement
-from dreamer_mpc.train import make_agent
 from tests.test_cli import ROOT, TINY, command
 
 SMALL = [

@@ -13,9 +13,10 @@ from dreamer_mpc.agent import Dreamer
 from dreamer_mpc.config import Config, load_presets, parse
 from dreamer_mpc.errors import UserError
 from dreamer_mpc.evaluate import Evaluation, Trace
+from dreamer_mpc.make import replay_capacity
 from dreamer_mpc.resume import open_run
 from dreamer_mpc.run_folder import RunFolder
-from dreamer_mpc.train import Trainer, replay_capacity
+from dreamer_mpc.train import Trainer
 from dreamer_mpc.training_state import MetricMeans
 from envs.vector import LocalVectorEnv
 from tests.counting_env import CountingEnv
