@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""dreamer-mpc on the command line: python run.py [train|eval|compare|doctor] [options]; train is the default."""
+"""dreamer-mpc on the command line: python run.py [train|eval|compare|sweep|doctor] [options]; train is the default."""
 
 import contextlib
 import dataclasses
@@ -12,9 +12,10 @@ from pathlib import Path
 USAGE = """usage: python run.py [train] --env cheetah-run --planner dream-mpc    train an agent (the default command)
        python run.py eval --checkpoint RUN --planner dream-mpc,policy    evaluate a checkpoint under planners
        python run.py compare --checkpoint RUN [RUN ...] --planners all   all planners: table, CSV, picture
+       python run.py sweep --envs cheetah-run,walker-run --seeds 0,1     many runs at once, a process each
        python run.py doctor                                              can this machine run it?
 
-`eval --help` and `compare --help` list the settings of those; those of train follow.
+`eval --help`, `compare --help` and `sweep --help` list the settings of those; those of train follow.
 """
 
 
@@ -183,6 +184,34 @@ def compare_checkpoints(args: Sequence[str]) -> int:
     return 0
 
 
+def sweep_runs(args: Sequence[str]) -> int:
+    """Train every planner in every environment with every seed, several runs at once; 1 where one failed."""
+    from rich.console import Console
+
+    from dreamer_mpc import config as settings
+    from dreamer_mpc.launch import LocalLauncher, alone_in, choose_gpus
+    from dreamer_mpc.progress import SweepProgress, plural
+    from dreamer_mpc.stop import Stop, Stopped
+    from dreamer_mpc.sweep import Sweep, list_runs
+
+    config, rest = settings.parse_some(settings.SweepConfig, args, prog="run.py sweep")
+    runs = list_runs(config, rest)
+    launcher = LocalLauncher(config.jobs_per_gpu, choose_gpus(runs[0].config.device))
+    sweep = Sweep(runs, launcher, Path(config.out) / "logs", config.restarts)
+    # A file or pipe has no width of its own.
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    with alone_in(Path(config.out)), Stop() as stop, SweepProgress(sweep.entries, console=console) as progress:
+        try:
+            sweep.work(stop, progress.update)
+        except Stopped as stopped:
+            progress.line(str(stopped))
+            return 0
+    for entry in sweep.failed:
+        print(f"failed: {entry.run.name} ({entry.reason}); what it printed: {sweep.log(entry)}", file=sys.stderr)
+    print(f"{plural(len(runs) - len(sweep.failed), 'run')} of {len(runs)} complete in {config.out}")
+    return 1 if sweep.failed else 0
+
+
 def doctor(args: Sequence[str]) -> int:
     """Say whether this machine can run the project."""
     from dreamer_mpc.doctor import doctor
@@ -213,6 +242,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "eval": evaluate_checkpoint,
     "compare": compare_checkpoints,
+    "sweep": sweep_runs,
     "doctor": doctor,
 }
 

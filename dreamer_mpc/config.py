@@ -213,6 +213,31 @@ class CompareConfig(EpisodeSettings):
             raise ValueError("checkpoint must name one checkpoint or more, got none")
 
 
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """Train every planner in every environment with every seed, several runs at once, a process each.
+
+    All other options are those of train and hold for all runs. Interrupted, the same command goes on where it stopped.
+    """
+
+    envs: str = "cheetah-run"
+    """Environments, joined by commas."""
+    planners: str = "dream-mpc,policy"
+    """Planners, joined by commas, or all; each in training and evaluation."""
+    seeds: str = "0"
+    """Seeds, joined by commas."""
+    jobs_per_gpu: int = 1
+    """Runs at once on each GPU; without a GPU, on this machine."""
+    restarts: int = 2
+    """Times that a run which failed is started again from its checkpoint."""
+    out: str = "runs"
+    """Where the run folders go, and what the runs print, in logs/."""
+
+    def __post_init__(self):
+        check_ranges(self, jobs_per_gpu=(1, None), restarts=(0, None))
+        check_most(self, MOST_ENVS, "jobs_per_gpu")
+
+
 S = TypeVar("S", bound=PlannerSettings)
 
 
@@ -338,6 +363,17 @@ def parse(schema: type[T], args: Sequence[str], default: T | None = None, prog: 
         if not stop.code:
             raise
         raise UserError(_one_line(stderr.getvalue())) from stop
+
+
+def parse_some(schema: type[T], args: Sequence[str], prog: str) -> tuple[T, list[str]]:
+    """`parse`, and the arguments that `schema` does not know."""
+    known = {_flag(field.name) for field in dataclasses.fields(schema)} | {"-h", "--help"}
+    own, rest, taking = [], [], False
+    for arg in args:
+        if arg.startswith("-"):
+            taking = arg.partition("=")[0] in known
+        (own if taking else rest).append(arg)
+    return parse(schema, own, prog=prog), rest
 
 
 def option(args: Sequence[str], name: str) -> str | None:

@@ -275,3 +275,75 @@ def _with_interval(row, name, sign=""):
 def _short(value):
     """Three digits or more."""
     return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+
+
+class SweepProgress:
+    """Context manager that shows where the runs of a sweep stand: a live table, or lines where there is no terminal."""
+
+    def __init__(self, entries: Sequence, *, console=None, clock=time.monotonic):
+        self._entries, self._console, self._clock = entries, console or Console(), clock
+        self._said, self._last_line = {}, clock()
+        terminal = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._live = (
+            Live(console=self._console, get_renderable=self.table, refresh_per_second=2) if terminal else None
+        )
+
+    def __enter__(self):
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error):
+        if self._live:
+            self._live.stop()
+        else:
+            self._console.print(self.table())
+
+    def update(self) -> None:
+        """Say what has changed, where there is no table that does."""
+        if self._live:
+            return
+        due = self._clock() - self._last_line >= LINE_EVERY_S
+        self._last_line = self._clock() if due else self._last_line
+        for entry in self._entries:
+            said = (entry.state, entry.starts)
+            if said != self._said.get(entry.run.name) or (due and entry.state == "running"):
+                self._said[entry.run.name] = said
+                name, state, steps, rate, trained, evaluated, left = _sweep_row(entry)
+                returns = f"train {trained}  eval {evaluated}"
+                self.line(f"{name}: {state}  {steps} env steps  {rate} env steps/s  {returns}  ETA {left}")
+
+    def table(self) -> Table:
+        """A row a run."""
+        table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+        for i, name in enumerate(SWEEP_COLUMNS):
+            table.add_column(name, justify="left" if i < 2 else "right", overflow="fold", no_wrap=i > 1)
+        for entry in self._entries:
+            table.add_row(*map(Text, _sweep_row(entry)))
+        return table
+
+    def line(self, text: str) -> None:
+        """Print a line above the table."""
+        self._console.print(Text(text), soft_wrap=True)
+
+
+SWEEP_COLUMNS = ("run", "state", "env steps", "env\nsteps/s", "train\nreturn", "eval\nreturn", "ETA")
+
+
+def _sweep_row(entry):
+    standing, total = entry.standing, entry.run.config.env_steps
+    running = entry.state == "running"
+    state = f"running, {entry.job.where}" if running else entry.state
+    state += f", start {entry.starts}" if entry.starts > 1 and entry.state != "complete" else ""
+    state += f": {entry.reason}" if entry.reason and entry.state in ("waiting", "failed") else ""
+    rate = standing.env_steps_per_s if running else None
+    left = duration((total - standing.env_steps) / rate) if rate else "-"
+    return (
+        entry.run.name,
+        state,
+        f"{standing.env_steps:,}/{total:,}",
+        _rate(rate) if rate else "-",
+        _return(standing.train_return),
+        _return(standing.eval_return),
+        left,
+    )
