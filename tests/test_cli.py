@@ -27,6 +27,7 @@ from dreamer_mpc.config import (
 )
 from dreamer_mpc.planners import PLANNERS
 from dreamer_mpc.train import default_run_dir
+from scripts import export_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 # Episodes of 100 agent steps, two updates a round: the whole loop in seconds.
@@ -193,6 +194,36 @@ def test_a_resumed_agent_has_the_saved_weights(trained):
     agent = load_agent(payload, config, payload["action_dim"], torch.device("cpu"))
     saved = payload["agent"]["model"]
     assert all(torch.equal(value, saved[name]) for name, value in agent.model.state_dict().items())
+
+
+def test_exported_weights_are_evaluated_and_not_resumed(trained, tmp_path, capsys):
+    from dreamer_mpc.make import load_agent
+
+    path = export_weights.main([str(trained[0]), str(tmp_path / "small")])
+    full, small = load_checkpoint(trained[0]), load_checkpoint(tmp_path / "small")
+    assert path.stat().st_size < find_checkpoint(trained[0]).stat().st_size / 5
+    assert small["counters"] == full["counters"] and small["config"]["run_dir"] is None
+    config = config_from_dict(small["config"], "checkpoint")
+    agents = [load_agent(payload, config, payload["action_dim"], torch.device("cpu")) for payload in (full, small)]
+    state = torch.randn(50, agents[0].model.world_model.rssm.state_dim)
+    means = [agent.model.policy(state).mean for agent in agents]
+    assert means[1].dtype == torch.float32
+    torch.testing.assert_close(*means, rtol=0.0, atol=0.02 * means[0].abs().max().item())
+    args = ["--planner", "policy", "--episodes", "1", "--num-envs", "1", "--out", str(tmp_path / "out")]
+    assert run.main(["eval", "--checkpoint", str(tmp_path / "small"), *args]) == 0
+    assert run.main(["--resume", str(tmp_path / "small")]) == 2
+    assert "is no run folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folder", sorted((ROOT / "pretrained").iterdir()), ids=lambda folder: folder.name)
+def test_pretrained_weights_are_whole_and_fit(folder):
+    from dreamer_mpc.make import load_agent
+
+    payload = load_checkpoint(folder)
+    config = config_from_dict(payload["config"], "checkpoint")
+    agent = load_agent(payload, config, payload["action_dim"], torch.device("cpu"))
+    assert all(value.isfinite().all() for value in agent.model.state_dict().values())
+    assert config.env == folder.name and payload["counters"]["env_steps"] == 1_000_000
 
 
 def test_the_default_preset_is_the_schema_s_defaults():

@@ -1,0 +1,38 @@
+"""Write the networks alone of a checkpoint, in bf16: what `pretrained/` holds, a sixth of a checkpoint's size.
+
+    python -m scripts.export_weights RUN pretrained/cheetah-run
+
+RUN is a checkpoint file or a run folder. What is written can be evaluated and compared, not resumed.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dreamer_mpc.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
+
+
+def weights_of(payload: dict[str, Any]) -> dict[str, Any]:
+    """What evaluation needs of a checkpoint, floating-point numbers in bf16."""
+    model = {name: x.bfloat16() if x.is_floating_point() else x for name, x in payload["agent"]["model"].items()}
+    config = {**payload["config"], "run_dir": None, "resume": None, "profile": False, "logger": "none"}
+    kept = {name: payload[name] for name in ("counters", "action_dim")}
+    return {**kept, "config": config, "agent": {"model": model}}
+
+
+def main(argv: Sequence[str] | None = None) -> Path:
+    """Read, write, print the file's name and size."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("folder", type=Path)
+    args = parser.parse_args(argv)
+    payload = weights_of(load_checkpoint(args.checkpoint))
+    path = checkpoint_path(args.folder, payload["counters"]["env_steps"])
+    save_checkpoint(path, payload)
+    print(f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB")
+    return path
+
+
+if __name__ == "__main__":
+    main()
