@@ -105,19 +105,26 @@ def contestants(config: CompareConfig, subjects: list[Subject]) -> tuple[dict[st
 
 
 def swept(config: CompareConfig, sweep: str) -> dict[str, Planner]:
-    """label -> planner for each value of `planner.setting=value,value`; UserError where it is something else."""
-    key, _, values = sweep.partition("=")
-    name, _, setting = key.strip().partition(".")
-    texts = [value.strip() for value in values.split(",") if value.strip()]
-    if not setting or not texts:
-        raise UserError(f"--sweep {sweep!r} is not planner.setting=value,value: e.g. dream-mpc.iterations=1,2,5,10")
-    planner, setting = planner_from(config, name), setting.replace("-", "_")
-    planners = {}
-    for text in texts:
-        changed = with_setting(planner, name, setting, text)
-        value = getattr(changed, setting)
-        words = f"{value:.12g}" if isinstance(value, float) else str(value)
-        planners[f"{name} {setting}={words}"] = changed
+    """label -> planner for each value of `planner.setting=value,value`; UserError where it is something else.
+
+    Settings joined by colons, as in `planner.setting=value,value:setting=value`, are varied together: all their pairs.
+    """
+    name, _, rest = sweep.strip().partition(".")
+    planners: dict[str, Planner] = {}
+    for part in rest.split(":"):
+        setting, _, values = part.partition("=")
+        setting = setting.strip().replace("-", "_")
+        texts = [value.strip() for value in values.split(",") if value.strip()]
+        if not setting or not texts:
+            raise UserError(f"--sweep {sweep!r} is not planner.setting=value,value: e.g. dream-mpc.iterations=1,2,5,10")
+        varied = {}
+        for label, planner in (planners or {name: planner_from(config, name)}).items():
+            for text in texts:
+                changed = with_setting(planner, name, setting, text)
+                value = getattr(changed, setting)
+                words = f"{value:.12g}" if isinstance(value, float) else str(value)
+                varied[f"{label} {setting}={words}"] = changed
+        planners = varied
     return planners
 
 

@@ -593,6 +593,14 @@ def test_two_sweeps_and_planners_stand_beside_each_other(trained, tmp_path):
     assert returns(tmp_path, "dream-mpc") != returns(tmp_path, "dream-mpc iterations=2")
 
 
+def test_settings_joined_by_colons_are_varied_together(trained, tmp_path):
+    done(compare(trained, tmp_path, "--sweep", "dream-mpc.uncertainty=0,1:penalty-gradient=false", "--episodes", 1))
+    names = [f"dream-mpc uncertainty={value} penalty_gradient=False" for value in (0, 1)]
+    assert labels(tmp_path) == ["policy", *names]
+    recorded = [json.loads((tmp_path / "compare.json").read_text())["planners"][name] for name in names]
+    assert [(plan["uncertainty"], plan["penalty_gradient"]) for plan in recorded] == [(0.0, False), (1.0, False)]
+
+
 def test_all_planners_may_stand_beside_a_sweep(trained, tmp_path):
     done(compare(trained, tmp_path, "--sweep", "cem.horizon=2", "--planners", "all", "--episodes", 1))
     assert labels(tmp_path) == [*EVALUATIONS, "cem horizon=2"]
@@ -649,6 +657,7 @@ ERRORS = {
     "a swept value that refers to another": (["--sweep", "cem.horizon=${x}"], "cem.horizon=${x}"),
     "two options of one name": (["--sweep", "cem.horizon=2", "--sweep", "cem.horizon=3"], "--sweep is given twice"),
     "a sweep without values": (["--sweep", "cem.horizon="], "'cem.horizon=' is not planner.setting=value,value"),
+    "a sweep that ends in a colon": (["--sweep", "cem.horizon=2:"], "'cem.horizon=2:' is not planner.setting=value"),
     "a sweep without a setting": (["--sweep", "cem=3"], "'cem=3' is not planner.setting=value,value"),
     "a sweep without an equals sign": (["--sweep", "cem.horizon"], "'cem.horizon' is not planner.setting=value"),
     "no episodes": (["--episodes", "0"], "--episodes must be at least 1, got 0"),
