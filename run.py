@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""dreamer-mpc on the command line: python run.py [train|eval|compare|sweep|doctor] [options]; train is the default."""
+"""dreamer-mpc on the command line: python run.py [train|eval|compare|sweep|plot|doctor] [options]; default: train."""
 
 import contextlib
 import dataclasses
@@ -13,9 +13,10 @@ USAGE = """usage: python run.py [train] --env cheetah-run --planner dream-mpc   
        python run.py eval --checkpoint RUN --planner dream-mpc,policy    evaluate a checkpoint under planners
        python run.py compare --checkpoint RUN [RUN ...] --planners all   all planners: table, CSV, picture
        python run.py sweep --envs cheetah-run,walker-run --seeds 0,1     many runs at once, a process each
+       python run.py plot runs/sweep --runs runs/sweep                   draw learning curves beside the paper's
        python run.py doctor                                              can this machine run it?
 
-`eval --help`, `compare --help` and `sweep --help` list the settings of those; those of train follow.
+`eval --help`, `compare --help`, `sweep --help` and `plot --help` list the settings of those; those of train follow.
 """
 
 
@@ -209,7 +210,25 @@ def sweep_runs(args: Sequence[str]) -> int:
     for entry in sweep.failed:
         print(f"failed: {entry.run.name} ({entry.reason}); what it printed: {sweep.log(entry)}", file=sys.stderr)
     print(f"{plural(len(runs) - len(sweep.failed), 'run')} of {len(runs)} complete in {config.out}")
+    print(f"curves: python run.py plot {config.out} --runs {config.out}")
     return 1 if sweep.failed else 0
+
+
+def plot_folder(args: Sequence[str]) -> int:
+    """Draw the figures of a folder from its CSV files, gathered from runs first where some are given."""
+    from rich.console import Console
+
+    from dreamer_mpc import config as settings
+    from dreamer_mpc.curves import read_curves
+    from dreamer_mpc.plot import final_table, plot
+
+    config = settings.parse(settings.PlotConfig, args, prog="run.py plot")
+    written = plot(Path(config.folder), config.runs, config.until)
+    if config.runs:
+        Console(width=None if sys.stdout.isatty() else 120).print(final_table(read_curves(written[0])))
+    for path in written:
+        print(f"wrote {path}")
+    return 0
 
 
 def doctor(args: Sequence[str]) -> int:
@@ -243,6 +262,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "eval": evaluate_checkpoint,
     "compare": compare_checkpoints,
     "sweep": sweep_runs,
+    "plot": plot_folder,
     "doctor": doctor,
 }
 

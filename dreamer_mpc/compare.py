@@ -28,10 +28,10 @@ from dreamer_mpc.errors import UserError
 from dreamer_mpc.evaluate import Evaluation, evaluate
 from dreamer_mpc.make import load_agent, make_envs, side_by_side_envs
 from dreamer_mpc.planners import Planner
-from dreamer_mpc.progress import ComparisonProgress, plural
+from dreamer_mpc.plot import COMPARE, draw_comparison
+from dreamer_mpc.progress import ComparisonProgress
 from dreamer_mpc.record import Record, to_csv
 from dreamer_mpc.statistics import bootstrap_interval, iqm, mean, median, probability_of_improvement
-from dreamer_mpc.video import comparison_picture
 from dreamer_mpc.visualize import write_visuals
 
 BASELINE = "policy"
@@ -223,9 +223,8 @@ class Comparison:
         """Write compare.csv and compare.png of these planners; the table's rows."""
         config, record = self.config, self.record
         rows = summarise(record, self.planners, self.checkpoints, config.episodes)
-        record.write("compare.csv", to_csv(rows))
-        counts = f"{plural(len(self.checkpoints), 'checkpoint')}, {plural(config.episodes, 'episode')} each"
-        comparison_picture(record.folder / "compare.png", rows, f"{self.trained.env}: {counts}")
+        record.write(COMPARE, to_csv(rows))
+        draw_comparison(record.folder)
         return rows
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 import yaml
@@ -237,6 +237,25 @@ class SweepConfig:
     def __post_init__(self):
         check_ranges(self, jobs_per_gpu=(1, None), restarts=(0, None))
         check_most(self, MOST_ENVS, "jobs_per_gpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlotConfig:
+    """Draw curves.csv and compare.csv of a folder, and of all folders below it, as pictures beside them.
+
+    With --runs, gather the evaluations of those runs first, into curves.csv and final.csv of the folder.
+    """
+
+    folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
+    """Where the CSV files are, and the pictures go."""
+    runs: tuple[str, ...] = ()
+    """Runs to gather: run folders, or folders of some; LABEL=FOLDER calls the method of those LABEL."""
+    until: int | None = None
+    """Env steps past which evaluations of --runs are left out; None is none."""
+
+    def __post_init__(self):
+        if self.until is not None:
+            check_ranges(self, until=(1, None))
 
 
 S = TypeVar("S", bound=PlannerSettings)

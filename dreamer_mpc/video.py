@@ -1,10 +1,11 @@
-"""Videos and pictures from numpy arrays: MP4 files, clips beside each other, a planning decision, curves."""
+"""Videos and pictures from numpy arrays: MP4 files, clips beside each other, a planning decision."""
 
 from pathlib import Path
 from typing import SupportsFloat
 
 import numpy as np
 
+from dreamer_mpc.charts import new_figure
 from dreamer_mpc.errors import UserError
 from dreamer_mpc.run_folder import atomic_path
 
@@ -13,7 +14,6 @@ BACKGROUND = (18, 18, 22)
 TEXT = (235, 235, 235)
 MAX_FRAMES = 8  # of a plan
 MAX_PLOTS = 12  # of action dimensions
-MAX_NAMED = 10  # points that are named in a picture; more are numbered
 BEFORE, AFTER = "#8a8f98", "#0b6bcb"
 
 
@@ -97,7 +97,7 @@ def decision_picture(
     )
     if before.shape != after.shape or actions_before.shape != actions_after.shape:
         raise ValueError("the plans before and after must have the same shape")
-    figure = _figure(16, 9)
+    figure = new_figure(16, 9)
     figure.text(0.02, 0.955, title, fontsize=19, weight="bold", va="center")
     shown = np.unique(np.linspace(0, len(before) - 1, min(MAX_FRAMES, len(before))).round().astype(int))
     change, gain = _amplified_change(before, after)
@@ -121,111 +121,6 @@ def decision_picture(
     _plot_actions(figure, actions_before, actions_after)
     with atomic_path(path) as temporary:
         figure.savefig(temporary)
-
-
-def learning_curve_picture(
-    path: str | Path,
-    curves: dict[str, tuple],
-    *,
-    title: str,
-    xlabel: str = "env steps",
-    ylabel: str = "return",
-    bands: dict[str, tuple] | None = None,
-) -> None:
-    """Write a PNG, 1200x750, of curves name -> (x, y); `bands` name -> (low, high) on the x of that curve."""
-    from matplotlib.ticker import EngFormatter
-
-    bands = bands or {}
-    unknown = bands.keys() - curves.keys()
-    if unknown:
-        raise ValueError(f"bands without a curve: {sorted(unknown)}")
-    figure = _figure(8, 5, dpi=150)
-    axes = figure.add_subplot()
-    for number, (name, (x, y)) in enumerate(curves.items()):
-        axes.plot(x, y, label=name, linewidth=2, color=f"C{number}")
-        if name in bands:
-            axes.fill_between(x, *bands[name], color=f"C{number}", alpha=0.18, linewidth=0)
-    axes.set_title(title, loc="left", weight="bold")
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.margins(x=0.01)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    if curves:
-        axes.legend(frameon=False)
-    figure.set_layout_engine("tight")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary)
-
-
-def comparison_picture(path: str | Path, rows: list[dict], title: str) -> None:
-    """Write a PNG of planners, keys as in compare.csv: returns as bars with intervals, and against model evaluations.
-
-    A planner without model evaluations, the bare policy, has no place on the log axis: it is a line with a band.
-    """
-    figure = _figure(15, max(4.2, 1.8 + 0.36 * len(rows)))
-    bars, cost = figure.subplots(1, 2, width_ratios=[1.25, 1])
-    names = list(dict.fromkeys(row["planner"].split()[0] for row in rows))  # values of a sweep share a colour
-    numbered = len(rows) > MAX_NAMED
-    for place, row in enumerate(rows):
-        color = f"C{names.index(row['planner'].split()[0])}"
-        value, low, high = (row[key] for key in ("return", "return_low", "return_high"))
-        bars.barh(place, value, color=color, alpha=0.75)
-        bars.plot([low, high], [place, place], color="black", linewidth=1.6, solid_capstyle="butt")
-        if row["model_evaluations"]:
-            x = _beside(row["model_evaluations"], [r["model_evaluations"] for r in rows], place)
-            cost.errorbar(x, value, [[value - low], [high - value]], fmt="o", color=color, capsize=3)
-            words = str(place + 1) if numbered else row["planner"]
-            left = x < row["model_evaluations"]  # of points that stand beside each other
-            cost.annotate(words, (x, value), (-6 if left else 6, 4), textcoords="offset points", fontsize=9,
-                          color=color, ha="right" if left else "left")  # fmt: skip
-        else:
-            cost.axhline(value, color=color)
-            cost.axhspan(low, high, color=color, alpha=0.15, linewidth=0)
-            cost.annotate(row["planner"], (0.99, value), (0, 4), cost.get_yaxis_transform(), "offset points",
-                          fontsize=9, color=color, ha="right")  # fmt: skip
-    labels = [f"{row['planner']}  {place + 1}" if numbered else row["planner"] for place, row in enumerate(rows)]
-    bars.set_yticks(range(len(rows)), labels)
-    bars.invert_yaxis()
-    bars.margins(y=0.01)
-    bars.set(xlabel="return (mean, 95 % interval)")
-    bars.axvline(0, color="black", linewidth=0.8)
-    cost.set(xscale="log", xlabel="model evaluations per action", ylabel="return")
-    cost.margins(x=0.2)
-    _plain_log_ticks(cost.xaxis)
-    for axes in (bars, cost):
-        axes.grid(alpha=0.25, axis="x" if axes is bars else "both")
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title, x=0.01, ha="left", weight="bold")
-    figure.set_layout_engine("tight")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary)
-
-
-def _beside(x, others, place):
-    """`x`, moved by a twelfth at most, so that points at the same `x` stand beside each other."""
-    same = [number for number, other in enumerate(others) if other == x]
-    return x * 1.08 ** (2 * same.index(place) / (len(same) - 1) - 1) if len(same) > 1 else x
-
-
-def _plain_log_ticks(axis):
-    """1, 2, 5, 10, ... written out where there is room, else powers of ten."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def _figure(width, height, dpi=100):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    # Not pyplot: it keeps figures in a global table and may want a display.
-    figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def _amplified_change(before, after):

@@ -130,7 +130,7 @@ def six(trained, tmp_path_factory):
 def pictures(monkeypatch):
     """Titles and rows of the pictures; drawing takes longer than a comparison. Only `six` and commands draw."""
     seen = []
-    monkeypatch.setattr(dreamer_mpc.compare, "comparison_picture", lambda path, rows, title: seen.append((rows, title)))
+    monkeypatch.setattr(dreamer_mpc.plot, "comparison_picture", lambda path, rows, title: seen.append((rows, title)))
     return seen
 
 

@@ -3,7 +3,8 @@ import os
 import numpy as np
 import pytest
 
-from dreamer_mpc.video import comparison_picture, decision_picture, learning_curve_picture, side_by_side, write_mp4
+from dreamer_mpc.charts import comparison_picture
+from dreamer_mpc.video import decision_picture, side_by_side, write_mp4
 
 
 def clip(length=5, height=64, width=64, seed=0):
@@ -147,14 +148,6 @@ def test_the_decision_picture_refuses_plans_that_differ_in_shape(tmp_path):
     actions = np.zeros((5, 2))
     with pytest.raises(ValueError, match="same shape"):
         decision_picture(tmp_path / "a.png", clip(5), clip(4), 0, 0, actions, actions, clip(1)[0], "")
-
-
-def test_the_learning_curve_is_written_and_needs_a_curve_for_each_band(tmp_path):
-    x = np.arange(5) * 1000
-    learning_curve_picture(tmp_path / "a.png", {"a": (x, x)}, title="t", bands={"a": (x - 1, x + 1)})
-    assert read_png(tmp_path / "a.png").shape == (750, 1200, 3)
-    with pytest.raises(ValueError, match="without a curve"):
-        learning_curve_picture(tmp_path / "b.png", {"a": (x, x)}, title="t", bands={"b": (x, x)})
 
 
 def result(planner, value, evaluations, spread=10.0):
