@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from multiprocessing.util import Finalize
 from typing import Any
 
 import gymnasium
@@ -21,13 +22,14 @@ from envs.errors import EnvError
 MAX_DEATHS = 5  # of one row's processes, within a minute or without a step between them
 MINUTE = 60.0
 POLL_SECONDS = 1.0
+SILENT_SECONDS = 300.0  # awaited for one answer; then a worker that hangs is taken for dead
 CLOSE_SECONDS = 5.0
 STOPS = {signal.SIGINT, signal.SIGTERM}  # sent to a whole group; the parent ends its workers
 SPAWN = multiprocessing.get_context("spawn")  # a forked copy of a process that uses CUDA or OpenGL would not work
 
 
 class WorkerDied(Exception):
-    """A worker ended without an answer; says how."""
+    """A worker gives no answer any more: it has ended, or hangs."""
 
 
 class Worker:
@@ -45,7 +47,7 @@ class Worker:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
         self._spaces: tuple[gymnasium.Space, gymnasium.Space] | None = None
-        self.has_stepped = False
+        self.has_stepped, self._hangs = False, False
 
     @property
     def spaces(self) -> tuple[gymnasium.Space, gymnasium.Space]:
@@ -69,9 +71,12 @@ class Worker:
     def bury(self) -> str:
         """End the process if it has not, and say how it ended."""
         self._pipe.close()
-        self.process.join(POLL_SECONDS)
+        if not self._hangs:
+            self.process.join(POLL_SECONDS)
         self.process.kill()
         self.process.join()
+        if self._hangs:
+            return f"no answer in {SILENT_SECONDS:.0f} s"
         code = self.process.exitcode
         if code >= 0:
             return f"exit status {code}"
@@ -80,8 +85,11 @@ class Worker:
 
     def _read(self) -> Any:
         # The end of its process closes the pipe, unless a child of its own holds it open: hence the polls.
+        polls = 0  # counted, because a clock would also count the time that a whole job is suspended
         while not self._pipe.poll(POLL_SECONDS):
-            if not self.process.is_alive() and not self._pipe.poll():
+            polls += 1
+            self._hangs = polls * POLL_SECONDS >= SILENT_SECONDS
+            if self._hangs or (not self.process.is_alive() and not self._pipe.poll()):
                 raise WorkerDied
         try:
             kind, answer = self._pipe.recv()
@@ -97,10 +105,10 @@ class Worker:
 class WorkerVectorEnv(VectorEnv):
     """`num_envs` environments of one factory, in a spawned process each; rows are reset by mask, never by themselves.
 
-    A process that dies (out of memory, a crash of the simulator) is replaced. If that happens in or before a step, the
-    row's answer is: image and reward zero, truncated, `info["env_steps"]` 0, `info["lost"]` true and `info["death"]`
-    how it ended; reset it next. In or before a reset nothing is lost: the new one makes it, with the same seed.
-    `EnvError` if it goes on dying, or dies at the set-up. An environment's own error is raised here.
+    A process that dies (out of memory, a crash of the simulator) or hangs is replaced. If that happens in or before a
+    step, the row's answer is: image and reward zero, truncated, `info["env_steps"]` 0, `info["lost"]` true and
+    `info["death"]` how it ended; reset it next. In or before a reset nothing is lost: the new one makes it, with the
+    same seed. `EnvError` if it goes on dying, or dies at the set-up. An environment's own error is raised here.
     """
 
     def __init__(self, name: str, factory: Callable[[], gymnasium.Env], num_envs: int) -> None:
@@ -110,6 +118,8 @@ class WorkerVectorEnv(VectorEnv):
         self._deaths: list[list[float]] = [[] for _ in range(num_envs)]  # of each row, in seconds
         self._pending: str | None = None  # the call whose answers are not all read
         self._workers: list[Worker] = []
+        # At a program's end multiprocessing asks them with SIGTERM, which they ignore, and waits for ever.
+        Finalize(self, _kill_all, args=(self._workers,), exitpriority=0)
         try:
             self._set_up()
         except BaseException:
@@ -177,10 +187,7 @@ class WorkerVectorEnv(VectorEnv):
             deadline = time.monotonic() + CLOSE_SECONDS
             for process in self.processes:
                 process.join(max(0.0, deadline - time.monotonic()))
-        for process in self.processes:
-            process.kill()
-        for process in self.processes:
-            process.join()
+        _kill_all(self._workers)
 
     def _begin(self, call: str) -> None:
         if self._pending is not None:
@@ -232,6 +239,13 @@ class WorkerVectorEnv(VectorEnv):
             f"{self._name}: the process of environment {row} (of {self.num_envs}) {what}: "
             "if memory ran out, lower --num-envs; else try the environment alone, with --num-envs 1"
         )
+
+
+def _kill_all(workers: list[Worker]) -> None:
+    for worker in workers:
+        worker.process.kill()
+    for worker in workers:
+        worker.process.join()
 
 
 def _serve(factory: Callable[[], gymnasium.Env], pipe: Connection) -> None:

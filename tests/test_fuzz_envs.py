@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from envs import EnvError, make_vector_env, reset_rows
+from envs import EnvError, make_vector_env, reset_rows, workers
 from tests.faulty_env import LENGTH, SHAPE, Fault, injected
 from tests.test_cli import TINY
 
@@ -366,6 +366,7 @@ def test_workers_killed_at_random_moments_cost_their_own_episodes_alone(undistur
         if done.any():
             reset_rows(envs, done, [100 + row for row in range(ROWS)])
     killer.join()
+    lost += envs.step(np.zeros((ROWS, 6), np.float32))[4].get("lost", np.zeros(ROWS)).sum()  # the last kill is found
     for got, expected in zip(rows_of(answers[:12], [0]), rows_of(undisturbed, [0])):
         np.testing.assert_array_equal(got, expected)
     assert len(kills) == RANDOM_KILLS
@@ -432,6 +433,43 @@ def test_a_dead_worker_is_found_though_its_child_holds_the_pipe(tmp_path, monkey
     assert infos["death"][0] == "exit status 3"
     assert time.monotonic() - start < 10
     envs.close()
+
+
+def test_a_worker_that_hangs_is_replaced(folder, monkeypatch):
+    with injected(Fault("step", "sleep", 600, after=1, row=1), folder):
+        envs = make_vector_env(FAULTY, 2, workers=True, action_repeat=1)
+        envs.reset(seed=[0, 1])
+        first = envs.processes[1].pid
+        with monkeypatch.context() as patch:
+            patch.setattr(workers, "SILENT_SECONDS", 2.0)
+            answers = [envs.step(np.zeros((2, 2), np.float32)) for _ in range(2)]
+        assert "lost" not in answers[0][4]
+        assert answers[1][4]["lost"].tolist() == answers[1][3].tolist() == [False, True]
+        assert answers[1][4]["death"][1] == "no answer in 2 s"
+        assert not psutil.pid_exists(first)
+        reset_rows(envs, answers[1][3], [2, 3])  # another seed, without the fault
+        assert "lost" not in envs.step(np.zeros((2, 2), np.float32))[4]
+        envs.close()
+    assert_no_zombies()
+
+
+UNCLOSED = """
+import signal, sys, psutil
+from envs import make_vector_env
+if __name__ == "__main__":
+    envs = make_vector_env("tests.faulty_env:make", 2, workers=True)
+    print(*[process.pid for process in envs.processes], flush=True)
+    keep = [envs]  # until the interpreter's end
+"""
+
+
+def test_a_program_ends_though_it_closed_nothing(tmp_path):
+    script = tmp_path / "unclosed.py"
+    script.write_text(UNCLOSED)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stderr == ""
+    assert not any(psutil.pid_exists(int(pid)) for pid in done.stdout.split())
 
 
 ORPHANS = """
