@@ -150,6 +150,11 @@ class Config(PlannerSettings):
         if self.camera is not None:
             check_ranges(self, camera=(-1, None))
 
+    @property
+    def trained_by(self) -> PlannerName:
+        """The planner that chooses actions in training."""
+        return self.train_planner or self.planner
+
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeSettings(PlannerSettings):
@@ -453,14 +458,14 @@ def agent_of(config: Config) -> Literal["dreamer", "planet"]:
     """What `config` trains: with `agent: auto`, an actor and a critic where a planner needs one of them."""
     if config.agent != "auto":
         return config.agent
-    names = [config.planner, config.train_planner or config.planner]
+    names = [config.planner, config.trained_by]
     return "dreamer" if any(planner_from(config, name).requires for name in names) else "planet"
 
 
 def resolve(config: Config) -> Config:
     """`config` with its agent decided; UserError where a planner needs what the agent does not have."""
     decided = dataclasses.replace(config, agent=agent_of(config))
-    for name in (decided.planner, decided.train_planner or decided.planner):
+    for name in (decided.planner, decided.trained_by):
         check_runs(name, planner_from(decided, name), decided, "this run trains")
     return decided
 

@@ -42,11 +42,10 @@ class Curve:
 
 def method_of(config: Config) -> str:
     """The method's name: the planner's, but `dreamer` for the bare policy and `planet` for CEM without an actor."""
-    trained_by = config.train_planner or config.planner
     name = METHODS.get(config.planner, config.planner)
     if config.planner == "cem" and config.agent == "dreamer":
         name = "cem"
-    return name if trained_by == config.planner else f"{name}, trained with {trained_by}"
+    return name if config.trained_by == config.planner else f"{name}, trained with {config.trained_by}"
 
 
 def gather(specs: Sequence[str], until: int | None = None) -> list[Curve]:

@@ -19,7 +19,17 @@ WINDOW_S = 60.0
 LINE_EVERY_S = 30.0
 
 
-class Progress:
+class _Lines:
+    """What prints lines above a bar or table that is live."""
+
+    _console: Console
+
+    def line(self, text: str) -> None:
+        """Print a line above what is live."""
+        self._console.print(Text(text), soft_wrap=True)
+
+
+class Progress(_Lines):
     """Context manager that shows how far a run is. Rates are of the last minute, or the last tenth."""
 
     def __init__(self, total_env_steps: int, start_env_steps: int = 0, *, console=None, clock=time.monotonic):
@@ -66,10 +76,6 @@ class Progress:
         self._remember(now)
         if not self._live and (eval_return is not None or now - self._last_line >= LINE_EVERY_S):
             self._plain_line()
-
-    def line(self, text: str) -> None:
-        """Print a line above the bar."""
-        self._console.print(Text(text), soft_wrap=True)
 
     def rates(self) -> tuple[float, float]:
         """Env steps per second and updates per second, over the sliding window."""
@@ -187,7 +193,7 @@ def _return(value):
     return "-" if value is None else f"{float(value):.1f}"
 
 
-class ComparisonProgress:
+class ComparisonProgress(_Lines):
     """Context manager that shows how many of a comparison's episodes are played, and where the current ones are."""
 
     def __init__(self, episodes: int, done: int = 0, *, console=None, clock=time.monotonic):
@@ -234,10 +240,6 @@ class ComparisonProgress:
         mean = sum(map(float, returns)) / len(lengths)
         self.line(f"{self._label}: mean return {mean:.1f} in {duration(self._clock() - self._started)}")
 
-    def line(self, text: str) -> None:
-        """Print a line above the bar."""
-        self._console.print(Text(text), soft_wrap=True)
-
 
 def comparison_table(rows: list[dict]) -> Table:
     """The table that `compare` prints, a row a planner; keys as in compare.csv."""
@@ -277,7 +279,7 @@ def _short(value):
     return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
 
 
-class SweepProgress:
+class SweepProgress(_Lines):
     """Context manager that shows where the runs of a sweep stand: a live table, or lines where there is no terminal."""
 
     def __init__(self, entries: Sequence, *, console=None, clock=time.monotonic):
@@ -321,10 +323,6 @@ class SweepProgress:
         for entry in self._entries:
             table.add_row(*map(Text, _sweep_row(entry)))
         return table
-
-    def line(self, text: str) -> None:
-        """Print a line above the table."""
-        self._console.print(Text(text), soft_wrap=True)
 
 
 SWEEP_COLUMNS = ("run", "state", "env steps", "env\nsteps/s", "train\nreturn", "eval\nreturn", "ETA")

@@ -38,7 +38,7 @@ NOTHING_SAVED = "stopped before the first step: there was nothing to save"
 
 def default_run_dir(config: Config) -> str:
     """runs/<env>-<planner>-seed<seed>, the training's planner in it where that is another."""
-    other = f"-trained-by-{config.train_planner}" if config.train_planner not in (None, config.planner) else ""
+    other = f"-trained-by-{config.trained_by}" if config.trained_by != config.planner else ""
     return f"runs/{config.env.replace(':', '.')}-{config.planner}{other}-seed{config.seed}"
 
 
@@ -64,7 +64,7 @@ class Trainer:
         self.device = choose_device(config.device)
         seed_everything(config.seed)
         self.planner = planner_from(config, config.planner)
-        self.train_planner = planner_from(config, config.train_planner or config.planner)
+        self.train_planner = planner_from(config, config.trained_by)
         self.counters = Counters(**payload["counters"]) if payload else Counters()
         self.state = TrainingState.from_state_dict(payload["training"], self.device) if payload else TrainingState()
         self._config_dict = to_dict(config)
@@ -118,7 +118,7 @@ class Trainer:
         self.replay.load_state_dict(payload["replay"])
         self._saver.restore(payload)
         saved = trained_config(payload, "the checkpoint")
-        same_planner = planner_from(saved, saved.train_planner or saved.planner) == self.train_planner
+        same_planner = planner_from(saved, saved.trained_by) == self.train_planner
         broken = self.collector.load_state_dict(payload["collector"], with_memory=same_planner)
         if broken:
             self._notes.append(
