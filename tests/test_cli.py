@@ -283,7 +283,7 @@ TRAIN_ERRORS = {
         "does not fit RAM",
     ),
     "custom env that is not there": (["--env", "nowhere:make"], "cannot import nowhere"),
-    "unknown command": (["trian"], "unknown command 'trian': known are train, eval, compare, sweep, doctor"),
+    "unknown command": (["trian"], "unknown command 'trian': known are train, eval, compare, sweep, plot, doctor"),
 }
 
 
