@@ -23,6 +23,7 @@ from dreamer_mpc.planners.objective import rollout
 
 def episode_states(agent: Dreamer, envs, steps: int = 200, every: int = 5) -> Float[Tensor, "B S"]:
     """Posterior states along one episode under the policy."""
+    torch.manual_seed(0)  # states are samples
     image, _ = envs.reset(seed=[10_000])
     carry, states = agent.initial(1), []
     for t in range(steps):

@@ -11,7 +11,7 @@ from dreamer_mpc.run_folder import atomic_path
 if TYPE_CHECKING:
     from dreamer_mpc.curves import Curve, Published
 
-MAX_NAMED = 10  # points that are named in a picture; more are numbered
+MAX_BARS = 10  # planners that are drawn as bars, and named beside their points
 COLORS = {"dream-mpc": "C0", "dreamer": "C1", "planet": "C2", "sac-ae": "C7"}
 OTHER_COLORS = ("C3", "C4", "C5", "C6", "C8", "C9")
 NAMES = {"dream-mpc": "Dream-MPC", "dreamer": "Dreamer", "planet": "PlaNet", "sac-ae": "SAC+AE"}
@@ -102,47 +102,76 @@ def _over_seeds(curves):
 
 
 def comparison_picture(path: str | Path, rows: list[dict], title: str) -> None:
-    """Write a PNG of planners, keys as in compare.csv: returns as bars with intervals, and against model evaluations.
+    """Write a PNG of planners, keys as in compare.csv, differences None where there are none.
 
-    A planner without model evaluations, the bare policy, has no place on the log axis: it is a line with a band.
+    Few planners: returns as bars, and against model evaluations. Many, as in a sweep, where returns are close to each
+    other: returns, and paired differences to the bare policy, as points. With 95 % intervals all.
     """
     figure = new_figure(15, max(4.2, 1.8 + 0.36 * len(rows)))
-    bars, cost = figure.subplots(1, 2, width_ratios=[1.25, 1])
     names = list(dict.fromkeys(row["planner"].split()[0] for row in rows))  # values of a sweep share a colour
-    numbered = len(rows) > MAX_NAMED
-    for place, row in enumerate(rows):
-        color = f"C{names.index(row['planner'].split()[0])}"
+    colors = [f"C{names.index(row['planner'].split()[0])}" for row in rows]
+    (_draw_planners if len(rows) <= MAX_BARS else _draw_sweep)(figure, rows, colors)
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, x=0.01, ha="left", weight="bold")
+    figure.set_layout_engine("tight")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary)
+
+
+def _draw_planners(figure, rows, colors):
+    """A planner without model evaluations, the bare policy, has no place on the log axis: it is a line with a band."""
+    bars, cost = figure.subplots(1, 2, width_ratios=[1.25, 1])
+    for place, (row, color) in enumerate(zip(rows, colors, strict=True)):
         value, low, high = (row[key] for key in ("return", "return_low", "return_high"))
         bars.barh(place, value, color=color, alpha=0.75)
         bars.plot([low, high], [place, place], color="black", linewidth=1.6, solid_capstyle="butt")
         if row["model_evaluations"]:
             x = _beside(row["model_evaluations"], [r["model_evaluations"] for r in rows], place)
             cost.errorbar(x, value, [[value - low], [high - value]], fmt="o", color=color, capsize=3)
-            words = str(place + 1) if numbered else row["planner"]
             left = x < row["model_evaluations"]  # of points that stand beside each other
-            cost.annotate(words, (x, value), (-6 if left else 6, 4), textcoords="offset points", fontsize=9,
+            cost.annotate(row["planner"], (x, value), (-6 if left else 6, 4), textcoords="offset points", fontsize=9,
                           color=color, ha="right" if left else "left")  # fmt: skip
         else:
             cost.axhline(value, color=color)
             cost.axhspan(low, high, color=color, alpha=0.15, linewidth=0)
             cost.annotate(row["planner"], (0.99, value), (0, 4), cost.get_yaxis_transform(), "offset points",
                           fontsize=9, color=color, ha="right")  # fmt: skip
-    labels = [f"{row['planner']}  {place + 1}" if numbered else row["planner"] for place, row in enumerate(rows)]
-    bars.set_yticks(range(len(rows)), labels)
-    bars.invert_yaxis()
-    bars.margins(y=0.01)
+    _name_rows(bars, [row["planner"] for row in rows])
     bars.set(xlabel="return (mean, 95 % interval)")
     bars.axvline(0, color="black", linewidth=0.8)
+    bars.grid(alpha=0.25, axis="x")
     cost.set(xscale="log", xlabel="model evaluations per action", ylabel="return")
-    cost.margins(x=0.2)
+    cost.grid(alpha=0.25)
+    cost.margins(x=0.3)
     _plain_log_ticks(cost.xaxis)
-    for axes in (bars, cost):
-        axes.grid(alpha=0.25, axis="x" if axes is bars else "both")
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title, x=0.01, ha="left", weight="bold")
-    figure.set_layout_engine("tight")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary)
+
+
+def _draw_sweep(figure, rows, colors):
+    paired = any(row["difference"] is not None for row in rows)
+    panels = [("return", "return (mean, 95 % interval)")]
+    panels += [("difference", "paired difference to the bare policy (mean, 95 % interval)")] if paired else []
+    columns = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (key, label) in zip(columns, panels, strict=True):
+        for place, (row, color) in enumerate(zip(rows, colors, strict=True)):
+            if row[key] is None:  # the policy itself
+                axes.axvline(0, color=color)
+                continue
+            value, low, high = (row[name] for name in (key, f"{key}_low", f"{key}_high"))
+            axes.errorbar(value, place, xerr=[[value - low], [high - value]], fmt="o", color=color, capsize=3)
+            if not row["model_evaluations"]:
+                axes.axvline(value, color=color)
+                axes.axvspan(low, high, color=color, alpha=0.15, linewidth=0)
+        axes.set(xlabel=label)
+        axes.grid(alpha=0.25)
+    labels = [f"{row['planner']}  ({row['model_evaluations']:,.0f})" for row in rows]
+    _name_rows(columns[0], labels)
+    columns[0].set_title("planner (model evaluations per action)", loc="right", x=-0.01, fontsize=9)
+
+
+def _name_rows(axes, labels):
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
 
 
 def _beside(x, others, place):
@@ -159,5 +188,3 @@ def _plain_log_ticks(axis):
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axis.set_minor_formatter(NullFormatter())
-
-

@@ -150,10 +150,18 @@ def test_the_decision_picture_refuses_plans_that_differ_in_shape(tmp_path):
         decision_picture(tmp_path / "a.png", clip(5), clip(4), 0, 0, actions, actions, clip(1)[0], "")
 
 
-def result(planner, value, evaluations, spread=10.0):
+def result(planner, value, evaluations, spread=10.0, difference=None):
     """A row of compare.csv, as far as the picture reads it."""
     values = {"planner": planner, "return": value, "return_low": value - spread, "return_high": value + spread}
-    return values | {"model_evaluations": evaluations}
+    low, high = (None, None) if difference is None else (difference - spread, difference + spread)
+    differences = {"difference": difference, "difference_low": low, "difference_high": high}
+    return values | differences | {"model_evaluations": evaluations}
+
+
+def sweep(count=30, last=5.0, value=10.0):
+    """The policy and `count` settings; the last one's return and difference."""
+    rows = [result(f"dream-mpc step_size={i}", 10.0 + i, 75 * i, difference=float(i)) for i in range(1, count)]
+    return [result("policy", 10.0, 0), *rows, result("dream-mpc step_size=9", value, 75, difference=last)]
 
 
 RESULTS = {
@@ -166,7 +174,8 @@ RESULTS = {
     "negative returns": [result("policy", -812.0, 0), result("cem", -100.0, 160), result("mppi", 30.0, 100)],
     "returns without spread": [result("policy", 0.0, 0, 0.0), result("cem", 0.0, 160, 0.0)],
     "two of one cost": [result("cem", 400.0, 160), result("cem horizon=2", 300.0, 160), result("policy", 1.0, 0)],
-    "a long sweep": [result(f"dream-mpc step_size={i}", float(i), 75 * i) for i in range(1, 31)],
+    "a long sweep": sweep(),
+    "a long sweep without the policy": [result(f"cem horizon={i}", float(i), 75 * i) for i in range(1, 31)],
 }  # fmt: skip
 
 
@@ -192,6 +201,8 @@ def test_the_comparison_s_picture_follows_its_rows(tmp_path):
     for other in [*others, result("mppi", 400.0, 160)]:
         assert (picture(policy, other) != drawn).any()
     assert (picture(policy, cem) == drawn).all()
+    many = picture(*sweep(12))
+    assert (picture(*sweep(12, last=-5.0)) != many).any() and (picture(*sweep(12, value=20.0)) != many).any()
 
 
 def test_a_comparison_leaves_no_warning_and_no_open_figure(tmp_path, recwarn):
