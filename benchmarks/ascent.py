@@ -36,15 +36,18 @@ def episode_states(agent: Dreamer, envs, steps: int = 200, every: int = 5) -> Fl
 
 
 @torch.no_grad()
-def change(agent: Dreamer, planner: DreamMPC, states: Float[Tensor, "B S"]) -> Float[Tensor, "B N"]:
-    """J after the ascent minus J before it, of every candidate."""
-    values = []
+def change(
+    agent: Dreamer, planner: DreamMPC, states: Float[Tensor, "B S"]
+) -> tuple[Float[Tensor, "B N"], Float[Tensor, "B N"]]:
+    """Of every candidate: J after the ascent minus J before it, and how far its first action moved (Euclidean norm)."""
+    values, first = [], []
     for variant in (dataclasses.replace(planner, iterations=0), planner):
         torch.manual_seed(0)
         candidates = variant.plan(agent.model, states).candidates
         noise = [torch.zeros(*candidates.shape[:2], agent.model.world_model.rssm.stoch)] * planner.horizon
         values.append(planner.objective_function()(agent.model, rollout(agent.model, states, candidates, noise)))
-    return values[1] - values[0]
+        first.append(candidates[:, :, 0])
+    return values[1] - values[0], (first[1] - first[0]).norm(dim=-1)
 
 
 def main() -> None:
@@ -57,13 +60,13 @@ def main() -> None:
     envs = make_envs(config, 1, device)
     agent = load_agent(payload, config, envs.single_action_space.shape[0], device)
     states = episode_states(agent, envs)
-    print("latent_noise  iterations  grad_clip   mean dJ  median dJ  share up")
+    print("latent_noise  iterations  grad_clip   mean dJ  median dJ  share up  first action")
     for noise in ("fresh", "mean"):
         for iterations, clip in [(1, 0.3), (1, 1.0), (1, 3.0), (1, 10.0), (5, 1.0)]:
             planner = DreamMPC(latent_noise=noise, iterations=iterations, grad_clip=clip)
-            d = change(agent, planner, states)
+            d, moved = change(agent, planner, states)
             share = (d > 0).float().mean()
-            print(f"{noise:12}  {iterations:10}  {clip:9}  {d.mean():8.3f}  {d.median():9.3f}  {share:8.2f}")
+            print(f"{noise:12}  {iterations:10}  {clip:9}  {d.mean():8.3f}  {d.median():9.3f}  {share:8.2f}  {moved.mean():12.3f}")
 
 
 if __name__ == "__main__":
