@@ -87,8 +87,9 @@ def test_any_value_of_any_flag(start, name, value, joined):
 
 def usable(config):
     """Sizes that a machine could have, numbers that are numbers, text without words of OmegaConf."""
+    tree = OmegaConf.structured(config)
     for name, _ in leaves(Config):
-        value = OmegaConf.select(OmegaConf.structured(config), name)
+        value = OmegaConf.select(tree, name)
         for item in value if isinstance(value, (list, tuple)) else [value]:
             assert not isinstance(item, int) or abs(item) < 2**63, name
             assert not isinstance(item, float) or math.isfinite(item), name
