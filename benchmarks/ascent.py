@@ -1,6 +1,6 @@
 """Does the ascent raise J? The change of J by Dream-MPC's gradient step, over states of one episode of a checkpoint.
 
-    python benchmarks/ascent.py results/cheetah-run/seed0/checkpoint.safetensors
+    python -m benchmarks.ascent pretrained/cheetah-run
 
 Candidates before and after come from the same draws; both J are taken under the prior's mean, so they differ by the
 actions alone. 40 states, every fifth of an episode driven by the policy (environment seed 10000), 5 candidates each.

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
-from dreamer_mpc.checkpoint import FORMAT, FORMAT_VERSION, _digest, load_checkpoint, save_checkpoint
+from dreamer_mpc.checkpoint import FORMAT, FORMAT_VERSION, _digest, find_checkpoint, load_checkpoint, save_checkpoint
 from dreamer_mpc.errors import UserError
 from run import main
 from tests.test_checkpoint import Bomb, equal
@@ -189,8 +189,8 @@ def test_forged_payloads(tmp_path, capsys, payload):
 
 
 def test_a_real_one_cut_at_every_percent(tmp_path):
-    """The shipped checkpoint, 24 MB."""
-    content = (ROOT / "results/cheetah-run/seed0/checkpoint.safetensors").read_bytes()
+    """A shipped checkpoint, 12 MB."""
+    content = find_checkpoint(ROOT / "pretrained/cheetah-run").read_bytes()
     path = tmp_path / "checkpoint-00000001.safetensors"
     for percent in range(100):
         path.write_bytes(content[: len(content) * percent // 100])
