@@ -65,8 +65,8 @@ def main() -> None:
         for iterations, clip in [(1, 0.3), (1, 1.0), (1, 3.0), (1, 10.0), (5, 1.0)]:
             planner = DreamMPC(latent_noise=noise, iterations=iterations, grad_clip=clip)
             d, moved = change(agent, planner, states)
-            share = (d > 0).float().mean()
-            print(f"{noise:12}  {iterations:10}  {clip:9}  {d.mean():8.3f}  {d.median():9.3f}  {share:8.2f}  {moved.mean():12.3f}")
+            numbers = f"{d.mean():8.3f}  {d.median():9.3f}  {(d > 0).float().mean():8.2f}  {moved.mean():12.3f}"
+            print(f"{noise:12}  {iterations:10}  {clip:9}  {numbers}")
 
 
 if __name__ == "__main__":
