@@ -11,7 +11,6 @@ from dreamer_mpc.run_folder import atomic_path
 if TYPE_CHECKING:
     from dreamer_mpc.curves import Curve, Published
 
-MAX_BARS = 10  # planners that are drawn as bars, and named beside their points
 COLORS = {"dream-mpc": "C0", "dreamer": "C1", "planet": "C2", "sac-ae": "C7"}
 OTHER_COLORS = ("C3", "C4", "C5", "C6", "C8", "C9")
 NAMES = {"dream-mpc": "Dream-MPC", "dreamer": "Dreamer", "planet": "PlaNet", "sac-ae": "SAC+AE"}
@@ -104,13 +103,14 @@ def _over_seeds(curves):
 def comparison_picture(path: str | Path, rows: list[dict], title: str) -> None:
     """Write a PNG of planners, keys as in compare.csv, differences None where there are none.
 
-    Few planners: returns as bars, and against model evaluations. Many, as in a sweep, where returns are close to each
-    other: returns, and paired differences to the bare policy, as points. With 95 % intervals all.
+    Planners: returns as bars, and against model evaluations. A sweep, where returns are close to each other: returns,
+    and paired differences to the bare policy, as points. With 95 % intervals all.
     """
     figure = new_figure(15, max(4.2, 1.8 + 0.36 * len(rows)))
     names = list(dict.fromkeys(row["planner"].split()[0] for row in rows))  # values of a sweep share a colour
     colors = [f"C{names.index(row['planner'].split()[0])}" for row in rows]
-    (_draw_planners if len(rows) <= MAX_BARS else _draw_sweep)(figure, rows, colors)
+    swept = any(" " in row["planner"] for row in rows)  # settings stand behind the planner's name
+    (_draw_sweep if swept else _draw_planners)(figure, rows, colors)
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, x=0.01, ha="left", weight="bold")

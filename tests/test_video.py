@@ -173,8 +173,9 @@ RESULTS = {
     "the policy alone": [result("policy", 812.0, 0)],
     "negative returns": [result("policy", -812.0, 0), result("cem", -100.0, 160), result("mppi", 30.0, 100)],
     "returns without spread": [result("policy", 0.0, 0, 0.0), result("cem", 0.0, 160, 0.0)],
-    "two of one cost": [result("cem", 400.0, 160), result("cem horizon=2", 300.0, 160), result("policy", 1.0, 0)],
+    "two of one cost": [result("cem", 400.0, 160), result("mppi", 300.0, 160), result("policy", 1.0, 0)],
     "a long sweep": sweep(),
+    "a short sweep": sweep(1),
     "a long sweep without the policy": [result(f"cem horizon={i}", float(i), 75 * i) for i in range(1, 31)],
 }  # fmt: skip
 
