@@ -113,6 +113,7 @@ def comparison_picture(path: str | Path, rows: list[dict], title: str) -> None:
     (_draw_sweep if swept else _draw_planners)(figure, rows, colors)
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
+    title += "; in brackets: model evaluations per action" if swept else ""
     figure.suptitle(title, x=0.01, ha="left", weight="bold")
     figure.set_layout_engine("tight")
     with atomic_path(path) as temporary:
@@ -164,9 +165,7 @@ def _draw_sweep(figure, rows, colors):
                 axes.axvspan(low, high, color=color, alpha=0.15, linewidth=0)
         axes.set(xlabel=label)
         axes.grid(alpha=0.25)
-    labels = [f"{row['planner']}  ({row['model_evaluations']:,.0f})" for row in rows]
-    _name_rows(columns[0], labels)
-    columns[0].set_title("planner (model evaluations per action)", loc="right", x=-0.01, fontsize=9)
+    _name_rows(columns[0], [f"{row['planner']}  ({row['model_evaluations']:,.0f})" for row in rows])
 
 
 def _name_rows(axes, labels):
