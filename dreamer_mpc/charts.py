@@ -28,7 +28,7 @@ def new_figure(width, height, dpi=100):
 
 
 def curves_picture(path: str | Path, curves: "Sequence[Curve]", published: "Mapping[str, Published]") -> None:
-    """Write a PNG with a panel a task: ours solid, the paper's dashed, DreamerV3's last published return as a star.
+    """Write a PNG with a panel a task: ours solid, the paper's dashed, DreamerV3's published returns as stars.
 
     With several seeds, their mean and a band from the lowest to the highest. `published` has what is known of each
     task, and is drawn up to the longest of our runs. ValueError without curves.
@@ -75,10 +75,10 @@ def _draw_task(axes, task, curves, published, until, colors):
             axes.plot(np.array(steps)[shown], np.array(returns)[shown], "--", label=label, color=color, linewidth=1.4)
     marks = {steps: returns for steps, returns in published.dreamerv3.items() if steps <= until}
     if marks:
-        steps, returns = max(marks.items())
-        mean, label = np.mean(returns), "published, DreamerV3"
-        spread = [[mean - min(returns)], [max(returns) - mean]]
-        axes.errorbar(steps, mean, spread, fmt="*", color="black", markersize=11, capsize=3, label=label)
+        means = np.array([np.mean(returns) for returns in marks.values()])
+        spread = [means - [min(r) for r in marks.values()], [max(r) for r in marks.values()] - means]
+        style = {"fmt": "*", "color": "black", "markersize": 9, "elinewidth": 0.9, "capsize": 2.5}
+        axes.errorbar(list(marks), means, spread, label="published, DreamerV3", **style)
     counts = sorted({len([c for c in curves if c.method == method]) for method in {c.method for c in curves}})
     words = " or ".join(map(str, counts))
     axes.set_title(f"{task}  ({words} seed{'s' * (counts != [1])})", loc="left", weight="bold")
