@@ -223,7 +223,8 @@ def test_pretrained_weights_are_whole_and_fit(folder):
     config = config_from_dict(payload["config"], "checkpoint")
     agent = load_agent(payload, config, payload["action_dim"], torch.device("cpu"))
     assert all(value.isfinite().all() for value in agent.model.state_dict().values())
-    assert config.env == folder.name and find_checkpoint(folder).stem.endswith(f"{payload['counters']['env_steps']:08d}")
+    assert config.env == folder.name
+    assert find_checkpoint(folder).stem.endswith(f"{payload['counters']['env_steps']:08d}")
 
 
 def test_the_default_preset_is_the_schema_s_defaults():
