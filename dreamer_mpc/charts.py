@@ -75,10 +75,9 @@ def _draw_task(axes, task, curves, published, until, colors):
             axes.plot(np.array(steps)[shown], np.array(returns)[shown], "--", label=label, color=color, linewidth=1.4)
     marks = {steps: returns for steps, returns in published.dreamerv3.items() if steps <= until}
     if marks:
-        means = np.array([np.mean(returns) for returns in marks.values()])
-        spread = [means - [min(r) for r in marks.values()], [max(r) for r in marks.values()] - means]
+        low, mean, high = np.array([(min(r), np.mean(r), max(r)) for r in marks.values()]).T
         style = {"fmt": "*", "color": "black", "markersize": 9, "elinewidth": 0.9, "capsize": 2.5}
-        axes.errorbar(list(marks), means, spread, label="published, DreamerV3", **style)
+        axes.errorbar(list(marks), mean, [mean - low, high - mean], label="published, DreamerV3", **style)
     counts = sorted({len([c for c in curves if c.method == method]) for method in {c.method for c in curves}})
     words = " or ".join(map(str, counts))
     axes.set_title(f"{task}  ({words} seed{'s' * (counts != [1])})", loc="left", weight="bold")
