@@ -52,13 +52,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     from benchmarks import common, rendering
     from dreamer_mpc.device import choose_device
     from dreamer_mpc.planners import PLANNERS
-    from envs import choose_gl_backend, match_egl_device
+    from envs import RENDER_QUALITIES, choose_gl_backend, match_egl_device
 
     cores = len(os.sched_getaffinity(0))
     parser = common.parser(__doc__)
     parser.set_defaults(seconds=3.0)
     parser.add_argument("--num-envs", nargs="+", type=int, default=[1, 4, 8, 12, 16], help="those up to the cores")
-    parser.add_argument("--qualities", nargs="+", choices=("full", "fast"), default=["full", "fast"])
+    parser.add_argument("--qualities", nargs="+", choices=tuple(RENDER_QUALITIES), default=["full", "fast"])
     parser.add_argument("--planners", nargs="+", choices=("random", *PLANNERS), default=["random", "dream-mpc"])
     args, rest = parser.parse_known_args(argv)
     config = replace(common.parse_settings(rest), agent="dreamer")

@@ -1,12 +1,13 @@
 """Environments as `gymnasium.Env`: 64x64 pixels in, actions in [-1, 1], alone or in spawned workers."""
 
-from envs.dmc import list_tasks
+from envs.dmc import RENDER_QUALITIES, list_tasks
 from envs.errors import EnvError
 from envs.gl import choose_gl_backend, match_egl_device
 from envs.make import make_env
 from envs.vector import make_vector_env, reset_rows, try_env
 
 __all__ = [
+    "RENDER_QUALITIES",
     "EnvError",
     "choose_gl_backend",
     "list_tasks",

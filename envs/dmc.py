@@ -12,6 +12,11 @@ from envs.gl import choose_gl_backend
 
 ENDLESS_TASK_STEPS = 1000
 VIDEO_SIZE = (480, 640)
+RENDER_QUALITIES: dict[str, dict[str, int]] = {  # what is set of MuJoCo's visual.quality
+    "full": {},
+    "small-shadows": {"shadowsize": 1024},  # 2048 in dm_control's tasks
+    "fast": {"shadowsize": 0, "offsamples": 0},
+}
 RANDOM_MODELS = ("lqr",)  # domains that draw the model itself, so that a new seed needs a new model
 UNBOUNDED = 1e9  # dm_control writes 1e10 for the bounds of an actuator that has none
 CAMERAS = {"quadruped": 2}
@@ -106,9 +111,8 @@ class DMCEnv(gymnasium.Env):
         visual = self._env.physics.model.vis
         visual.global_.offheight = max(visual.global_.offheight, self._image_size)
         visual.global_.offwidth = max(visual.global_.offwidth, self._image_size)
-        if self._render_quality == "fast":  # takes effect when the context is made, at the first frame
-            visual.quality.shadowsize = 0
-            visual.quality.offsamples = 0
+        for name, value in RENDER_QUALITIES[self._render_quality].items():
+            setattr(visual.quality, name, value)  # takes effect when the context is made, at the first frame
 
     def _simulate(self, control: np.ndarray) -> StepResult:
         from dm_control.rl.control import PhysicsError
