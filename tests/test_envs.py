@@ -234,6 +234,16 @@ def test_fast_quality_changes_pixels_a_little():
     assert 0.05 < np.abs(full - fast).mean() < 3
 
 
+@pytest.mark.parametrize("task", ["cheetah-run", "walker-run"])
+def test_small_shadows_leave_nearly_every_pixel_as_the_agent_sees_it(task):
+    full, small = (make_env(task, render_quality=name) for name in ("full", "small-shadows"))
+    actions = np.random.default_rng(0).uniform(-1, 1, (20, *full.action_space.shape)).astype(np.float32)
+    images = [np.stack([env.reset(seed=0)[0], *(env.step(a)[0] for a in actions)]) for env in (full, small)]
+    changed = (images[0] >> 3 != images[1] >> 3).mean()  # of the 5 bits that the world model is given
+    assert 0 < changed < 0.002
+    assert physics(small).model.vis.quality.shadowsize == physics(full).model.vis.quality.shadowsize // 2
+
+
 def test_fast_quality_survives_a_new_model():
     env = make("lqr-lqr_2_1")
     env.reset(seed=0)
@@ -279,7 +289,7 @@ def test_frames_are_not_overwritten():
         ("cheetah-run", {"action_repeat": 0}, "action_repeat must be 1 or more"),
         ("cheetah-run", {"image_size": 0}, "image_size must be 1 or more"),
         ("cheetah-run", {"max_env_steps": 0}, "max_env_steps must be 1 or more"),
-        ("cheetah-run", {"render_quality": "best"}, "full, fast"),
+        ("cheetah-run", {"render_quality": "best"}, "full, small-shadows, fast"),
         ("no_such_module:make", {}, "cannot import no_such_module"),
         ("tests.example_env:", {}, "write module:factory"),
         ("tests.example_env:nothing", {}, "has no function nothing"),
@@ -532,13 +542,26 @@ def test_an_interrupted_step_closes_at_once_and_quietly(tmp_path):
 
 
 STARTING = """
-import os, signal, threading
+import os, signal, threading, time
+import psutil
 from envs import make_vector_env
+asked, started = [], threading.Event()
+def interrupt():
+    while not psutil.Process().children():
+        time.sleep(0.001)
+    while not started.is_set():
+        os.killpg(0, signal.SIGINT)
+        time.sleep(0.01)
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, lambda *_: print("asked to stop"))
-    threading.Timer(0.2, lambda: os.killpg(0, signal.SIGINT)).start()
+    signal.signal(signal.SIGINT, lambda *_: asked.append(True))
+    thread = threading.Thread(target=interrupt)
+    thread.start()
     envs = make_vector_env("tests.counting_env:make", 2)
-    print("started", envs.reset()[0].shape)
+    shape = envs.reset()[0].shape
+    started.set()
+    thread.join()
+    print("asked to stop" if asked else "not asked")
+    print("started", shape)
     envs.close()
 """
 
