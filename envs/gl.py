@@ -77,6 +77,7 @@ def _probe(backend: str) -> str | None:
     # -P keeps this folder's module names (gl, make, ...) off the script's import path.
     command = [sys.executable, "-P", str(PROBE)]
     environment = {**os.environ, "MUJOCO_GL": backend}
+    environment.pop("CUDA_VISIBLE_DEVICES", None)  # EGL would number the visible ones, and children may see others
     try:
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False

@@ -21,7 +21,7 @@ from envs import (
     match_egl_device,
     reset_rows,
 )
-from envs.gl import CUDA_INDICES, PROBED
+from envs.gl import CUDA_INDICES, PROBED, _probe
 from tests.counting_env import CountingEnv, decode, expected_reward
 
 ROOT = Path(__file__).parents[1]
@@ -653,6 +653,16 @@ def test_the_egl_device_is_that_of_the_cuda_device(cuda_index, visible, expected
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     match_egl_device(cuda_index)
     assert os.environ.get("MUJOCO_EGL_DEVICE_ID") == expected
+
+
+def test_the_probe_sees_all_gpus_whichever_this_process_may_use(monkeypatch, tmp_path):
+    probe = tmp_path / "probe.py"  # with CUDA_VISIBLE_DEVICES=2, EGL of four H100s answered ,,0, and not 0,1,2,3
+    probe.write_text("import os; print('a line'); print(os.environ.get('CUDA_VISIBLE_DEVICES', 'all'))")
+    monkeypatch.setattr("envs.gl.PROBE", probe)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
+    monkeypatch.setenv(CUDA_INDICES, "")
+    assert _probe("egl") is None
+    assert os.environ[CUDA_INDICES] == "all" and os.environ["CUDA_VISIBLE_DEVICES"] == "2"
 
 
 def test_the_users_egl_device_is_left_alone(monkeypatch):
