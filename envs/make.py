@@ -21,8 +21,8 @@ def make_env(
     Observations are uint8 [image_size, image_size, 3], actions float32 [A] in [-1, 1]. One step repeats its
     action `action_repeat` times and pays the sum of the rewards; `info["env_steps"]` counts the simulator
     steps it took (fewer where the episode ends). `max_env_steps` ends an episode, as truncated, after that
-    many simulator steps. `render_quality` (`full`; `small-shadows`, shadow maps of a
-    quarter of the pixels; `fast`, no shadows and no multisampling) and `camera` concern dm_control alone.
+    many simulator steps. `render_quality` (`full`; `small-shadows`, shadow maps of a quarter of the pixels;
+    `fast`, no shadows and no multisampling) and `camera` concern dm_control alone.
 
     Raises `EnvError`, one line with its remedy: unknown name, unusable setting or factory, no OpenGL.
     """

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from benchmarks import __main__ as everything
-from benchmarks import ceilings, collect, common, end_to_end, peers, plan, roofline, saving, targets, update
+from benchmarks import ceilings, collect, common, end_to_end, peers, pixels, plan, roofline, saving, targets, update
 from dreamer_mpc.config import Config
 from dreamer_mpc.planners import CEM, DreamMPC, GradMPC, Policy
 
@@ -239,3 +239,9 @@ def test_saving(tmp_path):
     assert {row["name"] for row in record["rows"]} == {"checkpoint", "frames", "load"}
     assert all(row["seconds"] > 0 and row["mb"] > 0 for row in record["rows"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["saving.json"]
+
+
+def test_pixels_says_what_the_render_qualities_change():
+    full, small, fast = pixels.main(["--envs", "cheetah-run", "--frames", "10"])
+    assert (full["changed"], full["difference"]) == (0, 0), "the same actions and pixels each time"
+    assert 0 < small["changed"] < 0.002 < fast["changed"] and fast["difference"] < 3
