@@ -215,7 +215,14 @@ def test_exported_weights_are_evaluated_and_not_resumed(trained, tmp_path, capsy
     assert "is no run folder" in capsys.readouterr().err
 
 
-PRETRAINED = {"acrobot-swingup": 456_368, "cheetah-run": 1_000_000, "hopper-hop": 500_000, "walker-run": 1_000_000}
+PRETRAINED = {
+    "acrobot-swingup": ("acrobot-swingup", "dream-mpc", 456_368),
+    "cheetah-run": ("cheetah-run", "dream-mpc", 1_000_000),
+    "cheetah-run-dreamer": ("cheetah-run", "policy", 814_064),
+    "hopper-hop": ("hopper-hop", "dream-mpc", 500_000),
+    "walker-run": ("walker-run", "dream-mpc", 1_000_000),
+    "walker-run-dreamer": ("walker-run", "policy", 809_792),
+}
 
 
 @pytest.mark.parametrize("folder", sorted((ROOT / "pretrained").iterdir()), ids=lambda folder: folder.name)
@@ -226,7 +233,7 @@ def test_pretrained_weights_are_whole_and_fit(folder):
     config = config_from_dict(payload["config"], "checkpoint")
     agent = load_agent(payload, config, payload["action_dim"], torch.device("cpu"))
     assert all(value.isfinite().all() for value in agent.model.state_dict().values())
-    assert config.env == folder.name and payload["counters"]["env_steps"] == PRETRAINED[folder.name]
+    assert (config.env, config.trained_by, payload["counters"]["env_steps"]) == PRETRAINED[folder.name]
 
 
 def test_the_default_preset_is_the_schema_s_defaults():
