@@ -13,6 +13,7 @@ CONFIG = WorldModelConfig(
     decoder_channels=(32, 16, 8), reward_hidden=64, free_nats=1.0, reward_scale=30.0,
 )  # fmt: skip
 SEEN, AHEAD = 4, 8  # frames shown, then steps foreseen
+UPDATES = 300
 
 
 def make_episode(rng, length):
@@ -57,17 +58,21 @@ def foresight():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # small networks are slower on two
     rng = np.random.default_rng(0)
-    replay, test = fill(rng, 100, 30), fill(rng, 64, SEEN + AHEAD).sample(64, SEEN + AHEAD)
     torch.manual_seed(0)
+    replay, test = fill(rng, 100, 30), fill(rng, 64, SEEN + AHEAD).sample(64, SEEN + AHEAD)
     model = WorldModel(CONFIG, action_dim=2)
-    optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
-    for _ in range(250):
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    # At twice this rate a quarter of the seeds never see the square; at a constant one errors double from an update to
+    # another. Which seed and which update that meets depends on the CPU.
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, total_iters=UPDATES)
+    for _ in range(UPDATES):
         batch = replay.sample(6, 8)
         total, _ = model.loss(batch, model.infer(batch, AMP), AMP)
         optimizer.zero_grad()
         total.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 100.0)
         optimizer.step()
+        schedule.step()
     with torch.no_grad():
         embed = model.encode(test.image[:SEEN])
         states, _, _ = model.rssm.observe(embed, test.action[:SEEN], test.is_first[:SEEN])
