@@ -118,7 +118,7 @@ class Config(PlannerSettings):
     max_env_steps: int | None = None
     """Longest episode in env steps; None is the task's own time limit."""
     render_quality: RenderQuality = "full"
-    """full: dm_control's own pixels; small-shadows: nearly the same, a quarter cheaper on a CPU; fast: no shadows."""
+    """full: dm_control's own; small-shadows: nearly the same, a quarter cheaper; fast: no shadows, no multisampling."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     compile: Literal["auto", "off"] = "auto"
