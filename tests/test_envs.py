@@ -23,6 +23,7 @@ from envs import (
     reset_rows,
 )
 from envs.gl import CUDA_INDICES, PROBED, _probe
+from envs.rows import LocalVectorEnv
 from tests.counting_env import CountingEnv, decode, expected_reward
 
 ROOT = Path(__file__).parents[1]
@@ -490,7 +491,7 @@ def test_workers_load_no_torch():
 
 def test_one_env_runs_in_this_process():
     envs = make_vector_env("tests.example_env:make", 1)
-    assert isinstance(envs, gymnasium.vector.SyncVectorEnv)
+    assert isinstance(envs, LocalVectorEnv)
     assert envs.reset(seed=0)[0].shape == (1, 64, 64, 3)
     with pytest.raises(EnvError, match="num_envs"):
         make_vector_env("tests.example_env:make", 0)

@@ -7,7 +7,6 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from gymnasium.vector import AutoresetMode
 
 from dreamer_mpc.agent import Dreamer
 from dreamer_mpc.config import Config, load_presets, parse
@@ -18,7 +17,7 @@ from dreamer_mpc.resume import open_run
 from dreamer_mpc.run_folder import RunFolder
 from dreamer_mpc.train import Trainer
 from dreamer_mpc.training_state import MetricMeans
-from envs.vector import LocalVectorEnv
+from envs.rows import LocalVectorEnv
 from tests.counting_env import CountingEnv
 from tests.test_agent import one_thread  # noqa: F401
 from tests.test_cli import TINY
@@ -38,9 +37,7 @@ class Unlike(CountingEnv):
 
 def make_trainer(folder, events, monkeypatch, *args):
     """A tiny run whose environments stay in this process; what happens is noted in `events`."""
-    monkeypatch.setattr("envs.vector.WorkerVectorEnv", lambda name, factory, num_envs: LocalVectorEnv(
-        [factory] * num_envs, autoreset_mode=AutoresetMode.DISABLED
-    ))  # fmt: skip
+    monkeypatch.setattr("envs.vector.WorkerVectorEnv", LocalVectorEnv)
     args = [*TINY, *SHORT, *map(str, args), "--run-dir", str(folder)]
     config = parse(Config, args, load_presets("quick"))
     trainer = Trainer(config, RunFolder.create(folder))
