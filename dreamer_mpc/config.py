@@ -37,7 +37,7 @@ ALL = "all"  # planners
 PRESETS = Path(__file__).resolve().parent.parent / "configs"
 MOST_ENVS = 4096
 MOST_YAML = 2**17  # characters
-EARLIER = {("train", "policy_action"): "mode"}  # what was done before there was such a setting
+EARLIER = {"train": {"policy_action": "mode"}}  # what was done before there was such a setting
 DEEPEST_YAML = 8  # collections in each other
 PlannerName = Literal[tuple(PLANNERS)]
 RenderQuality = Literal[tuple(RENDER_QUALITIES)]
@@ -353,10 +353,7 @@ def config_from_dict(values: dict[str, Any], source: str) -> Config:
     Settings that it was saved without, because they are younger than it, are as the program was then.
     """
     try:
-        merged = OmegaConf.structured(Config)
-        for (group, name), value in EARLIER.items():
-            OmegaConf.update(merged, f"{group}.{name}", value)
-        merged = OmegaConf.merge(merged, OmegaConf.create(values))
+        merged = OmegaConf.merge(OmegaConf.structured(Config), EARLIER, OmegaConf.create(values))
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         raise UserError(f"{source}: {_first_lines(error)}") from error
     return _build(merged, source)
