@@ -7,10 +7,10 @@ agent was trained; 5 candidates each. First the choice, with default settings, t
 
 - The candidates share the state and so, with a narrow policy, nearly the first action; their later actions answer each
   candidate's own latent draw, and J scores a candidate on that draw. So J is also taken in expectation, the mean over
-  512 draws that all candidates of a state share, and its deviation from draw to draw said. Standard deviations over the
-  five candidates of a state are averaged over states; the correlation is of both J within a state, likewise. Then the
-  value heads: the correlation of each two over the last states of all candidates, and the penalty of these states
-  beside their values.
+  512 draws that all candidates of a state share, and on one new draw for each, which is what a later iteration of the
+  ascent sees. Standard deviations over the five candidates of a state are averaged over states; the correlation is of
+  both J within a state, likewise. Then the value heads: the correlation of each two over the last states of all
+  candidates, and the penalty of these states beside their values.
 - Candidates before and after the ascent come from the same draws; both J are taken under the prior's mean, so they
   differ by the actions alone.
 """
@@ -40,6 +40,7 @@ class Choice(NamedTuple):
     seen: Float[Tensor, "B N"]  # J of the proposals as the planner sees them, each on the draw that it answered
     expected: Float[Tensor, "B N"]  # J of the same actions, the mean over draws that all share
     deviation: Float[Tensor, "B N"]  # standard deviation of J over those draws
+    again: Float[Tensor, "R B N"]  # J of the same actions, each candidate on a new draw of its own, R times
     first: Float[Tensor, "B N A"]  # first actions of the proposals
     last: Float[Tensor, "B N A"]  # their last ones
     heads: Float[Tensor, "K BN"]  # value heads in the last states of all proposals
@@ -73,7 +74,9 @@ def choice(agent: Dreamer, planner: DreamMPC, states: Float[Tensor, "B S"], draw
         values.append(objective(agent.model, reached).unflatten(0, (count, -1)))
     heads, actions = agent.model.value(reached[: len(states), :, -1]).flatten(1), proposed.candidates
     values = torch.cat(values)  # [draws, B, N]
-    return Choice(proposed.candidate_values, values.mean(0), values.std(0), actions[:, :, 0], actions[:, :, -1], heads)
+    again = torch.stack([objective(agent.model, rollout(agent.model, states, actions)) for _ in range(AT_ONCE)])
+    first, last = actions[:, :, 0], actions[:, :, -1]
+    return Choice(proposed.candidate_values, values.mean(0), values.std(0), again, first, last, heads)
 
 
 def _shared_noise(agent: Dreamer, planner: DreamMPC, states: Float[Tensor, "B S"], draws: int) -> list[Tensor]:
@@ -95,7 +98,8 @@ def describe(found: Choice, uncertainty: float) -> list[str]:
         f"J of a candidate, in expectation: {found.expected.mean():.2f}; from draw to draw its standard deviation is "
         f"{found.deviation.mean():.2f}",
         f"standard deviation of J over the candidates of a state: {found.seen.std(1).mean():.2f} as seen, "
-        f"{found.expected.std(1).mean():.2f} in expectation; correlation of the two {both.mean():.2f}",
+        f"{found.expected.std(1).mean():.2f} in expectation, correlation of the two {both.mean():.2f}; "
+        f"{found.again.std(2).mean():.2f} on new draws, one for each",
         f"the candidate with the best J as seen: {optimism:.2f} less in expectation than seen; in expectation "
         f"{expected[rows, best].mean():+.2f} beside the mean candidate, the best one {expected.amax(1).mean():+.2f}",
         f"standard deviation of an action over the candidates: {found.first.std(1).mean():.4f} the first, "
