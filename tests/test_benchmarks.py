@@ -12,9 +12,24 @@ import torch
 from torch import nn
 
 from benchmarks import __main__ as everything
-from benchmarks import ceilings, collect, common, end_to_end, peers, pixels, plan, roofline, saving, targets, update
+from benchmarks import (
+    ascent,
+    ceilings,
+    collect,
+    common,
+    end_to_end,
+    peers,
+    pixels,
+    plan,
+    roofline,
+    saving,
+    targets,
+    update,
+)
+from dreamer_mpc.agent import Dreamer
 from dreamer_mpc.config import Config
 from dreamer_mpc.planners import CEM, DreamMPC, GradMPC, Policy
+from dreamer_mpc.world_model import WorldModelConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER = os.environ.get("DREAMER_MPC_PEER", "/tmp/peer")
@@ -245,3 +260,16 @@ def test_pixels_says_what_the_render_qualities_change():
     full, small, fast = pixels.main(["--envs", "cheetah-run", "--frames", "10"])
     assert (full["changed"], full["difference"]) == (0, 0), "the same actions and pixels each time"
     assert 0 < small["changed"] < 0.002 < fast["changed"] and fast["difference"] < 3
+
+
+def test_ascent_tells_luck_from_a_better_plan():
+    torch.manual_seed(0)
+    agent = Dreamer(2, WorldModelConfig(deter=8, stoch=4, hidden=8), device="cpu")
+    planner, states = DreamMPC(horizon=3), torch.randn(2, 12)
+    found = ascent.choice(agent, planner, states, draws=40)
+    assert found.seen.shape == found.expected.shape == (2, 5) and found.heads.shape == (5, 10)
+    torch.manual_seed(0)
+    assert torch.equal(found.seen, planner.plan(agent.model, states).candidate_values), "what the planner chooses by"
+    same = found._replace(seen=found.expected)
+    assert "correlation of the two 1.00" in ascent.describe(same, planner.uncertainty)[1]
+    assert "0.00 less in expectation" in ascent.describe(same, planner.uncertainty)[2]
