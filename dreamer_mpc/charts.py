@@ -170,7 +170,7 @@ def _draw_sweep(figure, rows, colors):
         axes.grid(alpha=0.25)
     _name_rows(columns[0], [f"{row['planner']}  ({row['model_evaluations']:,.0f})" for row in rows])
     if words := compared(rows):
-        columns[-1].set_title(words.replace("*:", "full point:"), loc="left", fontsize=9)
+        columns[-1].set_title(words.replace("*:", "full point:"), loc="right", fontsize=9)
 
 
 def _interval(row, key):
