@@ -3,7 +3,7 @@
     python -m benchmarks.coverage
 
 Returns are drawn from populations whose mean is known, and the 95 % interval of each sample either holds it or not.
-Ten minutes on a CPU; `--samples 500` is enough for the first digit. The table is in docs/statistics.md.
+A quarter of an hour on a CPU; `--samples 500` is enough for the first digit. The table is in docs/statistics.md.
 """
 
 import argparse

@@ -54,7 +54,7 @@ def _standard_error(scores: Scores) -> tuple[float, float]:
 def iqm(scores: Scores) -> float:
     """Interquartile mean: the mean of all scores but the lowest and the highest quarter, rounded down.
 
-    It has no interval: none that was tried holds its level at five to ten episodes.
+    It has no interval: none that was tried holds its level at five episodes.
     """
     ordered = np.sort(scores, axis=None)
     cut = len(ordered) // 4
