@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
 from dreamer_mpc.behavior import BehaviorConfig, make_behavior
-from dreamer_mpc.behavior.imagination import actor_loss, critic_loss, imagine
+from dreamer_mpc.behavior.imagination import actor_loss, critic_loss, imagine, own_returns
 from dreamer_mpc.capture import Aside, Captured
 from dreamer_mpc.checks import check_ranges
 from dreamer_mpc.latents import Latents, LatentWorld, UnrolledLatents, UnrolledWorld
@@ -231,7 +231,10 @@ class Dreamer:
             rewards, values = model.reward(seen), model.value(seen)  # [H, M], [K, H, M]
         returns = lambda_return(rewards[:-1], values.mean(0)[1:], behavior.discount, behavior.return_lambda)  # [H-1, M]
         policy_loss = actor_loss(returns)
-        value_loss = critic_loss(values[:, :-1], returns, model.critic.mask(index))
+        targets = returns
+        if behavior.head_targets == "own":  # [K, H-1, M]; their mean over heads is `returns`
+            targets = own_returns(rewards[:-1], values[:, 1:], behavior.discount, behavior.return_lambda)
+        value_loss = critic_loss(values[:, :-1], targets, model.critic.mask(index))
         actor_grads = torch.autograd.grad(policy_loss, list(model.actor.parameters()), retain_graph=True)
         # The value graph reaches back through the imagined states; asking for the critic's parameters stops there.
         critic_grads = torch.autograd.grad(value_loss, list(model.critic.parameters()))

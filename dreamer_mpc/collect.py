@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.profiler import record_function
 
@@ -17,7 +17,7 @@ from dreamer_mpc.randomness import generator_state, restore_generator
 from dreamer_mpc.reenact import reenact
 from dreamer_mpc.replay import Replay
 from envs import reset_rows
-from envs.vector import LocalVectorEnv, WorkerVectorEnv
+from envs.rows import RowVectorEnv
 
 
 @dataclass
@@ -38,6 +38,7 @@ def episode_seed(seed: int, row: int, number: int) -> int:
 class _Step(NamedTuple):
     """What was sent, and is not received yet."""
 
+    rows: Bool[np.ndarray, " B"]  # that step; the others rest
     executed: Float[np.ndarray, "B A"]
     action: Float[np.ndarray, "B A"] | Float[Tensor, "B A"]  # the same, on replay's device where that is agent's
     carry: Carry  # for the plan after this step
@@ -54,7 +55,7 @@ class Collector:
 
     def __init__(
         self,
-        envs: LocalVectorEnv | WorkerVectorEnv,
+        envs: RowVectorEnv,
         agent: Dreamer,
         replay: Replay,
         counters: Counters,
@@ -63,6 +64,7 @@ class Collector:
         self.envs, self.agent, self.replay, self.counters = envs, agent, replay, counters
         self.simulator_errors = 0  # episodes that an error of the simulator cut short
         self.lost_environments = 0  # episodes that were dropped with the worker that played them
+        self.terminations = 0  # episodes that the environment terminated, since this collector was made
         self._seed, self._rng = seed, np.random.default_rng(seed)
         self._rows = np.arange(envs.num_envs)
         self._shape = (envs.num_envs, *envs.single_action_space.shape)
@@ -75,7 +77,8 @@ class Collector:
         self._returns = np.zeros(envs.num_envs)  # of them
         self._none_first = torch.zeros(envs.num_envs, dtype=torch.bool, device=agent.device)
         self._is_first = self._none_first
-        self._image: UInt8[Tensor, "B H W C"]
+        shape = (envs.num_envs, *envs.single_observation_space.shape)
+        self._image = torch.zeros(shape, dtype=torch.uint8, device=agent.device)
         self._sent: _Step
 
     def collect(self, env_steps: int, planner: Planner | None, action_noise: float = 0.0) -> list[float]:
@@ -86,9 +89,11 @@ class Collector:
             returns += self.receive()
         return returns
 
-    def begin(self) -> None:
-        """Start an episode in every row that is in none."""
+    def begin(self, most: int | None = None) -> None:
+        """Start an episode in every row that is in none, or in so many that `most` rows are in one."""
         waiting = ~self._begun
+        if most is not None:
+            waiting[np.flatnonzero(waiting)[max(most - int(self._begun.sum()), 0) :]] = False
         if not waiting.any():
             return
         rows, seeds = np.flatnonzero(waiting), [None] * len(self._rows)
@@ -101,32 +106,38 @@ class Collector:
         self._is_first = self._is_first | to_device(torch.from_numpy(waiting), self.agent.device)
         self._begun |= waiting
 
-    def send(self, planner: Planner | None, action_noise: float = 0.0) -> None:
-        """Plan for all environments and let them begin the step. No planner: random actions."""
-        self.begin()
+    def send(self, planner: Planner | None, action_noise: float = 0.0, most: int | None = None) -> None:
+        """Plan for all environments and let those in an episode begin the step. No planner: random actions.
+
+        `most` rows are in an episode, by default all; those that are in none rest.
+        """
+        self.begin(most)
+        stepping = self._begun.copy()
         with record_function("plan"):
             if planner is None:
                 # Nothing is carried while no planner acts; one that starts in mid-episode starts from the zero state.
                 executed = self._rng.uniform(-1, 1, self._shape).astype(np.float32)
-                self._sent = _Step(executed, executed, self.agent.initial(len(self._rows)))
+                self._sent = _Step(stepping, executed, executed, self.agent.initial(len(self._rows)))
             else:
                 act = self.agent.act(planner, self._carry, self._image, self._is_first, action_noise)
                 executed = act.action.cpu().numpy()  # waits for the device
-                self._sent = _Step(executed, act.action if self._shared else executed, act.carry)
-        self.envs.step_async(executed)
+                self._sent = _Step(stepping, executed, act.action if self._shared else executed, act.carry)
+        self.envs.step_async(executed, stepping)
 
     def receive(self) -> list[float]:
         """Wait for the step's end and store it; returns of the episodes that ended.
 
-        Rows whose environment was lost give no frame, and what replay holds of their episode is dropped.
+        Rows that rest give no frame. Neither do those whose environment was lost, and what replay holds of their
+        episode is dropped.
         """
         with record_function("wait for environments"):
             image, reward, terminated, truncated, info = self.envs.step_wait()
         nowhere = np.zeros(len(self._rows), dtype=bool)
         lost = info.get("lost", nowhere)
-        rows, (executed, action, self._carry) = self._rows, self._sent
-        if lost.any():
-            rows = self._rows[~lost]
+        stepped, executed, action, self._carry = self._sent
+        kept, rows = stepped & ~lost, self._rows
+        if not kept.all():
+            rows = self._rows[kept]
             image, action, reward = image[rows], action[rows], reward[rows]
         self.counters.env_steps += int(np.sum(info["env_steps"]))
         self.counters.agent_steps += len(rows)
@@ -137,7 +148,8 @@ class Collector:
             self._see(rows, self._store(rows, image, action, reward, np.zeros(len(rows), dtype=bool)))
         self._is_first = self._none_first
         self.simulator_errors += int(np.sum(info.get("simulator_error", nowhere)))
-        ended = (terminated | truncated) & ~lost
+        self.terminations += int((terminated & kept).sum())
+        ended = (terminated | truncated) & kept
         returns = self._returns[ended].tolist()
         self.counters.episodes += len(returns)
         if lost.any():
@@ -181,7 +193,8 @@ class Collector:
         self._carry = Carry(carry["state"].to(device), carry["action"].to(device), memory)
         if not self._begun.any():
             return []
-        image, returns, ended = reenact(self.envs, self._seeds.tolist(), [np.array(row) for row in self._actions])
+        actions = [np.array(row) for row in self._actions]
+        image, returns, ended = reenact(self.envs, self._begun, self._seeds.tolist(), actions)
         same = (image == self.replay.newest(self._rows)).all(axis=(1, 2, 3)) & (returns == self._returns) & ~ended
         self._see(self._rows, to_device(torch.from_numpy(image), device))
         self._is_first = torch.tensor([not row for row in self._actions], device=device)

@@ -18,7 +18,17 @@ from dreamer_mpc.agent import OptimizerConfig
 from dreamer_mpc.behavior import BehaviorConfig
 from dreamer_mpc.checks import check_most, check_ranges
 from dreamer_mpc.errors import UserError
-from dreamer_mpc.planners import CEM, MPPI, PLANNERS, DreamMPC, GradMPC, Planner, PolicyGradMPC, make_planner
+from dreamer_mpc.planners import (
+    CEM,
+    MPPI,
+    PLANNERS,
+    DreamMPC,
+    GradMPC,
+    Planner,
+    PolicyGradMPC,
+    SampledPolicy,
+    make_planner,
+)
 from dreamer_mpc.replay import ReplayConfig
 from dreamer_mpc.world_model import WorldModelConfig
 from envs import RENDER_QUALITIES
@@ -27,6 +37,7 @@ ALL = "all"  # planners
 PRESETS = Path(__file__).resolve().parent.parent / "configs"
 MOST_ENVS = 4096
 MOST_YAML = 2**17  # characters
+EARLIER = {"train": {"policy_action": "mode"}}  # what was done before there was such a setting
 DEEPEST_YAML = 8  # collections in each other
 PlannerName = Literal[tuple(PLANNERS)]
 RenderQuality = Literal[tuple(RENDER_QUALITIES)]
@@ -45,6 +56,9 @@ class TrainConfig:
     """Updates of a round (paper: 100)."""
     action_noise: float = 0.3
     """Standard deviation of the Gaussian noise on executed actions while collecting (paper: 0.3)."""
+    policy_action: Literal["sample", "mode"] = "sample"
+    """What the policy executes while collecting, before that noise: a sample of the actor (Dreamer and the paper's base
+    code), or its mode (runs made before 2026-11-28). An evaluation always takes the mode."""
     keep_checkpoints: int = 3
     """Checkpoints kept in the run folder, beside the one with the best evaluation."""
     max_skipped_in_a_row: int = 100
@@ -334,9 +348,12 @@ def check_start(config: Config) -> None:
 
 
 def config_from_dict(values: dict[str, Any], source: str) -> Config:
-    """A saved configuration; UserError where it does not fit this version's schema."""
+    """A saved configuration; UserError where it does not fit this version's schema.
+
+    Settings that it was saved without, because they are younger than it, are as the program was then.
+    """
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(values))
+        merged = OmegaConf.merge(OmegaConf.structured(Config), EARLIER, OmegaConf.create(values))
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         raise UserError(f"{source}: {_first_lines(error)}") from error
     return _build(merged, source)
@@ -425,6 +442,13 @@ def planner_from(config: PlannerSettings, name: str) -> Planner:
         raise UserError(f"unknown planner {name!r}: known are {', '.join(PLANNERS)}")
     group = getattr(config, name.replace("-", "_"), None)
     return make_planner(name) if group is None else group
+
+
+def training_planner(config: Config) -> Planner:
+    """What chooses actions while collecting: as in an evaluation, but for a policy that is to sample."""
+    planner = planner_from(config, config.trained_by)
+    samples = config.trained_by == "policy" and config.train.policy_action == "sample"
+    return SampledPolicy() if samples else planner
 
 
 def with_planners_of(trained: Config, config: S) -> S:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 class UpdateRatio:
     """Says how many updates are owed, so that they never leave the ratio of `updates` to `every` env steps.
 
-    It counts from env step `start`; env steps past `end` are owed none.
+    It counts from env step `start`, where `lead` updates are owed at once, as the sequential algorithm makes a round of
+    them before its first step. At `end` as many are made as by its rounds, the last of which may be short; env steps
+    past `end` are owed none.
     """
 
     updates: int
@@ -15,10 +17,15 @@ class UpdateRatio:
     start: int
     end: int
     issued: int = 0
+    lead: int = 0  # runs that were begun before 2026-11-28 had none
 
     def due(self, env_steps: int) -> int:
         """Updates that a run at `env_steps` has made since `start`, if none is missing: rounded down, exact."""
-        return max(self.updates * (min(env_steps, self.end) - self.start) // self.every, 0)
+        if self.end <= self.start:
+            return 0
+        rounds = -(-(self.end - self.start) // self.every)
+        passed = self.updates * (min(env_steps, self.end) - self.start) // self.every
+        return max(min(self.lead + passed, self.updates * rounds), 0)
 
     def issue(self, env_steps: int) -> int:
         """Updates missing at `env_steps`; they count as issued.

@@ -2,35 +2,34 @@
 
 from collections.abc import Sequence
 
-import gymnasium
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from envs import reset_rows
+from envs.rows import RowVectorEnv
 
 
 def reenact(
-    envs: gymnasium.vector.VectorEnv, seeds: Sequence[int], actions: Sequence[Float[np.ndarray, "_ A"]]
+    envs: RowVectorEnv,
+    begun: Bool[np.ndarray, " B"],
+    seeds: Sequence[int],
+    actions: Sequence[Float[np.ndarray, "_ A"]],
 ) -> tuple[UInt8[np.ndarray, "B H W C"], Float[np.ndarray, " B"], Bool[np.ndarray, " B"]]:
-    """Play an episode in each row, from its seed, by its actions: last images, returns, and rows that ended too early.
+    """Play an episode in each row of `begun`, from its seed, by its actions.
 
-    Rows with fewer actions begin later, so that all have played theirs when this returns; meanwhile they step idly.
+    Returns the last images, the returns, and the rows that ended before their actions did. A row rests once its actions
+    are played.
     """
-    rows, longest = envs.num_envs, max(map(len, actions))
-    wait = longest - np.array([len(row) for row in actions])
-    returns, ended = np.zeros(rows), np.zeros(rows, dtype=bool)
-    image, _ = reset_rows(envs, np.ones(rows, dtype=bool), seeds)
-    for step in range(longest):
-        begins = wait == step
-        if step and begins.any():
-            image, _ = reset_rows(envs, begins, seeds)
-        executed = np.zeros((rows, *envs.single_action_space.shape), dtype=np.float32)
-        for row in np.flatnonzero(wait <= step):
-            executed[row] = actions[row][step - wait[row]]
-        image, reward, terminated, truncated, _ = envs.step(executed)
-        done, playing = terminated | truncated, wait <= step
-        returns[playing] += reward[playing]
-        ended |= done & playing
-        if done.any():  # an idle row, or one that this environment does not repeat
-            reset_rows(envs, done, seeds)
+    lengths = np.array([len(row) for row in actions])
+    returns, ended = np.zeros(envs.num_envs), np.zeros(envs.num_envs, dtype=bool)
+    image, _ = reset_rows(envs, begun, seeds)
+    for step in range(lengths.max()):
+        playing = begun & (step < lengths) & ~ended
+        executed = np.zeros((envs.num_envs, *envs.single_action_space.shape), dtype=np.float32)
+        for row in np.flatnonzero(playing):
+            executed[row] = actions[row][step]
+        envs.step_async(executed, playing)
+        image, reward, terminated, truncated, _ = envs.step_wait()
+        returns += reward
+        ended |= terminated | truncated
     return image, returns, ended

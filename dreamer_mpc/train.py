@@ -14,13 +14,23 @@ from torch.profiler import record_function
 
 from dreamer_mpc.checkpoint import checkpoint_path, keep_best
 from dreamer_mpc.collect import Collector, Counters
-from dreamer_mpc.config import Config, check_start, planner_from, resolve, to_dict, to_yaml, trained_config
+from dreamer_mpc.config import (
+    Config,
+    check_start,
+    planner_from,
+    resolve,
+    to_dict,
+    to_yaml,
+    trained_config,
+    training_planner,
+)
 from dreamer_mpc.device import choose_device, device_name
 from dreamer_mpc.diagnosis import FaultWatch
 from dreamer_mpc.errors import UserError
 from dreamer_mpc.evaluate import Evaluation, evaluate
 from dreamer_mpc.logger import Logger
 from dreamer_mpc.make import env_settings, load_agent, make_agent, make_envs, replay_capacity, side_by_side_envs
+from dreamer_mpc.planners import SampledPolicy
 from dreamer_mpc.profiling import Profiler
 from dreamer_mpc.progress import Progress, plural
 from dreamer_mpc.randomness import global_state, restore_global_state, seed_everything
@@ -64,7 +74,7 @@ class Trainer:
         self.device = choose_device(config.device)
         seed_everything(config.seed)
         self.planner = planner_from(config, config.planner)
-        self.train_planner = planner_from(config, config.trained_by)
+        self.train_planner = training_planner(config)
         self.counters = Counters(**payload["counters"]) if payload else Counters()
         self.state = TrainingState.from_state_dict(payload["training"], self.device) if payload else TrainingState()
         self._config_dict = to_dict(config)
@@ -100,7 +110,7 @@ class Trainer:
         if payload:
             self._restore(payload)
         else:
-            self.collector.begin()  # an environment that cannot even be reset leaves no run folder
+            self.collector.begin(config.train.seed_episodes)  # one that cannot even be reset leaves no run folder
 
     def _make_replay(self, capacity: int, action_dim: int, opened: contextlib.ExitStack) -> tuple[Replay, str]:
         config = self.config
@@ -118,7 +128,7 @@ class Trainer:
         self.replay.load_state_dict(payload["replay"])
         self._saver.restore(payload)
         saved = trained_config(payload, "the checkpoint")
-        same_planner = planner_from(saved, saved.trained_by) == self.train_planner
+        same_planner = training_planner(saved) == self.train_planner
         broken = self.collector.load_state_dict(payload["collector"], with_memory=same_planner)
         if broken:
             self._notes.append(
@@ -128,7 +138,7 @@ class Trainer:
         if state.ratio:
             state.ratio.end = config.env_steps
             if (state.ratio.updates, state.ratio.every) != (config.train.updates, config.train.every):
-                state.ratio = self._new_ratio()
+                state.ratio = self._new_ratio(lead=0)  # a lead was made before
         state.finished &= env_steps >= config.env_steps
         restore_global_state(payload["random"], self.device)
 
@@ -186,6 +196,8 @@ class Trainer:
         acting = config.planner
         if config.train_planner not in (None, config.planner):
             acting = f"{config.train_planner} in training, {config.planner} in evaluation,"
+        if isinstance(self.train_planner, SampledPolicy):
+            acting = acting.replace("policy", "policy (sampled while collecting)", 1)
         return [
             f"{config.env}: {agent}, acted by {acting} on {device_name(self.device)}, run folder {self.folder.path}",
             f"{config.env_steps:,} env steps = {config.env_steps // config.action_repeat:,} agent steps "
@@ -236,26 +248,31 @@ class Trainer:
         state, counters = self.state, self.counters
         self._show("seed episodes")
         began = time.monotonic()
-        self.collector.send(None)
-        state.returns += self.collector.receive()
+        self.collector.send(None, most=self.config.train.seed_episodes - len(state.returns))
+        self._receive()
         self._episode_seconds += time.monotonic() - began
         if len(state.returns) < self.config.train.seed_episodes:
             return
         self._logger.write(asdict(counters), self._collected())
         self._progress.line(f"{len(state.returns)} seed episodes, mean return {np.mean(state.returns):.1f}")
-        state.seeding, state.returns, state.ratio = False, [], self._new_ratio()
+        state.seeding, state.returns, state.ratio = False, [], self._new_ratio(lead=self.config.train.updates)
         state.round_end = counters.env_steps
         state.evaluation_due = counters.env_steps >= self.config.env_steps
         self._begin_round()
+        if self.config.num_envs > 1:  # the first round's updates come before the first planned step, as in the paper
+            state.updates_left = state.ratio.issue(counters.env_steps)
         if state.evaluation_due:
             self._save(say=True)
 
-    def _new_ratio(self) -> UpdateRatio:
+    def _new_ratio(self, lead: int) -> UpdateRatio:
         train = self.config.train
-        return UpdateRatio(train.updates, train.every, self.counters.env_steps, self.config.env_steps)
+        return UpdateRatio(train.updates, train.every, self.counters.env_steps, self.config.env_steps, lead=lead)
 
     def _begin_round(self) -> None:
-        """Sequential: updates, then steps until `round_end`. Interleaved: at least one step, updates during each."""
+        """Sequential: updates, then steps until `round_end`. Interleaved: at least one step, updates during each.
+
+        An interleaved run makes the first round's updates before its first step too.
+        """
         state, train, env_steps = self.state, self.config.train, self.counters.env_steps
         state.round_end = min(state.round_end, env_steps) + train.every  # the last one of a run may have been shorter
         if self.config.num_envs == 1:
@@ -296,8 +313,19 @@ class Trainer:
             owed = state.ratio.issue(counters.env_steps + config.num_envs * config.action_repeat)
             for left in range(owed, 0, -1):
                 self._update(left)
-        state.returns += self.collector.receive()
+        self._receive()
         self._profiler.after_step()
+
+    def _receive(self) -> None:
+        """The end of a step; what a user must know who has an environment that terminates is said once a run."""
+        state = self.state
+        state.returns += self.collector.receive()
+        if self.collector.terminations and not state.terminates:
+            state.terminates = True
+            self._progress.line(
+                f"{self.config.env} terminated an episode: the agent does not model that yet, "
+                "imagination and values go on past it"
+            )
 
     def _update(self, left: int) -> None:
         """An update, with which `left` are left before a step. On a GPU it is asked for, not waited for."""

@@ -45,12 +45,13 @@ class TrainingState:
     returns: list[float] = field(default_factory=list)  # of the seed episodes, or of this round's
     metrics: MetricMeans = field(default_factory=MetricMeans)  # of this round's updates
     round_end: int = 0  # env steps
-    updates_left: int = 0  # of this round, before its steps; of a sequential run
+    updates_left: int = 0  # to make before the next step: a round's, or with several environments the first round's
     ratio: UpdateRatio | None = None  # once the seed episodes are over
     evaluated_at: int = 0  # env steps
     evaluation_due: bool = False
     best_return: float | None = None  # mean return of the best evaluation
     finished: bool = False  # evaluated at its end
+    terminates: bool = False  # an episode of this run was terminated, and the user told what that means
 
     def state_dict(self) -> dict[str, Any]:
         plain = {name: value for name, value in vars(self).items() if name not in ("metrics", "ratio")}

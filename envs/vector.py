@@ -6,31 +6,21 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from envs.errors import EnvError
 from envs.gl import choose_gl_backend
 from envs.make import make_env
+from envs.rows import LocalVectorEnv, RowVectorEnv
 from envs.workers import WorkerVectorEnv
-
-
-class LocalVectorEnv(SyncVectorEnv):
-    """gymnasium's `SyncVectorEnv`, with the two halves of a step that one with workers has: the second does it all."""
-
-    def step_async(self, actions: np.ndarray) -> None:
-        self._sent = actions
-
-    def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        return self.step(self._sent)
 
 
 def make_vector_env(
     name: str, num_envs: int, *, workers: bool | None = None, **settings: Any
-) -> LocalVectorEnv | WorkerVectorEnv:
+) -> RowVectorEnv:
     """`num_envs` times `make_env(name, **settings)`: one in this process, more in a worker process each.
 
     `workers` overrules that. `step_async(actions)` [B, A] starts a step, which workers make at once, and `step_wait()`
-    ends it. Nothing is reset by itself: call `reset_rows` for the rows that ended, before the next step. Observations
+    ends it. Nothing is reset by itself: call `reset_rows` for the rows that ended, before their next step. Observations
     are uint8 [B, H, W, 3] and copies; `infos["env_steps"]` is int [B]. Infos may have `simulator_error` (see `DMCEnv`)
     and `lost` (see `WorkerVectorEnv`), bool [B]. Raises `EnvError`, then and at any call.
     """
@@ -41,7 +31,7 @@ def make_vector_env(
         if ":" not in name:
             choose_gl_backend()  # here, once: workers inherit it
         return WorkerVectorEnv(name, factory, num_envs)
-    return LocalVectorEnv([factory] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
+    return LocalVectorEnv(name, factory, num_envs)
 
 
 def try_env(name: str, num_envs: int, **settings: Any) -> None:
@@ -66,8 +56,8 @@ def reset_rows(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Reset the rows of `mask`, bool [B], with `seeds`, B of them (None, all or one: go on with the stream).
 
-    Returns observations [B, H, W, 3], whose other rows are as they were, and infos, zero there. Every row
-    must have been reset once before a row is left out.
+    Returns observations [B, H, W, 3], whose other rows are as they were, black before their first reset, and infos,
+    zero there.
     """
     mask = np.asarray(mask, dtype=bool)
     if seeds is not None:

@@ -14,10 +14,9 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
 
 from envs.errors import EnvError
+from envs.rows import RowVectorEnv, check_equal_spaces
 
 MAX_DEATHS = 5  # of one row's processes, within a minute or without a step between them
 MINUTE = 60.0
@@ -102,8 +101,8 @@ class Worker:
         return answer
 
 
-class WorkerVectorEnv(VectorEnv):
-    """`num_envs` environments of one factory, in a spawned process each; rows are reset by mask, never by themselves.
+class WorkerVectorEnv(RowVectorEnv):
+    """`num_envs` environments of one factory, in a spawned process each.
 
     A process that dies (out of memory, a crash of the simulator) or hangs is replaced. If that happens in or before a
     step, the row's answer is: image and reward zero, truncated, `info["env_steps"]` 0, `info["lost"]` true and
@@ -112,8 +111,6 @@ class WorkerVectorEnv(VectorEnv):
     """
 
     def __init__(self, name: str, factory: Callable[[], gymnasium.Env], num_envs: int) -> None:
-        self.num_envs = num_envs
-        self.metadata = {"autoreset_mode": AutoresetMode.DISABLED}
         self._name, self._factory = name, factory
         self._deaths: list[list[float]] = [[] for _ in range(num_envs)]  # of each row, in seconds
         self._pending: str | None = None  # the call whose answers are not all read
@@ -121,63 +118,16 @@ class WorkerVectorEnv(VectorEnv):
         # At a program's end multiprocessing asks them with SIGTERM, which they ignore, and waits for ever.
         Finalize(self, _kill_all, args=(self._workers,), exitpriority=0)
         try:
-            self._set_up()
+            spaces = self._set_up(num_envs)
         except BaseException:
             self.close()
             raise
-        self.single_observation_space, self.single_action_space = self._workers[0].spaces
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
-        self._images = np.zeros(self.observation_space.shape, self.observation_space.dtype)
+        super().__init__(num_envs, spaces)
 
     @property
     def processes(self) -> list[multiprocessing.Process]:
         """The workers' processes, row by row."""
         return [worker.process for worker in self._workers]
-
-    def reset(
-        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Reset all rows, or those of `options["reset_mask"]`, bool [B]; the other rows' images are as they were."""
-        if seed is None or isinstance(seed, int):
-            seed = [None if seed is None else seed + row for row in range(self.num_envs)]
-        rows = np.flatnonzero((options or {}).get("reset_mask", np.ones(self.num_envs, dtype=bool)))
-        self._begin("reset")
-        for row in rows:
-            self._workers[row].send("reset", seed[row])
-        infos: dict[str, Any] = {}
-        for row in rows:
-            self._images[row], info = self._answer_of_reset(row, seed[row])
-            infos = self._add_info(infos, info, row)
-        self._pending = None
-        return self._images.copy(), infos
-
-    def step_async(self, actions: np.ndarray) -> None:
-        """Let every row begin a step with its action of `actions` [B, A]."""
-        self._begin("step")
-        for worker, action in zip(self._workers, actions, strict=True):
-            worker.send("step", action)
-
-    def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """The end of that step: images, rewards, terminated and truncated [B], infos."""
-        rewards = np.zeros(self.num_envs)
-        terminated, truncated = np.zeros(self.num_envs, dtype=bool), np.zeros(self.num_envs, dtype=bool)
-        infos: dict[str, Any] = {}
-        for row, worker in enumerate(self._workers):
-            try:
-                answer = worker.receive()
-                worker.has_stepped = True
-            except WorkerDied:
-                answer = 0, 0.0, False, True, {"env_steps": 0, "lost": True, "death": self._replace(row)}
-            self._images[row], rewards[row], terminated[row], truncated[row], info = answer
-            infos = self._add_info(infos, info, row)
-        self._pending = None
-        return self._images.copy(), rewards, terminated, truncated, infos
-
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Both halves of a step."""
-        self.step_async(actions)
-        return self.step_wait()
 
     def close_extras(self) -> None:
         """End the workers: asked to when idle, killed at once and quietly amid a call."""
@@ -194,20 +144,42 @@ class WorkerVectorEnv(VectorEnv):
             raise gymnasium.error.AlreadyPendingCallError(f"{call} amid a {self._pending}", self._pending)
         self._pending = call
 
-    def _set_up(self) -> None:
-        self._pending = "set-up"
-        for row in range(self.num_envs):
+    def _ended(self) -> None:
+        self._pending = None
+
+    def _set_up(self, num_envs: int) -> tuple[gymnasium.Space, gymnasium.Space]:
+        """The spaces of one environment, once all have said theirs."""
+        self.num_envs, self._pending, spaces = num_envs, "set-up", []
+        for row in range(num_envs):
             self._workers.append(self._start(row))
         for row, worker in enumerate(self._workers):
             try:
-                spaces = worker.spaces
+                spaces.append(worker.spaces)
             except WorkerDied:
                 raise self._error(row, f"died in its set-up ({worker.bury()})") from None
-            if spaces != self._workers[0].spaces:
-                raise EnvError(f"{self._name}: the factory must make equal environments, got {spaces} in row {row}")
+            check_equal_spaces(self._name, spaces)
         self._pending = None
+        return spaces[0]
 
-    def _answer_of_reset(self, row: int, seed: int | None) -> tuple[np.ndarray, dict[str, Any]]:
+    def _begin_reset(self, rows: np.ndarray, seeds: Sequence[int | None]) -> None:
+        self._begin("reset")
+        for row in rows:
+            self._workers[row].send("reset", seeds[row])
+
+    def _begin_step(self, rows: np.ndarray, actions: np.ndarray) -> None:
+        self._begin("step")
+        for row in rows:
+            self._workers[row].send("step", actions[row])
+
+    def _end_step(self, row: int) -> tuple[np.ndarray | int, float, bool, bool, dict[str, Any]]:
+        try:
+            answer = self._workers[row].receive()
+        except WorkerDied:
+            return 0, 0.0, False, True, {"env_steps": 0, "lost": True, "death": self._replace(row)}
+        self._workers[row].has_stepped = True
+        return answer
+
+    def _end_reset(self, row: int, seed: int | None) -> tuple[np.ndarray, dict[str, Any]]:
         death = {}
         while True:
             try:

@@ -23,6 +23,7 @@ from envs import (
     reset_rows,
 )
 from envs.gl import CUDA_INDICES, PROBED, _probe
+from envs.rows import LocalVectorEnv
 from tests.counting_env import CountingEnv, decode, expected_reward
 
 ROOT = Path(__file__).parents[1]
@@ -481,6 +482,28 @@ def test_masked_resets(workers):
     envs.close()
 
 
+@pytest.mark.parametrize("workers", [False, True])
+def test_rows_that_are_left_out_rest(workers):
+    envs = make_vector_env("tests.counting_env:make", 3, workers=workers, action_repeat=1)
+    image, _ = reset_rows(envs, np.array([True, False, True]))
+    assert not image[1].any(), "black before its first reset"
+    assert [decode(image[row]) for row in (0, 2)] == [(0, 0), (0, 0)]
+    for _ in range(2):
+        envs.step_async(np.zeros((3, 2), np.float32), np.array([True, False, False]))
+        image, reward, terminated, truncated, info = envs.step_wait()
+    assert decode(image[0]) == (0, 2) and decode(image[2]) == (0, 0) and not image[1].any()
+    assert reward.tolist() == [2.0, 0.0, 0.0] and info["env_steps"].tolist() == [1, 0, 0]
+    reset_rows(envs, np.array([False, True, False]))
+    for step in range(8):
+        image, reward, terminated, truncated, info = envs.step(np.zeros((3, 2), np.float32))
+    assert [decode(x) for x in image] == [(0, 10), (0, 8), (0, 8)]
+    assert truncated.tolist() == [True, False, False] and not terminated.any()
+    envs.step_async(np.zeros((3, 2), np.float32), ~truncated)
+    _, _, _, truncated, info = envs.step_wait()
+    assert not truncated.any() and info["env_steps"].tolist() == [0, 1, 1], "an episode that is over need not be reset"
+    envs.close()
+
+
 def test_workers_load_no_torch():
     envs = make_vector_env("tests.test_envs:pays_for_imports", 1, workers=True, action_repeat=1)
     envs.reset()
@@ -490,7 +513,7 @@ def test_workers_load_no_torch():
 
 def test_one_env_runs_in_this_process():
     envs = make_vector_env("tests.example_env:make", 1)
-    assert isinstance(envs, gymnasium.vector.SyncVectorEnv)
+    assert isinstance(envs, LocalVectorEnv)
     assert envs.reset(seed=0)[0].shape == (1, 64, 64, 3)
     with pytest.raises(EnvError, match="num_envs"):
         make_vector_env("tests.example_env:make", 0)

@@ -20,7 +20,7 @@ import dreamer_mpc.train
 import run
 from dreamer_mpc.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
 from dreamer_mpc.train import Trainer
-from envs.vector import LocalVectorEnv
+from envs.rows import LocalVectorEnv
 from scripts import soak
 from scripts.soak import differences, flatten, metrics, same
 from tests.counting_env import CountingEnv

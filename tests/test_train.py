@@ -7,18 +7,18 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from gymnasium.vector import AutoresetMode
 
 from dreamer_mpc.agent import Dreamer
-from dreamer_mpc.config import Config, load_presets, parse
+from dreamer_mpc.config import Config, config_from_dict, load_presets, parse, planner_from, to_dict
 from dreamer_mpc.errors import UserError
 from dreamer_mpc.evaluate import Evaluation, Trace
 from dreamer_mpc.make import replay_capacity
+from dreamer_mpc.planners import Policy, SampledPolicy
 from dreamer_mpc.resume import open_run
 from dreamer_mpc.run_folder import RunFolder
 from dreamer_mpc.train import Trainer
 from dreamer_mpc.training_state import MetricMeans
-from envs.vector import LocalVectorEnv
+from envs.rows import LocalVectorEnv
 from tests.counting_env import CountingEnv
 from tests.test_agent import one_thread  # noqa: F401
 from tests.test_cli import TINY
@@ -38,9 +38,7 @@ class Unlike(CountingEnv):
 
 def make_trainer(folder, events, monkeypatch, *args):
     """A tiny run whose environments stay in this process; what happens is noted in `events`."""
-    monkeypatch.setattr("envs.vector.WorkerVectorEnv", lambda name, factory, num_envs: LocalVectorEnv(
-        [factory] * num_envs, autoreset_mode=AutoresetMode.DISABLED
-    ))  # fmt: skip
+    monkeypatch.setattr("envs.vector.WorkerVectorEnv", LocalVectorEnv)
     args = [*TINY, *SHORT, *map(str, args), "--run-dir", str(folder)]
     config = parse(Config, args, load_presets("quick"))
     trainer = Trainer(config, RunFolder.create(folder))
@@ -88,10 +86,10 @@ def test_several_environments_step_while_updates_run_in_the_exact_ratio(
     trainer = make_trainer(tmp_path, events, monkeypatch, *args)
     monkeypatch.setattr(trainer.agent, "update", fake_update(events))
     trainer.run()
-    start = 10 * num_envs
-    first = events.index("plan")
-    assert Counter(events[:first]) == {"send": -(-10 // repeat), "receive": -(-10 // repeat)}
-    issued, env_steps, position = 0, start, first
+    start, rounds = 10, 10  # one seed episode; rounds of 20 env steps up to 200, the last one short
+    first, seeding = events.index("plan"), -(-10 // repeat)
+    assert events[:first] == ["send", "receive"] * seeding + ["update"] * updates, "a round of updates, then steps"
+    issued, env_steps, position = updates, start, first
     while events[position] == "plan":
         assert events[position + 1] == "send"
         end = events.index("receive", position)
@@ -99,13 +97,13 @@ def test_several_environments_step_while_updates_run_in_the_exact_ratio(
         assert set(between) <= {"update"}, "updates are issued while the step is in flight"
         # Episodes are 10 env steps, so that a step in flight is shorter at their ends where repeat is 3.
         in_flight = min(env_steps + repeat * num_envs, 200)
-        issued = max(issued, updates * (in_flight - start) // 20)
-        assert len(between) == issued - events[first:position].count("update")
-        env_steps += num_envs * min(repeat, 10 - (env_steps // num_envs) % 10)
+        issued = max(issued, min(updates + updates * (in_flight - start) // 20, updates * rounds))
+        assert len(between) == issued - events[:position].count("update")
+        env_steps += num_envs * min(repeat, 10 - ((env_steps - start) // num_envs) % 10)
         position = end + 1
     assert events[position:] == ["evaluate"]
     assert env_steps == trainer.counters.env_steps >= 200
-    assert trainer.counters.updates == updates * (200 - start) // 20, "what the sequential algorithm makes"
+    assert trainer.counters.updates == updates * rounds, "what the sequential algorithm makes"
 
 
 def fake_update(events):
@@ -124,28 +122,31 @@ def test_rows_that_end_at_different_times_keep_the_ratio(tmp_path, monkeypatch):
     rows = records(tmp_path)
     start, last = rows[0]["env_steps"], rows[-1]
     assert last["env_steps"] < 4 * last["agent_steps"], "some steps were cut short"
-    assert last["updates"] == 5 * (300 - start) // 20
-    for row in rows:
-        exact = 5 * (min(row["env_steps"], 300) - start) / 20
+    total = 5 * -(-(300 - start) // 20)
+    assert last["updates"] == total
+    for row in rows[1:]:
+        exact = min(5 + 5 * (min(row["env_steps"], 300) - start) / 20, total)
         assert -1 < row["updates"] - exact < 5 * 8 / 20
 
 
-@pytest.mark.parametrize("num_envs", [1, 4])
-def test_a_longer_run_goes_on_without_seed_episodes_in_the_same_ratio(num_envs, tmp_path, monkeypatch):
+@pytest.mark.parametrize("num_envs, done", [(1, 120), (4, 122)])  # a seed episode of 10 env steps, then whole steps
+def test_a_longer_run_goes_on_without_seed_episodes_in_the_same_ratio(num_envs, done, tmp_path, monkeypatch):
     args, events = ["--num-envs", num_envs, "--train.updates", 6], []
-    trainer = make_trainer(tmp_path, [], monkeypatch, *args, "--env-steps", 120)
+    trainer = make_trainer(tmp_path, [], monkeypatch, *args, "--env-steps", done)
     trainer.run()
     before = trainer.counters.updates
     config = parse(Config, ["--env-steps", "240", "--resume", str(tmp_path)], trainer.config)
     saved = open_run(str(tmp_path))
     saved.check(config)
     resumed = Trainer(config, saved.folder, saved.payload)
-    assert (resumed.counters.env_steps, resumed.counters.updates) == (120, before)
+    assert (resumed.counters.env_steps, resumed.counters.updates) == (done, before)
     monkeypatch.setattr(Dreamer, "act", noted(events, "plan", Dreamer.act))
     monkeypatch.setattr(resumed.agent, "update", noted(events, "update", resumed.agent.update))
     resumed.run()
-    assert events[:8] == (["update"] * 6 + ["plan"] * 2 if num_envs == 1 else ["plan", "update"] * 4)
-    assert resumed.counters.updates == before + 6 * 120 // 20 == events.count("update") + before
+    at_once = ["plan", *["update"] * 4, "plan", "update", "update"]  # first what the round that was cut short left over
+    assert events[:8] == (["update"] * 6 + ["plan"] * 2 if num_envs == 1 else at_once)
+    assert (before, resumed.counters.updates) == (6 * 6, 6 * 12)
+    assert events.count("update") == 6 * 6
 
 
 def test_errors_of_simulators_and_lost_environments_are_logged_once_there_are_some(tmp_path, monkeypatch):
@@ -165,7 +166,7 @@ def test_errors_of_simulators_and_lost_environments_are_logged_once_there_are_so
         for row in records(tmp_path)
         if "eval/return_mean" not in row
     ]
-    assert counts == [(None, None)] * 2 + [(1.0, 1.0)] * 2
+    assert counts == [(None, None)] * 2 + [(1.0, 1.0)] * 3
 
 
 @pytest.mark.parametrize(
@@ -202,6 +203,73 @@ def test_a_run_that_ends_before_its_profile_says_so(args, tmp_path, monkeypatch,
     trainer.run()
     assert capsys.readouterr().out.count("no profile") == 1
     assert not (tmp_path / "profile").exists()
+
+
+# seed episodes, exploration, termination
+
+
+@pytest.mark.parametrize("num_envs, episodes", [(1, 5), (2, 5), (5, 5), (8, 5), (8, 9), (3, 1)])
+def test_seed_episodes_are_exactly_as_many_as_asked(num_envs, episodes, tmp_path, monkeypatch):
+    args = ["--num-envs", num_envs, "--train.seed-episodes", episodes, "--train.updates", 0, "--env-steps", 130]
+    trainer = make_trainer(tmp_path, [], monkeypatch, *args)
+    held, act = [], Dreamer.act
+
+    def noting(*args):
+        held.append((trainer.replay.episodes, len(trainer.replay)))
+        return act(*args)
+
+    monkeypatch.setattr(Dreamer, "act", noting)
+    trainer.run()
+    assert records(tmp_path)[0]["env_steps"] == 10 * episodes, "rows without a seed episode are not stepped"
+    assert records(tmp_path)[0]["episodes"] == episodes
+    assert held[0] == (episodes + num_envs, 11 * episodes + num_envs), "and all rows have begun another one"
+
+
+@pytest.mark.parametrize(
+    "args, acts",
+    [
+        ([], SampledPolicy()),
+        (["--train.policy-action", "mode"], Policy()),
+        (["--planner", "mppi", "--train-planner", "policy"], SampledPolicy()),
+        (["--planner", "policy", "--train-planner", "mppi"], None),
+    ],
+)
+def test_the_policy_samples_while_collecting_and_takes_its_mode_in_evaluations(args, acts, tmp_path, monkeypatch):
+    played = []
+    trainer = make_trainer(tmp_path, [], monkeypatch, "--env-steps", 30, *args)
+    result = Evaluation(np.zeros(1), [1], 0.0, 1, 0, Trace())
+    monkeypatch.setattr("dreamer_mpc.train.evaluate", lambda _, planner, *__, **___: played.append(planner) or result)
+    acting, act = set(), Dreamer.act
+    monkeypatch.setattr(Dreamer, "act", lambda self, planner, *rest: acting.add(planner) or act(self, planner, *rest))
+    trainer.run()
+    assert acting == {acts or trainer.config.mppi}
+    assert played == [planner_from(trainer.config, trainer.config.planner)], "never one that samples"
+
+
+def test_a_run_that_was_saved_before_the_setting_goes_on_with_the_mode():
+    values = to_dict(load_presets("quick"))
+    del values["train"]["policy_action"]
+    assert config_from_dict(values, "an old run").train.policy_action == "mode"
+    assert load_presets("quick").train.policy_action == "sample"
+    values["train"]["policy_action"] = "sample"
+    assert config_from_dict(values, "a new run").train.policy_action == "sample"
+
+
+def test_a_termination_is_said_once_a_run(tmp_path, monkeypatch, capsys):
+    words = "tests.test_train:terminating terminated an episode: the agent does not model that yet"
+    args = ["--env", "tests.test_train:terminating", "--num-envs", 2]
+    trainer = make_trainer(tmp_path, [], monkeypatch, *args, "--env-steps", 60)
+    trainer.run()
+    assert " ".join(capsys.readouterr().out.split()).count(words) == 1
+    config = parse(Config, ["--env-steps", "100", "--resume", str(tmp_path)], trainer.config)
+    resumed = Trainer(config, RunFolder(tmp_path), open_run(str(tmp_path)).payload)
+    resumed.run()
+    assert resumed.collector.terminations > 0
+    assert words not in " ".join(capsys.readouterr().out.split()), "a resumed run has said it"
+
+
+def terminating():
+    return CountingEnv(terminates=True)
 
 
 # replay's size

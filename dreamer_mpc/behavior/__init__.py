@@ -1,6 +1,7 @@
 """Actor and critic, learned in latent imagination."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from dreamer_mpc.behavior.actor import Actor, TanhNormal
 from dreamer_mpc.behavior.critic import Critic
@@ -33,6 +34,9 @@ class BehaviorConfig:
     """Hidden size of each value head (paper: 200)."""
     bootstrap: float = 0.8
     """Share of the frames that each value head learns from (ours)."""
+    head_targets: Literal["shared", "own"] = "shared"
+    """Returns that a value head is fitted to (ours). shared: they bootstrap from the mean over heads; own: each head's
+    from its own values, so that heads can disagree where the model errs."""
 
     def __post_init__(self):
         check_ranges(

@@ -1,4 +1,4 @@
-"""No planning: the actor's mode."""
+"""No planning: the actor alone."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dreamer_mpc.planners.protocol import LatentModel, Plan, choose
+from dreamer_mpc.planners.protocol import ActionDistribution, LatentModel, Plan, choose
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,22 @@ class Policy:
 
     @torch.no_grad()
     def plan(self, model: LatentModel, state: Float[Tensor, "B S"], memory: None = None) -> Plan:
-        """The mode of the actor as a plan of one step; see `Planner.plan`."""
-        candidates = model.policy(state).mode[:, None, None]  # [B, 1, 1, A]
+        """The actor's action as a plan of one step; see `Planner.plan`."""
+        candidates = self._action(model.policy(state))[:, None, None]  # [B, 1, 1, A]
         plan = choose(model, state, candidates, model.value(state).mean(0)[:, None], model_evaluations=0)
         plan.memory = None
         return plan
+
+    def _action(self, distribution: ActionDistribution) -> Float[Tensor, "B A"]:
+        return distribution.mode
+
+
+@dataclass(frozen=True)
+class SampledPolicy(Policy):
+    """`Policy` that executes a sample in place of the mode: how Dreamer explores while it collects.
+
+    It is no choice of `--planner`: an evaluation takes the mode (Hafner et al. 2020, and the paper's base code).
+    """
+
+    def _action(self, distribution: ActionDistribution) -> Float[Tensor, "B A"]:
+        return distribution.rsample()
