@@ -64,9 +64,9 @@ def make_batch(seed=0):
     )
 
 
-def make_reference(agent, **options):
-    weights = dict(agent.model.named_parameters())
-    return Reference(weights, agent.model.critic.masks, WORLD, agent.behavior, agent.optimizer, **options)
+def make_reference(agent):
+    weights, masks = dict(agent.model.named_parameters()), agent.model.critic.masks
+    return Reference(weights, masks, WORLD, agent.behavior, agent.optimizer, agent.behavior.head_targets)
 
 
 @contextlib.contextmanager
@@ -141,8 +141,9 @@ def assert_same_updates(agent, reference, monkeypatch, steps=2):
 @each_kind
 @each_size
 @pytest.mark.parametrize("largest", CLIPS.values(), ids=CLIPS)
-def test_two_updates_are_the_reference_s(kernels, heads, largest, monkeypatch):
-    agent = make_agent(kernels, heads, grad_clip=largest)
+@pytest.mark.parametrize("head_targets", ["shared", "own"])
+def test_two_updates_are_the_reference_s(kernels, heads, largest, head_targets, monkeypatch):
+    agent = make_agent(kernels, heads, behavior={"head_targets": head_targets}, grad_clip=largest)
     metrics = assert_same_updates(agent, make_reference(agent), monkeypatch)
     for part in PARTS:
         assert (metrics[f"{part}_grad_norm"] > largest) == (largest < 1), "the settings clip what they say"
