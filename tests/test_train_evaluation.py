@@ -47,26 +47,34 @@ def make_trainer(folder, *args):
     return Trainer(config, RunFolder.create(folder))
 
 
-def test_an_evaluation_has_a_seed_of_its_own(tmp_path, monkeypatch):
-    """Its environments' and torch's; both differ from the training's, and are the same in each evaluation."""
-    seeds, draws = [], {"evaluation": set(), "training": set()}
-    phase, act = ["training"], Dreamer.act
+@pytest.fixture
+def acted(monkeypatch):
+    """Who acts with what noise under which of torch's seeds, in training and in evaluation."""
+    acts, phase, act = [], ["training"], Dreamer.act
 
-    def noting(*args, **kwargs):
-        phase[0], before = "evaluation", len(Seeded.seeds)
+    def evaluating(*args, **kwargs):
+        phase[0] = "evaluation"
         result = evaluate(*args, **kwargs)
         phase[0] = "training"
-        seeds.append(Seeded.seeds[before:])
         return result
 
-    monkeypatch.setattr("dreamer_mpc.train.evaluate", noting)
-    monkeypatch.setattr(Dreamer, "act", lambda *args: draws[phase[0]].add(torch.initial_seed()) or act(*args))
+    def acting(self, planner, carry, image, is_first, action_noise=0.0):
+        acts.append((phase[0], planner, action_noise, torch.initial_seed()))
+        return act(self, planner, carry, image, is_first, action_noise)
+
+    monkeypatch.setattr("dreamer_mpc.train.evaluate", evaluating)
+    monkeypatch.setattr(Dreamer, "act", acting)
+    return acts
+
+
+def test_an_evaluation_has_a_seed_of_its_own(tmp_path, acted):
+    """Its environments' and torch's; both differ from the training's, and are the same in each evaluation."""
     args = ["--seed", 3, "--eval.seed", 700, "--eval.episodes", 3, "--eval.num-envs", 2, "--env-steps", 50]
     make_trainer(tmp_path, *args).run()
-    assert len(seeds) == 2
-    for given in seeds:
-        assert given[:3] == [700, 701, 702]
-    assert draws == {"evaluation": {700}, "training": {3}}
+    assert {(phase, seed) for phase, _, _, seed in acted} == {("evaluation", 700), ("training", 3)}
+    given = [seed for seed in Seeded.seeds if seed is not None and seed < 1000]  # a training draws from all of 31 bits
+    assert given[:3] == [700, 701, 702]
+    assert given == given[: len(given) // 2] * 2, "the second evaluation is played like the first"
 
 
 def test_a_training_s_seed_does_not_reach_an_evaluation_nor_the_other_way_round(tmp_path):
@@ -74,7 +82,7 @@ def test_a_training_s_seed_does_not_reach_an_evaluation_nor_the_other_way_round(
         Seeded.seeds.clear()
         make_trainer(folder, "--seed", seed, "--eval.seed", eval_seed, "--env-steps", 30).run()
         given = [number for number in Seeded.seeds if number is not None]
-        ours = [number - eval_seed for number in given if number < 1000]  # a training draws from all of 31 bits
+        ours = [number - eval_seed for number in given if number < 1000]
         return [number for number in given if number >= 1000], ours
 
     training, evaluation = seeds_of(tmp_path / "a", 3, 700)
@@ -137,23 +145,25 @@ def test_a_resumed_run_remembers_its_best(later, best, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("training, evaluation", [("cem", "dream-mpc"), ("dream-mpc", "cem")])
-def test_one_planner_trains_and_another_one_evaluates(training, evaluation, tmp_path, monkeypatch):
-    acted, act, phase = set(), Dreamer.act, ["training"]
-
-    def noting(*args, **kwargs):
-        phase[0] = "evaluation"
-        result = evaluate(*args, **kwargs)
-        phase[0] = "training"
-        return result
-
-    def noted(self, planner, *rest):
-        acted.add((phase[0], planner))
-        return act(self, planner, *rest)
-
-    monkeypatch.setattr("dreamer_mpc.train.evaluate", noting)
-    monkeypatch.setattr(Dreamer, "act", noted)
-    args = ["--train-planner", training, "--planner", evaluation, "--env-steps", 30]
-    trainer = make_trainer(tmp_path, *args)
+def test_one_planner_trains_and_another_one_evaluates(training, evaluation, tmp_path, acted):
+    trainer = make_trainer(tmp_path, "--train-planner", training, "--planner", evaluation, "--env-steps", 30)
     trainer.run()
     planners = {"cem": trainer.config.cem, "dream-mpc": trainer.config.dream_mpc}
-    assert acted == {("training", planners[training]), ("evaluation", planners[evaluation])}
+    found = {(phase, planner) for phase, planner, *_ in acted}
+    assert found == {("training", planners[training]), ("evaluation", planners[evaluation])}
+
+
+def test_noise_is_for_the_training_alone(tmp_path, acted):
+    make_trainer(tmp_path, "--train.action-noise", 0.37, "--env-steps", 30).run()
+    assert {(phase, noise) for phase, _, noise, _ in acted} == {("training", 0.37), ("evaluation", 0.0)}
+
+
+def test_what_is_drawn_from_replay_depends_on_the_training_s_seed(tmp_path):
+    def drawn(folder, seed):
+        trainer = make_trainer(folder, "--seed", seed, "--env-steps", 30)
+        trainer.run()
+        return trainer.replay.sample(50, 4).index
+
+    first = drawn(tmp_path / "a", 3)
+    assert torch.equal(first, drawn(tmp_path / "b", 3))
+    assert not torch.equal(first, drawn(tmp_path / "c", 4))
