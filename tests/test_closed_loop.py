@@ -24,10 +24,10 @@ SMALLEST = WorldModelConfig(
 )  # fmt: skip
 # Few frames for each of many heads, so that they disagree: else their smallest would be as good as their mean.
 BEHAVIOR = BehaviorConfig(
-    horizon=3, discount=DISCOUNT, return_lambda=0.3, actor_layers=1, actor_hidden=16, actor_init_std=0.05,
-    value_heads=8, value_layers=1, value_hidden=16, bootstrap=0.15,
+    horizon=3, discount=DISCOUNT, return_lambda=0.3, actor_layers=1, actor_hidden=16, actor_init_std=0.1,
+    value_heads=16, value_layers=1, value_hidden=16, bootstrap=0.1,
 )  # fmt: skip
-OPTIMIZER = OptimizerConfig(actor_lr=0.01, critic_lr=0.03)
+OPTIMIZER = OptimizerConfig(actor_lr=0.015, critic_lr=0.03)
 UPDATES = 400
 
 
@@ -70,7 +70,7 @@ class Stream(nn.Module):
         return self.reward(state) + DISCOUNT * KEPT_Y * self.slope * state[..., 1] + always
 
 
-def grid(x, y, points=(8, 6)):
+def grid(x, y, points=(12, 10)):
     """States [M, 2] that cover two intervals."""
     axes = torch.linspace(*x, points[0]), torch.linspace(*y, points[1])
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).view(-1, 2)
@@ -81,7 +81,7 @@ def learned_by(kind, seed=0):
     torch.manual_seed(seed)
     agent = kind(1, SMALLEST, BEHAVIOR, OPTIMIZER)
     agent.model = model = Stream(agent.model.actor, agent.model.critic)
-    start, index = grid((0, 1), (1, 3)), torch.arange(48)
+    start, index = grid((0, 1), (1, 3)), torch.arange(120)
     # Rates fall to nothing: what is left at the end is what is learned, not the noise of the last steps.
     schedules = [
         torch.optim.lr_scheduler.LinearLR(agent.optimizers[part], 1.0, 0.01, total_iters=UPDATES)
@@ -110,8 +110,9 @@ def distance_from_the_optimum(model):
     return lost.item(), error.square().mean().sqrt().item(), abs(error.mean().item())
 
 
-LOST, ROOT_MEAN_SQUARE, ON_AVERAGE = 0.04, 0.2, 0.06  # values there range from 2.6 to 6.6
-SHORT_OF_THE_OPTIMUM = 1.5  # times one of these
+# With seven seeds at most 0.042, 0.098 and 0.032 are reached. Values there range from 3.7 to 8.8.
+LOST, ROOT_MEAN_SQUARE, ON_AVERAGE = 0.06, 0.15, 0.06
+SHORT_OF_THE_OPTIMUM = 2.0  # times one of these; it is 2.7 and more
 
 
 def misses(model):
