@@ -10,7 +10,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from dreamer_mpc.planners import PLANNERS, LatentModel, Planner, Policy, make_planner, reset_memory
+from dreamer_mpc.planners import PLANNERS, LatentModel, Planner, Policy, SampledPolicy, make_planner, reset_memory
 from tests.latent_models import Broken, Counting, Noisy, Quadratic, Smooth
 from tests.planning import (
     ASCENDING,
@@ -523,3 +523,12 @@ def test_the_policy_executes_its_mode_for_no_evaluation():
     assert result.actions.shape == (4, 1, 2) and result.candidates.shape == (4, 1, 1, 2)
     torch.testing.assert_close(result.value, model.value(state).mean(0).detach())
     assert result.model_evaluations == model.count == 0 and result.memory is None
+
+
+def test_the_sampled_policy_executes_samples():
+    model, state = Smooth(), start()
+    result = plan(SampledPolicy(), model, state, seed=3)
+    torch.manual_seed(3)
+    torch.testing.assert_close(result.action, model.policy(state).rsample().detach())
+    assert not torch.allclose(result.action, model.policy(state).mode)
+    assert (result.action - plan(SampledPolicy(), model, state, seed=4).action).abs().min() > 0

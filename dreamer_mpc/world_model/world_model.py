@@ -121,7 +121,7 @@ class WorldModel(nn.Module):
         target = preprocess(batch.image, dequantize=True)  # [T, B, C, H, W]
         with amp:
             embed = self.encoder(target)
-        states, posterior, prior = self.rssm.observe(embed.float(), batch.action, batch.is_first)
+        states, posterior, prior = self.rssm.observe(embed.to(batch.action.dtype), batch.action, batch.is_first)
         return Inference(target, states, posterior, prior)
 
     def loss(

@@ -1,0 +1,468 @@
+"""Break the code in one place after another, and see that the tests named for each place fail.
+
+    python -m scripts.mutations              # all of them, one after another: minutes
+    python -m scripts.mutations --only "smallest head for the mean"
+    python -m scripts.mutations --list > docs/mutations.md
+
+Each row of `MUTATIONS` replaces one piece of one file, in a copy of the tree, and runs its tests there. Exit code 1
+where a change survives them, where a piece is not found exactly once, or where the tests do not run.
+"""
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LEFT_OUT = (".*", "results", "runs", "pretrained", "__pycache__", "*.egg-info")
+SECONDS = 240  # that the tests of one row may take
+
+REFERENCE = "tests/test_reference_update.py::test_two_updates_are_the_reference_s"
+CLOSED_LOOP = "tests/test_closed_loop.py::test_actor_and_critic_reach_the_optimum"
+EVALUATION = "tests/test_train_evaluation.py::"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One change that must not go unnoticed."""
+
+    name: str  # what is broken, in words
+    file: str
+    old: str  # occurs once in the file
+    new: str
+    tests: tuple[str, ...]  # pytest's names of those that catch it
+
+
+def agent(name: str, old: str, new: str, *tests: str) -> Mutation:
+    return Mutation(name, "dreamer_mpc/agent.py", old, new, tests or (REFERENCE,))
+
+
+def behavior(name: str, file: str, old: str, new: str, *tests: str) -> Mutation:
+    return Mutation(name, f"dreamer_mpc/behavior/{file}.py", old, new, tests or (REFERENCE,))
+
+
+def world(name: str, file: str, old: str, new: str, *tests: str) -> Mutation:
+    return Mutation(name, f"dreamer_mpc/world_model/{file}.py", old, new, tests or (REFERENCE,))
+
+
+def planner(name: str, file: str, old: str, new: str, *tests: str) -> Mutation:
+    return Mutation(name, f"dreamer_mpc/planners/{file}.py", old, new, tests)
+
+
+def loop(name: str, file: str, old: str, new: str, *tests: str) -> Mutation:
+    return Mutation(name, f"dreamer_mpc/{file}.py", old, new, tests)
+
+
+RETURNS = "lambda_return(rewards[:-1], values.mean(0)[1:], behavior.discount, behavior.return_lambda)"
+BOTH = (REFERENCE, CLOSED_LOOP)
+
+MUTATIONS = [
+    # what actor and critic learn
+    agent("rewards shifted by one", RETURNS, RETURNS.replace("[:-1]", "[1:]"), *BOTH),
+    agent("reward gradient cut", RETURNS, RETURNS.replace("rewards[:-1]", "rewards[:-1].detach()"), *BOTH),
+    agent("value gradient cut", RETURNS, RETURNS.replace("mean(0)[1:]", "mean(0)[1:].detach()"), *BOTH),
+    agent("smallest head for the mean", RETURNS, RETURNS.replace("mean(0)", "amin(0)"), *BOTH),
+    agent("values shifted by one", RETURNS, RETURNS.replace("mean(0)[1:]", "mean(0)[:-1]"), *BOTH),
+    agent(
+        "critic fitted to the next state", "critic_loss(values[:, :-1], targets", "critic_loss(values[:, 1:], targets",
+        *BOTH,
+    ),
+    agent("mask's index transposed", "batch.index.flatten())", "batch.index.t().flatten())"),
+    agent(
+        "actor not clipped", "clip_grad_norm_(self._parameters(name), self.optimizer.grad_clip)",
+        'clip_grad_norm_(self._parameters(name), float("inf") if name == "actor" else self.optimizer.grad_clip)',
+    ),
+    agent(
+        "world model not clipped", "clip_grad_norm_(self._parameters(name), self.optimizer.grad_clip)",
+        'clip_grad_norm_(self._parameters(name), float("inf") if name == "world_model" else self.optimizer.grad_clip)',
+    ),
+    agent("actor descends the return", "actor_loss(returns)\n", "-actor_loss(returns)\n", *BOTH),
+    agent(
+        "discount and lambda swapped", RETURNS,
+        RETURNS.replace("behavior.discount, behavior.return_lambda", "behavior.return_lambda, behavior.discount"),
+        *BOTH,
+    ),
+    agent("own and shared targets exchanged", 'head_targets == "own"', 'head_targets != "own"'),
+    agent("own targets with rewards shifted by one", "own_returns(rewards[:-1]", "own_returns(rewards[1:]"),
+    agent(
+        "imagination starts in another order than its frames", "states.detach().flatten(0, 1)",
+        "states.detach().transpose(0, 1).flatten(0, 1)",
+    ),
+    agent("critic at the actor's rate", "critic, optimizer.critic_lr", "critic, optimizer.actor_lr"),
+    agent("Adam's epsilon left at its default", "eps=optimizer.eps", "eps=1e-8"),
+    agent(
+        "an update that is not finite is applied", "optimizer.found_inf = skipped.float()",
+        "optimizer.found_inf = torch.zeros_like(skipped.float())",
+        "tests/test_agent.py::test_a_batch_that_is_not_finite_changes_nothing_and_is_counted",
+    ),
+    behavior(
+        "policy shown states with their gradient", "imagination", "model.policy(state.detach())", "model.policy(state)"
+    ),
+    behavior("targets with their gradient", "imagination", "returns.detach())", "returns)"),
+    behavior(
+        "critic's mean over frames that a head does not learn from", "imagination", "mask.sum(dim=1).clamp_min(1)",
+        "mask.shape[1]",
+    ),
+    behavior(
+        "heads' losses averaged, not summed", "imagination", "clamp_min(1)).sum()", "clamp_min(1)).mean()"
+    ),
+    behavior("actor climbs the first return alone", "imagination", "-returns.mean()", "-returns[0].mean()"),
+    behavior(
+        "own targets of another head", "imagination", "lambda_).transpose(0, 1)", "lambda_).transpose(0, 1).flip(0)"
+    ),
+    behavior("masks of another head", "critic", ".movedim(-1, 0)\n", ".movedim(-1, 0).flip(0)\n"),
+    behavior(
+        "heads learn from the frames that they should not", "critic", "heads) < bootstrap", "heads) > bootstrap",
+        "tests/test_behavior.py::test_a_head_sees_its_share_of_the_frames",
+    ),
+    behavior("actor's least standard deviation left out", "actor", " + self.min_std)", ")"),
+    behavior("actor's mean not scaled", "actor", "mean = self.mean_scale * torch", "mean = torch"),
+    loop(
+        "lambda the wrong way round", "returns", "(1 - lambda_) * v + lambda_ * last",
+        "lambda_ * v + (1 - lambda_) * last", "tests/test_returns.py", REFERENCE,
+    ),
+    loop(
+        "returns end in a reward", "returns", "last = v_tp1[-1]", "last = r_t[-1]",
+        "tests/test_returns.py", REFERENCE,
+    ),
+    loop(
+        "a state's own reward discounted", "returns", "r + discount * ((1 - lambda_) * v",
+        "discount * (r + (1 - lambda_) * v",
+        "tests/test_returns.py", REFERENCE,
+    ),
+    loop(
+        "imagined actions taken from the states after them", "latents", "trace.deter[:-1], trace.stoch[:-1]",
+        "trace.deter[1:], trace.stoch[1:]", REFERENCE,
+    ),
+    # what the world model learns
+    world("KL the wrong way round", "world_model", "gaussian_kl(posterior, prior)", "gaussian_kl(prior, posterior)"),
+    world(
+        "free nats of the mean over frames", "world_model", "kl.clamp_min(self.config.free_nats)",
+        "kl.mean().clamp_min(self.config.free_nats).expand_as(kl)",
+    ),
+    world(
+        "free nats subtracted", "world_model", "kl.clamp_min(self.config.free_nats)",
+        "(kl - self.config.free_nats).clamp_min(0)",
+    ),
+    world(
+        "rewards scored at first images", "world_model", "torch.where(batch.is_first, 0.0,",
+        "torch.where(batch.is_first & False, 0.0,",
+    ),
+    world(
+        "rewards scored at first images alone", "world_model", "torch.where(batch.is_first, 0.0,",
+        "torch.where(~batch.is_first, 0.0,",
+    ),
+    world(
+        "rewards foretold from the state before", "world_model", "self.reward(states) - batch.reward",
+        "self.reward(states.roll(1, 0)) - batch.reward",
+    ),
+    world(
+        "scales of reward and KL exchanged", "world_model",
+        '"reward": self.config.reward_scale, "kl": self.config.kl_scale}',
+        '"reward": self.config.kl_scale, "kl": self.config.reward_scale}',
+    ),
+    world("image's gradient doubled", "world_model", "torch.mul(error, g[", "torch.mul(2 * error, g["),
+    world("images of the training not dequantised", "world_model", "dequantize=True", "dequantize=False"),
+    world("levels of four bits", "encoder", "BITS = 5", "BITS = 4"),
+    world(
+        "posterior's mean for its sample", "rssm", "posterior.mean + posterior.std * noise[t]",
+        "posterior.mean + 0 * noise[t]"
+    ),
+    world(
+        "posterior and prior exchanged", "rssm", "self._gaussian(stats), self.prior(deter)",
+        "self.prior(deter), self._gaussian(stats)",
+    ),
+    world("a first image keeps the state before it", "rssm", "state * keep[t], action[t]", "state, action[t]"),
+    world(
+        "a first image keeps the action before it", "rssm", "action = action * keep\n", "action = action * 1\n"
+    ),
+    world("every image but the first forgets", "rssm", "keep = (~is_first)", "keep = (is_first)"),
+    world(
+        "KL of stretched Gaussians", "rssm", "(p.std / q.std).square()", "(q.std / p.std).square()",
+        "tests/test_rssm.py::test_kl_is_that_of_torch_distributions",
+    ),
+    world(
+        "gradient crosses an episode's start", "cell", "d_deter = d_deter * keep[t, :, None]", "d_deter = d_deter * 1",
+        "tests/test_cell.py::test_observe_and_all_its_gradients_are_autograd_s",
+    ),
+    world(
+        "noise missing in a spread's gradient", "cell", "to_raw = noise * torch.sigmoid", "to_raw = torch.sigmoid",
+        "tests/test_cell.py::test_observe_and_all_its_gradients_are_autograd_s",
+    ),
+    # acting and planning
+    agent(
+        "the planned action carried, not the executed one", "Carry(state, action, plan.memory)",
+        "Carry(state, plan.action, plan.memory)", "tests/test_agent.py::test_action_noise_is_added_only_when_asked",
+    ),
+    agent(
+        "a first image keeps the previous plan", "carry = carry.reset(is_first)", "carry = carry",
+        "tests/test_agent.py::test_a_first_image_forgets_what_was_carried",
+    ),
+    agent(
+        "noise leaves the bounds", "torch.randn_like(action)).clamp(-1, 1)", "torch.randn_like(action))",
+        "tests/test_agent.py::test_action_noise_has_its_std_and_stays_in_bounds",
+    ),
+    planner(
+        "J discounted once too often", "objective", "torch.arange(gains.shape[2], device",
+        "torch.arange(1, 1 + gains.shape[2], device", "tests/test_objective.py::test_return_is_the_formula",
+    ),
+    planner(
+        "penalty's sign", "objective", "gains - penalty, value - penalty", "gains + penalty, value + penalty",
+        "tests/test_objective.py::test_a_positive_coefficient_is_a_penalty_and_a_negative_one_a_bonus",
+    ),
+    planner(
+        "last value without its penalty", "objective", "gains - penalty, value - penalty", "gains - penalty, value",
+        "tests/test_objective.py::test_return_is_the_formula",
+    ),
+    planner(
+        "last state's reward counted twice", "objective", "[gains[:, :, :-1], value[:, :, -1:]]",
+        "[gains, value[:, :, -1:]]",
+        "tests/test_objective.py::test_the_reward_of_the_last_state_counts_once",
+    ),
+    planner(
+        "spread of a sample, not of all heads", "objective", "correction=0", "correction=1",
+        "tests/test_objective.py::test_ensemble_std_divides_by_the_number_of_heads",
+    ),
+    planner(
+        "previous plan not shifted", "shooting", "torch.cat([memory.actions[:, 1:], last], dim=1)", "memory.actions",
+        "tests/test_dream_mpc.py::test_proposals_blend_with_the_previous_plan_shifted_by_one_step",
+    ),
+    planner(
+        "a forgotten plan blended in as zeros", "shooting", "self.reuse * memory.valid[:, None, None].to(state.dtype)",
+        "self.reuse * torch.ones_like(shifted[:, :1, :1])",
+        "tests/test_planners.py::test_rows_that_are_reset_start_over_and_the_others_do_not",
+    ),
+    planner(
+        "weights of plan and proposal exchanged", "ascent", "(weight * previous[:, k, None] + (1 - weight) * action)",
+        "((1 - weight) * previous[:, k, None] + weight * action)",
+        "tests/test_dream_mpc.py::test_proposals_blend_with_the_previous_plan_shifted_by_one_step",
+    ),
+    planner(
+        "one clip for all candidates", "ascent", "grad.flatten(2).norm(dim=-1)[:, :, None, None]",
+        "grad.flatten(1).norm(dim=-1)[:, None, None, None]",
+        "tests/test_dream_mpc.py::test_gradient_is_clipped_per_candidate",
+    ),
+    planner(
+        "descent for ascent", "ascent", "(actions + step).clamp", "(actions - step).clamp",
+        "tests/test_dream_mpc.py::test_a_small_step_raises_j_of_every_candidate",
+    ),
+    planner(
+        "worst candidate executed", "protocol", "values.argmax(dim=1)", "values.argmin(dim=1)",
+        "tests/test_dream_mpc.py::test_executes_the_first_action_of_each_rows_best_candidate",
+    ),
+    planner(
+        "worst samples for elites", "sampling", "values.topk(elites, dim=1)",
+        "values.topk(elites, dim=1, largest=False)",
+        "tests/test_cem.py::test_plan_is_that_of_the_plain_loop",
+    ),
+    planner(
+        "temperature divides J", "sampling", "temperature * gap", "gap / max(temperature, 1e-9)",
+        "tests/test_mppi.py::test_plan_is_that_of_the_plain_loop",
+    ),
+    planner(
+        "mode for a sample while collecting", "policy", "distribution.rsample()", "distribution.mode",
+        "tests/test_planners.py::test_the_sampled_policy_executes_samples",
+    ),
+    # what is stored, and what is drawn from it
+    loop(
+        "sequences begin a frame too late", "replay", "- length + 1 - before_end", "- length + 2 - before_end",
+        "tests/test_replay.py::test_starts_are_uniform_over_every_place_that_fits",
+    ),
+    loop(
+        "sequences cross an episode's end", "replay", "np.maximum(lengths - length + 1, 0)", "np.maximum(lengths, 0)",
+        "tests/test_replay.py::test_starts_are_uniform_over_every_place_that_fits",
+    ),
+    loop(
+        "two streams' frames under one number", "replay", "positions * self.streams + streams", "positions + streams",
+        "tests/test_replay.py::test_index_names_the_same_frame_each_time",
+    ),
+    loop(
+        "streams in one ring", "replay", "return stream * self.size + position % self.size",
+        "return position % self.size", "tests/test_replay.py::test_each_frame_is_stored_once",
+    ),
+    loop(
+        "the action before stored", "collect", "act.action if self._shared else executed", "self._carry.action",
+        "tests/test_collect.py::test_a_real_agent_s_actions_are_stored_as_they_were_executed",
+    ),
+    loop(
+        "every frame stored as a first one", "collect", "reward, np.zeros(len(rows), dtype=bool)))",
+        "reward, np.ones(len(rows), dtype=bool)))",
+        "tests/test_collect.py::test_rows_end_each_in_their_time",
+    ),
+    loop(
+        "the agent told of a start again and again", "collect",
+        "self._is_first = self._none_first\n        self.simulator_errors",
+        "self._is_first = self._is_first\n        self.simulator_errors",
+        "tests/test_collect.py::test_the_agent_sees_each_image_once_and_is_first_exactly_at_starts",
+    ),
+    loop(
+        "environments side by side with the same seeds", "collect", "SeedSequence([seed, row, number])",
+        "SeedSequence([seed, number])", "tests/test_collect.py::test_every_episode_has_a_seed_of_its_own",
+    ),
+    loop(
+        "updates owed again and again", "ratio", "self.issued += missing", "self.issued = missing",
+        "tests/test_ratio.py::test_what_is_asked_twice_is_owed_once",
+    ),
+    loop(
+        "the first round's updates never owed", "ratio", "self.lead + passed", "passed", "tests/test_ratio.py",
+    ),
+    # evaluating, and what is kept
+    loop(
+        "noise in evaluations", "evaluate", "agent.act(planner, carry, *tensors)",
+        "agent.act(planner, carry, *tensors, 0.3)",
+        "tests/test_evaluate.py::test_the_agent_acts_without_noise_and_is_told_of_each_start",
+    ),
+    loop(
+        "evaluations from environment seed 0 on", "evaluate", "[seed + int(e) for e in episode]",
+        "[int(e) for e in episode]", "tests/test_evaluate.py::test_episode_e_is_played_from_seed_plus_e",
+    ),
+    loop(
+        "torch's seed 0 in every evaluation", "evaluate", "torch.manual_seed(seed)", "torch.manual_seed(0)",
+        EVALUATION + "test_an_evaluation_has_a_seed_of_its_own",
+    ),
+    loop(
+        "a cut episode goes on in an evaluation", "evaluate", "is_first = terminated | truncated",
+        "is_first = terminated",
+        "tests/test_evaluate.py::test_lengths_are_agent_steps",
+    ),
+    loop(
+        "evaluation under the training's seed", "train", "config.eval.seed,", "config.seed,",
+        EVALUATION + "test_an_evaluation_has_a_seed_of_its_own",
+    ),
+    loop(
+        "training under torch's seed 0", "train", "seed_everything(config.seed)", "seed_everything(0)",
+        EVALUATION + "test_an_evaluation_has_a_seed_of_its_own",
+    ),
+    loop(
+        "training environments from seed 0", "train", "self.counters, config.seed)", "self.counters, 0)",
+        EVALUATION + "test_a_training_s_seed_does_not_reach_an_evaluation_nor_the_other_way_round",
+    ),
+    loop(
+        "replay drawn from seed 0", "train", "memmap=memmap, seed=config.seed)", "memmap=memmap, seed=0)",
+        EVALUATION + "test_what_is_drawn_from_replay_depends_on_the_training_s_seed",
+    ),
+    loop(
+        "the worst checkpoint kept", "train",
+        "best = -math.inf if self.state.best_return is None else self.state.best_return\n"
+        "        if self._unsaved or not mean_return > best:",
+        "best = math.inf if self.state.best_return is None else self.state.best_return\n"
+        "        if self._unsaved or not mean_return < best:",
+        EVALUATION + "test_the_best_evaluation_s_checkpoint_is_kept",
+    ),
+    loop(
+        "the last of equals kept, or one without a return", "train", "not mean_return > best", "mean_return < best",
+        EVALUATION + "test_the_best_evaluation_s_checkpoint_is_kept",
+    ),
+    loop(
+        "the newest checkpoint kept", "train", "self.state.best_return = mean_return", "self.state.best_return = None",
+        EVALUATION + "test_the_best_evaluation_s_checkpoint_is_kept",
+    ),
+    loop(
+        "planners of training and evaluation exchanged", "train",
+        "self.planner = planner_from(config, config.planner)\n        self.train_planner = training_planner(config)",
+        "self.train_planner = planner_from(config, config.planner)\n        self.planner = training_planner(config)",
+        EVALUATION + "test_one_planner_trains_and_another_one_evaluates",
+    ),
+    loop(
+        "no noise while collecting", "train", "send(self.train_planner, config.train.action_noise)",
+        "send(self.train_planner, 0.0)", EVALUATION + "test_noise_is_for_the_training_alone",
+    ),
+    loop(
+        "one checkpoint more than asked for", "checkpoint", "[:-keep]", "[: -keep - 1]",
+        "tests/test_checkpoint.py::test_prune_keeps_the_last_and_other_peoples_files",
+    ),
+]  # fmt: skip
+
+
+def copy_tree(folder: Path) -> Path:
+    """The tree in `folder`, without what no test reads."""
+    return Path(shutil.copytree(ROOT, folder / "tree", ignore=shutil.ignore_patterns(*LEFT_OUT)))
+
+
+def mutated(source: str, mutation: Mutation) -> str:
+    """The file with the change made; ValueError if the piece is not there exactly once."""
+    found = source.count(mutation.old)
+    if found != 1:
+        raise ValueError(f"{mutation.name}: its piece of {mutation.file} is there {found} times")
+    return source.replace(mutation.old, mutation.new)
+
+
+def try_one(mutation: Mutation, tree: Path) -> str:
+    """The test that failed; "" if none did. RuntimeError if the tests do not run."""
+    path = tree / mutation.file
+    source = path.read_text()
+    path.write_text(mutated(source, mutation))
+    try:
+        command = [sys.executable, "-m", "pytest", "-n", "0", "-q", "-x", "-p", "no:cacheprovider", *mutation.tests]
+        done = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=SECONDS)
+    finally:
+        path.write_text(source)
+    if done.returncode not in (0, 1):
+        raise RuntimeError("\n".join(done.stdout.splitlines()[-15:]) + done.stderr)
+    failed = re.search(r"^FAILED (\S+?)(\[|\s|$)", done.stdout, re.MULTILINE)
+    return failed[1] if failed else ""
+
+
+def run(mutations: Sequence[Mutation]) -> int:
+    """Print a line for each; how many survived or could not be tried."""
+    bad = 0
+    print("| mutation | file | caught by | caught | seconds |\n|---|---|---|---|---|", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        tree = copy_tree(Path(folder))
+        for mutation in mutations:
+            began = time.monotonic()
+            try:
+                by = try_one(mutation, tree)
+            except (ValueError, RuntimeError, subprocess.TimeoutExpired) as error:
+                print(f"{mutation.name} could not be tried: {error}", file=sys.stderr)
+                by, answer = "", "error"
+            else:
+                answer = "yes" if by else "no"
+            bad += answer != "yes"
+            seconds = time.monotonic() - began
+            print(f"| {mutation.name} | {mutation.file} | {by} | {answer} | {seconds:.0f} |", flush=True)
+    return bad
+
+
+LIST_HEAD = """# Mutations
+
+Changes of the code that must not go unnoticed, and the tests that notice each. `python -m scripts.mutations` makes them
+one by one in a copy of the tree and runs their tests; this list is written by `python -m scripts.mutations --list`.
+
+| what is broken | where | caught by |
+|---|---|---|"""
+
+
+def listed(mutations: Sequence[Mutation]) -> str:
+    """The table as Markdown."""
+    rows = []
+    for mutation in mutations:
+        tests = "<br>".join(f"`{test.removeprefix('tests/')}`" for test in mutation.tests)
+        rows.append(f"| {mutation.name} | `{mutation.file.removeprefix('dreamer_mpc/')}` | {tests} |")
+    return "\n".join([LIST_HEAD, *rows])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run or list; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", metavar="NAME", help="this one alone; may be given several times")
+    parser.add_argument("--list", action="store_true", help="print the table as Markdown, and try nothing")
+    args = parser.parse_args(argv)
+    unknown = set(args.only or []) - {mutation.name for mutation in MUTATIONS}
+    if unknown:
+        parser.error(f"no mutation is called {', '.join(sorted(unknown))}: see --list")
+    chosen = [mutation for mutation in MUTATIONS if not args.only or mutation.name in args.only]
+    if args.list:
+        print(listed(chosen))
+        return 0
+    return int(run(chosen) > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
