@@ -90,7 +90,7 @@ def table_of(rows: list[dict], batch: int):
     from dreamer_mpc.progress import results_table
 
     table = results_table(rows)
-    table.caption = f"ms per action: one call of observing and planning, for {batch} environments at once"
+    table.caption += f" ms per action: one call of observing and planning, for {batch} environments at once."
     return table
 
 

@@ -11,6 +11,7 @@ setup(
     install_requires=[
         "torch>=2.8",
         "numpy>=2.0",
+        "scipy>=1.14",
         "dm-control>=1.0.50",
         "mujoco>=3.17,<4",  # dm_control 1.0.50 breaks at import under mujoco 4
         "gymnasium>=1.4,<2",
@@ -37,8 +38,6 @@ setup(
             "beartype>=0.20",
             "ruff>=0.11",
             "tensorboard>=2.18",
-            "rliable>=1.2",
-            "pandas<3",  # arch 7.2, which rliable imports, breaks at import under pandas 3
         ],
     },
 )

@@ -1,13 +1,23 @@
-"""Does the ascent raise J? The change of J by Dream-MPC's gradient step, over states of one episode of a checkpoint.
+"""What Dream-MPC has to choose from, and whether its ascent raises J: over states of one episode of a checkpoint.
 
     python -m benchmarks.ascent pretrained/cheetah-run
 
-Candidates before and after come from the same draws; both J are taken under the prior's mean, so they differ by the
-actions alone. 40 states, every fifth of an episode driven by the policy (environment seed 10000), 5 candidates each.
+40 states, every fifth of the first 200 of an episode driven by the policy (environment seed 10000), rendered as the
+agent was trained; 5 candidates each. First the choice, with default settings, then the ascent:
+
+- The candidates share the state and so, with a narrow policy, nearly the first action; their later actions answer each
+  candidate's own latent draw, and J scores a candidate on that draw. So J is also taken in expectation, the mean over
+  512 draws that all candidates of a state share, and on one new draw for each, which is what a later iteration of the
+  ascent sees. Standard deviations over the five candidates of a state are averaged over states; the correlation is of
+  both J within a state, likewise. Then the value heads: the correlation of each two over the last states of all
+  candidates, and the penalty of these states beside their values.
+- Candidates before and after the ascent come from the same draws; both J are taken under the prior's mean, so they
+  differ by the actions alone.
 """
 
 import argparse
 import dataclasses
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -18,7 +28,22 @@ from dreamer_mpc.checkpoint import load_checkpoint
 from dreamer_mpc.config import config_from_dict
 from dreamer_mpc.make import load_agent, make_envs
 from dreamer_mpc.planners import DreamMPC, Policy
-from dreamer_mpc.planners.objective import rollout
+from dreamer_mpc.planners.objective import draw_noise, ensemble_std, rollout
+
+DRAWS = 512
+AT_ONCE = 16  # draws walked side by side
+
+
+class Choice(NamedTuple):
+    """What a planner chooses from in B states."""
+
+    seen: Float[Tensor, "B N"]  # J of the proposals as the planner sees them, each on the draw that it answered
+    expected: Float[Tensor, "B N"]  # J of the same actions, the mean over draws that all share
+    deviation: Float[Tensor, "B N"]  # standard deviation of J over those draws
+    again: Float[Tensor, "R B N"]  # J of the same actions, each candidate on a new draw of its own, R times
+    first: Float[Tensor, "B N A"]  # first actions of the proposals
+    last: Float[Tensor, "B N A"]  # their last ones
+    heads: Float[Tensor, "K BN"]  # value heads in the last states of all proposals
 
 
 def episode_states(agent: Dreamer, envs, steps: int = 200, every: int = 5) -> Float[Tensor, "B S"]:
@@ -36,6 +61,55 @@ def episode_states(agent: Dreamer, envs, steps: int = 200, every: int = 5) -> Fl
 
 
 @torch.no_grad()
+def choice(agent: Dreamer, planner: DreamMPC, states: Float[Tensor, "B S"], draws: int = DRAWS) -> Choice:
+    """The proposals of `planner` before any ascent, and what J makes of them."""
+    torch.manual_seed(0)
+    proposed = dataclasses.replace(planner, iterations=0).plan(agent.model, states)
+    objective, values = planner.objective_function(), []
+    for done in range(0, draws, AT_ONCE):
+        noise = _shared_noise(agent, planner, states, min(AT_ONCE, draws - done))
+        count = len(noise[0]) // len(states)
+        actions = proposed.candidates.repeat(count, 1, 1, 1)  # [D * B, N, H, A]
+        reached = rollout(agent.model, states.repeat(count, 1), actions, noise)
+        values.append(objective(agent.model, reached).unflatten(0, (count, -1)))
+    heads, actions = agent.model.value(reached[: len(states), :, -1]).flatten(1), proposed.candidates
+    values = torch.cat(values)  # [draws, B, N]
+    again = torch.stack([objective(agent.model, rollout(agent.model, states, actions)) for _ in range(AT_ONCE)])
+    first, last = actions[:, :, 0], actions[:, :, -1]
+    return Choice(proposed.candidate_values, values.mean(0), values.std(0), again, first, last, heads)
+
+
+def _shared_noise(agent: Dreamer, planner: DreamMPC, states: Float[Tensor, "B S"], draws: int) -> list[Tensor]:
+    """Of each step: `draws` draws for every state, the same for all candidates of a state."""
+    drawn = draw_noise(agent.model, states.repeat(draws, 1), planner.horizon, "fixed")
+    return [noise[:, None].expand(-1, planner.candidates, -1) for noise in drawn]
+
+
+def describe(found: Choice, uncertainty: float) -> list[str]:
+    """Lines that say what `found` shows; `uncertainty` weighs the penalty."""
+    seen, expected = (x - x.mean(1, keepdim=True) for x in (found.seen, found.expected))
+    both = (seen * expected).sum(1) / (seen.norm(dim=1) * expected.norm(dim=1)).clamp_min(1e-12)
+    rows, best = torch.arange(len(found.seen)), found.seen.argmax(1)
+    optimism = (found.seen - found.expected)[rows, best].mean()
+    off = torch.triu_indices(len(found.heads), len(found.heads), offset=1)
+    heads = torch.corrcoef(found.heads)[off[0], off[1]]
+    penalty = uncertainty * ensemble_std(found.heads).mean()
+    return [
+        f"J of a candidate, in expectation: {found.expected.mean():.2f}; from draw to draw its standard deviation is "
+        f"{found.deviation.mean():.2f}",
+        f"standard deviation of J over the candidates of a state: {found.seen.std(1).mean():.2f} as seen, "
+        f"{found.expected.std(1).mean():.2f} in expectation, correlation of the two {both.mean():.2f}; "
+        f"{found.again.std(2).mean():.2f} on new draws, one for each",
+        f"the candidate with the best J as seen: {optimism:.2f} less in expectation than seen; in expectation "
+        f"{expected[rows, best].mean():+.2f} beside the mean candidate, the best one {expected.amax(1).mean():+.2f}",
+        f"standard deviation of an action over the candidates: {found.first.std(1).mean():.4f} the first, "
+        f"{found.last.std(1).mean():.4f} the last",
+        f"value heads: correlation of two {heads.min():.4f} to {heads.max():.4f}, mean {heads.mean():.4f}; the penalty "
+        f"of a last state is {penalty:.3f}, {100 * penalty / found.heads.mean().abs():.2f} % of its value",
+    ]
+
+
+@torch.no_grad()
 def change(
     agent: Dreamer, planner: DreamMPC, states: Float[Tensor, "B S"]
 ) -> tuple[Float[Tensor, "B N"], Float[Tensor, "B N"]]:
@@ -50,16 +124,22 @@ def change(
     return values[1] - values[0], (first[1] - first[0]).norm(dim=-1)
 
 
-def main() -> None:
-    """Measure a few settings and print a table."""
+def main(argv: list[str] | None = None) -> None:
+    """Measure the choice and a few settings of the ascent, and print both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
-    payload = load_checkpoint(parser.parse_args().checkpoint)
-    config = dataclasses.replace(config_from_dict(payload["config"], "checkpoint"), render_quality="fast")
+    parser.add_argument("--draws", type=int, default=DRAWS, help="latent draws that the expected J is the mean of")
+    args = parser.parse_args(argv)
+    payload = load_checkpoint(args.checkpoint)
+    config = config_from_dict(payload["config"], "checkpoint")
     device = torch.device("cpu")
     envs = make_envs(config, 1, device)
     agent = load_agent(payload, config, envs.single_action_space.shape[0], device)
     states = episode_states(agent, envs)
+    envs.close()
+    print(f"{args.checkpoint}, {config.env}, rendered {config.render_quality}: {len(states)} states")
+    planner = DreamMPC()
+    print(*describe(choice(agent, planner, states, args.draws), planner.uncertainty), sep="\n")
     print("latent_noise  iterations  grad_clip   mean dJ  median dJ  share up  first action")
     for noise in ("fresh", "mean"):
         for iterations, clip in [(1, 0.3), (1, 1.0), (1, 3.0), (1, 10.0), (5, 1.0)]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dreamer_mpc.progress import compared, decided
 from dreamer_mpc.run_folder import atomic_path
 
 if TYPE_CHECKING:
@@ -103,7 +104,8 @@ def comparison_picture(path: str | Path, rows: list[dict], title: str) -> None:
     """Write a PNG of planners, keys as in compare.csv, differences None where there are none.
 
     Planners: returns as bars, and against model evaluations. A sweep, where returns are close to each other: returns,
-    and paired differences to the bare policy, as points. With 95 % intervals all.
+    and paired differences to the bare policy, as points, full where a difference is decided after the correction over
+    all of them. With 95 % intervals where there are any.
     """
     figure = new_figure(15, max(4.2, 1.8 + 0.36 * len(rows)))
     names = list(dict.fromkeys(row["planner"].split()[0] for row in rows))  # values of a sweep share a colour
@@ -123,7 +125,7 @@ def _draw_planners(figure, rows, colors):
     """A planner without model evaluations, the bare policy, has no place on the log axis: it is a line with a band."""
     bars, cost = figure.subplots(1, 2, width_ratios=[1.25, 1])
     for place, (row, color) in enumerate(zip(rows, colors, strict=True)):
-        value, low, high = (row[key] for key in ("return", "return_low", "return_high"))
+        value, low, high = _interval(row, "return")
         bars.barh(place, value, color=color, alpha=0.75)
         bars.plot([low, high], [place, place], color="black", linewidth=1.6, solid_capstyle="butt")
         if row["model_evaluations"]:
@@ -138,7 +140,7 @@ def _draw_planners(figure, rows, colors):
             cost.annotate(row["planner"], (0.99, value), (0, 4), cost.get_yaxis_transform(), "offset points",
                           fontsize=9, color=color, ha="right")  # fmt: skip
     _name_rows(bars, [row["planner"] for row in rows])
-    bars.set(xlabel="return (mean, 95 % interval)")
+    bars.set(xlabel=f"return ({_mean_of(rows)})")
     bars.axvline(0, color="black", linewidth=0.8)
     bars.grid(alpha=0.25, axis="x")
     cost.set(xscale="log", xlabel="model evaluations per action", ylabel="return")
@@ -149,22 +151,36 @@ def _draw_planners(figure, rows, colors):
 
 def _draw_sweep(figure, rows, colors):
     paired = any(row["difference"] is not None for row in rows)
-    panels = [("return", "return (mean, 95 % interval)")]
-    panels += [("difference", "paired difference to the bare policy (mean, 95 % interval)")] if paired else []
+    panels = [("return", f"return ({_mean_of(rows)})")]
+    panels += [("difference", f"paired difference to the bare policy ({_mean_of(rows)})")] if paired else []
     columns = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (key, label) in zip(columns, panels, strict=True):
         for place, (row, color) in enumerate(zip(rows, colors, strict=True)):
             if row[key] is None:  # the policy itself
                 axes.axvline(0, color=color)
                 continue
-            value, low, high = (row[name] for name in (key, f"{key}_low", f"{key}_high"))
-            axes.errorbar(value, place, xerr=[[value - low], [high - value]], fmt="o", color=color, capsize=3)
+            value, low, high = _interval(row, key)
+            hollow = key == "difference" and not decided(row)
+            axes.errorbar(value, place, xerr=[[value - low], [high - value]], fmt="o", color=color, capsize=3,
+                          markerfacecolor="white" if hollow else color)  # fmt: skip
             if not row["model_evaluations"]:
                 axes.axvline(value, color=color)
                 axes.axvspan(low, high, color=color, alpha=0.15, linewidth=0)
         axes.set(xlabel=label)
         axes.grid(alpha=0.25)
     _name_rows(columns[0], [f"{row['planner']}  ({row['model_evaluations']:,.0f})" for row in rows])
+    if words := compared(rows):
+        columns[-1].set_title(words.replace("*:", "full point:"), loc="right", fontsize=9)
+
+
+def _interval(row, key):
+    """Mean, low and high, without an interval all the same."""
+    low, high = row[f"{key}_low"], row[f"{key}_high"]
+    return row[key], row[key] if low is None else low, row[key] if high is None else high
+
+
+def _mean_of(rows):
+    return "mean" if all(row["return_low"] is None for row in rows) else "mean, 95 % interval"
 
 
 def _name_rows(axes, labels):

@@ -31,7 +31,7 @@ from dreamer_mpc.planners import Planner
 from dreamer_mpc.plot import COMPARE, draw_comparison
 from dreamer_mpc.progress import ComparisonProgress
 from dreamer_mpc.record import Record, to_csv
-from dreamer_mpc.statistics import bootstrap_interval, iqm, mean, median, probability_of_improvement
+from dreamer_mpc.statistics import count_failed, holm, iqm, mean_interval, p_value
 from dreamer_mpc.visualize import write_visuals
 
 BASELINE = "policy"
@@ -234,7 +234,11 @@ def summarise(
     """One row a planner: statistics of its returns, of their paired differences to the bare policy, and its cost."""
     played = {label: [record.of(label, name)[:episodes] for name in checkpoints] for label in planners}
     scores = {label: _scores(strata) for label, strata in played.items()}
-    return [_summary(label, scores[label], scores.get(BASELINE), sum(played[label], [])) for label in played]
+    rows = [_summary(label, scores[label], scores.get(BASELINE), sum(played[label], [])) for label in played]
+    tested = [row for row in rows if row["difference_p"] is not None]
+    for row, adjusted in zip(tested, holm([row["difference_p"] for row in tested]), strict=True):
+        row["difference_p_holm"] = adjusted
+    return rows
 
 
 def _scores(strata: list[list[dict[str, Any]]]) -> Float[np.ndarray, "E C"]:
@@ -245,14 +249,12 @@ def _summary(
     label: str, scores: Float[np.ndarray, "E C"], baseline: Float[np.ndarray, "E C"] | None, rows: list[dict[str, Any]]
 ) -> dict[str, Any]:
     summary: dict[str, Any] = {"planner": label, "episodes": scores.shape[0], "checkpoints": scores.shape[1]}
-    summary |= _estimate("return", mean, scores) | {"return_std": float(scores.std(ddof=1)) if scores.size > 1 else 0.0}
-    summary |= _estimate("iqm", iqm, scores) | _estimate("median", median, scores)
-    paired = baseline is not None and label != BASELINE
+    summary |= _mean("return", scores) | {"return_std": float(scores.std(ddof=1)) if scores.size > 1 else 0.0}
+    summary |= {"failed": count_failed(scores), "iqm": iqm(scores)}
     # Episode e has the same environment seed under every planner.
-    summary |= _estimate("difference", mean, *([scores - baseline] if paired else []))
-    summary |= _estimate(
-        "probability_of_improvement", probability_of_improvement, *([scores, baseline] if paired else [])
-    )
+    differences = scores - baseline if baseline is not None and label != BASELINE else None
+    summary |= _mean("difference", differences)
+    summary |= {"difference_p": None if differences is None else p_value(differences), "difference_p_holm": None}
     summary |= {
         "ms_per_action": float(np.median([row["ms_per_action"] for row in rows])),
         "actions_per_s": float(np.median([1e3 * row["num_envs"] / row["ms_per_action"] for row in rows])),
@@ -262,9 +264,7 @@ def _summary(
     return summary | {key: rows[-1][key] for key in ("device", "torch", "date")}
 
 
-def _estimate(name: str, statistic, *scores: Float[np.ndarray, "E C"]) -> dict[str, float | None]:
-    """The statistic and its 95 % stratified bootstrap interval; None where there is nothing to take it of."""
-    if not scores:
-        return {name: None, f"{name}_low": None, f"{name}_high": None}
-    low, high = bootstrap_interval(statistic, *scores)
-    return {name: float(statistic(*scores)), f"{name}_low": low, f"{name}_high": high}
+def _mean(name: str, scores: Float[np.ndarray, "E C"] | None) -> dict[str, float | None]:
+    """The mean and its 95 % interval; None where there are no scores, or too few."""
+    low, high = (None if scores is None else mean_interval(scores)) or (None, None)
+    return {name: None if scores is None else float(scores.mean()), f"{name}_low": low, f"{name}_high": high}

@@ -13,7 +13,7 @@ from torch import Tensor
 from dreamer_mpc.agent import Act, Carry, Dreamer
 from dreamer_mpc.device import preserved_rng
 from dreamer_mpc.planners import Planner
-from dreamer_mpc.statistics import bootstrap_interval, mean
+from dreamer_mpc.statistics import count_failed, mean_interval
 from envs import reset_rows
 
 
@@ -40,14 +40,16 @@ class Evaluation:
     model_evaluations: int  # per action
     trace: Trace
 
-    def summary(self) -> dict[str, float]:
-        """What is logged and tabulated."""
-        low, high = bootstrap_interval(mean, self.returns[:, None])
+    def summary(self) -> dict[str, float | None]:
+        """What is logged and tabulated; None is what so few episodes do not tell."""
+        scores = self.returns[:, None]
+        low, high = mean_interval(scores) or (None, None)
         return {
             "return_mean": float(self.returns.mean()),
             "return_std": float(self.returns.std(ddof=1)) if len(self.returns) > 1 else 0.0,
             "return_low": low,
             "return_high": high,
+            "failed_episodes": count_failed(scores),
             "ms_per_action": self.ms_per_action,
             "model_evaluations": self.model_evaluations,
             "episodes": len(self.returns),

@@ -13,8 +13,9 @@ from dreamer_mpc.errors import UserError
 from dreamer_mpc.progress import plural
 
 COMPARE = "compare.csv"
-NUMBERS = ("return", "return_low", "return_high", "model_evaluations", "episodes", "checkpoints")
-DIFFERENCES = ("difference", "difference_low", "difference_high")  # empty for the policy, and without it
+NUMBERS = ("return", "model_evaluations", "episodes", "checkpoints")
+# Empty with few episodes; differences also for the policy, and without it.
+MAYBE = ("return_low", "return_high", "difference", "difference_low", "difference_high", "difference_p_holm")
 
 
 def plot(folder: Path, runs: tuple[str, ...] = (), until: int | None = None) -> list[Path]:
@@ -47,7 +48,7 @@ def draw_comparison(folder: Path) -> Path:
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file, strict=True))
         rows = [row | {key: float(row[key]) for key in NUMBERS} for row in rows]
-        rows = [row | {key: float(row[key]) if row[key] else None for key in DIFFERENCES} for row in rows]
+        rows = [row | {key: float(row[key]) if row[key] else None for key in MAYBE} for row in rows]
         env = json.loads((folder / "compare.json").read_text())["env"]
         first = {key: int(rows[0][key]) for key in ("checkpoints", "episodes")}
     except (OSError, ValueError, KeyError, TypeError, IndexError, csv.Error) as error:

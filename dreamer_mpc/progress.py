@@ -15,6 +15,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from dreamer_mpc.statistics import FEWEST
+
 WINDOW_S = 60.0
 LINE_EVERY_S = 30.0
 
@@ -152,23 +154,22 @@ def results_table(rows: list[dict]) -> Table:
     """The table that `eval` prints, a row a planner.
 
     Keys of a row: planner, return_mean, return_std, return_low and return_high (95 % interval of the mean),
-    ms_per_action, model_evaluations (an action), episodes. KeyError if one is missing.
+    ms_per_action, model_evaluations (an action), failed_episodes, episodes; None is a dash. KeyError if one is missing.
     """
     table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("planner", no_wrap=True)
-    for name in ("return\nmean ± std", "95 %\ninterval", "ms per\naction", "model\nevals", "episodes"):
+    for name in ("return\nmean ± std", "95 %\ninterval", "ms per\naction", "model\nevals", "failed of\nepisodes"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             str(row["planner"]),
             f"{row['return_mean']:.1f} ± {row['return_std']:.1f}",
-            Text(
-                f"[{row['return_low']:.1f}, {row['return_high']:.1f}]"
-            ),  # Text, because rich takes [...] for markup
+            _interval(row["return_low"], row["return_high"], ".1f"),
             f"{row['ms_per_action']:.2f}",
             f"{row['model_evaluations']:,.0f}",
-            f"{row['episodes']:d}",
+            f"{_count(row['failed_episodes'])} of {row['episodes']:d}",
         )
+    table.caption = f"95 % intervals: Student's t, from {FEWEST} episodes on; failed: far below the others."
     return table
 
 
@@ -245,33 +246,61 @@ def comparison_table(rows: list[dict]) -> Table:
     """The table that `compare` prints, a row a planner; keys as in compare.csv."""
     table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("planner", overflow="fold")
-    columns = ("return\n[95 %]", "difference to\npolicy [95 %]", "ms per\naction", "actions\nper s", "model\nevals")
+    columns = ("return\n[95 %]", "failed", "difference to\npolicy [95 %]", "ms per\naction", "model\nevals")
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             str(row["planner"]),
             _with_interval(row, "return"),
-            _with_interval(row, "difference", sign="+"),
+            _count(row["failed"]),
+            _with_interval(row, "difference", sign="+", mark="* " if decided(row) else ""),
             _short(row["ms_per_action"]),
-            _short(row["actions_per_s"]),
             f"{row['model_evaluations']:,d}",
         )
     batches = sorted({row["num_envs"] for row in rows})
     table.caption = (
-        f"{plural(rows[0]['episodes'], 'episode')} on {plural(rows[0]['checkpoints'], 'checkpoint')}; intervals: "
-        "stratified bootstrap, 95 %; differences are of the same environment seeds. A call observes and plans for "
-        f"{' or '.join(map(str, batches))} environment{'s' * (batches != [1])} at once."
+        f"{plural(rows[0]['episodes'], 'episode')} on {plural(rows[0]['checkpoints'], 'checkpoint')}; 95 % intervals: "
+        f"Student's t, from {FEWEST} episodes on; failed: episodes far below the planner's others. {_differences(rows)}"
+        f"A call observes and plans for {' or '.join(map(str, batches))} environment{'s' * (batches != [1])} at once."
     )
     return table
 
 
-def _with_interval(row, name, sign=""):
+def _differences(rows):
+    if all(row["difference"] is None for row in rows):
+        return ""
+    words = [words for words in ("Differences are of the same environment seeds", compared(rows)) if words]
+    return "; ".join(words) + ". "
+
+
+def compared(rows: list[dict]) -> str:
+    """In words, how many differences of a comparison were tested at once; nothing where none was."""
+    tested = sum(row["difference_p_holm"] is not None for row in rows)
+    if tested < 2:
+        return "*: decided (p at most 0.05)" if tested else ""
+    return f"{tested} compared, each interval by itself; *: decided after Holm's correction over all {tested} (5 %)"
+
+
+def decided(row: dict) -> bool:
+    """Whether a row of compare.csv differs from the bare policy, at 5 % after the correction over all of its rows."""
+    return row["difference_p_holm"] is not None and row["difference_p_holm"] <= 0.05
+
+
+def _with_interval(row, name, sign="", mark=""):
     if row[name] is None:
         return "–"
     value, low, high = (row[key] for key in (name, f"{name}_low", f"{name}_high"))
-    digits = 0 if abs(value) >= 10 else 1
-    return Text(f"{value:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]")  # Text: [..] is markup
+    digits = f"{sign}.{0 if abs(value) >= 10 else 1}f"
+    return Text(f"{mark}{value:{digits}} ") + _interval(low, high, digits)
+
+
+def _interval(low, high, digits):
+    return Text("–" if low is None else f"[{low:{digits}}, {high:{digits}}]")  # Text: rich takes [...] for markup
+
+
+def _count(number):
+    return "–" if number is None else f"{number:d}"
 
 
 def _short(value):

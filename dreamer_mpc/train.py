@@ -366,7 +366,8 @@ class Trainer:
             on_step=lambda _: self._stop.check(),
         )
         summary = self.evaluation.summary()
-        self._logger.write(asdict(counters), {f"eval/{name}": value for name, value in summary.items()})
+        logged = {f"eval/{name}": value for name, value in summary.items() if value is not None}
+        self._logger.write(asdict(counters), logged)
         self._show("", eval_return=summary["return_mean"])
         self._progress.line(
             f"evaluation at {counters.env_steps:,} env steps: return {summary['return_mean']:.1f} "

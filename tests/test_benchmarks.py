@@ -7,14 +7,32 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from benchmarks import __main__ as everything
-from benchmarks import ceilings, collect, common, end_to_end, peers, pixels, plan, roofline, saving, targets, update
+from benchmarks import (
+    ascent,
+    ceilings,
+    collect,
+    common,
+    end_to_end,
+    heads,
+    peers,
+    pixels,
+    plan,
+    roofline,
+    saving,
+    targets,
+    update,
+)
+from dreamer_mpc.agent import Act, Carry, Dreamer
 from dreamer_mpc.config import Config
 from dreamer_mpc.planners import CEM, DreamMPC, GradMPC, Policy
+from dreamer_mpc.world_model import WorldModelConfig
+from envs import make_vector_env
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER = os.environ.get("DREAMER_MPC_PEER", "/tmp/peer")
@@ -245,3 +263,56 @@ def test_pixels_says_what_the_render_qualities_change():
     full, small, fast = pixels.main(["--envs", "cheetah-run", "--frames", "10"])
     assert (full["changed"], full["difference"]) == (0, 0), "the same actions and pixels each time"
     assert 0 < small["changed"] < 0.002 < fast["changed"] and fast["difference"] < 3
+
+
+class Sees:
+    """An agent whose value heads are what it is told, in the order of the steps."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, heads):
+        self.heads, self.noises = heads, []  # [K, T]
+        self.model = self
+
+    def initial(self, batch):
+        return Carry(torch.zeros(batch, 1), torch.zeros(batch, 2), None)
+
+    def act(self, planner, carry, image, is_first, noise):
+        self.noises.append(noise)
+        self.time = len(self.noises) - 1
+        return Act(torch.zeros(len(image), 2), carry, 0, torch.zeros(len(image)))
+
+    def value(self, state):
+        return self.heads[:, self.time, None].expand(-1, len(state))
+
+
+@pytest.mark.filterwarnings("ignore")  # ranks of equal spreads, a tenth of two states
+def test_heads_compares_values_with_the_rewards_that_follow(monkeypatch):
+    for name, value in {"AHEAD": 3, "EVERY": 2, "PERTURBED_STEPS": 2}.items():
+        monkeypatch.setattr(heads, name, value)
+    seen = torch.stack([torch.arange(10.0), torch.arange(10.0) + 2])  # mean t + 1, spread 1
+    envs = make_vector_env("tests.counting_env:make", 2, workers=False, action_repeat=1)
+    agent = Sees(seen)
+    row = heads.measure(agent, envs, 2, discount=0.5, perturb=False)
+    # At t the reward t was paid on arriving, then t + 1 and t + 2 (0 at a first image); the value after them is t + 4.
+    errors = [abs(t + 1 - (t + 0.5 * (t + 1) + 0.25 * (t + 2) + 0.125 * (t + 4))) for t in (0, 2, 4, 6)]
+    assert row["states"] == 8 and row["spread"] == 1 and row["value"] == 4
+    assert row["error"] == pytest.approx(np.mean(errors), rel=1e-6)
+    assert row["heads_correlation"] == pytest.approx(1)
+    assert set(agent.noises) == {0.0}
+    agent = Sees(seen)
+    row = heads.measure(agent, envs, 2, discount=0.5, perturb=True)
+    assert row["states"] == 2 and agent.noises == [1, 1, 0, 0, 0, 1, 1, 0, 0, 0], "two steps in five are perturbed"
+
+
+def test_ascent_tells_luck_from_a_better_plan():
+    torch.manual_seed(0)
+    agent = Dreamer(2, WorldModelConfig(deter=8, stoch=4, hidden=8), device="cpu")
+    planner, states = DreamMPC(horizon=3), torch.randn(2, 12)
+    found = ascent.choice(agent, planner, states, draws=40)
+    assert found.seen.shape == found.expected.shape == (2, 5) and found.heads.shape == (5, 10)
+    torch.manual_seed(0)
+    assert torch.equal(found.seen, planner.plan(agent.model, states).candidate_values), "what the planner chooses by"
+    same = found._replace(seen=found.expected)
+    assert "correlation of the two 1.00" in ascent.describe(same, planner.uncertainty)[1]
+    assert "0.00 less in expectation" in ascent.describe(same, planner.uncertainty)[2]

@@ -284,7 +284,7 @@ TRAIN_ERRORS = {
     "size out of range": (["--world-model.deter", "0"], "--world-model.deter must be at least 1, got 0"),
     "discount out of range": (["--behavior.discount", "3"], "--behavior.discount must be between 0 and 1, got 3"),
     "negative length": (["--env-steps", "-5"], "--env-steps must be at least 1, got -5"),
-    "unknown preset": (["--config", "quik"], "no preset 'quik': known are default, planet, planner/dream-mpc-"),
+    "unknown preset": (["--config", "quik"], "no preset 'quik': known are default, paper-base-loss, planet,"),
     "unknown device": (["--device", "tpu"], "--device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
     "missing run": (["--resume", "/nowhere"], "no run folder /nowhere"),
     "GPU replay on a CPU": (["--device", "cpu", "--replay.storage", "gpu"], "--replay.storage gpu needs a CUDA device"),

@@ -22,10 +22,13 @@ import torch
 import dreamer_mpc.compare
 import run
 from dreamer_mpc.checkpoint import checkpoint_path, find_checkpoint, load_checkpoint, save_checkpoint
+from dreamer_mpc.compare import summarise
 from dreamer_mpc.config import load_presets, to_dict
 from dreamer_mpc.make import make_agent
+from dreamer_mpc.progress import decided
+from dreamer_mpc.record import Record
 from dreamer_mpc.run_folder import RunFolder
-from dreamer_mpc.statistics import bootstrap_interval, mean, probability_of_improvement
+from dreamer_mpc.statistics import holm, iqm, mean_interval, p_value
 from tests.test_cli import ROOT, TINY, command
 
 SMALL = [
@@ -121,9 +124,9 @@ def another(trained, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def six(trained, tmp_path_factory):
-    """All six planners, three episodes each: the folder, and what was printed."""
+    """All six planners, five episodes each: the folder, and what was printed."""
     folder = tmp_path_factory.mktemp("six")
-    return folder, done(compare(trained, folder, "--episodes", 3)).out
+    return folder, done(compare(trained, folder, "--episodes", 5)).out
 
 
 @pytest.fixture(autouse=True)
@@ -160,7 +163,7 @@ def test_a_comparison_has_a_row_for_each_planner(six):
     assert [row["planner"] for row in rows] == list(EVALUATIONS)
     assert {row["planner"]: int(row["model_evaluations"]) for row in rows} == EVALUATIONS
     for row in rows:
-        assert (row["episodes"], row["checkpoints"], row["num_envs"]) == ("3", "1", "1")
+        assert (row["episodes"], row["checkpoints"], row["num_envs"]) == ("5", "1", "1")
         assert float(row["actions_per_s"]) == pytest.approx(1e3 / float(row["ms_per_action"]))
         assert row["torch"] == torch.__version__ and "CPU" in row["device"] and row["date"]
 
@@ -168,14 +171,14 @@ def test_a_comparison_has_a_row_for_each_planner(six):
 def test_every_planner_plays_the_same_environment_seeds(six, trained):
     folder, _ = six
     rows = table(folder / "episodes.csv")
-    assert len(rows) == 18
+    assert len(rows) == 30
     for label, evaluations in EVALUATIONS.items():
         own = [row for row in rows if row["planner"] == label]
-        assert [int(row["env_seed"]) for row in own] == [10_000, 10_001, 10_002]
+        assert [int(row["env_seed"]) for row in own] == [10_000, 10_001, 10_002, 10_003, 10_004]
         assert {int(row["model_evaluations"]) for row in own} == {evaluations}
         assert {row["agent_steps"] for row in own} == {"8"}
         assert {row["checkpoint"] for row in own} == {str(find_checkpoint(trained))}
-        assert len({row["return"] for row in own}) == 3, "different seeds are different episodes"
+        assert len({row["return"] for row in own}) == 5, "different seeds are different episodes"
 
 
 def test_an_episode_is_what_eval_plays_from_its_seed(six, trained, tmp_path):
@@ -196,7 +199,8 @@ def test_the_table_says_what_compare_csv_does(six):
         assert f" {value:.{0 if abs(value) >= 10 else 1}f} [" in lines[row["planner"]]
         assert lines[row["planner"]].rstrip().endswith(f" {int(row['model_evaluations'])}")
     text = " ".join(output.split())
-    assert "3 episodes on 1 checkpoint;" in text
+    assert "5 episodes on 1 checkpoint;" in text
+    assert "5 compared, each interval by itself; *: decided after Holm's correction over all 5" in text
     assert "for 1 environment at once" in text
     for name in ("compare.csv", "compare.png", "episodes.csv"):
         assert str(folder / name) in output
@@ -209,30 +213,32 @@ def test_returns_and_intervals_are_those_of_the_episodes(six):
         assert float(row["return"]) == pytest.approx(scores.mean())
         assert float(row["return_std"]) == pytest.approx(scores.std(ddof=1))
         low, high = float(row["return_low"]), float(row["return_high"])
-        assert (low, high) == pytest.approx(bootstrap_interval(mean, scores[:, None]))
+        assert (low, high) == pytest.approx(mean_interval(scores[:, None]))
         assert low < scores.mean() < high
-        assert float(row["iqm_low"]) <= float(row["iqm"]) <= float(row["iqm_high"])
+        assert float(row["iqm"]) == pytest.approx(iqm(scores[:, None]))
+        assert row["failed"] == "0"
 
 
 def test_differences_are_paired_by_the_environment_s_seed(six):
     folder, _ = six
     policy = np.array(returns(folder, "policy"), dtype=float)
-    for row in table(folder / "compare.csv")[1:]:
+    rows = table(folder / "compare.csv")[1:]
+    for row in rows:
         own = np.array(returns(folder, row["planner"]), dtype=float)
         difference = own - policy
         assert float(row["difference"]) == pytest.approx(difference.mean())
         low, high = float(row["difference_low"]), float(row["difference_high"])
-        assert (low, high) == pytest.approx(bootstrap_interval(mean, difference[:, None]))
+        assert (low, high) == pytest.approx(mean_interval(difference[:, None]))
         assert low < difference.mean() < high
-        expected = probability_of_improvement(own[:, None], policy[:, None])
-        assert float(row["probability_of_improvement"]) == pytest.approx(expected)
+        assert float(row["difference_p"]) == pytest.approx(p_value(difference[:, None]))
+    adjusted = holm([float(row["difference_p"]) for row in rows])
+    assert [float(row["difference_p_holm"]) for row in rows] == pytest.approx(adjusted)
 
 
 def test_the_policy_s_row_has_no_difference(six):
     row = table(six[0] / "compare.csv")[0]
     assert {name: value for name, value in row.items() if value == ""}.keys() == {
-        "difference", "difference_low", "difference_high",
-        "probability_of_improvement", "probability_of_improvement_low", "probability_of_improvement_high",
+        "difference", "difference_low", "difference_high", "difference_p", "difference_p_holm",
     }  # fmt: skip
 
 
@@ -241,7 +247,47 @@ def test_without_the_policy_there_is_no_difference(trained, tmp_path):
     rows = table(tmp_path / "compare.csv")
     assert [row["planner"] for row in rows] == ["mppi", "cem"]
     assert all(row["difference"] == "" for row in rows)
-    assert output.count("–") == 2
+    assert "compared" not in output and "decided" not in output
+
+
+def test_fewer_than_five_episodes_have_no_intervals(trained, tmp_path):
+    output = done(compare(trained, tmp_path, "--planners", "policy,cem", "--episodes", 4)).out
+    for row in table(tmp_path / "compare.csv"):
+        assert row["return"] and row["iqm"] and row["return_std"]
+        for name in ("return_low", "return_high", "failed", "difference_low", "difference_high", "difference_p_holm"):
+            assert row[name] == ""
+    assert "from 5 episodes on" in " ".join(output.split()) and "decided" not in output
+    [cem] = [line.split() for line in output.splitlines() if line.split()[:1] == ["cem"]]
+    assert cem[2:4] == ["–", "–"] and cem[5] == "–", "no interval, no count of failures, no interval"
+
+
+def played(label, returns, checkpoint="a"):
+    """Rows of a record: episodes of one planner with known returns."""
+    fixed = {"agent_steps": 8, "ms_per_action": 1.0, "num_envs": 1, "model_evaluations": 0}
+    fixed |= {"device": "CPU", "torch": "2", "date": "2026-11-28"}
+    key = {"planner": label, "checkpoint": checkpoint}
+    return [key | {"episode": e, "env_seed": e, "return": float(x)} | fixed for e, x in enumerate(returns)]
+
+
+def test_of_many_settings_those_are_decided_that_outlive_the_correction(tmp_path):
+    """By themselves b (p = 0.03) and c differ from the policy; among four differences only c does."""
+    noise = np.array([-1.0, -0.5, 0.0, 0.5, 1.0, 0.0])
+    shifts = {"policy": 0.0, "a": 0.1, "b": 0.85, "c": 3.0, "d": 0.2}
+    record = Record(tmp_path, {}, {})
+    for label, shift in shifts.items():
+        record.rows += played(label, 100 + shift + (label != "policy") * noise)
+    rows = {row["planner"]: row for row in summarise(record, shifts, ["a"], 6)}
+    by_itself = {label for label, row in rows.items() if label != "policy" and row["difference_p"] <= 0.05}
+    assert by_itself == {"b", "c"} == {label for label, row in rows.items() if (row["difference_low"] or 0) > 0}
+    assert {label for label, row in rows.items() if decided(row)} == {"c"}
+    assert decided({row["planner"]: row for row in summarise(record, ["policy", "b"], ["a"], 6)}["b"]), "asked alone"
+
+
+def test_failed_episodes_are_counted_on_each_checkpoint(tmp_path):
+    record = Record(tmp_path, {}, {})
+    record.rows += played("cem", [100, 101, 99, 98, 102, 20], "a") + played("cem", [20, 21, 19, 20, 22, 18], "b")
+    [row] = summarise(record, ["cem"], ["a", "b"], 6)
+    assert row["failed"] == 1
 
 
 def test_planner_settings_start_from_the_checkpoint_s(planet, tmp_path):
@@ -386,7 +432,7 @@ OTHER = {
 @pytest.mark.parametrize("what", OTHER)
 def test_another_comparison_is_not_mixed_in(trained, six, what):
     folder, before = six[0], {path: path.read_bytes() for path in six[0].iterdir()}
-    message = refused(compare(trained, folder, "--episodes", 4, *OTHER[what]))
+    message = refused(compare(trained, folder, "--episodes", 6, *OTHER[what]))
     assert str(folder) in message and f"other {what}" in message
     assert "--out" in message and "--overwrite" in message
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
@@ -513,10 +559,10 @@ def test_episodes_of_which_nothing_is_known_are_not_mixed_in(trained, six, tmp_p
 
 
 def test_several_checkpoints_are_strata(trained, another, tmp_path, pictures):
-    output = done(compare([trained, another], tmp_path, "--planners", "policy,dream-mpc", "--episodes", 3)).out
-    assert "3 episodes on 2 checkpoints;" in " ".join(output.split())
+    output = done(compare([trained, another], tmp_path, "--planners", "policy,dream-mpc", "--episodes", 5)).out
+    assert "5 episodes on 2 checkpoints;" in " ".join(output.split())
     [(shown, title)] = pictures
-    assert title == "tests.example_env:make: 2 checkpoints, 3 episodes each"
+    assert title == "tests.example_env:make: 2 checkpoints, 5 episodes each"
     assert [row["planner"] for row in shown] == ["policy", "dream-mpc"]
     paths = [str(find_checkpoint(folder)) for folder in (trained, another)]
     rows = table(tmp_path / "episodes.csv")
@@ -533,8 +579,8 @@ def test_several_checkpoints_are_strata(trained, another, tmp_path, pictures):
         assert row["checkpoints"] == "2"
         assert float(row["return"]) == pytest.approx(x.mean())
         interval = float(row["return_low"]), float(row["return_high"])
-        assert interval == pytest.approx(bootstrap_interval(mean, x))
-        assert interval != pytest.approx(bootstrap_interval(mean, x.reshape(-1, 1))), "not resampled within checkpoints"
+        assert interval == pytest.approx(mean_interval(x))
+        assert interval != pytest.approx(mean_interval(x.reshape(-1, 1))), "checkpoints are strata"
     difference = (scores["dream-mpc"] - scores["policy"]).mean()
     assert float(table(tmp_path / "compare.csv")[1]["difference"]) == pytest.approx(difference)
 
@@ -751,7 +797,7 @@ def test_a_video_of_each_planner_is_written_once(trained, tmp_path, plays):
 def test_with_a_video_from_the_start_no_episode_is_played_twice(trained, six, tmp_path, plays):
     done(compare(trained, tmp_path, "--planners", "cem", "--episodes", 3, "--video"))
     assert plays.batches == [(10_000, 1), (10_001, 1), (10_002, 1)]
-    assert returns(tmp_path, "cem") == returns(six[0], "cem"), "a video changes no return"
+    assert returns(tmp_path, "cem") == returns(six[0], "cem")[:3], "a video changes no return"
     capture = cv2.VideoCapture(str(tmp_path / "cem.mp4"))
     assert int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) == 8
     capture.release()

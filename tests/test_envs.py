@@ -494,7 +494,7 @@ def test_rows_that_are_left_out_rest(workers):
     assert decode(image[0]) == (0, 2) and decode(image[2]) == (0, 0) and not image[1].any()
     assert reward.tolist() == [2.0, 0.0, 0.0] and info["env_steps"].tolist() == [1, 0, 0]
     reset_rows(envs, np.array([False, True, False]))
-    for step in range(8):
+    for _ in range(8):
         image, reward, terminated, truncated, info = envs.step(np.zeros((3, 2), np.float32))
     assert [decode(x) for x in image] == [(0, 10), (0, 8), (0, 8)]
     assert truncated.tolist() == [True, False, False] and not terminated.any()

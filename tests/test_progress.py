@@ -170,11 +170,13 @@ def test_the_results_table_fits_80_columns():
         "return_high",
         "ms_per_action",
         "model_evaluations",
+        "failed_episodes",
         "episodes",
     )
-    short = ("policy", 612.34, 12.1, 601.0, 622.0, 0.3, 0, 10)
-    long = ("policy-grad-mpc", 645.0, 112.0, 590.2, 700.1, 130.25, 120_000, 100)
-    rows = [dict(zip(keys, values, strict=True)) for values in (short, long)]
+    short = ("policy", 612.34, 12.1, 601.0, 622.0, 0.3, 0, 1, 10)
+    long = ("policy-grad-mpc", 645.0, 112.0, 590.2, 700.1, 130.25, 120_000, 12, 100)
+    few = ("cem", 52.0, 4.0, None, None, 0.3, 120_000, None, 3)
+    rows = [dict(zip(keys, values, strict=True)) for values in (short, long, few)]
     console = plain()
     console.print(results_table(rows))
     text = console.file.getvalue()
@@ -187,8 +189,12 @@ def test_the_results_table_fits_80_columns():
         "120,000",
         "95 %",
         "episodes",
+        "from 5 episodes on",
     ):
         assert words in text
+    own = {line.split()[0]: line.split() for line in text.splitlines() if line.split()}
+    assert own["policy"][-3:] == ["1", "of", "10"] and own["policy-grad-mpc"][-3:] == ["12", "of", "100"]
+    assert own["cem"][1:] == ["52.0", "±", "4.0", "–", "0.30", "120,000", "–", "of", "3"]
 
 
 @pytest.mark.parametrize("seconds, text", [(0, "0:00:00"), (753.9, "0:12:33"), (86_399, "23:59:59"),
@@ -292,8 +298,8 @@ def row(label, value=845.1, difference=32.8, width=100.0, **more):
     values |= {"return": value, "return_low": value - width, "return_high": value + width}
     paired = difference is not None
     values |= {"difference": difference, "difference_low": paired and difference - width}
-    values |= {"difference_high": paired and difference + width, "ms_per_action": 2.31, "actions_per_s": 4321.0}
-    return values | more
+    values |= {"difference_high": paired and difference + width, "difference_p_holm": 0.2 if paired else None}
+    return values | {"failed": 0, "ms_per_action": 2.31} | more
 
 
 def printed(rows, width=80):
@@ -304,16 +310,24 @@ def printed(rows, width=80):
 
 def test_the_comparison_table_fits_80_columns():
     rows = [row(label, 899.0, None if label == "policy" else -782.8) for label in LABELS]
-    rows[0] |= {"ms_per_action": 0.312, "actions_per_s": 32_051.0, "model_evaluations": 0}
-    rows[4] |= {"ms_per_action": 1232.31, "actions_per_s": 8.11, "model_evaluations": 120_000}
+    rows[0] |= {"ms_per_action": 0.312, "model_evaluations": 0}
+    rows[4] |= {"ms_per_action": 1232.31, "model_evaluations": 120_000, "failed": 12, "difference_p_holm": 0.05}
     shown = printed(rows)
     assert all(len(line) <= 80 for line in shown) and "…" not in "".join(shown)
     own = {line.split()[0]: line for line in shown if line.split() and line.split()[0] in LABELS}
     assert list(own) == list(LABELS), "no label is folded"
-    assert own["policy"].split() == ["policy", "899", "[799,", "999]", "–", "0.31", "32,051", "0"]
+    assert own["policy"].split() == ["policy", "899", "[799,", "999]", "0", "–", "0.31", "0"]
     assert own["cem"].split()[1:] == [
-        "899", "[799,", "999]", "-783", "[-883,", "-683]", "1,232", "8.11", "120,000",
+        "899", "[799,", "999]", "12", "*", "-783", "[-883,", "-683]", "1,232", "120,000",
     ]  # fmt: skip
+    assert own["mppi"].split()[5:8] == ["-783", "[-883,", "-683]"], "not decided, not marked"
+    assert own["mppi"].index("-683]") == own["cem"].index("-683]"), "the mark moves no number"
+
+
+def test_without_intervals_the_comparison_table_has_dashes():
+    none = {key: None for key in ("return_low", "return_high", "difference_low", "difference_high")}
+    shown = printed([row("cem", **none, failed=None, difference_p_holm=None)])
+    assert "cem 845 – – +33 – 2.31 75" in " ".join(" ".join(shown).split())
 
 
 def test_a_long_label_of_a_sweep_is_folded_and_not_cut():
@@ -328,9 +342,9 @@ def test_a_long_label_of_a_sweep_is_folded_and_not_cut():
 @pytest.mark.parametrize(
     "value, difference, width, words",
     [
-        (845.12, 32.81, 100.4, "845 [745, 946] +33 [-68, +133]"),
-        (-3.25, -0.04, 1.0, "-3.2 [-4.2, -2.2] -0.0 [-1.0, +1.0]"),
-        (0.0, 9.96, 0.0, "0.0 [0.0, 0.0] +10.0 [+10.0, +10.0]"),
+        (845.12, 32.81, 100.4, "845 [745, 946] 0 +33 [-68, +133]"),
+        (-3.25, -0.04, 1.0, "-3.2 [-4.2, -2.2] 0 -0.0 [-1.0, +1.0]"),
+        (0.0, 9.96, 0.0, "0.0 [0.0, 0.0] 0 +10.0 [+10.0, +10.0]"),
     ],
 )
 def test_returns_and_differences_have_digits_that_mean_something(value, difference, width, words):
@@ -341,7 +355,13 @@ def test_the_caption_says_what_was_compared():
     def caption(*rows):
         return " ".join(" ".join(printed(list(rows))).split())
 
-    assert "10 episodes on 5 checkpoints; intervals: stratified bootstrap, 95 %" in caption(row("cem"))
+    start = "10 episodes on 5 checkpoints; 95 % intervals: Student's t, from 5 episodes on"
+    assert start in caption(row("cem"))
+    one = "Differences are of the same environment seeds; *: decided (p at most 0.05)."
+    assert one in caption(row("policy", difference=None), row("cem"))
+    many = "3 compared, each interval by itself; *: decided after Holm's correction over all 3 (5 %)."
+    assert many in caption(row("policy", difference=None), *3 * [row("cem")])
+    assert "ifference" not in caption(row("cem", difference=None)).split("on 5 checkpoints")[1]
     assert "10 episodes on 1 checkpoint;" in caption(row("cem", checkpoints=1))
     assert "1 episode on 5 checkpoints;" in caption(row("cem", episodes=1))
     assert "for 10 environments at once" in caption(row("cem"), row("mppi"))

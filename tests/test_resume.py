@@ -107,7 +107,7 @@ def test_a_run_stopped_again_and_again_is_the_one_that_was_not(stop_at, tmp_path
         stops += 1
         stop_at(6)
         output = train("--resume", tmp_path / "run")
-    assert stops == 5
+    assert stops == 6
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 

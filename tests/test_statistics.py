@@ -1,94 +1,159 @@
-"""Statistics against rliable, and the bootstrap interval against cases with a known answer."""
+"""Statistics by hand-computed numbers, the interval's coverage by simulation, failed episodes by what was played."""
 
-import warnings
+import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dreamer_mpc.statistics import bootstrap_interval, iqm, mean, median, probability_of_improvement
+from benchmarks.coverage import POPULATIONS, t_coverage
+from dreamer_mpc.statistics import FEWEST, count_failed, failed, holm, iqm, mean_interval, p_value
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    from rliable import library, metrics
-
-RLIABLE = {mean: metrics.aggregate_mean, median: metrics.aggregate_median, iqm: metrics.aggregate_iqm}
+RESULTS = Path(__file__).resolve().parent.parent / "results"
 
 
-def scores(runs, strata, seed=0):
-    """Strata of very different levels and spreads, so that mixing them up would show."""
-    rng = np.random.default_rng(seed)
-    return rng.gamma(2.0, 100.0, size=(runs, strata)) * np.arange(1, strata + 1) + rng.normal(size=strata)
+def column(*values):
+    return np.array(values, dtype=float)[:, None]
 
 
-@pytest.mark.parametrize("shape", [(10, 1), (3, 5), (7, 4), (1, 1)])
-@pytest.mark.parametrize("statistic", RLIABLE, ids=lambda f: f.__name__)
-def test_statistics_are_rliable_s(statistic, shape):
-    x = scores(*shape)
-    assert statistic(x) == pytest.approx(RLIABLE[statistic](x), rel=1e-12)
+def test_the_interval_of_one_stratum_is_student_s():
+    """1 to 5: mean 3, standard deviation sqrt(2.5), standard error sqrt(0.5), t of 4 degrees of freedom 2.7764."""
+    x, half = column(1, 2, 3, 4, 5), 2.7764 * 0.5**0.5
+    assert mean_interval(x) == pytest.approx((3 - half, 3 + half), abs=1e-4)
+    assert mean_interval(x, level=0.8) == pytest.approx((3 - 1.0841, 3 + 1.0841), abs=1e-3)
+
+
+def test_strata_have_their_own_spread_and_the_degrees_of_freedom_are_welch_s():
+    """Variances of the two means 0.5 and 2: error sqrt(2.5) / 2, freedom 2.5^2 / ((0.25 + 4) / 4) = 5.882, t 2.459."""
+    scores = np.array([[1, 12], [2, 14], [3, 16], [4, 18], [5, 20]], dtype=float)
+    half = 2.4588 * 2.5**0.5 / 2
+    assert mean_interval(scores) == pytest.approx((9.5 - half, 9.5 + half), abs=1e-3)
+    assert mean_interval(scores) == pytest.approx(mean_interval(scores + [0.0, 1000.0]) - np.array(500.0))
+
+
+def test_strata_that_differ_but_do_not_vary_are_certain():
+    assert mean_interval(np.repeat([[1.0, 100.0, 4.0]], 6, axis=0)) == (35.0, 35.0)
+
+
+def test_fewer_than_five_episodes_have_neither_interval_nor_test_nor_failures():
+    few, enough = np.ones((FEWEST - 1, 3)), np.ones((FEWEST, 3))
+    assert FEWEST == 5
+    assert mean_interval(few) is None and mean_interval(enough) == (1.0, 1.0)
+    assert p_value(few) is None and p_value(enough) == 0.0 and p_value(0 * enough) == 1.0
+    assert count_failed(few) is None and count_failed(enough) == 0
+    assert not failed(np.array([0.0, 100.0, 100.0, 100.0])).any()
+
+
+def test_the_p_value_is_student_s():
+    """Mean 3 of 1 to 5: t = 3 / sqrt(0.5) = 4.2426 with 4 degrees of freedom, p = 0.01324; the sign does not matter."""
+    assert p_value(column(1, 2, 3, 4, 5)) == pytest.approx(0.01324, abs=1e-5)
+    assert p_value(column(-1, -2, -3, -4, -5)) == pytest.approx(0.01324, abs=1e-5)
+    assert p_value(column(-2, -1, 0, 1, 2)) == pytest.approx(1.0)
+
+
+def test_the_p_value_is_at_most_5_percent_where_the_interval_leaves_out_0():
+    rng = np.random.default_rng(0)
+    decided = []
+    for _ in range(300):
+        scores = rng.normal(0.7, [1.0, 3.0], size=(6, 2))
+        low, high = mean_interval(scores)
+        decided.append(p_value(scores) < 0.05)
+        assert decided[-1] == (low > 0 or high < 0)
+    assert 0.05 < np.mean(decided) < 0.95, "both happen"
 
 
 def test_iqm_leaves_out_the_outer_quarters():
     assert iqm(np.array([[-1e9, 1.0], [3.0, 1e9]])) == 2.0
+    assert iqm(column(1, 2, 3, 4, 5, 6, 7, 8, 9, 1000)) == 5.5, "two of ten at either end"
+    assert iqm(column(7)) == 7
 
 
+# coverage
+
+
+@pytest.mark.parametrize("episodes", [5, 10, 32])
 @pytest.mark.parametrize("strata", [1, 3])
-def test_probability_of_improvement_is_rliable_s(strata):
-    x, y = scores(8, strata, seed=1).round(-2), scores(6, strata, seed=2).round(-2)  # rounded: some ties
-    assert np.isin(x, y).any()
-    expected = metrics.probability_of_improvement(x, y)
-    assert probability_of_improvement(x, y) == pytest.approx(expected, rel=1e-12)
-    assert probability_of_improvement(y, x) == pytest.approx(1 - expected, rel=1e-12)
-    assert probability_of_improvement(x, x) == 0.5 == metrics.probability_of_improvement(x, x)
+def test_the_interval_of_normal_returns_covers_as_it_says(episodes, strata):
+    assert t_coverage("normal", episodes, strata, samples=2000) == pytest.approx(0.95, abs=0.015)
 
 
-@pytest.mark.parametrize("statistic", RLIABLE, ids=lambda f: f.__name__)
-def test_intervals_are_rliable_s(statistic):
-    x = scores(10, 3)
-    np.random.seed(0)
-    _, expected = library.get_interval_estimates({"x": x}, lambda s: np.array([RLIABLE[statistic](s)]), reps=4000)
-    low, high = bootstrap_interval(statistic, x, resamples=20_000)
-    width = high - low
-    assert np.array([low, high]) == pytest.approx(expected["x"][:, 0], abs=0.06 * width)
+@pytest.mark.parametrize("episodes, covers", [(5, 0.90), (10, 0.92), (32, 0.94)])
+def test_the_interval_of_skewed_returns_covers_nearly(episodes, covers):
+    assert t_coverage("skewed", episodes, samples=2000) == pytest.approx(covers, abs=0.02)
 
 
-def test_intervals_of_two_scores_resample_each_by_itself():
-    x, y = scores(9, 2, seed=3), scores(9, 2, seed=4) * 0.8
-    np.random.seed(0)
-    _, expected = library.get_interval_estimates(
-        {"x": [x, y]}, lambda a, b: np.array([metrics.probability_of_improvement(a, b)]), reps=1000
-    )
-    low, high = bootstrap_interval(probability_of_improvement, x, y)
-    assert np.array([low, high]) == pytest.approx(expected["x"][:, 0], abs=0.1 * (high - low))
+@pytest.mark.parametrize("episodes, covers", [(5, 0.44), (10, 0.69), (32, 0.89)])
+def test_no_interval_knows_of_failures_that_did_not_happen(episodes, covers):
+    """A tenth of the episodes fail; where none that were played did, nothing tells of them. So failures are counted."""
+    assert t_coverage("failures", episodes, samples=2000) == pytest.approx(covers, abs=0.03)
 
 
-def test_strata_are_resampled_apart():
-    """Between strata that differ but do not vary inside, nothing is uncertain."""
-    x = np.repeat([[1.0, 100.0, 5.0]], 6, axis=0)
-    assert bootstrap_interval(mean, x) == (x.mean(), x.mean())
+def test_populations_have_the_means_that_coverage_is_counted_against():
+    rng = np.random.default_rng(0)
+    for population in POPULATIONS.values():
+        sample = population.draw(rng, (100_000,))
+        assert sample.mean() == pytest.approx(population.mean, abs=4 * sample.std() / 100_000**0.5)
 
 
-@pytest.mark.parametrize("level, z", [(0.95, 1.95996), (0.68, 0.99446)])
-def test_the_interval_of_the_mean_is_the_normal_one_in_a_large_sample(level, z):
-    x = scores(400, 1, seed=1)
-    low, high = bootstrap_interval(mean, x, level=level)
-    error = x.std() / len(x) ** 0.5
-    assert low == pytest.approx(x.mean() - z * error, abs=0.1 * error)
-    assert high == pytest.approx(x.mean() + z * error, abs=0.1 * error)
+# failed episodes
 
 
-@pytest.mark.parametrize("level, expected", [(0.95, (0, 1)), (0.4, (0.5, 0.5))])
-def test_two_returns_have_means_0_half_and_1_with_odds_1_2_1(level, expected):
-    assert bootstrap_interval(mean, np.array([[0.0], [1.0]]), level=level) == expected
+def episodes(folder):
+    """Returns of each planner of a comparison on one checkpoint."""
+    returns = {}
+    with (RESULTS / folder / "episodes.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            returns.setdefault(row["planner"], []).append(float(row["return"]))
+    return {label: np.array(values) for label, values in returns.items()}
 
 
-def test_a_single_return_and_equal_returns_have_no_width():
-    assert bootstrap_interval(mean, np.array([[7.0]])) == (7.0, 7.0)
-    assert bootstrap_interval(mean, np.full((9, 1), 3.0)) == (3.0, 3.0)
+def test_the_two_episodes_that_failed_are_found_and_no_other_of_their_table():
+    flagged = {label: sorted(x[failed(x)].round()) for label, x in episodes("cheetah-run/planners-dreamer").items()}
+    assert flagged.pop("dream-mpc") == [530, 565]
+    assert not any(flagged.values()), flagged
 
 
-def test_repeats_with_its_seed_and_follows_it():
-    x = np.random.default_rng(2).normal(size=(10, 1))
-    once = bootstrap_interval(mean, x, resamples=500)
-    assert once == bootstrap_interval(mean, x, resamples=500)
-    assert once != bootstrap_interval(mean, x, resamples=500, seed=1)
-    assert once != bootstrap_interval(mean, x, resamples=50)
+@pytest.mark.parametrize("folder", ["planners", "planners-dreamer", "ablation", "ablation-dreamer"])
+def test_what_spreads_by_nature_has_not_failed(folder):
+    for returns in episodes(f"acrobot-swingup/{folder}").values():
+        assert not failed(returns).any()
+
+
+def test_far_below_is_both_a_large_score_and_a_fifth_of_the_median():
+    close = [98.0, 99, 100, 101, 102]  # MAD 1
+    assert failed(np.array([*close, 79])).tolist() == 5 * [False] + [True]
+    assert not failed(np.array([*close, 85])).any(), "a score of -9 or less, but 15 % below the others"
+    assert not failed(np.array([10.0, 50, 90, 130, 170])).any(), "far below, but so are others"
+    assert not failed(np.array([*close, 300])).any(), "above is no failure"
+    negative = np.array([-98.0, -99, -100, -101, -102, -500])
+    assert failed(negative).tolist() == 5 * [False] + [True]
+
+
+def test_where_more_than_half_are_equal_the_fifth_decides():
+    assert failed(np.array([100.0, 100, 100, 100, 90, 50])).tolist() == 5 * [False] + [True]
+    assert not failed(np.array([0.0, 0, 0, 0, 1, -1])).any(), "a median of 0 says nothing of sizes"
+
+
+def test_failures_are_counted_in_each_stratum_by_itself():
+    levels = np.array([100.0, 10.0]) + np.arange(6.0)[:, None]
+    assert count_failed(levels) == 0, "10 is not far below 10"
+    levels[2, 0] = levels[4, 1] = 1.0
+    assert count_failed(levels) == 2
+
+
+@pytest.mark.parametrize("count, often", [(10, 0.018), (32, 0.036)])
+def test_normal_returns_have_few_failures(count, often):
+    """A standard deviation of 8 % of the mean, as the docstring says."""
+    x = np.random.default_rng(0).normal(100, 8, size=(4000, count))
+    assert np.mean([failed(row).any() for row in x]) == pytest.approx(often, abs=0.01)
+
+
+# several at once
+
+
+def test_holm_s_correction():
+    """Sorted 0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1: 0.04, 0.06, 0.06, 0.04, and no later one below an earlier one."""
+    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([0.03]) == [0.03]
+    assert holm([]) == []

@@ -155,7 +155,14 @@ def result(planner, value, evaluations, spread=10.0, difference=None):
     values = {"planner": planner, "return": value, "return_low": value - spread, "return_high": value + spread}
     low, high = (None, None) if difference is None else (difference - spread, difference + spread)
     differences = {"difference": difference, "difference_low": low, "difference_high": high}
+    differences["difference_p_holm"] = None if difference is None else 0.2
     return values | differences | {"model_evaluations": evaluations}
+
+
+def without_intervals(*rows):
+    """The same, of fewer than five episodes."""
+    lacking = ("return_low", "return_high", "difference_low", "difference_high", "difference_p_holm")
+    return [row | dict.fromkeys(lacking) for row in rows]
 
 
 def sweep(count=30, last=5.0, value=10.0):
@@ -176,6 +183,8 @@ RESULTS = {
     "two of one cost": [result("cem", 400.0, 160), result("mppi", 300.0, 160), result("policy", 1.0, 0)],
     "a long sweep": sweep(),
     "a short sweep": sweep(1),
+    "planners without intervals": without_intervals(result("policy", 812.0, 0), result("cem", 850.0, 75)),
+    "a sweep without intervals": without_intervals(*sweep(3)),
     "a long sweep without the policy": [result(f"cem horizon={i}", float(i), 75 * i) for i in range(1, 31)],
 }  # fmt: skip
 
@@ -204,6 +213,15 @@ def test_the_comparison_s_picture_follows_its_rows(tmp_path):
     assert (picture(policy, cem) == drawn).all()
     many = picture(*sweep(12))
     assert (picture(*sweep(12, last=-5.0)) != many).any() and (picture(*sweep(12, value=20.0)) != many).any()
+
+
+def test_a_decided_difference_is_a_full_point(tmp_path):
+    def dark(p):
+        rows = [result("policy", 10.0, 0), result("cem horizon=1", 15.0, 75, 1.0, difference=5.0)]
+        comparison_picture(tmp_path / "compare.png", [rows[0], rows[1] | {"difference_p_holm": p}], "title")
+        return (read_png(tmp_path / "compare.png")[100:, 750:].min(axis=2) < 100).sum()
+
+    assert dark(0.05) > dark(0.06)
 
 
 def test_a_comparison_leaves_no_warning_and_no_open_figure(tmp_path, recwarn):

@@ -7,6 +7,7 @@ from torch import nn
 from torch.distributions import Independent, Normal, kl_divergence
 from torch.nn import functional as F
 
+from dreamer_mpc.config import load_presets
 from dreamer_mpc.world_model import Batch, WorldModel, WorldModelConfig
 from dreamer_mpc.world_model.decoder import Decoder
 from dreamer_mpc.world_model.encoder import Encoder, preprocess, to_image
@@ -173,6 +174,20 @@ def test_scales_weight_the_terms():
     total, _, metrics = seeded_loss(world, batch)
     expected = 0.5 * metrics["image_loss"] + 3 * metrics["reward_loss"] + 7 * metrics["kl_loss"]
     torch.testing.assert_close(total, expected)
+
+
+def test_paper_base_loss_is_the_base_code_s_formula():
+    settings = load_presets("default,paper-base-loss").world_model
+    scales = {name: getattr(settings, name) for name in ("image_scale", "reward_scale", "kl_scale", "free_nats")}
+    world, batch = make_world(**scales), make_batch()
+    batch = batch._replace(is_first=torch.zeros_like(batch.is_first))  # there, the reward of every frame is scored
+    total, _, _ = seeded_loss(world, batch)
+    torch.manual_seed(1)
+    target, states, posterior, prior = world.infer(batch, AMP)
+    image = (world.decoder(states) - target).square().sum(dim=(2, 3, 4)).mean()
+    reward = (world.reward(states) - batch.reward).square().mean()
+    kl = kl_divergence(Normal(*posterior), Normal(*prior)).sum(-1)
+    torch.testing.assert_close(total, image + reward + kl.clamp(min=3.0).mean())
 
 
 def test_free_nats_bound_the_kl_of_each_frame():

@@ -76,11 +76,12 @@ class WorldModelConfig:
     free_nats: float = 3.0
     """Nats of KL that cost nothing (paper: 3)."""
     image_scale: float = 1.0
-    """Weight of the image log-likelihood (paper: 1)."""
+    """Weight of half the squared error of the image, the log-likelihood that the paper's Table 18 names. Its base code
+    defaults to the whole squared error: 2, as in the preset paper-base-loss."""
     reward_scale: float = 1.0
-    """Weight of the reward log-likelihood (paper: 1)."""
+    """Weight of half the squared error of the reward, likewise; the paper's base code: 2."""
     kl_scale: float = 1.0
-    """Weight of the KL (paper: 1)."""
+    """Weight of max(KL, free nats); 1 in the paper's base code too, but beside errors that weigh twice ours."""
 
     def __post_init__(self):
         sizes = ("deter", "stoch", "hidden", "encoder_channels", "decoder_dense", "decoder_channels", "reward_hidden")
