@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LEFT_OUT = (".*", "results", "runs", "pretrained", "__pycache__", "*.egg-info")
+LEFT_OUT = (".*", "results", "runs", "__pycache__", "*.egg-info")
 SECONDS = 240  # that the tests of one row may take
 
 REFERENCE = "tests/test_reference_update.py::test_two_updates_are_the_reference_s"
@@ -327,9 +327,8 @@ MUTATIONS = [
         EVALUATION + "test_an_evaluation_has_a_seed_of_its_own",
     ),
     loop(
-        "a cut episode goes on in an evaluation", "evaluate", "is_first = terminated | truncated",
-        "is_first = terminated",
-        "tests/test_evaluate.py::test_lengths_are_agent_steps",
+        "an episode's last reward for its return", "evaluate", "returns[episode[i]] += reward[i]",
+        "returns[episode[i]] = reward[i]", "tests/test_evaluate.py::test_lengths_are_agent_steps",
     ),
     loop(
         "evaluation under the training's seed", "train", "config.eval.seed,", "config.seed,",
