@@ -8,8 +8,7 @@ class UpdateRatio:
     """Says how many updates are owed, so that they never leave the ratio of `updates` to `every` env steps.
 
     It counts from env step `start`, where `lead` updates are owed at once, as the sequential algorithm makes a round of
-    them before its first step. At `end` as many are made as by its rounds, the last of which may be short; env steps
-    past `end` are owed none.
+    them before its first step; from then on it is that much ahead. Env steps past `end` are owed none.
     """
 
     updates: int
@@ -23,9 +22,7 @@ class UpdateRatio:
         """Updates that a run at `env_steps` has made since `start`, if none is missing: rounded down, exact."""
         if self.end <= self.start:
             return 0
-        rounds = -(-(self.end - self.start) // self.every)
-        passed = self.updates * (min(env_steps, self.end) - self.start) // self.every
-        return max(min(self.lead + passed, self.updates * rounds), 0)
+        return self.lead + max(self.updates * (min(env_steps, self.end) - self.start) // self.every, 0)
 
     def issue(self, env_steps: int) -> int:
         """Updates missing at `env_steps`; they count as issued.

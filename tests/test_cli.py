@@ -392,8 +392,8 @@ def test_two_environments_a_memory_map_and_tensorboard(tmp_path):
     assert not (tmp_path / "run" / "replay.bin").exists(), "the run is over"
     assert list((tmp_path / "run" / "tensorboard").iterdir())
     last = records(tmp_path / "run")[-1]
-    assert (last["env_steps"], last["agent_steps"], last["episodes"]) == (400, 400, 6)
-    assert last["updates"] == 2, "one for 100 env steps, after 120 of seed episodes"
+    assert (last["env_steps"], last["agent_steps"], last["episodes"]) == (400, 400, 5)
+    assert last["updates"] == 1 + 3, "one for 100 env steps, and one before the first, after 60 of a seed episode"
     assert "2 environments" in done.stdout and "interleaved" in done.stdout
 
 
@@ -491,14 +491,14 @@ def test_a_run_may_train_with_one_planner_and_evaluate_with_another(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     assert run.main([*TINY, *CHEAP, "--planner", "dream-mpc", "--train-planner", "policy"]) == 0
     # 8 steps collected with noise, 8 of the evaluation, 8 of the policy beside it.
-    assert acted == 8 * [("Policy", 0.3)] + 8 * [("DreamMPC", 0.0)] + 8 * [("Policy", 0.0)]
+    assert acted == 8 * [("SampledPolicy", 0.3)] + 8 * [("DreamMPC", 0.0)] + 8 * [("Policy", 0.0)]
     folder = tmp_path / "runs" / "tests.example_env.make-dream-mpc-trained-by-policy-seed0"
     assert records(folder)[-1]["eval/model_evaluations"] == 5 * 3
     output = capsys.readouterr().out
-    assert "policy in training, dream-mpc in evaluation" in output
+    assert "policy (sampled while collecting) in training, dream-mpc in evaluation" in output
     acted.clear()
     assert run.main(["--resume", str(folder), "--env-steps", "32"]) == 0
-    assert acted == 16 * [("Policy", 0.3)] + 8 * [("DreamMPC", 0.0)] + 8 * [("Policy", 0.0)]
+    assert acted == 16 * [("SampledPolicy", 0.3)] + 8 * [("DreamMPC", 0.0)] + 8 * [("Policy", 0.0)]
 
 
 def test_a_run_folder_is_named_after_its_planners():
