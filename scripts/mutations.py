@@ -310,7 +310,7 @@ MUTATIONS = [
         "tests/test_ratio.py::test_what_is_asked_twice_is_owed_once",
     ),
     loop(
-        "the first round's updates never owed", "ratio", "self.lead + passed", "passed", "tests/test_ratio.py",
+        "the first round's updates never owed", "ratio", "return self.lead + max", "return max", "tests/test_ratio.py",
     ),
     # evaluating, and what is kept
     loop(
