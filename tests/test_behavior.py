@@ -5,9 +5,10 @@ import torch
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from dreamer_mpc.behavior import Actor, BehaviorConfig, Critic, TanhNormal
-from dreamer_mpc.behavior.imagination import actor_loss, critic_loss, imagine
-from dreamer_mpc.returns import lambda_return
+from dreamer_mpc.agents.behavior import BehaviorConfig
+from dreamer_mpc.agents.imagination import actor_loss, critic_loss, imagine
+from dreamer_mpc.networks import Actor, Critic, TanhNormal
+from dreamer_mpc.util.returns import lambda_return
 from tests.latent_models import Smooth
 
 

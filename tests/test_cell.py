@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from dreamer_mpc import latents
-from dreamer_mpc.agent import Dreamer
-from dreamer_mpc.behavior import BehaviorConfig
-from dreamer_mpc.behavior.imagination import imagine
-from dreamer_mpc.latents import Latents, UnrolledLatents
+from dreamer_mpc.agents import latents
+from dreamer_mpc.agents.behavior import BehaviorConfig
+from dreamer_mpc.agents.dreamer import Dreamer
+from dreamer_mpc.agents.imagination import imagine
+from dreamer_mpc.agents.latents import Latents, UnrolledLatents
 from dreamer_mpc.planners import make_planner
 from dreamer_mpc.planners.objective import rollout
 from dreamer_mpc.world_model import WorldModelConfig

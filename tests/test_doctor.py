@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from dreamer_mpc import doctor as module
-from dreamer_mpc.doctor import doctor
+from dreamer_mpc.report import doctor as module
+from dreamer_mpc.report.doctor import doctor
 from envs import EnvError
 
 

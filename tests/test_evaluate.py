@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from dreamer_mpc import visualize
-from dreamer_mpc.evaluate import Evaluation, Trace, evaluate
+from dreamer_mpc.evaluation import visualize
+from dreamer_mpc.evaluation.episodes import Evaluation, Trace, evaluate
+from dreamer_mpc.evaluation.visualize import decision, dream, episode_video
 from dreamer_mpc.planners import Memory, make_planner
-from dreamer_mpc.visualize import decision, dream, episode_video
 from envs import make_vector_env
 from tests.counting_env import CountingEnv, decode, encode, expected_reward
 from tests.test_agent import make_agent, one_thread  # noqa: F401

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dreamer_mpc.checks import check_ranges
 from dreamer_mpc.planners.objective import Objective, latent_step, rollout, stacked
 from dreamer_mpc.planners.protocol import LatentDynamics, Memory, Plan, choose
 from dreamer_mpc.planners.shooting import Shooting
+from dreamer_mpc.util.checks import check_ranges
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dreamer_mpc.planners.protocol import LatentDynamics
-from dreamer_mpc.returns import lambda_return
+from dreamer_mpc.util.returns import lambda_return
 
 LatentNoise = Literal["fresh", "fixed", "mean"]
 ObjectiveKind = Literal["return", "lambda-return", "rewards"]

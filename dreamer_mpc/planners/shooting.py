@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dreamer_mpc.checks import check_choices, check_ranges
 from dreamer_mpc.planners.objective import LatentNoise, Objective, ObjectiveKind, draw_noise
 from dreamer_mpc.planners.protocol import LatentDynamics, Memory
+from dreamer_mpc.util.checks import check_choices, check_ranges
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dreamer_mpc.world_model.cell import Acting, Cell, Observe, Rollout, Trace, unroll
+from dreamer_mpc.kernels.cell import Acting, Cell, Observe, Rollout, Trace, unroll
 
 
 class Gaussian(NamedTuple):

@@ -8,10 +8,10 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dreamer_mpc.checks import WIDEST, check_most, check_ranges
+from dreamer_mpc.networks.mlp import MLP
+from dreamer_mpc.util.checks import WIDEST, check_most, check_ranges
 from dreamer_mpc.world_model.decoder import Decoder
 from dreamer_mpc.world_model.encoder import Encoder, preprocess, to_image
-from dreamer_mpc.world_model.networks import MLP
 from dreamer_mpc.world_model.rssm import RSSM, Gaussian, gaussian_kl
 
 

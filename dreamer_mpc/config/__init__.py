@@ -1,0 +1,1 @@
+"""The settings of a run, how they are read, and what they describe, made."""
