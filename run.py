@@ -37,7 +37,7 @@ def train_until(stop, args: Sequence[str], started: float) -> int:
     """`train`, which raises `Stopped` where `stop` asks for it."""
     from rich.console import Console
 
-    from dreamer_mpc.config import schema as settings
+    from dreamer_mpc import config as settings
     from dreamer_mpc.runs.resume import open_run
     from dreamer_mpc.training.trainer import Trainer, claim_folder
     from dreamer_mpc.util.errors import UserError
@@ -99,7 +99,7 @@ def evaluate_checkpoint(args: Sequence[str]) -> int:
     import torch
     from rich.console import Console
 
-    from dreamer_mpc.config import schema as settings
+    from dreamer_mpc import config as settings
     from dreamer_mpc.config.make import load_agent, make_envs, side_by_side_envs
     from dreamer_mpc.evaluation.compare import VIDEO_STEPS, Subject
     from dreamer_mpc.evaluation.episodes import evaluate
@@ -161,7 +161,7 @@ def compare_checkpoints(args: Sequence[str]) -> int:
     """Evaluate checkpoints under every planner, on the same episode seeds: table, CSV and picture."""
     from rich.console import Console
 
-    from dreamer_mpc.config import schema as settings
+    from dreamer_mpc import config as settings
     from dreamer_mpc.evaluation.compare import Comparison, Subject
     from dreamer_mpc.report.progress import comparison_table
 
@@ -189,7 +189,7 @@ def sweep_runs(args: Sequence[str]) -> int:
     """Train every planner in every environment with every seed, several runs at once; 1 where one failed."""
     from rich.console import Console
 
-    from dreamer_mpc.config import schema as settings
+    from dreamer_mpc import config as settings
     from dreamer_mpc.report.progress import SweepProgress, plural
     from dreamer_mpc.sweeps.launch import LocalLauncher, alone_in, choose_gpus
     from dreamer_mpc.sweeps.sweep import Sweep, list_runs
@@ -218,7 +218,7 @@ def plot_folder(args: Sequence[str]) -> int:
     """Draw the figures of a folder from its CSV files, gathered from runs first where some are given."""
     from rich.console import Console
 
-    from dreamer_mpc.config import schema as settings
+    from dreamer_mpc import config as settings
     from dreamer_mpc.report.curves import read_curves
     from dreamer_mpc.report.plot import final_table, plot
 

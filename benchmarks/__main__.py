@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common, targets
-from dreamer_mpc.config.schema import option
+from dreamer_mpc.config import option
 from dreamer_mpc.util.device import choose_device
 
 PARTS = ("ceilings", "peers", "update", "plan", "collect", "end_to_end")

@@ -24,8 +24,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dreamer_mpc.agents.dreamer import Dreamer
+from dreamer_mpc.config import config_from_dict
 from dreamer_mpc.config.make import load_agent, make_envs
-from dreamer_mpc.config.schema import config_from_dict
 from dreamer_mpc.planners import DreamMPC, Policy
 from dreamer_mpc.planners.objective import draw_noise, ensemble_std, rollout
 from dreamer_mpc.runs.checkpoint import load_checkpoint

@@ -15,8 +15,8 @@ from typing import Any
 
 def measure(config, num_envs: int, planners: Sequence[str], seconds: float) -> list[dict[str, Any]]:
     """Agent steps a second with each of `planners` (`random`: no planner), on the same environments."""
+    from dreamer_mpc.config import planner_from
     from dreamer_mpc.config.make import make_agent, make_envs
-    from dreamer_mpc.config.schema import planner_from
     from dreamer_mpc.data.collect import Collector, Counters
     from dreamer_mpc.data.replay import Replay
     from dreamer_mpc.kernels.graphs import WARMUP_CALLS

@@ -17,10 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.together import ROOT as ROOT
-from dreamer_mpc.config.schema import Config, load_presets, option, parse
-from dreamer_mpc.runs.folder import package_versions, source_commit, write_text
+from dreamer_mpc.config import Config, load_presets, option, parse
+from dreamer_mpc.runs.folder import package_versions, source_commit
 from dreamer_mpc.util.device import device_name
 from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.files import write_text
 from dreamer_mpc.world_model import Batch
 
 ACTION_DIM = 6  # cheetah-run

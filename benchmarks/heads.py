@@ -21,8 +21,8 @@ from jaxtyping import Float
 from scipy import stats
 
 from dreamer_mpc.agents.dreamer import Dreamer
+from dreamer_mpc.config import trained_config
 from dreamer_mpc.config.make import load_agent, make_envs
-from dreamer_mpc.config.schema import trained_config
 from dreamer_mpc.planners import Policy
 from dreamer_mpc.runs.checkpoint import load_newest
 from dreamer_mpc.util.device import choose_device

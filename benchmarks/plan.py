@@ -18,8 +18,8 @@ import torch
 
 from benchmarks import ceilings, common, peers, roofline
 from dreamer_mpc.agents.dreamer import THREADED_ROWS, Dreamer, one_thread
+from dreamer_mpc.config import planner_from
 from dreamer_mpc.config.make import make_agent
-from dreamer_mpc.config.schema import planner_from
 from dreamer_mpc.kernels.graphs import WARMUP_CALLS, Captured
 from dreamer_mpc.planners import PLANNERS, Ascent, Planner
 from dreamer_mpc.util.device import choose_device

@@ -15,8 +15,8 @@ from torch.utils.flop_counter import flop_registry
 
 from benchmarks import common
 from dreamer_mpc.agents.dreamer import Dreamer
+from dreamer_mpc.config import Config
 from dreamer_mpc.config.make import make_agent
-from dreamer_mpc.config.schema import Config
 from dreamer_mpc.planners import Planner
 from dreamer_mpc.planners.ascent import Ascent
 from dreamer_mpc.world_model import WorldModelConfig

@@ -24,8 +24,8 @@ import torch
 
 from benchmarks import ceilings, common, peers, roofline
 from benchmarks.together import report, total_rate, wait_for_start
+from dreamer_mpc.config import Config
 from dreamer_mpc.config.make import make_agent
-from dreamer_mpc.config.schema import Config
 from dreamer_mpc.kernels.graphs import WARMUP_CALLS
 from dreamer_mpc.util.device import choose_device
 

@@ -29,7 +29,7 @@ from benchmarks import (
     update,
 )
 from dreamer_mpc.agents.dreamer import Act, Carry, Dreamer
-from dreamer_mpc.config.schema import Config
+from dreamer_mpc.config import Config
 from dreamer_mpc.planners import CEM, DreamMPC, GradMPC, Policy
 from dreamer_mpc.world_model import WorldModelConfig
 from envs import make_vector_env

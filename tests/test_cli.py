@@ -14,7 +14,7 @@ import torch
 
 import run
 from dreamer_mpc.agents.dreamer import Dreamer
-from dreamer_mpc.config.schema import (
+from dreamer_mpc.config import (
     Config,
     config_from_dict,
     differences,

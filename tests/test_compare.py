@@ -21,8 +21,8 @@ import torch
 
 import dreamer_mpc.evaluation.compare
 import run
+from dreamer_mpc.config import load_presets, to_dict
 from dreamer_mpc.config.make import make_agent
-from dreamer_mpc.config.schema import load_presets, to_dict
 from dreamer_mpc.evaluation.compare import summarise
 from dreamer_mpc.evaluation.record import Record
 from dreamer_mpc.report.progress import decided

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 import dreamer_mpc.training.trainer
 import run
-from dreamer_mpc.config.schema import CompareConfig, Config, EvalConfig, load_presets
+from dreamer_mpc.config import CompareConfig, Config, EvalConfig, load_presets
 from dreamer_mpc.util.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import run
-from dreamer_mpc.config.schema import Config, to_yaml
+from dreamer_mpc.config import Config, to_yaml
 from dreamer_mpc.report.curves import Curve, gather, method_of, published, read_curves, write_curves
 from dreamer_mpc.report.plot import plot
 from dreamer_mpc.util.errors import UserError

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 import run
-from dreamer_mpc.config.schema import SweepConfig, to_yaml
+from dreamer_mpc.config import SweepConfig, to_yaml
 from dreamer_mpc.runs.checkpoint import list_checkpoints
 from dreamer_mpc.sweeps.launch import LocalLauncher
 from dreamer_mpc.sweeps.sweep import Standing, Sweep, list_runs

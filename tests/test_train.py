@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from dreamer_mpc.agents.dreamer import Dreamer
+from dreamer_mpc.config import Config, config_from_dict, load_presets, parse, planner_from, to_dict
 from dreamer_mpc.config.make import replay_capacity
-from dreamer_mpc.config.schema import Config, config_from_dict, load_presets, parse, planner_from, to_dict
 from dreamer_mpc.evaluation.episodes import Evaluation, Trace
 from dreamer_mpc.planners import Policy, SampledPolicy
 from dreamer_mpc.runs.folder import RunFolder

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dreamer_mpc.agents.dreamer import Dreamer
-from dreamer_mpc.config.schema import Config, load_presets, parse
+from dreamer_mpc.config import Config, load_presets, parse
 from dreamer_mpc.evaluation.episodes import Evaluation, Trace, evaluate
 from dreamer_mpc.runs.checkpoint import list_checkpoints, load_checkpoint
 from dreamer_mpc.runs.folder import RunFolder

@@ -7,7 +7,7 @@ from torch import nn
 from torch.distributions import Independent, Normal, kl_divergence
 from torch.nn import functional as F
 
-from dreamer_mpc.config.schema import load_presets
+from dreamer_mpc.config import load_presets
 from dreamer_mpc.world_model import Batch, WorldModel, WorldModelConfig
 from dreamer_mpc.world_model.decoder import Decoder
 from dreamer_mpc.world_model.encoder import Encoder, preprocess, to_image

@@ -7,7 +7,8 @@ import gymnasium
 import torch
 
 from dreamer_mpc.agents.dreamer import Dreamer
-from dreamer_mpc.config.schema import Config, agent_of
+from dreamer_mpc.config.resolve import agent_of
+from dreamer_mpc.config.schema import Config
 from dreamer_mpc.util.errors import UserError
 from envs import choose_gl_backend, make_vector_env
 from envs.gl import match_egl_device

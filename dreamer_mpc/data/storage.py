@@ -10,8 +10,8 @@ import numpy as np
 from safetensors.torch import load, save
 
 from dreamer_mpc.data.replay import Replay
-from dreamer_mpc.runs.folder import atomic_path
 from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.files import atomic_path
 
 MOST_FRAMES = 16_384  # of a file: what is written at once is held in memory twice (200 MB each)
 

@@ -11,8 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dreamer_mpc.agents.dreamer import Dreamer
-from dreamer_mpc.config.make import load_agent, make_envs, side_by_side_envs
-from dreamer_mpc.config.schema import (
+from dreamer_mpc.config import (
     ALL,
     CompareConfig,
     Config,
@@ -23,8 +22,9 @@ from dreamer_mpc.config.schema import (
     trained_config,
     with_setting,
 )
+from dreamer_mpc.config.make import load_agent, make_envs, side_by_side_envs
 from dreamer_mpc.evaluation.episodes import Evaluation, evaluate
-from dreamer_mpc.evaluation.record import Record, to_csv
+from dreamer_mpc.evaluation.record import Record
 from dreamer_mpc.evaluation.visualize import write_visuals
 from dreamer_mpc.planners import Planner
 from dreamer_mpc.report.plot import COMPARE, draw_comparison
@@ -32,6 +32,7 @@ from dreamer_mpc.report.progress import ComparisonProgress
 from dreamer_mpc.runs.checkpoint import load_checkpoint, load_newest
 from dreamer_mpc.util.device import choose_device, device_name
 from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.files import to_csv
 from dreamer_mpc.util.intervals import count_failed, holm, iqm, mean_interval, p_value
 
 BASELINE = "policy"

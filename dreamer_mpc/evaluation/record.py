@@ -2,9 +2,8 @@
 
 import contextlib
 import csv
-import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ from typing import Any
 import torch
 
 from dreamer_mpc.evaluation.episodes import Evaluation
-from dreamer_mpc.runs.folder import write_text
 from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.files import to_csv, write_text
 
 EPISODE_COLUMNS = (
     "planner", "checkpoint", "episode", "env_seed", "return", "agent_steps", "ms_per_action", "num_envs",
@@ -103,16 +102,6 @@ class Record:
                     "name another folder with --out, or start again with --overwrite"
                 )
         return old | {key: old[key] | value if isinstance(value, dict) else value for key, value in new.items()}
-
-
-def to_csv(rows: Iterable[dict[str, Any]]) -> str:
-    """Rows of one shape as CSV; None is an empty cell."""
-    rows = list(rows)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:

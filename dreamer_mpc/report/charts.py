@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dreamer_mpc.report.progress import compared, decided
-from dreamer_mpc.runs.folder import atomic_path
+from dreamer_mpc.util.files import atomic_path
 
 if TYPE_CHECKING:
     from dreamer_mpc.report.curves import Curve, Published

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from dreamer_mpc.config.schema import Config, load_presets
-from dreamer_mpc.evaluation.record import to_csv
-from dreamer_mpc.runs.folder import RunFolder, write_text
+from dreamer_mpc.config import Config, load_presets
+from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.runs.logger import read_metrics
 from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.files import to_csv, write_text
 
 CURVES, FINAL = "curves.csv", "final.csv"
 REFERENCE = Path(__file__).resolve().parents[2] / "results/reference"

@@ -6,8 +6,8 @@ from typing import SupportsFloat
 import numpy as np
 
 from dreamer_mpc.report.charts import new_figure
-from dreamer_mpc.runs.folder import atomic_path
 from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.files import atomic_path
 
 GAP = 8  # pixels between panels
 BACKGROUND = (18, 18, 22)

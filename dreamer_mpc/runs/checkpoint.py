@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from dreamer_mpc.runs.folder import atomic_path
 from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.files import atomic_path
 
 FORMAT = "dreamer-mpc"
 FORMAT_VERSION = 2

@@ -7,12 +7,12 @@ import platform
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.files import temporary_path, write_text
 
 PROGRAM = "dreamer-mpc"
 WRITTEN = (
@@ -23,43 +23,6 @@ PACKAGES = (
     "torch", "numpy", "dm_control", "mujoco", "gymnasium", "einops", "omegaconf", "tyro",
     "opencv-python-headless", "opencv-python", "imageio", "imageio-ffmpeg", "matplotlib", "rich",
 )  # fmt: skip
-
-
-@contextmanager
-def atomic_path(path):
-    """Yield a temporary path beside `path` that replaces it when the block ends, or vanishes if it raises.
-
-    The name keeps the suffix, because matplotlib and ffmpeg choose the format by it. Readers of `path` see
-    the old file or the new one, never half of one. OSError is passed on, the old file whole.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
-    try:
-        yield temporary
-        _fsync(temporary)
-        os.replace(temporary, path)
-        _fsync(path.parent)  # the new name must outlive a loss of power as well
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _temporary(path):
-    return path.with_name(f".{path.stem}.tmp{path.suffix}")
-
-
-def _fsync(path):
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_text(path, text):
-    """Write UTF-8 text atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -170,7 +133,7 @@ class RunFolder:
 
     def _only_claimed(self):
         """Whether a run that was killed before it began left nothing but its marker, or half of it."""
-        unfinished = {_temporary(path).name for path in (self.versions, self.config)}
+        unfinished = {temporary_path(path).name for path in (self.versions, self.config)}
         names = {entry.name for entry in self.path.iterdir()} - unfinished
         marked = names == {self.versions.name} and self._read_versions() == {"program": PROGRAM}
         return not names or marked

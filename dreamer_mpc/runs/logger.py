@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, SupportsFloat
 
-from dreamer_mpc.runs.folder import RunFolder, write_text
+from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.files import write_text
 
 COUNTERS = ("env_steps", "agent_steps", "updates", "episodes")
 

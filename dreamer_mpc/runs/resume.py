@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dreamer_mpc.config.schema import Config, load_presets, trained_config
+from dreamer_mpc.config import Config, load_presets, trained_config
 from dreamer_mpc.data.storage import check_files
 from dreamer_mpc.runs.checkpoint import list_checkpoints, load_checkpoint, load_newest
 from dreamer_mpc.runs.folder import RunFolder

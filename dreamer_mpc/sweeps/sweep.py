@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from dreamer_mpc.config.schema import (
+from dreamer_mpc.config import (
     Config,
     SweepConfig,
     check_start,

@@ -7,8 +7,8 @@ from safetensors.torch import save
 
 from dreamer_mpc.agents.dreamer import Dreamer, Faults
 from dreamer_mpc.data.replay import Replay
-from dreamer_mpc.runs.folder import atomic_path
 from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.files import atomic_path
 
 
 class FaultWatch:

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch.profiler import record_function
 
-from dreamer_mpc.config.make import env_settings, load_agent, make_agent, make_envs, replay_capacity, side_by_side_envs
-from dreamer_mpc.config.schema import (
+from dreamer_mpc.config import (
     Config,
     check_start,
     planner_from,
@@ -23,6 +22,7 @@ from dreamer_mpc.config.schema import (
     trained_config,
     training_planner,
 )
+from dreamer_mpc.config.make import env_settings, load_agent, make_agent, make_envs, replay_capacity, side_by_side_envs
 from dreamer_mpc.data.collect import Collector, Counters
 from dreamer_mpc.data.replay import GIB, Replay, check_storage, choose_storage, frame_bytes, free_disk
 from dreamer_mpc.evaluation.episodes import Evaluation, evaluate
