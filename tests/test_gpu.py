@@ -172,7 +172,7 @@ def unrolled(rows, kind, bf16, monkeypatch, steps=7, size=200, stoch=30):
     action, keep = draw(steps, rows, 6).clamp(-1, 1), (torch.rand(steps, rows, device="cuda") > 0.2).float()
     inputs = {"observe": (action, draw(steps, rows, size), noise, keep), "rollout": (action, draw(size), noise, None)}
     actor, weight = Actor(size + stoch, 6).cuda(), torch.rand(rows, device="cuda")
-    acting = cell.Acting(actor, torch.randn_like(action), action, weight)
+    acting = cell.Acting(actor.weights(), torch.randn_like(action), action, weight)
     inputs["policy"] = (acting, draw(size), noise, None)
     grads = [draw(steps, rows, size), draw(steps, rows, stoch)]
     if kind == "observe":

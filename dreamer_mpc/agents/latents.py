@@ -84,7 +84,7 @@ class UnrolledLatents(Latents, UnrolledWorld):
         rssm, batch = self.world_model.rssm, state.shape[:-1]
         rows = state.reshape(-1, rssm.state_dim)
         noise = _draw(horizon, rows, rssm.stoch) if noise is None else _time_first(noise)
-        acting = Acting(self.actor, _draw(horizon, rows, self.action_dim))
+        acting = Acting(self.actor.weights(), _draw(horizon, rows, self.action_dim))
         if previous is not None:
             acting = acting._replace(previous=_time_first(previous), weight=weight.reshape(-1).contiguous())
         taken, trace = rssm.unroll(rows, acting, noise, save=torch.is_grad_enabled())
@@ -99,7 +99,7 @@ class UnrolledLatents(Latents, UnrolledWorld):
         """States under the policy's samples, with the actor's gradient; see `behavior.imagination.imagine`."""
         rssm = self.world_model.rssm
         noise = _draw(horizon, start, rssm.stoch)
-        acting = Acting(self.actor, _draw(horizon, start, self.action_dim))
+        acting = Acting(self.actor.weights(), _draw(horizon, start, self.action_dim))
         _, trace = rssm.unroll(start, acting, noise, save=True)
         # The same actions again, now in one call for all steps: the policy reads states without their gradient.
         before = torch.cat([trace.deter[:-1], trace.stoch[:-1]], dim=-1)

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from dreamer_mpc.kernels.policy import PolicyWeights
+
 try:  # comes with torch where that is built for CUDA
     from dreamer_mpc.kernels import cell_triton
 except ImportError:
@@ -52,7 +54,7 @@ class Trace(NamedTuple):
 class Acting(NamedTuple):
     """The policy in the loop: a_t = w p_t + (1 - w) tanh(mean + std noise_t), clamped to [-1, 1]."""
 
-    actor: torch.nn.Module
+    actor: PolicyWeights
     noise: Float[Tensor, "T M A"]
     previous: Float[Tensor, "T M A"] | None = None  # p
     weight: Float[Tensor, " M"] | None = None  # w
@@ -84,7 +86,7 @@ def unroll(
     trace = Trace(deter, stoch, x, gates, hidden, stats)
     action = torch.empty_like(acting.noise) if acting else action.contiguous()
     inputs = (cell, trace, action, acting, add, noise, keep, min_std)
-    if _on_gpu(noise, d, z, width, action.shape[-1], acting.actor.layers[0].out_features if acting else 0):
+    if _on_gpu(noise, d, z, width, action.shape[-1], acting.actor.units if acting else 0):
         _unroll_triton(*inputs, bf16)
     else:
         _unroll_torch(*inputs)
@@ -154,11 +156,11 @@ def _matrices(cell: Cell) -> tuple[Tensor, ...]:
 
 
 class _Policy:
-    """What acts on the way: `Actor`, its constants taken into the last layer and the noise."""
+    """What acts on the way: the actor, its constants taken into the last layer and the noise."""
 
     def __init__(self, acting: Acting):
         actor, noise = acting.actor, acting.noise
-        *self.hidden, (bias, weight) = [(layer.bias, layer.weight.t()) for layer in actor.layers.linear]
+        *self.hidden, (bias, weight) = [(b, w.t()) for b, w in zip(actor.biases, actor.weights, strict=True)]
         factor, shift = torch.ones_like(bias), torch.zeros_like(bias)  # of means, of standard deviations
         factor.chunk(2)[0].div_(actor.mean_scale)
         shift.chunk(2)[1].fill_(actor.raw_init_std)

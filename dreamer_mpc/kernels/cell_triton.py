@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dreamer_mpc.kernels.policy import PolicyWeights
+
 
 @triton.jit
 def _elu(x):
@@ -370,7 +372,8 @@ def _precision() -> str:
 def forward(
     deter: Tensor, stoch: Tensor, action: Tensor, add: Tensor, noise: Tensor, keep: Tensor | None, x: Tensor,
     gates: Tensor | None, hidden: Tensor, stats: Tensor | None, cell: tuple[Tensor, ...], min_std: float, bf16: bool,
-    actor=None, actor_noise: Tensor | None = None, previous: Tensor | None = None, weight: Tensor | None = None,
+    actor: PolicyWeights | None = None, actor_noise: Tensor | None = None, previous: Tensor | None = None,
+    weight: Tensor | None = None,
 ) -> None:  # fmt: skip
     """Fill deter[1:], stoch[1:] and what is kept, from deter[0] and stoch[0]; with `actor`, `action` too.
 
@@ -378,7 +381,7 @@ def forward(
     """
     w_in, b_in, w_ih, b_ih, w_hh, b_hh, w_hidden, w_out, b_out = cell
     steps, rows = noise.shape[:2]
-    width = max(deter.shape[-1], hidden.shape[-1], actor.layers[0].out_features if actor is not None else 0)
+    width = max(deter.shape[-1], hidden.shape[-1], actor.units if actor is not None else 0)
     launch = _launch(rows, width, noise.device, bf16, alone=gates is None)
     teams = triton.cdiv(rows, launch["BM"])
     policy, scalars = {"U": 16, "LAYERS": 0, "ACTOR_STRIDE": 1, "BLEND": False}, (0.0, 0.0, 1.0)
@@ -406,13 +409,13 @@ def _counters(teams: int, device: torch.device) -> Tensor:
     return torch.zeros(teams, dtype=torch.int32, device=device)
 
 
-def _actor_weights(actor, bf16: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _actor_weights(actor: PolicyWeights, bf16: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """First layer (rows padded to whole 16 bytes), middle layers [L - 1, U, U], last layer, all biases in a row."""
-    first, *middle, last = actor.layers.linear
-    padded = torch.nn.functional.pad(first.weight, (0, -first.in_features % 8))
-    mid = torch.stack([layer.weight for layer in middle]) if middle else first.weight.new_empty(0)
-    bias = torch.cat([layer.bias for layer in (first, *middle, last)])
-    return *_product([padded.detach(), mid.detach(), last.weight.detach()], bf16), bias.detach()
+    first, *middle, last = actor.weights
+    padded = torch.nn.functional.pad(first, (0, -first.shape[1] % 8))
+    mid = torch.stack(middle) if middle else first.new_empty(0)
+    bias = torch.cat(actor.biases)
+    return *_product([padded.detach(), mid.detach(), last.detach()], bf16), bias.detach()
 
 
 def backward(

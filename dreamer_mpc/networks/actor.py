@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dreamer_mpc.kernels.policy import PolicyWeights
 from dreamer_mpc.networks.mlp import MLP
 
 MODE_ITERATIONS = 8
@@ -60,6 +61,11 @@ class Actor(nn.Module):
 
     def forward(self, state: Float[Tensor, "*b S"]) -> TanhNormal:
         return self.distribution(self.layers(state))
+
+    def weights(self) -> PolicyWeights:
+        """The layers' parameters themselves and the constants, for what walks the policy in a loop of its own."""
+        weights, biases = zip(*((layer.weight, layer.bias) for layer in self.layers.linear), strict=True)
+        return PolicyWeights(weights, biases, self.raw_init_std, self.min_std, self.mean_scale)
 
     def distribution(self, output: Float[Tensor, "*b A2"]) -> TanhNormal:
         """What the layers' output stands for."""
