@@ -29,7 +29,7 @@ TOO_SLOW = 200_000  # steps of the model, forward or backward, in a call that a 
 
 def plan_call(agent: Dreamer, planner: Planner, batch: int) -> Callable[[], Any]:
     """A plan in mid-episode, as a function."""
-    state = 0.1 * torch.randn(batch, agent.model.world_model.rssm.state_dim, device=agent.device)
+    state = 0.1 * torch.randn(batch, agent.model.world_model.state_dim, device=agent.device)
 
     @torch.no_grad()
     def plan(state, memory):

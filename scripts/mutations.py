@@ -102,8 +102,8 @@ MUTATIONS = [
         "tests/test_agent.py::test_a_batch_that_is_not_finite_changes_nothing_and_is_counted",
     ),
     behavior(
-        "policy shown states with their gradient", "agents/imagination",
-        "model.policy(state.detach())", "model.policy(state)"
+        "policy shown states with their gradient", "planners/rollout",
+        "model.policy(state.detach()).rsample()", "model.policy(state).rsample()",
     ),
     behavior("targets with their gradient", "agents/imagination", "returns.detach())", "returns)"),
     behavior(
@@ -166,8 +166,8 @@ MUTATIONS = [
         "torch.where(~batch.is_first, 0.0,",
     ),
     world(
-        "rewards foretold from the state before", "world_model/world_model", "self.reward(states) - batch.reward",
-        "self.reward(states.roll(1, 0)) - batch.reward",
+        "rewards foretold from the state before", "world_model/world_model", "predict_reward(states).loss(",
+        "predict_reward(states.roll(1, 0)).loss(",
     ),
     world(
         "scales of reward and KL exchanged", "world_model/world_model",
@@ -252,8 +252,8 @@ MUTATIONS = [
         "tests/test_planners.py::test_rows_that_are_reset_start_over_and_the_others_do_not",
     ),
     planner(
-        "weights of plan and proposal exchanged", "ascent", "(weight * previous[:, k, None] + (1 - weight) * action)",
-        "((1 - weight) * previous[:, k, None] + weight * action)",
+        "weights of plan and proposal exchanged", "rollout", "share * previous[..., k, :] + (1 - share) * action",
+        "(1 - share) * previous[..., k, :] + share * action",
         "tests/test_dream_mpc.py::test_proposals_blend_with_the_previous_plan_shifted_by_one_step",
     ),
     planner(

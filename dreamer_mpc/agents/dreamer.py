@@ -12,10 +12,11 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
 from dreamer_mpc.agents.behavior import BehaviorConfig, make_behavior
-from dreamer_mpc.agents.imagination import actor_loss, critic_loss, imagine, own_returns
+from dreamer_mpc.agents.imagination import actor_loss, critic_loss, own_returns
 from dreamer_mpc.agents.latents import Latents, LatentWorld, UnrolledLatents, UnrolledWorld
 from dreamer_mpc.kernels.graphs import Aside, Captured
 from dreamer_mpc.planners import Planner, reset_memory
+from dreamer_mpc.planners.rollout import imagine
 from dreamer_mpc.util.checks import check_ranges
 from dreamer_mpc.util.returns import lambda_return
 from dreamer_mpc.world_model import Batch, WorldModel, WorldModelConfig
@@ -140,7 +141,7 @@ class Dreamer:
         if behavior is None:
             self.model = (UnrolledWorld if kernels else LatentWorld)(world, action_dim)
         else:
-            actor, critic = make_behavior(behavior, world.rssm.state_dim, action_dim)
+            actor, critic = make_behavior(behavior, world.state_dim, action_dim)
             self.model = (UnrolledLatents if kernels else Latents)(world, actor, critic, action_dim)
             learners += [("actor", actor, optimizer.actor_lr), ("critic", critic, optimizer.critic_lr)]
         self.model.to(self.device)
@@ -157,7 +158,7 @@ class Dreamer:
 
     def initial(self, batch: int) -> Carry:
         """What acting starts from."""
-        state = self.model.world_model.rssm.initial(batch).detach()
+        state = self.model.world_model.initial(batch).detach()
         return Carry(state, state.new_zeros(batch, self.model.action_dim), None)
 
     def act(
@@ -191,9 +192,7 @@ class Dreamer:
         is_first: Bool[Tensor, " B"],
     ) -> Act:
         carry = carry.reset(is_first)
-        with self._amp():
-            embed = self.model.world_model.encode(image)
-        state = self.model.world_model.rssm.posterior_step(carry.state, carry.action, embed, is_first)
+        state = self.model.world_model.observe_step(carry.state, carry.action, image, is_first, self._amp())
         plan = planner.plan(self.model, state, carry.memory)
         action = plan.action
         if action_noise > 0:

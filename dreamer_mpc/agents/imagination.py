@@ -1,27 +1,11 @@
-"""The policy rolled out in latent imagination, and the losses of actor and critic on it."""
+"""The losses of actor and critic on states that the policy imagines (`planners.rollout.imagine`)."""
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dreamer_mpc.planners.protocol import LatentModel
+from dreamer_mpc.networks.heads import UnitNormal
 from dreamer_mpc.util.returns import lambda_return
-
-
-def imagine(model: LatentModel, start: Float[Tensor, "M S"], horizon: int) -> Float[Tensor, "H M S"]:
-    """States s_1 .. s_H under the policy's samples, differentiable in the actions (Dreamer, section 3).
-
-    The policy reads detached states: its gradient comes through the actions, not through what it was shown. A model
-    that can walk the whole rollout at once does so.
-    """
-    if hasattr(model, "imagine"):
-        return model.imagine(start, horizon)
-    state, states = start, []
-    for _ in range(horizon):
-        action = model.policy(state.detach()).rsample()
-        state = model.step(state, action)
-        states.append(state)
-    return torch.stack(states)
 
 
 def actor_loss(returns: Float[Tensor, "T M"]) -> Float[Tensor, ""]:
@@ -47,5 +31,5 @@ def critic_loss(
     `returns` are the same for all heads, [T, M], or each head's, [K, T, M]. Summed over heads, so that each learns as
     fast as a single critic would.
     """
-    error = 0.5 * (values - returns.detach()).square().mean(dim=1)  # [K, M]
+    error = UnitNormal(values).loss(returns.detach()).mean(dim=1)  # [K, M]
     return ((error * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1)).sum()

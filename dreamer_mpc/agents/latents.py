@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from dreamer_mpc.kernels.cell import Acting
 from dreamer_mpc.networks import Actor, Critic, TanhNormal
+from dreamer_mpc.planners.rollout import FusedPolicyRollouts, FusedRollouts, Proposals
 from dreamer_mpc.world_model import WorldModel
 
 
@@ -15,16 +16,17 @@ class LatentWorld(nn.Module):
     def __init__(self, world_model: WorldModel, action_dim: int):
         super().__init__()
         self.world_model, self.action_dim = world_model, action_dim
+        self.noise_dim = world_model.noise_dim  # Z, of one step's draws
 
     def step(
         self, state: Float[Tensor, "*b S"], action: Float[Tensor, "*b A"], noise: Float[Tensor, "*b Z"] | None = None
     ) -> Float[Tensor, "*b S"]:
         """One sample of the prior."""
-        return self.world_model.rssm.prior_step(state, action, noise)
+        return self.world_model.step(state, action, noise)
 
     def noise(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b Z"]:
         """Standard normal draws for `step`."""
-        return torch.randn_like(state[..., : self.world_model.rssm.stoch])
+        return self.world_model.noise(state)
 
     def reward(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b"]:
         """Reward received on arriving in `state`."""
@@ -47,10 +49,10 @@ class Latents(LatentWorld):
         return self.actor(state)
 
 
-class UnrolledWorld(LatentWorld):
+class UnrolledWorld(LatentWorld, FusedRollouts):
     """`LatentWorld` that also walks whole sequences at once, where a model of one step alone is walked by loops."""
 
-    def rollout(
+    def walk(
         self,
         state: Float[Tensor, "*b S"],
         actions: Float[Tensor, "*b H A"],
@@ -66,21 +68,18 @@ class UnrolledWorld(LatentWorld):
         return states.transpose(0, 1).unflatten(0, batch)
 
 
-class UnrolledLatents(Latents, UnrolledWorld):
+class UnrolledLatents(Latents, UnrolledWorld, FusedPolicyRollouts):
     """`Latents` that also walks whole sequences at once, the policy in the loop."""
 
-    def policy_rollout(
+    def walk_policy(
         self,
         state: Float[Tensor, "*b S"],
         horizon: int,
         previous: Float[Tensor, "*b H A"] | None = None,
         weight: Float[Tensor, "*b"] | None = None,
         noise: Float[Tensor, "*b H Z"] | None = None,
-    ) -> tuple[Float[Tensor, "*b H A"], Float[Tensor, "*b H S"]]:
-        """The policy's samples, blended with `previous` by `weight`, and the states that they lead to.
-
-        The actions are leaves that the states are differentiable in.
-        """
+    ) -> Proposals:
+        """The policy's samples, blended with `previous` by `weight`, and the states that they lead to."""
         rssm, batch = self.world_model.rssm, state.shape[:-1]
         rows = state.reshape(-1, rssm.state_dim)
         noise = _draw(horizon, rows, rssm.stoch) if noise is None else _time_first(noise)
@@ -93,10 +92,10 @@ class UnrolledLatents(Latents, UnrolledWorld):
         if torch.is_grad_enabled():
             actions = actions.detach().requires_grad_()
             states = rssm.visited(rows, _time_first(actions), noise, trace)
-        return actions, states.transpose(0, 1).unflatten(0, batch)
+        return Proposals((actions,), states.transpose(0, 1).unflatten(0, batch))
 
-    def imagine(self, start: Float[Tensor, "M S"], horizon: int) -> Float[Tensor, "H M S"]:
-        """States under the policy's samples, with the actor's gradient; see `behavior.imagination.imagine`."""
+    def walk_imagination(self, start: Float[Tensor, "M S"], horizon: int) -> Float[Tensor, "H M S"]:
+        """States under the policy's samples, with the actor's gradient; see `planners.rollout.imagine`."""
         rssm = self.world_model.rssm
         noise = _draw(horizon, start, rssm.stoch)
         acting = Acting(self.actor.weights(), _draw(horizon, start, self.action_dim))

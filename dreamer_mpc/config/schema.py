@@ -1,5 +1,6 @@
 """The typed schema of every command's settings; presets and the command line fill it."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -8,7 +9,7 @@ import tyro
 from dreamer_mpc.agents.behavior import BehaviorConfig
 from dreamer_mpc.agents.dreamer import OptimizerConfig
 from dreamer_mpc.data.replay import ReplayConfig
-from dreamer_mpc.planners import CEM, MPPI, PLANNERS, DreamMPC, GradMPC, PolicyGradMPC
+from dreamer_mpc.planners import PLANNERS
 from dreamer_mpc.util.checks import check_most, check_ranges
 from dreamer_mpc.world_model import WorldModelConfig
 from envs import RENDER_QUALITIES
@@ -68,15 +69,13 @@ class EvaluationConfig:
         check_ranges(self, video_steps=(1, None))
 
 
-@dataclass(frozen=True, kw_only=True)
-class PlannerSettings:
-    """A group of settings for each planner that has some, so that one command can set several."""
-
-    dream_mpc: DreamMPC = DreamMPC()
-    policy_grad_mpc: PolicyGradMPC = PolicyGradMPC()
-    grad_mpc: GradMPC = GradMPC()
-    cem: CEM = CEM()
-    mppi: MPPI = MPPI()
+# A group of settings for each planner that has some, so that one command can set several; by the table of planners.
+PlannerSettings = dataclasses.make_dataclass(
+    "PlannerSettings",
+    [(name.replace("-", "_"), kind, kind()) for name, kind in PLANNERS.items() if dataclasses.fields(kind)],
+    frozen=True,
+    kw_only=True,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from dreamer_mpc.agents.dreamer import Dreamer, LatentWorld
 from dreamer_mpc.evaluation.episodes import Evaluation, Trace
 from dreamer_mpc.planners import PLANNERS, Ascent, Planner
-from dreamer_mpc.planners.objective import rollout
+from dreamer_mpc.planners.rollout import rollout
 from dreamer_mpc.report.video import decision_picture, side_by_side, write_mp4
 from dreamer_mpc.util.device import preserved_rng
 
@@ -22,14 +22,13 @@ DREAM_STEPS = 50  # open-loop steps before the dream starts again from what is s
 def dream(model: LatentWorld, state: Float[Tensor, "T S"], action: Float[Tensor, "T A"]) -> Float[Tensor, "T S"]:
     """States imagined without images, by the executed actions; every `DREAM_STEPS` steps from the posterior again."""
     imagined = []
-    mean = torch.zeros_like(state[0, : model.world_model.rssm.stoch])  # the prior's, no draw
-    for t in range(len(state)):
-        if t % DREAM_STEPS == 0:
-            current = state[t]
-        else:
-            current = model.step(current, action[t - 1], mean)
-        imagined.append(current)
-    return torch.stack(imagined)
+    for start in range(0, len(state), DREAM_STEPS):
+        taken = action[start : min(start + DREAM_STEPS, len(state)) - 1]
+        mean = state.new_zeros(1, 1, len(taken), model.noise_dim)  # the prior's, no draw
+        imagined.append(state[start, None])
+        if len(taken):
+            imagined.append(rollout(model, state[start, None], taken[None, None], mean)[0, 0])
+    return torch.cat(imagined)
 
 
 def write_visuals(stem: Path, agent: Dreamer, planner: Planner, evaluation: Evaluation, env: str) -> list[Path]:
@@ -86,8 +85,8 @@ def decision(path: Path, agent: Dreamer, planner: Planner, trace: Trace, t: int,
     frames, values, actions = [], [], []
     for candidates in (before.candidates, after.candidates):
         sequence = candidates[:, chosen, None]  # [1, 1, H, A]
-        noise = [torch.zeros_like(state[:, None, : agent.model.world_model.rssm.stoch])] * planner.horizon
-        states = rollout(agent.model, state, sequence, noise)  # [1, 1, H, S]
+        mean = state.new_zeros(1, 1, planner.horizon, agent.model.noise_dim)
+        states = rollout(agent.model, state, sequence, mean)  # [1, 1, H, S]
         frames.append(_decode(agent, states[0, 0]))
         values.append(float(objective(agent.model, states)))
         actions.append(sequence[0, 0].cpu().numpy())

@@ -40,6 +40,20 @@ class TanhNormal(NamedTuple):
         """A reparameterised sample."""
         return torch.tanh(self.mean + self.std * torch.randn_like(self.mean))
 
+    def log_prob(self, action: Float[Tensor, "*b A"]) -> Float[Tensor, "*b"]:
+        """Log-density of actions inside (-1, 1); those at a bound count as just inside it."""
+        edge = 1 - torch.finfo(action.dtype).eps
+        return self._log_prob_before(torch.atanh(action.clamp(-edge, edge)))
+
+    def entropy(self) -> Float[Tensor, "*b"]:
+        """Differential entropy, estimated from one reparameterised sample: it has no closed form."""
+        return -self._log_prob_before(self.mean + self.std * torch.randn_like(self.mean))
+
+    def _log_prob_before(self, x: Float[Tensor, "*b A"]) -> Float[Tensor, "*b"]:
+        """Log-density of tanh(x). log(1 - tanh(x)^2) is written so that large |x| lose nothing."""
+        normal = -0.5 * ((x - self.mean) / self.std).square() - self.std.log() - 0.5 * math.log(2 * math.pi)
+        return (normal - 2 * (math.log(2) - x - F.softplus(-2 * x))).sum(-1)
+
 
 class Actor(nn.Module):
     """Tanh-Normal policy (Dreamer; paper, Table 18): mean scaled 5 tanh(. / 5), initial std 5."""
