@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from dreamer_mpc.agents.behavior import BehaviorConfig, make_behavior
 from dreamer_mpc.agents.imagination import actor_loss, critic_loss, own_returns
 from dreamer_mpc.agents.latents import Latents, LatentWorld, UnrolledLatents, UnrolledWorld
+from dreamer_mpc.kernels.cell import has_triton
+from dreamer_mpc.kernels.choice import choose_forms
 from dreamer_mpc.kernels.graphs import Aside, Captured
 from dreamer_mpc.planners import Planner, reset_memory
 from dreamer_mpc.planners.rollout import imagine
@@ -135,7 +137,12 @@ class Dreamer:
     ):
         self.behavior, self.optimizer = behavior, optimizer
         self.device = torch.device(device)
-        self.bf16, self.kernels = bf16 and self.device.type == "cuda", kernels
+        sizes = {name: getattr(world_model, name) for name in ("deter", "stoch", "hidden")}
+        units = behavior.actor_hidden if behavior else 0
+        self.forms = choose_forms(
+            self.device, kernels, bf16, capture, has_triton(), action=action_dim, units=units, **sizes
+        )
+        self.bf16, self.kernels = self.forms.bf16, self.forms.kernels
         world = WorldModel(world_model, action_dim, kernels, self.bf16)
         learners = [("world_model", world, optimizer.world_model_lr)]
         if behavior is None:
@@ -152,7 +159,7 @@ class Dreamer:
             for name, part, rate in learners
         }
         self._skipped = SkippedUpdates(self.device)
-        self.capture = capture and self.device.type == "cuda"
+        self.capture = self.forms.graphs
         self.update = Captured(self._update) if self.capture else self._update
         self._acts: dict[tuple[Planner, float], Any] = {}
 

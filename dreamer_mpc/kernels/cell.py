@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from dreamer_mpc.kernels.choice import misfit
 from dreamer_mpc.kernels.policy import PolicyWeights
 
 try:  # comes with torch where that is built for CUDA
@@ -94,9 +95,13 @@ def unroll(
 
 
 def _on_gpu(like: Tensor, *sizes: int) -> bool:
-    """Whether the kernel runs where `like` is; `sizes` as `cell_triton.supported` takes them."""
-    fits = cell_triton is not None and cell_triton.supported(*sizes)
-    return fits and like.is_cuda and like.dtype == torch.float32
+    """Whether the kernel runs where `like` is; `sizes` as `misfit` takes them."""
+    return has_triton() and misfit(*sizes) is None and like.is_cuda and like.dtype == torch.float32
+
+
+def has_triton() -> bool:
+    """Whether the kernels can be compiled at all."""
+    return cell_triton is not None
 
 
 def _unroll_triton(cell, trace, action, acting, add, noise, keep, min_std, bf16) -> None:

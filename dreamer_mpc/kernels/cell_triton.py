@@ -325,11 +325,6 @@ def _backward(
     _store(d_stoch0, dz, at, first, zs, zr, Z)
 
 
-def supported(deter: int, stoch: int, hidden: int, action: int, units: int = 0) -> bool:
-    """Whether a row's activations fit a program's registers; `units`: of the policy's hidden layers."""
-    return max(deter, hidden, units) <= 256 and max(stoch, action) <= 64
-
-
 def _sizes(deter: int, stoch: int, action: int, hidden: int) -> dict[str, int]:
     return {"D": deter, "Z": stoch, "A": action, "X": hidden, "ZP": _block(stoch), "AP": _block(action)}
 
