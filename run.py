@@ -12,7 +12,7 @@ from pathlib import Path
 USAGE = """usage: python run.py [train] --env cheetah-run --planner dream-mpc    train an agent (the default command)
        python run.py eval --checkpoint RUN --planner dream-mpc,policy    evaluate a checkpoint under planners
        python run.py compare --checkpoint RUN [RUN ...] --planners all   all planners: table, CSV, picture
-       python run.py sweep --envs cheetah-run,walker-run --seeds 0,1     many runs at once, a process each
+       python run.py sweep --envs cheetah-run,walker-run --seeds 0,1     many runs at once, each in its own process
        python run.py plot runs/sweep --runs runs/sweep                   draw learning curves beside the paper's
        python run.py doctor                                              can this machine run it?
 

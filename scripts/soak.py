@@ -26,7 +26,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 ENV = ["--env", "cartpole-swingup", "--render-quality", "fast", "--action-repeat", "4", "--max-env-steps", "80"]
-# Rounds of 2 updates and 80 env steps (an episode), an evaluation every 400; a checkpoint each half second.
+# Rounds of 2 updates and 80 env steps (an episode), an evaluation every 400; a checkpoint every half second.
 SETTINGS = [
     "--config", "quick", "--env-steps", "1600", "--train.seed-episodes", "2", "--train.every", "80", "--train.updates",
     "2", "--train.checkpoint-seconds", "0.5", "--eval.every", "400", "--eval.episodes", "1", "--eval.num-envs", "1",

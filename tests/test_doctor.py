@@ -1,4 +1,4 @@
-"""`doctor`: a line each, 0 or 2, and never a traceback."""
+"""`doctor` prints one line for each check, exits with 0 or 2, and never with a traceback."""
 
 import sys
 

@@ -19,7 +19,7 @@ RESULTS = Path(__file__).resolve().parent.parent / "results"
 
 
 def make_run(folder, returns, step=25_000, **settings):
-    """A run folder with an evaluation each `step` env steps, records without one between them."""
+    """A run folder with an evaluation every `step` env steps, and records without one between them."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(to_yaml(Config(**settings)))
     lines = []

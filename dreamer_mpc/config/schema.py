@@ -210,7 +210,7 @@ class CompareConfig(EpisodeSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """Train every planner in every environment with every seed, several runs at once, a process each.
+    """Train every planner in every environment with every seed, several runs at once, each in its own process.
 
     All other options are those of train and hold for all runs. Interrupted, the same command goes on where it stopped.
     """

@@ -1,7 +1,7 @@
 """All walking of a latent model: along given actions, and with a policy in the loop, step by step or in one call.
 
 Planners, imagination and pictures walk through the functions here. A model of `step` alone is walked by loops; one that
-inherits from `FusedRollouts` walks itself. Methods that merely bear such a name are nobody's concern.
+inherits from `FusedRollouts` walks itself. Methods that merely have the same names are never called.
 """
 
 from abc import ABC, abstractmethod

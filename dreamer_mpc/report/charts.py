@@ -29,7 +29,7 @@ def new_figure(width, height, dpi=100):
 
 
 def curves_picture(path: str | Path, curves: "Sequence[Curve]", published: "Mapping[str, Published]") -> None:
-    """Write a PNG with a panel a task: ours solid, the paper's dashed, DreamerV3's published returns as stars.
+    """Write a PNG with one panel for each task: ours solid, the paper's dashed, DreamerV3's published returns as stars.
 
     With several seeds, their mean and a band from the lowest to the highest. `published` has what is known of each
     task, and is drawn up to the longest of our runs. ValueError without curves.

@@ -66,7 +66,7 @@ def _draw(path: Path, picture, *content) -> Path:
 
 
 def final_table(curves: list[Curve]) -> Table:
-    """A row a run: its last evaluation, and the paper's mean at that step."""
+    """One row for each run: its last evaluation, and the paper's mean at that step."""
     table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in ("task", "method"):
         table.add_column(name, no_wrap=True)

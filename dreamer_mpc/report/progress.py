@@ -151,7 +151,7 @@ class Progress(_Lines):
 
 
 def results_table(rows: list[dict]) -> Table:
-    """The table that `eval` prints, a row a planner.
+    """The table that `eval` prints, one row for each planner.
 
     Keys of a row: planner, return_mean, return_std, return_low and return_high (95 % interval of the mean),
     ms_per_action, model_evaluations (an action), failed_episodes, episodes; None is a dash. KeyError if one is missing.
@@ -243,7 +243,7 @@ class ComparisonProgress(_Lines):
 
 
 def comparison_table(rows: list[dict]) -> Table:
-    """The table that `compare` prints, a row a planner; keys as in compare.csv."""
+    """The table that `compare` prints, one row for each planner; keys as in compare.csv."""
     table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("planner", overflow="fold")
     columns = ("return\n[95 %]", "failed", "difference to\npolicy [95 %]", "ms per\naction", "model\nevals")
@@ -345,7 +345,7 @@ class SweepProgress(_Lines):
                 self.line(f"{name}: {state}  {steps} env steps  {rate} env steps/s  {returns}  ETA {left}")
 
     def table(self) -> Table:
-        """A row a run."""
+        """One row for each run."""
         table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         for i, name in enumerate(SWEEP_COLUMNS):
             table.add_column(name, justify="left" if i < 2 else "right", overflow="fold", no_wrap=i > 1)

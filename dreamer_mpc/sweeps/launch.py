@@ -1,4 +1,4 @@
-"""Starting runs on this machine: a process each, several at once on each of its GPUs."""
+"""Starting runs on this machine, each in its own process, several at once on each of its GPUs."""
 
 import contextlib
 import ctypes
