@@ -64,7 +64,7 @@ class UnrolledWorld(LatentWorld, FusedRollouts):
         noise = _draw(len(action), rows, rssm.stoch) if noise is None else _time_first(noise)
         wanted = torch.is_grad_enabled() and (state.requires_grad or actions.requires_grad)
         _, trace = rssm.unroll(rows, action, noise, save=wanted)
-        states = rssm.visited(rows, action, noise, trace) if wanted else trace.states
+        states = rssm.differentiable_states(rows, action, noise, trace) if wanted else trace.states
         return states.transpose(0, 1).unflatten(0, batch)
 
 
@@ -91,7 +91,7 @@ class UnrolledLatents(Latents, UnrolledWorld, FusedPolicyRollouts):
         states = trace.states
         if torch.is_grad_enabled():
             actions = actions.detach().requires_grad_()
-            states = rssm.visited(rows, _time_first(actions), noise, trace)
+            states = rssm.differentiable_states(rows, _time_first(actions), noise, trace)
         return Proposals((actions,), states.transpose(0, 1).unflatten(0, batch))
 
     def walk_imagination(self, start: Float[Tensor, "M S"], horizon: int) -> Float[Tensor, "H M S"]:
@@ -104,7 +104,8 @@ class UnrolledLatents(Latents, UnrolledWorld, FusedPolicyRollouts):
         before = torch.cat([trace.deter[:-1], trace.stoch[:-1]], dim=-1)
         with torch.autocast(start.device.type, dtype=torch.bfloat16, enabled=rssm.bf16):
             distribution = self.actor(before)
-        return rssm.visited(start, torch.tanh(distribution.mean + distribution.std * acting.noise), noise, trace)
+        action = torch.tanh(distribution.mean + distribution.std * acting.noise)
+        return rssm.differentiable_states(start, action, noise, trace)
 
 
 def _time_first(x: Float[Tensor, "*b H X"]) -> Float[Tensor, "H M X"]:

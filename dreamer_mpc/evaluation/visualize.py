@@ -19,7 +19,9 @@ DREAM_STEPS = 50  # open-loop steps before the dream starts again from what is s
 
 
 @torch.no_grad()
-def dream(model: LatentWorld, state: Float[Tensor, "T S"], action: Float[Tensor, "T A"]) -> Float[Tensor, "T S"]:
+def imagine_open_loop(
+    model: LatentWorld, state: Float[Tensor, "T S"], action: Float[Tensor, "T A"]
+) -> Float[Tensor, "T S"]:
     """States imagined without images, by the executed actions; every `DREAM_STEPS` steps from the posterior again."""
     imagined = []
     for start in range(0, len(state), DREAM_STEPS):
@@ -46,7 +48,7 @@ def episode_video(path: Path, agent: Dreamer, trace: Trace, fps: int = 25) -> No
     In the frame: J of the plan made on seeing it (-inf where the planner fell back to the policy), the return so far.
     """
     state, action = torch.stack(trace.state), torch.stack(trace.action)  # [T, S], [T, A]
-    imagined = dream(agent.model, state, action)
+    imagined = imagine_open_loop(agent.model, state, action)
     expected = agent.model.reward(imagined).tolist()
     paid = np.array([0.0, *trace.reward])  # the reward on arriving at frame t
     so_far = paid.cumsum()

@@ -9,7 +9,7 @@ WIDEST_LAYER, WIDEST_INPUT = 256, 64  # a row's activations stay in a program's 
 
 @dataclass(frozen=True)
 class Forms:
-    """What an agent runs on its device; `reasons` has one line for each fast form that was asked for and does not fit."""
+    """What an agent runs on its device; `reasons`: one line for each fast form that does not fit."""
 
     kernels: bool  # fast forms of the recurrent cell and the convolutions; else plain modules, the reference
     bf16: bool  # products of bf16 numbers, summed in fp32

@@ -243,5 +243,6 @@ class Sweep:
         lines = [line for line in self.log(entry).read_text(errors="replace").splitlines() if line.strip()]
         said = lines[-1].strip() if code > 0 and lines else f"killed by signal {-code}"
         entry.reason = said.removeprefix("error: ")
-        hopeless = code == 2 and not entry.run.folder.config.exists()  # it never started, so a restart would fail in the same way
+        # A run that never began would fail in the same way if it were started again.
+        hopeless = code == 2 and not entry.run.folder.config.exists()
         entry.state = "failed" if hopeless or entry.starts > self._restarts else "waiting"
