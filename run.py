@@ -12,7 +12,7 @@ from pathlib import Path
 USAGE = """usage: python run.py [train] --env cheetah-run --planner dream-mpc    train an agent (the default command)
        python run.py eval --checkpoint RUN --planner dream-mpc,policy    evaluate a checkpoint under planners
        python run.py compare --checkpoint RUN [RUN ...] --planners all   all planners: table, CSV, picture
-       python run.py sweep --envs cheetah-run,walker-run --seeds 0,1     many runs at once, a process each
+       python run.py sweep --envs cheetah-run,walker-run --seeds 0,1     many runs at once, each in its own process
        python run.py plot runs/sweep --runs runs/sweep                   draw learning curves beside the paper's
        python run.py doctor                                              can this machine run it?
 
@@ -23,7 +23,7 @@ USAGE = """usage: python run.py [train] --env cheetah-run --planner dream-mpc   
 def train(args: Sequence[str]) -> int:
     """Train an agent, evaluating and saving as it goes; then print the last evaluation under policy and planner."""
     started = time.monotonic()
-    from dreamer_mpc.stop import Stop, Stopped
+    from dreamer_mpc.util.stop import Stop, Stopped
 
     with Stop() as stop:
         try:
@@ -38,9 +38,9 @@ def train_until(stop, args: Sequence[str], started: float) -> int:
     from rich.console import Console
 
     from dreamer_mpc import config as settings
-    from dreamer_mpc.errors import UserError
-    from dreamer_mpc.resume import open_run
-    from dreamer_mpc.train import Trainer, claim_folder
+    from dreamer_mpc.runs.resume import open_run
+    from dreamer_mpc.training.trainer import Trainer, claim_folder
+    from dreamer_mpc.util.errors import UserError
 
     resume, saved = settings.option(args, "resume"), None
     if resume is not None:
@@ -70,7 +70,7 @@ def train_until(stop, args: Sequence[str], started: float) -> int:
 
 def final_rows(trainer, on_step: Callable[[int], None]) -> list[dict]:
     """The last evaluation, and the bare policy on the same episode seeds beside it; `on_step` as in `evaluate`."""
-    from dreamer_mpc.evaluate import evaluate
+    from dreamer_mpc.evaluation.episodes import evaluate
     from dreamer_mpc.planners import make_planner
 
     config = trainer.config
@@ -87,7 +87,7 @@ def final_rows(trainer, on_step: Callable[[int], None]) -> list[dict]:
 
 def table_of(rows: list[dict], batch: int):
     """The results table, saying for how many environments one call plans."""
-    from dreamer_mpc.progress import results_table
+    from dreamer_mpc.report.progress import results_table
 
     table = results_table(rows)
     table.caption += f" ms per action: one call of observing and planning, for {batch} environments at once."
@@ -100,12 +100,12 @@ def evaluate_checkpoint(args: Sequence[str]) -> int:
     from rich.console import Console
 
     from dreamer_mpc import config as settings
-    from dreamer_mpc.compare import VIDEO_STEPS, Subject
-    from dreamer_mpc.device import choose_device, device_name
-    from dreamer_mpc.errors import UserError
-    from dreamer_mpc.evaluate import evaluate
-    from dreamer_mpc.make import load_agent, make_envs, side_by_side_envs
-    from dreamer_mpc.visualize import write_visuals
+    from dreamer_mpc.config.make import load_agent, make_envs, side_by_side_envs
+    from dreamer_mpc.evaluation.compare import VIDEO_STEPS, Subject
+    from dreamer_mpc.evaluation.episodes import evaluate
+    from dreamer_mpc.evaluation.visualize import write_visuals
+    from dreamer_mpc.util.device import choose_device, device_name
+    from dreamer_mpc.util.errors import UserError
 
     checkpoint = settings.option(args, "checkpoint")
     subject = None if checkpoint is None else Subject.load(checkpoint)
@@ -162,8 +162,8 @@ def compare_checkpoints(args: Sequence[str]) -> int:
     from rich.console import Console
 
     from dreamer_mpc import config as settings
-    from dreamer_mpc.compare import Comparison, Subject
-    from dreamer_mpc.progress import comparison_table
+    from dreamer_mpc.evaluation.compare import Comparison, Subject
+    from dreamer_mpc.report.progress import comparison_table
 
     checkpoint = settings.option(args, "checkpoint")
     first = None if checkpoint is None else Subject.load(checkpoint)
@@ -190,10 +190,10 @@ def sweep_runs(args: Sequence[str]) -> int:
     from rich.console import Console
 
     from dreamer_mpc import config as settings
-    from dreamer_mpc.launch import LocalLauncher, alone_in, choose_gpus
-    from dreamer_mpc.progress import SweepProgress, plural
-    from dreamer_mpc.stop import Stop, Stopped
-    from dreamer_mpc.sweep import Sweep, list_runs
+    from dreamer_mpc.report.progress import SweepProgress, plural
+    from dreamer_mpc.sweeps.launch import LocalLauncher, alone_in, choose_gpus
+    from dreamer_mpc.sweeps.sweep import Sweep, list_runs
+    from dreamer_mpc.util.stop import Stop, Stopped
 
     config, rest = settings.parse_some(settings.SweepConfig, args, prog="run.py sweep")
     runs = list_runs(config, rest)
@@ -219,8 +219,8 @@ def plot_folder(args: Sequence[str]) -> int:
     from rich.console import Console
 
     from dreamer_mpc import config as settings
-    from dreamer_mpc.curves import read_curves
-    from dreamer_mpc.plot import final_table, plot
+    from dreamer_mpc.report.curves import read_curves
+    from dreamer_mpc.report.plot import final_table, plot
 
     config = settings.parse(settings.PlotConfig, args, prog="run.py plot")
     written = plot(Path(config.folder), config.runs, config.until)
@@ -233,8 +233,8 @@ def plot_folder(args: Sequence[str]) -> int:
 
 def doctor(args: Sequence[str]) -> int:
     """Say whether this machine can run the project."""
-    from dreamer_mpc.doctor import doctor
-    from dreamer_mpc.errors import UserError
+    from dreamer_mpc.report.doctor import doctor
+    from dreamer_mpc.util.errors import UserError
 
     if args:
         raise UserError("doctor takes no options")
@@ -273,7 +273,7 @@ def main(args: Sequence[str]) -> int:
         print(USAGE)
         args = ["train", "--help"]
     word, rest = (args[0], args[1:]) if args and not args[0].startswith("-") else ("train", args)
-    from dreamer_mpc.errors import UserError
+    from dreamer_mpc.util.errors import UserError
     from envs import EnvError
 
     try:

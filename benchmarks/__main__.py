@@ -24,7 +24,7 @@ from typing import Any
 
 from benchmarks import common, targets
 from dreamer_mpc.config import option
-from dreamer_mpc.device import choose_device
+from dreamer_mpc.util.device import choose_device
 
 PARTS = ("ceilings", "peers", "update", "plan", "collect", "end_to_end")
 LIMIT_S = {"end_to_end": 4 * 3600}  # of the others: an option

@@ -23,12 +23,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dreamer_mpc.agent import Dreamer
-from dreamer_mpc.checkpoint import load_checkpoint
+from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.config import config_from_dict
-from dreamer_mpc.make import load_agent, make_envs
+from dreamer_mpc.config.make import load_agent, make_envs
 from dreamer_mpc.planners import DreamMPC, Policy
-from dreamer_mpc.planners.objective import draw_noise, ensemble_std, rollout
+from dreamer_mpc.planners.objective import ensemble_std
+from dreamer_mpc.planners.rollout import draw_noise, rollout
+from dreamer_mpc.runs.checkpoint import load_checkpoint
 
 DRAWS = 512
 AT_ONCE = 16  # draws walked side by side
@@ -68,7 +69,7 @@ def choice(agent: Dreamer, planner: DreamMPC, states: Float[Tensor, "B S"], draw
     objective, values = planner.objective_function(), []
     for done in range(0, draws, AT_ONCE):
         noise = _shared_noise(agent, planner, states, min(AT_ONCE, draws - done))
-        count = len(noise[0]) // len(states)
+        count = len(noise) // len(states)
         actions = proposed.candidates.repeat(count, 1, 1, 1)  # [D * B, N, H, A]
         reached = rollout(agent.model, states.repeat(count, 1), actions, noise)
         values.append(objective(agent.model, reached).unflatten(0, (count, -1)))
@@ -79,10 +80,12 @@ def choice(agent: Dreamer, planner: DreamMPC, states: Float[Tensor, "B S"], draw
     return Choice(proposed.candidate_values, values.mean(0), values.std(0), again, first, last, heads)
 
 
-def _shared_noise(agent: Dreamer, planner: DreamMPC, states: Float[Tensor, "B S"], draws: int) -> list[Tensor]:
+def _shared_noise(
+    agent: Dreamer, planner: DreamMPC, states: Float[Tensor, "B S"], draws: int
+) -> Float[Tensor, "M N H Z"]:
     """Of each step: `draws` draws for every state, the same for all candidates of a state."""
     drawn = draw_noise(agent.model, states.repeat(draws, 1), planner.horizon, "fixed")
-    return [noise[:, None].expand(-1, planner.candidates, -1) for noise in drawn]
+    return drawn[:, None].expand(-1, planner.candidates, -1, -1)
 
 
 def describe(found: Choice, uncertainty: float) -> list[str]:
@@ -118,7 +121,7 @@ def change(
     for variant in (dataclasses.replace(planner, iterations=0), planner):
         torch.manual_seed(0)
         candidates = variant.plan(agent.model, states).candidates
-        noise = [torch.zeros(*candidates.shape[:2], agent.model.world_model.rssm.stoch)] * planner.horizon
+        noise = torch.zeros(*candidates.shape[:3], agent.model.noise_dim)
         values.append(planner.objective_function()(agent.model, rollout(agent.model, states, candidates, noise)))
         first.append(candidates[:, :, 0])
     return values[1] - values[0], (first[1] - first[0]).norm(dim=-1)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks import common
-from dreamer_mpc.device import choose_device
+from dreamer_mpc.util.device import choose_device
 
 
 def measure(device: torch.device, matrix: int | None = None, copy_mib: int | None = None) -> dict[str, float]:

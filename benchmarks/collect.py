@@ -15,12 +15,12 @@ from typing import Any
 
 def measure(config, num_envs: int, planners: Sequence[str], seconds: float) -> list[dict[str, Any]]:
     """Agent steps a second with each of `planners` (`random`: no planner), on the same environments."""
-    from dreamer_mpc.capture import WARMUP_CALLS
-    from dreamer_mpc.collect import Collector, Counters
     from dreamer_mpc.config import planner_from
-    from dreamer_mpc.device import choose_device
-    from dreamer_mpc.make import make_agent, make_envs
-    from dreamer_mpc.replay import Replay
+    from dreamer_mpc.config.make import make_agent, make_envs
+    from dreamer_mpc.data.collect import Collector, Counters
+    from dreamer_mpc.data.replay import Replay
+    from dreamer_mpc.kernels.graphs import WARMUP_CALLS
+    from dreamer_mpc.util.device import choose_device
 
     device = choose_device(config.device)
     start = time.perf_counter()
@@ -50,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     from dataclasses import replace
 
     from benchmarks import common, rendering
-    from dreamer_mpc.device import choose_device
     from dreamer_mpc.planners import PLANNERS
+    from dreamer_mpc.util.device import choose_device
     from envs import RENDER_QUALITIES, choose_gl_backend, match_egl_device
 
     cores = len(os.sched_getaffinity(0))

@@ -18,9 +18,10 @@ from rich.table import Table
 
 from benchmarks.together import ROOT as ROOT
 from dreamer_mpc.config import Config, load_presets, option, parse
-from dreamer_mpc.device import device_name
-from dreamer_mpc.errors import UserError
-from dreamer_mpc.run_folder import package_versions, source_commit, write_text
+from dreamer_mpc.runs.folder import package_versions, source_commit
+from dreamer_mpc.util.device import device_name
+from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.files import write_text
 from dreamer_mpc.world_model import Batch
 
 ACTION_DIM = 6  # cheetah-run
@@ -123,7 +124,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     return {
         "date": time.strftime("%Y-%m-%d"),
         "command": f"python -m {_module()} {shlex.join(sys.argv[1:])}".strip(),
-        "commit": source_commit(ROOT / "dreamer_mpc" / "agent.py"),
+        "commit": source_commit(ROOT / "dreamer_mpc" / "agents" / "dreamer.py"),
         "device": device_name(device),
         "cpu": cpu_model(),
         "cpu_cores": len(os.sched_getaffinity(0)),

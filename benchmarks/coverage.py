@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from dreamer_mpc.statistics import mean_interval
+from dreamer_mpc.util.intervals import mean_interval
 
 EPISODES = (5, 10, 20, 32)
 LEVEL = 0.95

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common
-from dreamer_mpc.device import choose_device
+from dreamer_mpc.util.device import choose_device
 
 # What a run prints (train.py): key, pattern.
 LINES = {

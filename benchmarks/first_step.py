@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from dreamer_mpc.agent import Dreamer
-from dreamer_mpc.device import choose_device, device_name
+from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.planners import make_planner
+from dreamer_mpc.util.device import choose_device, device_name
 from dreamer_mpc.world_model import Batch
 
 ACTION_DIM = 6  # cheetah-run

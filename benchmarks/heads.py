@@ -20,13 +20,13 @@ import torch
 from jaxtyping import Float
 from scipy import stats
 
-from dreamer_mpc.agent import Dreamer
-from dreamer_mpc.checkpoint import load_newest
+from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.config import trained_config
-from dreamer_mpc.device import choose_device
-from dreamer_mpc.errors import UserError
-from dreamer_mpc.make import load_agent, make_envs
+from dreamer_mpc.config.make import load_agent, make_envs
 from dreamer_mpc.planners import Policy
+from dreamer_mpc.runs.checkpoint import load_newest
+from dreamer_mpc.util.device import choose_device
+from dreamer_mpc.util.errors import UserError
 from envs.rows import RowVectorEnv
 
 SEED = 20_000

@@ -17,19 +17,19 @@ from typing import Any
 import torch
 
 from benchmarks import ceilings, common, peers, roofline
-from dreamer_mpc.agent import THREADED_ROWS, Dreamer, one_thread
-from dreamer_mpc.capture import WARMUP_CALLS, Captured
+from dreamer_mpc.agents.dreamer import THREADED_ROWS, Dreamer, one_thread
 from dreamer_mpc.config import planner_from
-from dreamer_mpc.device import choose_device
-from dreamer_mpc.make import make_agent
+from dreamer_mpc.config.make import make_agent
+from dreamer_mpc.kernels.graphs import WARMUP_CALLS, Captured
 from dreamer_mpc.planners import PLANNERS, Ascent, Planner
+from dreamer_mpc.util.device import choose_device
 
 TOO_SLOW = 200_000  # steps of the model, forward or backward, in a call that a CPU is only asked for by name
 
 
 def plan_call(agent: Dreamer, planner: Planner, batch: int) -> Callable[[], Any]:
     """A plan in mid-episode, as a function."""
-    state = 0.1 * torch.randn(batch, agent.model.world_model.rssm.state_dim, device=agent.device)
+    state = 0.1 * torch.randn(batch, agent.model.world_model.state_dim, device=agent.device)
 
     @torch.no_grad()
     def plan(state, memory):

@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks import common
-from dreamer_mpc.agent import Dreamer
+from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.config import Config
-from dreamer_mpc.make import make_agent
+from dreamer_mpc.config.make import make_agent
 from dreamer_mpc.planners import Planner
 from dreamer_mpc.planners.ascent import Ascent
 from dreamer_mpc.world_model import WorldModelConfig

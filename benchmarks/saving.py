@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from benchmarks import common
-from dreamer_mpc.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
-from dreamer_mpc.make import make_agent
-from dreamer_mpc.replay import Replay
-from dreamer_mpc.replay_files import ReplayFiles
+from dreamer_mpc.config.make import make_agent
+from dreamer_mpc.data.replay import Replay
+from dreamer_mpc.data.storage import ReplayFiles
+from dreamer_mpc.runs.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
 
 STREAMS, REPEATS = 8, 5
 

@@ -24,10 +24,10 @@ import torch
 
 from benchmarks import ceilings, common, peers, roofline
 from benchmarks.together import report, total_rate, wait_for_start
-from dreamer_mpc.capture import WARMUP_CALLS
 from dreamer_mpc.config import Config
-from dreamer_mpc.device import choose_device
-from dreamer_mpc.make import make_agent
+from dreamer_mpc.config.make import make_agent
+from dreamer_mpc.kernels.graphs import WARMUP_CALLS
+from dreamer_mpc.util.device import choose_device
 
 GIB = 2**30
 # What differs from the default; `compile` changes nothing on a CPU.

@@ -96,7 +96,7 @@ class CustomEnv(gymnasium.Wrapper):
         return np.array(self._image)
 
     def close(self) -> None:
-        """Close the environment; its errors are nobody's concern any more."""
+        """Close the environment and ignore any error that it raises in doing so."""
         try:
             guarded(self._name, "close()", self.env.close)
         except EnvError:

@@ -1,4 +1,4 @@
-"""Environments in a process each, and what to do when such a process dies."""
+"""Environments, each in its own process, and what happens when such a process dies."""
 
 import multiprocessing
 import os

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dreamer_mpc.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
+from dreamer_mpc.runs.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
 
 
 def weights_of(payload: dict[str, Any]) -> dict[str, Any]:

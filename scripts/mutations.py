@@ -40,15 +40,15 @@ class Mutation:
 
 
 def agent(name: str, old: str, new: str, *tests: str) -> Mutation:
-    return Mutation(name, "dreamer_mpc/agent.py", old, new, tests or (REFERENCE,))
+    return Mutation(name, "dreamer_mpc/agents/dreamer.py", old, new, tests or (REFERENCE,))
 
 
 def behavior(name: str, file: str, old: str, new: str, *tests: str) -> Mutation:
-    return Mutation(name, f"dreamer_mpc/behavior/{file}.py", old, new, tests or (REFERENCE,))
+    return Mutation(name, f"dreamer_mpc/{file}.py", old, new, tests or (REFERENCE,))
 
 
 def world(name: str, file: str, old: str, new: str, *tests: str) -> Mutation:
-    return Mutation(name, f"dreamer_mpc/world_model/{file}.py", old, new, tests or (REFERENCE,))
+    return Mutation(name, f"dreamer_mpc/{file}.py", old, new, tests or (REFERENCE,))
 
 
 def planner(name: str, file: str, old: str, new: str, *tests: str) -> Mutation:
@@ -102,97 +102,110 @@ MUTATIONS = [
         "tests/test_agent.py::test_a_batch_that_is_not_finite_changes_nothing_and_is_counted",
     ),
     behavior(
-        "policy shown states with their gradient", "imagination", "model.policy(state.detach())", "model.policy(state)"
+        "policy shown states with their gradient", "planners/rollout",
+        "model.policy(state.detach()).rsample()", "model.policy(state).rsample()",
     ),
-    behavior("targets with their gradient", "imagination", "returns.detach())", "returns)"),
+    behavior("targets with their gradient", "agents/imagination", "returns.detach())", "returns)"),
     behavior(
-        "critic's mean over frames that a head does not learn from", "imagination", "mask.sum(dim=1).clamp_min(1)",
+        "critic's mean over frames that a head does not learn from", "agents/imagination",
+        "mask.sum(dim=1).clamp_min(1)",
         "mask.shape[1]",
     ),
     behavior(
-        "heads' losses averaged, not summed", "imagination", "clamp_min(1)).sum()", "clamp_min(1)).mean()"
+        "heads' losses averaged, not summed", "agents/imagination", "clamp_min(1)).sum()", "clamp_min(1)).mean()"
     ),
-    behavior("actor climbs the first return alone", "imagination", "-returns.mean()", "-returns[0].mean()"),
+    behavior("actor climbs the first return alone", "agents/imagination", "-returns.mean()", "-returns[0].mean()"),
     behavior(
-        "own targets of another head", "imagination", "lambda_).transpose(0, 1)", "lambda_).transpose(0, 1).flip(0)"
+        "own targets of another head", "agents/imagination",
+        "lambda_).transpose(0, 1)", "lambda_).transpose(0, 1).flip(0)"
     ),
-    behavior("masks of another head", "critic", ".movedim(-1, 0)\n", ".movedim(-1, 0).flip(0)\n"),
+    behavior("masks of another head", "networks/critic", ".movedim(-1, 0)\n", ".movedim(-1, 0).flip(0)\n"),
     behavior(
-        "heads learn from the frames that they should not", "critic", "heads) < bootstrap", "heads) > bootstrap",
+        "heads learn from the frames that they should not", "networks/critic",
+        "heads) < bootstrap", "heads) > bootstrap",
         "tests/test_behavior.py::test_a_head_sees_its_share_of_the_frames",
     ),
-    behavior("actor's least standard deviation left out", "actor", " + self.min_std)", ")"),
-    behavior("actor's mean not scaled", "actor", "mean = self.mean_scale * torch", "mean = torch"),
+    behavior("actor's least standard deviation left out", "networks/actor", " + self.min_std)", ")"),
+    behavior("actor's mean not scaled", "networks/actor", "mean = self.mean_scale * torch", "mean = torch"),
     loop(
-        "lambda the wrong way round", "returns", "(1 - lambda_) * v + lambda_ * last",
+        "lambda the wrong way round", "util/returns", "(1 - lambda_) * v + lambda_ * last",
         "lambda_ * v + (1 - lambda_) * last", "tests/test_returns.py", REFERENCE,
     ),
     loop(
-        "returns end in a reward", "returns", "last = v_tp1[-1]", "last = r_t[-1]",
+        "returns end in a reward", "util/returns", "last = v_tp1[-1]", "last = r_t[-1]",
         "tests/test_returns.py", REFERENCE,
     ),
     loop(
-        "a state's own reward discounted", "returns", "r + discount * ((1 - lambda_) * v",
+        "a state's own reward discounted", "util/returns", "r + discount * ((1 - lambda_) * v",
         "discount * (r + (1 - lambda_) * v",
         "tests/test_returns.py", REFERENCE,
     ),
     loop(
-        "imagined actions taken from the states after them", "latents", "trace.deter[:-1], trace.stoch[:-1]",
+        "imagined actions taken from the states after them", "agents/latents", "trace.deter[:-1], trace.stoch[:-1]",
         "trace.deter[1:], trace.stoch[1:]", REFERENCE,
     ),
     # what the world model learns
-    world("KL the wrong way round", "world_model", "gaussian_kl(posterior, prior)", "gaussian_kl(prior, posterior)"),
     world(
-        "free nats of the mean over frames", "world_model", "kl.clamp_min(self.config.free_nats)",
+        "KL the wrong way round", "world_model/world_model",
+        "gaussian_kl(posterior, prior)", "gaussian_kl(prior, posterior)",
+    ),
+    world(
+        "free nats of the mean over frames", "world_model/world_model", "kl.clamp_min(self.config.free_nats)",
         "kl.mean().clamp_min(self.config.free_nats).expand_as(kl)",
     ),
     world(
-        "free nats subtracted", "world_model", "kl.clamp_min(self.config.free_nats)",
+        "free nats subtracted", "world_model/world_model", "kl.clamp_min(self.config.free_nats)",
         "(kl - self.config.free_nats).clamp_min(0)",
     ),
     world(
-        "rewards scored at first images", "world_model", "torch.where(batch.is_first, 0.0,",
+        "rewards scored at first images", "world_model/world_model", "torch.where(batch.is_first, 0.0,",
         "torch.where(batch.is_first & False, 0.0,",
     ),
     world(
-        "rewards scored at first images alone", "world_model", "torch.where(batch.is_first, 0.0,",
+        "rewards scored at first images alone", "world_model/world_model", "torch.where(batch.is_first, 0.0,",
         "torch.where(~batch.is_first, 0.0,",
     ),
     world(
-        "rewards foretold from the state before", "world_model", "self.reward(states) - batch.reward",
-        "self.reward(states.roll(1, 0)) - batch.reward",
+        "rewards foretold from the state before", "world_model/world_model", "predict_reward(states).loss(",
+        "predict_reward(states.roll(1, 0)).loss(",
     ),
     world(
-        "scales of reward and KL exchanged", "world_model",
+        "scales of reward and KL exchanged", "world_model/world_model",
         '"reward": self.config.reward_scale, "kl": self.config.kl_scale}',
         '"reward": self.config.kl_scale, "kl": self.config.reward_scale}',
     ),
-    world("image's gradient doubled", "world_model", "torch.mul(error, g[", "torch.mul(2 * error, g["),
-    world("images of the training not dequantised", "world_model", "dequantize=True", "dequantize=False"),
-    world("levels of four bits", "encoder", "BITS = 5", "BITS = 4"),
+    world("image's gradient doubled", "world_model/world_model", "torch.mul(error, g[", "torch.mul(2 * error, g["),
+    world("images of the training not dequantised", "world_model/world_model", "dequantize=True", "dequantize=False"),
+    world("levels of four bits", "world_model/encoder", "BITS = 5", "BITS = 4"),
     world(
-        "posterior's mean for its sample", "rssm", "posterior.mean + posterior.std * noise[t]",
+        "posterior's mean for its sample", "world_model/rssm", "posterior.mean + posterior.std * noise[t]",
         "posterior.mean + 0 * noise[t]"
     ),
     world(
-        "posterior and prior exchanged", "rssm", "self._gaussian(stats), self.prior(deter)",
+        "posterior and prior exchanged", "world_model/rssm", "self._gaussian(stats), self.prior(deter)",
         "self.prior(deter), self._gaussian(stats)",
     ),
-    world("a first image keeps the state before it", "rssm", "state * keep[t], action[t]", "state, action[t]"),
     world(
-        "a first image keeps the action before it", "rssm", "action = action * keep\n", "action = action * 1\n"
+        "a first image keeps the state before it", "world_model/rssm",
+        "state * keep[t], action[t]", "state, action[t]",
     ),
-    world("every image but the first forgets", "rssm", "keep = (~is_first)", "keep = (is_first)"),
     world(
-        "KL of stretched Gaussians", "rssm", "(p.std / q.std).square()", "(q.std / p.std).square()",
+        "a first image keeps the action before it", "world_model/rssm",
+        "action = action * keep\n", "action = action * 1\n"
+    ),
+    world("every image but the first forgets", "world_model/rssm", "keep = (~is_first)", "keep = (is_first)"),
+    world(
+        "KL of stretched Gaussians", "world_model/rssm", "(p.std / q.std).square()", "(q.std / p.std).square()",
         "tests/test_rssm.py::test_kl_is_that_of_torch_distributions",
     ),
     world(
-        "gradient crosses an episode's start", "cell", "d_deter = d_deter * keep[t, :, None]", "d_deter = d_deter * 1",
+        "gradient crosses an episode's start", "kernels/cell",
+        "d_deter = d_deter * keep[t, :, None]", "d_deter = d_deter * 1",
         "tests/test_cell.py::test_observe_and_all_its_gradients_are_autograd_s",
     ),
     world(
-        "noise missing in a spread's gradient", "cell", "to_raw = noise * torch.sigmoid", "to_raw = torch.sigmoid",
+        "noise missing in a spread's gradient", "kernels/cell",
+        "to_raw = noise * torch.sigmoid", "to_raw = torch.sigmoid",
         "tests/test_cell.py::test_observe_and_all_its_gradients_are_autograd_s",
     ),
     # acting and planning
@@ -239,8 +252,8 @@ MUTATIONS = [
         "tests/test_planners.py::test_rows_that_are_reset_start_over_and_the_others_do_not",
     ),
     planner(
-        "weights of plan and proposal exchanged", "ascent", "(weight * previous[:, k, None] + (1 - weight) * action)",
-        "((1 - weight) * previous[:, k, None] + weight * action)",
+        "weights of plan and proposal exchanged", "rollout", "share * previous[..., k, :] + (1 - share) * action",
+        "(1 - share) * previous[..., k, :] + share * action",
         "tests/test_dream_mpc.py::test_proposals_blend_with_the_previous_plan_shifted_by_one_step",
     ),
     planner(
@@ -271,83 +284,86 @@ MUTATIONS = [
     ),
     # what is stored, and what is drawn from it
     loop(
-        "sequences begin a frame too late", "replay", "- length + 1 - before_end", "- length + 2 - before_end",
+        "sequences begin a frame too late", "data/replay", "- length + 1 - before_end", "- length + 2 - before_end",
         "tests/test_replay.py::test_starts_are_uniform_over_every_place_that_fits",
     ),
     loop(
-        "sequences cross an episode's end", "replay", "np.maximum(lengths - length + 1, 0)", "np.maximum(lengths, 0)",
+        "sequences cross an episode's end", "data/replay",
+        "np.maximum(lengths - length + 1, 0)", "np.maximum(lengths, 0)",
         "tests/test_replay.py::test_starts_are_uniform_over_every_place_that_fits",
     ),
     loop(
-        "two streams' frames under one number", "replay", "positions * self.streams + streams", "positions + streams",
+        "two streams' frames under one number", "data/replay",
+        "positions * self.streams + streams", "positions + streams",
         "tests/test_replay.py::test_index_names_the_same_frame_each_time",
     ),
     loop(
-        "streams in one ring", "replay", "return stream * self.size + position % self.size",
+        "streams in one ring", "data/replay", "return stream * self.size + position % self.size",
         "return position % self.size", "tests/test_replay.py::test_each_frame_is_stored_once",
     ),
     loop(
-        "the action before stored", "collect", "act.action if self._shared else executed", "self._carry.action",
+        "the action before stored", "data/collect", "act.action if self._shared else executed", "self._carry.action",
         "tests/test_collect.py::test_a_real_agent_s_actions_are_stored_as_they_were_executed",
     ),
     loop(
-        "every frame stored as a first one", "collect", "reward, np.zeros(len(rows), dtype=bool)))",
+        "every frame stored as a first one", "data/collect", "reward, np.zeros(len(rows), dtype=bool)))",
         "reward, np.ones(len(rows), dtype=bool)))",
         "tests/test_collect.py::test_rows_end_each_in_their_time",
     ),
     loop(
-        "the agent told of a start again and again", "collect",
+        "the agent told of a start again and again", "data/collect",
         "self._is_first = self._none_first\n        self.simulator_errors",
         "self._is_first = self._is_first\n        self.simulator_errors",
         "tests/test_collect.py::test_the_agent_sees_each_image_once_and_is_first_exactly_at_starts",
     ),
     loop(
-        "environments side by side with the same seeds", "collect", "SeedSequence([seed, row, number])",
+        "environments side by side with the same seeds", "data/collect", "SeedSequence([seed, row, number])",
         "SeedSequence([seed, number])", "tests/test_collect.py::test_every_episode_has_a_seed_of_its_own",
     ),
     loop(
-        "updates owed again and again", "ratio", "self.issued += missing", "self.issued = missing",
+        "updates owed again and again", "training/ratio", "self.issued += missing", "self.issued = missing",
         "tests/test_ratio.py::test_what_is_asked_twice_is_owed_once",
     ),
     loop(
-        "the first round's updates never owed", "ratio", "return self.lead + max", "return max", "tests/test_ratio.py",
+        "the first round's updates never owed", "training/ratio",
+        "return self.lead + max", "return max", "tests/test_ratio.py",
     ),
     # evaluating, and what is kept
     loop(
-        "noise in evaluations", "evaluate", "agent.act(planner, carry, *tensors)",
+        "noise in evaluations", "evaluation/episodes", "agent.act(planner, carry, *tensors)",
         "agent.act(planner, carry, *tensors, 0.3)",
         "tests/test_evaluate.py::test_the_agent_acts_without_noise_and_is_told_of_each_start",
     ),
     loop(
-        "evaluations from environment seed 0 on", "evaluate", "[seed + int(e) for e in episode]",
+        "evaluations from environment seed 0 on", "evaluation/episodes", "[seed + int(e) for e in episode]",
         "[int(e) for e in episode]", "tests/test_evaluate.py::test_episode_e_is_played_from_seed_plus_e",
     ),
     loop(
-        "torch's seed 0 in every evaluation", "evaluate", "torch.manual_seed(seed)", "torch.manual_seed(0)",
+        "torch's seed 0 in every evaluation", "evaluation/episodes", "torch.manual_seed(seed)", "torch.manual_seed(0)",
         EVALUATION + "test_an_evaluation_has_a_seed_of_its_own",
     ),
     loop(
-        "an episode's last reward for its return", "evaluate", "returns[episode[i]] += reward[i]",
+        "an episode's last reward for its return", "evaluation/episodes", "returns[episode[i]] += reward[i]",
         "returns[episode[i]] = reward[i]", "tests/test_evaluate.py::test_lengths_are_agent_steps",
     ),
     loop(
-        "evaluation under the training's seed", "train", "config.eval.seed,", "config.seed,",
+        "evaluation under the training's seed", "training/trainer", "config.eval.seed,", "config.seed,",
         EVALUATION + "test_an_evaluation_has_a_seed_of_its_own",
     ),
     loop(
-        "training under torch's seed 0", "train", "seed_everything(config.seed)", "seed_everything(0)",
+        "training under torch's seed 0", "training/trainer", "seed_everything(config.seed)", "seed_everything(0)",
         EVALUATION + "test_an_evaluation_has_a_seed_of_its_own",
     ),
     loop(
-        "training environments from seed 0", "train", "self.counters, config.seed)", "self.counters, 0)",
+        "training environments from seed 0", "training/trainer", "self.counters, config.seed)", "self.counters, 0)",
         EVALUATION + "test_a_training_s_seed_does_not_reach_an_evaluation_nor_the_other_way_round",
     ),
     loop(
-        "replay drawn from seed 0", "train", "memmap=memmap, seed=config.seed)", "memmap=memmap, seed=0)",
+        "replay drawn from seed 0", "training/trainer", "memmap=memmap, seed=config.seed)", "memmap=memmap, seed=0)",
         EVALUATION + "test_what_is_drawn_from_replay_depends_on_the_training_s_seed",
     ),
     loop(
-        "the worst checkpoint kept", "train",
+        "the worst checkpoint kept", "training/trainer",
         "best = -math.inf if self.state.best_return is None else self.state.best_return\n"
         "        if self._unsaved or not mean_return > best:",
         "best = math.inf if self.state.best_return is None else self.state.best_return\n"
@@ -355,25 +371,27 @@ MUTATIONS = [
         EVALUATION + "test_the_best_evaluation_s_checkpoint_is_kept",
     ),
     loop(
-        "the last of equals kept, or one without a return", "train", "not mean_return > best", "mean_return < best",
+        "the last of equals kept, or one without a return", "training/trainer",
+        "not mean_return > best", "mean_return < best",
         EVALUATION + "test_the_best_evaluation_s_checkpoint_is_kept",
     ),
     loop(
-        "the newest checkpoint kept", "train", "self.state.best_return = mean_return", "self.state.best_return = None",
+        "the newest checkpoint kept", "training/trainer",
+        "self.state.best_return = mean_return", "self.state.best_return = None",
         EVALUATION + "test_the_best_evaluation_s_checkpoint_is_kept",
     ),
     loop(
-        "planners of training and evaluation exchanged", "train",
+        "planners of training and evaluation exchanged", "training/trainer",
         "self.planner = planner_from(config, config.planner)\n        self.train_planner = training_planner(config)",
         "self.train_planner = planner_from(config, config.planner)\n        self.planner = training_planner(config)",
         EVALUATION + "test_one_planner_trains_and_another_one_evaluates",
     ),
     loop(
-        "no noise while collecting", "train", "send(self.train_planner, config.train.action_noise)",
+        "no noise while collecting", "training/trainer", "send(self.train_planner, config.train.action_noise)",
         "send(self.train_planner, 0.0)", EVALUATION + "test_noise_is_for_the_training_alone",
     ),
     loop(
-        "one checkpoint more than asked for", "checkpoint", "[:-keep]", "[: -keep - 1]",
+        "one checkpoint more than asked for", "runs/checkpoint", "[:-keep]", "[: -keep - 1]",
         "tests/test_checkpoint.py::test_prune_keeps_the_last_and_other_peoples_files",
     ),
 ]  # fmt: skip

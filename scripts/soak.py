@@ -26,7 +26,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 ENV = ["--env", "cartpole-swingup", "--render-quality", "fast", "--action-repeat", "4", "--max-env-steps", "80"]
-# Rounds of 2 updates and 80 env steps (an episode), an evaluation every 400; a checkpoint each half second.
+# Rounds of 2 updates and 80 env steps (an episode), an evaluation every 400; a checkpoint every half second.
 SETTINGS = [
     "--config", "quick", "--env-steps", "1600", "--train.seed-episodes", "2", "--train.every", "80", "--train.updates",
     "2", "--train.checkpoint-seconds", "0.5", "--eval.every", "400", "--eval.episodes", "1", "--eval.num-envs", "1",
@@ -61,8 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def soak(folder: Path, run_args: Sequence[str], kills: int, rng: random.Random) -> dict[str, Any]:
     """`kills` kills in runs below `folder`; each of them, and how the runs ended."""
-    from dreamer_mpc.errors import UserError
-    from dreamer_mpc.resume import open_run
+    from dreamer_mpc.runs.resume import open_run
+    from dreamer_mpc.util.errors import UserError
 
     reference = folder / "whole"
     began = time.monotonic()
@@ -155,7 +155,7 @@ def victim(inside: str | None, number: int) -> None:
             return original(*args)
 
         setattr(os, name, deadly)
-    from dreamer_mpc.train import Trainer
+    from dreamer_mpc.training.trainer import Trainer
 
     with open(os.environ["SOAK_POSITION"], "r+b") as file:
         shared = mmap.mmap(file.fileno(), POSITION.size)  # outlives a killed process
@@ -176,7 +176,7 @@ def differences(folder: Path, reference: Path, leave_out: Sequence[str] = ()) ->
 
     Left out are the configurations, which name folders, in how many files the replay lies, and `leave_out`.
     """
-    from dreamer_mpc.checkpoint import load_checkpoint
+    from dreamer_mpc.runs.checkpoint import load_checkpoint
 
     found = [] if metrics(folder) == metrics(reference) else [f"metrics of {folder}"]
     a, b = (flatten(load_checkpoint(x)) for x in (folder, reference))

@@ -19,4 +19,4 @@ MODULES = [
     for path in (ROOT / "dreamer_mpc").rglob("*.py")
     if not path.stem.endswith("_triton") and path.name != "__init__.py"
 ]
-install_import_hook([*MODULES, "dreamer_mpc.behavior", "dreamer_mpc.planners"], "tests.typecheck.check")
+install_import_hook([*MODULES, "dreamer_mpc.agents.behavior", "dreamer_mpc.planners"], "tests.typecheck.check")

@@ -2,7 +2,7 @@
 
 import torch
 
-from dreamer_mpc.behavior import TanhNormal
+from dreamer_mpc.networks import TanhNormal
 from dreamer_mpc.planners import make_planner
 
 

@@ -19,8 +19,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from dreamer_mpc.agent import OptimizerConfig
-from dreamer_mpc.behavior import BehaviorConfig
+from dreamer_mpc.agents.behavior import BehaviorConfig
+from dreamer_mpc.agents.dreamer import OptimizerConfig
 from dreamer_mpc.world_model import Batch, WorldModelConfig
 
 Scalar = Float[Tensor, ""]

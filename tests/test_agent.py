@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from dreamer_mpc.agent import THREADED_ROWS, Dreamer, OptimizerConfig
-from dreamer_mpc.behavior import BehaviorConfig
-from dreamer_mpc.capture import Captured
+from dreamer_mpc.agents.behavior import BehaviorConfig
+from dreamer_mpc.agents.dreamer import THREADED_ROWS, Dreamer, OptimizerConfig
+from dreamer_mpc.kernels.graphs import Captured
 from dreamer_mpc.planners import make_planner
 from dreamer_mpc.world_model import Batch, WorldModelConfig
 

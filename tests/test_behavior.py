@@ -1,13 +1,19 @@
 """Actor, critic and learning in imagination, against loops, grids and finite differences."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
+from torch.distributions import Normal, TanhTransform, TransformedDistribution
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from dreamer_mpc.behavior import Actor, BehaviorConfig, Critic, TanhNormal
-from dreamer_mpc.behavior.imagination import actor_loss, critic_loss, imagine
-from dreamer_mpc.returns import lambda_return
+from dreamer_mpc.agents.behavior import BehaviorConfig
+from dreamer_mpc.agents.imagination import actor_loss, critic_loss
+from dreamer_mpc.networks import Actor, Critic, TanhNormal
+from dreamer_mpc.networks.heads import UnitNormal
+from dreamer_mpc.planners.rollout import imagine
+from dreamer_mpc.util.returns import lambda_return
 from tests.latent_models import Smooth
 
 
@@ -213,3 +219,24 @@ def test_a_step_against_the_actor_loss_raises_the_return():
 def test_imagination_needs_a_next_value():
     with pytest.raises(ValueError, match="at least 2"):
         BehaviorConfig(horizon=1)
+
+
+def test_the_policy_s_density_and_entropy_are_those_of_torch_distributions():
+    mean, std = torch.tensor([[0.3, -1.2]], dtype=torch.float64), torch.tensor([[0.4, 1.5]], dtype=torch.float64)
+    reference = TransformedDistribution(Normal(mean, std), [TanhTransform()])
+    action = torch.tensor([[-0.7, 0.2], [0.999, -0.5]], dtype=torch.float64)
+    policy = TanhNormal(mean.expand(2, -1), std.expand(2, -1))
+    torch.testing.assert_close(policy.log_prob(action), reference.log_prob(action).sum(-1))
+    assert policy.log_prob(torch.ones_like(action)).isfinite().all()
+    torch.manual_seed(0)
+    many = TanhNormal(mean.expand(200_000, -1), std.expand(200_000, -1))
+    samples = reference.sample((200_000,))
+    expected = -reference.log_prob(samples).sum(-1).mean()
+    torch.testing.assert_close(many.entropy().mean(), expected, rtol=0.01, atol=0.01)
+
+
+def test_a_head_s_loss_is_a_unit_normal_s_negative_log_likelihood():
+    mean, target = torch.randn(5, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
+    nll = -Normal(mean, torch.ones_like(mean)).log_prob(target) - 0.5 * math.log(2 * math.pi)
+    torch.testing.assert_close(UnitNormal(mean).loss(target), nll)
+    assert torch.equal(UnitNormal(mean).mode, mean)

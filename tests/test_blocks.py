@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dreamer_mpc.world_model.blocks import block_convolution, from_one_pixel, upsample, upsample_blocks
+from dreamer_mpc.kernels.blocks import block_convolution, from_one_pixel, upsample, upsample_blocks
+from dreamer_mpc.kernels.fused import Layout, bias_act, from_blocks, to_blocks
 from dreamer_mpc.world_model.decoder import Decoder
 from dreamer_mpc.world_model.encoder import Encoder
-from dreamer_mpc.world_model.fused import Layout, bias_act, from_blocks, to_blocks
 from dreamer_mpc.world_model.world_model import SquaredError
 
 DOUBLE = {"dtype": torch.float64, "requires_grad": True}

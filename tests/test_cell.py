@@ -3,13 +3,12 @@
 import pytest
 import torch
 
-from dreamer_mpc import latents
-from dreamer_mpc.agent import Dreamer
-from dreamer_mpc.behavior import BehaviorConfig
-from dreamer_mpc.behavior.imagination import imagine
-from dreamer_mpc.latents import Latents, UnrolledLatents
+from dreamer_mpc.agents import latents
+from dreamer_mpc.agents.behavior import BehaviorConfig
+from dreamer_mpc.agents.dreamer import Dreamer
+from dreamer_mpc.agents.latents import Latents, UnrolledLatents
 from dreamer_mpc.planners import make_planner
-from dreamer_mpc.planners.objective import rollout
+from dreamer_mpc.planners.rollout import FusedRollouts, imagine, policy_rollout, rollout
 from dreamer_mpc.world_model import WorldModelConfig
 from dreamer_mpc.world_model.rssm import RSSM
 
@@ -60,7 +59,7 @@ def test_a_rollout_and_its_gradients_are_those_of_single_steps(models):
     results = []
     for model in (unrolled, stepped):
         leaf, start = actions.clone().requires_grad_(), state.clone().requires_grad_()
-        states = rollout(model, start, leaf, list(noise.unbind(2)))
+        states = rollout(model, start, leaf, noise)
         weight = torch.linspace(-1, 1, states.numel()).view_as(states)
         results.append((states, *torch.autograd.grad((weight * states).sum(), [leaf, start])))
     torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
@@ -70,14 +69,14 @@ def test_a_rollout_s_gradient_is_that_of_finite_differences(models):
     unrolled, _ = models
     noise = double(2, T, Z)
     inputs = (double(2, D + Z).requires_grad_(), double(2, T, A).tanh().requires_grad_())
-    assert torch.autograd.gradcheck(lambda s, a: unrolled.rollout(s, a, noise), inputs)
+    assert torch.autograd.gradcheck(lambda s, a: unrolled.walk(s, a, noise), inputs)
 
 
 def test_a_rollout_without_gradients_keeps_nothing(models):
     unrolled, stepped = models
     state, actions, noise = double(2, D + Z), double(2, 3, T, A), double(2, 3, T, Z)
     with torch.no_grad():
-        states = [rollout(model, state, actions, list(noise.unbind(2))) for model in models]
+        states = [rollout(model, state, actions, noise) for model in models]
     assert not states[0].requires_grad
     torch.testing.assert_close(*states, rtol=1e-10, atol=1e-12)
 
@@ -89,7 +88,7 @@ def test_a_policy_rollout_takes_the_policy_s_actions_in_the_states_they_lead_to(
     previous, weight = double(2, 3, T, A).tanh(), torch.rand(2, 3, dtype=torch.float64)
     monkeypatch.setattr(latents, "_draw", lambda steps, rows, size: eps)
     settings = {"previous": previous, "weight": weight} if blend else {}
-    actions, states = unrolled.policy_rollout(state, T, noise=noise, **settings)
+    (actions,), states = policy_rollout(unrolled, state, T, noise=noise, **settings)
     current, leaves, visited = state, [], []
     for t in range(T):
         with torch.no_grad():
@@ -137,6 +136,7 @@ PLANS = {
     "grad-mpc": {"candidates": 20, "iterations": 2, "horizon": 4},
     "cem": {"candidates": 20, "elites": 5, "iterations": 2, "horizon": 4},
     "mppi": {"candidates": 20, "elites": 5, "iterations": 2, "policy_candidates": 0},
+    "mppi with the policy": {"candidates": 20, "elites": 5, "iterations": 2, "policy_candidates": 8},
 }
 
 
@@ -161,5 +161,5 @@ def test_an_agent_without_kernels_is_plain_modules_under_autograd():
     torch.manual_seed(0)
     agent = Dreamer(A, WorldModelConfig(**SMALL), BEHAVIOR, kernels=False)
     world = agent.model.world_model
-    assert not (hasattr(agent.model, "rollout") or hasattr(agent.model, "imagine"))
+    assert not isinstance(agent.model, FusedRollouts)
     assert not (world.rssm.kernels or world.encoder.kernels or world.decoder.kernels)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dreamer_mpc.planners import CEM, Memory
-from dreamer_mpc.planners.objective import rollout
+from dreamer_mpc.planners.rollout import rollout
 from tests.latent_models import Bare, Broken, Cliff, Counting, Smooth
 from tests.planning import clamp, marked, plain_j, plain_mean_and_std, plan, previous_plan, same, start
 

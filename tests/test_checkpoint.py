@@ -12,8 +12,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from dreamer_mpc import checkpoint as checkpoint_module
-from dreamer_mpc.checkpoint import (
+from dreamer_mpc.runs import checkpoint as checkpoint_module
+from dreamer_mpc.runs.checkpoint import (
     FORMAT_VERSION,
     checkpoint_path,
     find_checkpoint,
@@ -23,7 +23,7 @@ from dreamer_mpc.checkpoint import (
     prune,
     save_checkpoint,
 )
-from dreamer_mpc.errors import UserError
+from dreamer_mpc.util.errors import UserError
 
 PAYLOAD = {
     "model": OrderedDict(weight=torch.arange(6.0).reshape(2, 3), bias=torch.zeros(2, dtype=torch.bfloat16)),

@@ -13,8 +13,7 @@ import pytest
 import torch
 
 import run
-from dreamer_mpc.agent import Dreamer
-from dreamer_mpc.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.config import (
     Config,
     config_from_dict,
@@ -26,7 +25,8 @@ from dreamer_mpc.config import (
     to_yaml,
 )
 from dreamer_mpc.planners import PLANNERS
-from dreamer_mpc.train import default_run_dir
+from dreamer_mpc.runs.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from dreamer_mpc.training.trainer import default_run_dir
 from scripts import export_weights
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -142,8 +142,8 @@ def test_resume_goes_on_from_the_last_checkpoint(trained, tmp_path):
 def test_a_resumed_run_takes_the_command_line_s_rates(trained):
     from dataclasses import replace
 
-    from dreamer_mpc.agent import OptimizerConfig
-    from dreamer_mpc.make import load_agent
+    from dreamer_mpc.agents.dreamer import OptimizerConfig
+    from dreamer_mpc.config.make import load_agent
 
     payload = load_checkpoint(trained[0])
     rates = OptimizerConfig(actor_lr=0.5, eps=0.25)
@@ -187,7 +187,7 @@ def test_a_finished_run_says_how_to_go_on(trained, capsys):
 
 
 def test_a_resumed_agent_has_the_saved_weights(trained):
-    from dreamer_mpc.make import load_agent
+    from dreamer_mpc.config.make import load_agent
 
     payload = load_checkpoint(trained[0])
     config = config_from_dict(payload["config"], "checkpoint")
@@ -197,7 +197,7 @@ def test_a_resumed_agent_has_the_saved_weights(trained):
 
 
 def test_exported_weights_are_evaluated_and_not_resumed(trained, tmp_path, capsys):
-    from dreamer_mpc.make import load_agent
+    from dreamer_mpc.config.make import load_agent
 
     path = export_weights.main([str(trained[0]), str(tmp_path / "small")])
     full, small = load_checkpoint(trained[0]), load_checkpoint(tmp_path / "small")
@@ -227,7 +227,7 @@ PRETRAINED = {
 
 @pytest.mark.parametrize("folder", sorted((ROOT / "pretrained").iterdir()), ids=lambda folder: folder.name)
 def test_pretrained_weights_are_whole_and_fit(folder):
-    from dreamer_mpc.make import load_agent
+    from dreamer_mpc.config.make import load_agent
 
     payload = load_checkpoint(folder)
     config = config_from_dict(payload["config"], "checkpoint")

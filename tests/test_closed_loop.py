@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from dreamer_mpc.agent import Dreamer, OptimizerConfig
-from dreamer_mpc.behavior import BehaviorConfig
+from dreamer_mpc.agents.behavior import BehaviorConfig
+from dreamer_mpc.agents.dreamer import Dreamer, OptimizerConfig
 from dreamer_mpc.world_model import WorldModelConfig
 from scripts.mutations import MUTATIONS
 from tests.test_agent import one_thread  # noqa: F401
@@ -148,7 +148,7 @@ def test_broken_code_misses_the_optimum(name):
 def broken_agent(name):
     """`Dreamer` out of agent.py with one line of the table of mutations changed."""
     row = next(row for row in MUTATIONS if row.name == name)
-    assert row.file == "dreamer_mpc/agent.py"
+    assert row.file == "dreamer_mpc/agents/dreamer.py"
     source = Path(__file__).resolve().parent.parent.joinpath(row.file).read_text()
     assert source.count(row.old) == 1, "the table is out of date"
     module = types.ModuleType(f"broken_{name.replace(' ', '_')}")

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from dreamer_mpc.agent import Act, Carry, Dreamer
-from dreamer_mpc.behavior import BehaviorConfig
-from dreamer_mpc.collect import Collector, Counters, episode_seed
+from dreamer_mpc.agents.behavior import BehaviorConfig
+from dreamer_mpc.agents.dreamer import Act, Carry, Dreamer
+from dreamer_mpc.data.collect import Collector, Counters, episode_seed
+from dreamer_mpc.data.replay import Replay
 from dreamer_mpc.planners import make_planner
-from dreamer_mpc.replay import Replay
 from envs import choose_gl_backend, make_vector_env
 from tests.counting_env import CountingEnv, decode, expected_reward
 from tests.test_agent import BEHAVIOR, WORLD, make_agent, one_thread  # noqa: F401

@@ -19,16 +19,16 @@ import numpy as np
 import pytest
 import torch
 
-import dreamer_mpc.compare
+import dreamer_mpc.evaluation.compare
 import run
-from dreamer_mpc.checkpoint import checkpoint_path, find_checkpoint, load_checkpoint, save_checkpoint
-from dreamer_mpc.compare import summarise
 from dreamer_mpc.config import load_presets, to_dict
-from dreamer_mpc.make import make_agent
-from dreamer_mpc.progress import decided
-from dreamer_mpc.record import Record
-from dreamer_mpc.run_folder import RunFolder
-from dreamer_mpc.statistics import holm, iqm, mean_interval, p_value
+from dreamer_mpc.config.make import make_agent
+from dreamer_mpc.evaluation.compare import summarise
+from dreamer_mpc.evaluation.record import Record
+from dreamer_mpc.report.progress import decided
+from dreamer_mpc.runs.checkpoint import checkpoint_path, find_checkpoint, load_checkpoint, save_checkpoint
+from dreamer_mpc.runs.folder import RunFolder
+from dreamer_mpc.util.intervals import holm, iqm, mean_interval, p_value
 from tests.test_cli import ROOT, TINY, command
 
 SMALL = [
@@ -133,14 +133,15 @@ def six(trained, tmp_path_factory):
 def pictures(monkeypatch):
     """Titles and rows of the pictures; drawing takes longer than a comparison. Only `six` and commands draw."""
     seen = []
-    monkeypatch.setattr(dreamer_mpc.plot, "comparison_picture", lambda path, rows, title: seen.append((rows, title)))
+    draw = "comparison_picture"
+    monkeypatch.setattr(dreamer_mpc.report.plot, draw, lambda path, rows, title: seen.append((rows, title)))
     return seen
 
 
 @pytest.fixture
 def plays(monkeypatch):
     """(first seed, episodes) of every batch that is played; before batch `stop_at` Ctrl-C is pressed."""
-    real, seen = dreamer_mpc.compare.evaluate, SimpleNamespace(batches=[], stop_at=None)
+    real, seen = dreamer_mpc.evaluation.compare.evaluate, SimpleNamespace(batches=[], stop_at=None)
 
     def evaluate(agent, planner, envs, episodes, seed, *rest):
         if len(seen.batches) + 1 == seen.stop_at:
@@ -149,7 +150,7 @@ def plays(monkeypatch):
         seen.batches.append((seed, episodes))
         return real(agent, planner, envs, episodes, seed, *rest)
 
-    monkeypatch.setattr(dreamer_mpc.compare, "evaluate", evaluate)
+    monkeypatch.setattr(dreamer_mpc.evaluation.compare, "evaluate", evaluate)
     return seen
 
 
@@ -489,7 +490,7 @@ def test_an_interruption_says_how_to_go_on(trained, tmp_path, plays, monkeypatch
     def load(path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(dreamer_mpc.compare.Subject, "load", load)
+    monkeypatch.setattr(dreamer_mpc.evaluation.compare.Subject, "load", load)
     interrupted = compare(trained, tmp_path, "--planners", "policy")
     assert (interrupted.code, interrupted.err.strip()) == (130, "interrupted"), "nothing to go on from yet"
 
@@ -807,7 +808,7 @@ def test_a_video_that_cannot_be_written_costs_no_episode(trained, tmp_path, monk
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(dreamer_mpc.compare, "write_visuals", fail)
+    monkeypatch.setattr(dreamer_mpc.evaluation.compare, "write_visuals", fail)
     args = ["--planners", "policy,cem", "--episodes", 1, "--video"]
     output = done(compare(trained, tmp_path, *args)).out
     assert "no video of policy" in output and "no video of cem" in output and "No space left" in output

@@ -1,11 +1,11 @@
-"""`doctor`: a line each, 0 or 2, and never a traceback."""
+"""`doctor` prints one line for each check, exits with 0 or 2, and never with a traceback."""
 
 import sys
 
 import pytest
 
-from dreamer_mpc import doctor as module
-from dreamer_mpc.doctor import doctor
+from dreamer_mpc.report import doctor as module
+from dreamer_mpc.report.doctor import doctor
 from envs import EnvError
 
 

@@ -7,7 +7,7 @@ import torch
 
 from dreamer_mpc.planners import DreamMPC, Memory
 from dreamer_mpc.planners.ascent import ascend
-from dreamer_mpc.planners.objective import rollout
+from dreamer_mpc.planners.rollout import rollout
 from tests.latent_models import Cliff, Counting, Deaf, Kinked, Noisy, Quadratic, Smooth, Spread
 from tests.planning import plain_ascent, plain_gradient, plan, previous_plan, same, start
 

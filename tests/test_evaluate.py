@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from dreamer_mpc import visualize
-from dreamer_mpc.evaluate import Evaluation, Trace, evaluate
+from dreamer_mpc.evaluation import visualize
+from dreamer_mpc.evaluation.episodes import Evaluation, Trace, evaluate
+from dreamer_mpc.evaluation.visualize import decision, episode_video, imagine_open_loop
 from dreamer_mpc.planners import Memory, make_planner
-from dreamer_mpc.visualize import decision, dream, episode_video
 from envs import make_vector_env
 from tests.counting_env import CountingEnv, decode, encode, expected_reward
 from tests.test_agent import make_agent, one_thread  # noqa: F401
@@ -233,7 +233,7 @@ def test_a_dream_is_the_prior_s_mean_and_restarts_from_what_is_seen(monkeypatch,
     agent = make_agent()
     torch.manual_seed(0)
     state, action = torch.randn(10, 24), torch.rand(10, 2) * 2 - 1
-    dreamt = dream(agent.model, state, action)
+    dreamt = imagine_open_loop(agent.model, state, action)
     rssm, zeros = agent.model.world_model.rssm, torch.zeros(8)
     for t in range(10):
         if t % restart == 0:
@@ -265,7 +265,7 @@ def test_an_episode_video_shows_real_frame_reconstruction_and_dream(traced, tmp_
     episode_video(tmp_path / "episode.mp4", agent, trace)
     assert (shown["real"] == np.stack(trace.image)).all()
     state = torch.stack(trace.state)
-    dreamt = dream(agent.model, state, torch.stack(trace.action))
+    dreamt = imagine_open_loop(agent.model, state, torch.stack(trace.action))
     decode_all = agent.model.world_model.decode
     assert (shown["reconstruction"] == decode_all(state).numpy()).all()
     assert (shown["imagination"] == decode_all(dreamt).numpy()).all()

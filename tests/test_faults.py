@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors import safe_open
 
-import dreamer_mpc.logger
+import dreamer_mpc.runs.logger
 import run
-from dreamer_mpc.agent import Dreamer, SkippedUpdates
-from dreamer_mpc.checkpoint import load_checkpoint
-from dreamer_mpc.logger import Logger
-from dreamer_mpc.replay import Replay
-from dreamer_mpc.run_folder import RunFolder
+from dreamer_mpc.agents.dreamer import Dreamer, SkippedUpdates
+from dreamer_mpc.data.replay import Replay
+from dreamer_mpc.runs.checkpoint import load_checkpoint
+from dreamer_mpc.runs.folder import RunFolder
+from dreamer_mpc.runs.logger import Logger
 from tests.test_cli import CHEAP, TINY, records
 from tests.test_logger import counters, env_steps_in
 from tests.test_resume import train
@@ -146,7 +146,7 @@ class Backend:
 @pytest.mark.parametrize("where", ["init", "write", "truncate", "close"])
 def test_a_backend_that_fails_is_switched_off(folder, monkeypatch, where):
     backend, lines = Backend(where), []
-    monkeypatch.setitem(dreamer_mpc.logger.BACKENDS, "wandb", backend)
+    monkeypatch.setitem(dreamer_mpc.runs.logger.BACKENDS, "wandb", backend)
     with Logger(folder, "wandb", lines.append) as logger:
         logger.write(counters(1), {})
         logger.truncate(1)

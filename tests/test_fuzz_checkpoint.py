@@ -13,8 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
-from dreamer_mpc.checkpoint import FORMAT, FORMAT_VERSION, _digest, find_checkpoint, load_checkpoint, save_checkpoint
-from dreamer_mpc.errors import UserError
+from dreamer_mpc.runs.checkpoint import (
+    FORMAT,
+    FORMAT_VERSION,
+    _digest,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from dreamer_mpc.util.errors import UserError
 from run import main
 from tests.test_checkpoint import Bomb, equal
 

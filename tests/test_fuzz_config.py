@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-import dreamer_mpc.train
+import dreamer_mpc.training.trainer
 import run
 from dreamer_mpc.config import CompareConfig, Config, EvalConfig, load_presets
-from dreamer_mpc.errors import UserError
+from dreamer_mpc.util.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -54,8 +54,8 @@ def start(tmp_path, monkeypatch, capsys):
         def __init__(self, config, folder, payload, started, stop):
             raise Accepted(config)
 
-    monkeypatch.setattr(dreamer_mpc.train, "Trainer", Trainer)
-    monkeypatch.setattr(dreamer_mpc.train, "try_env", lambda *_, **__: None)  # tests/test_fuzz_envs.py's
+    monkeypatch.setattr(dreamer_mpc.training.trainer, "Trainer", Trainer)
+    monkeypatch.setattr(dreamer_mpc.training.trainer, "try_env", lambda *_, **__: None)  # tests/test_fuzz_envs.py's
 
     def call(*words):
         before = sorted(tmp_path.rglob("*"))

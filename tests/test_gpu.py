@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from dreamer_mpc.agent import Dreamer
-from dreamer_mpc.behavior import Actor
+from dreamer_mpc.agents.dreamer import Dreamer
+from dreamer_mpc.kernels import cell, fused
+from dreamer_mpc.networks import Actor
 from dreamer_mpc.planners import make_planner
-from dreamer_mpc.world_model import Batch, WorldModel, WorldModelConfig, cell, fused
+from dreamer_mpc.world_model import Batch, WorldModel, WorldModelConfig
 from dreamer_mpc.world_model.encoder import preprocess
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -171,7 +172,7 @@ def unrolled(rows, kind, bf16, monkeypatch, steps=7, size=200, stoch=30):
     action, keep = draw(steps, rows, 6).clamp(-1, 1), (torch.rand(steps, rows, device="cuda") > 0.2).float()
     inputs = {"observe": (action, draw(steps, rows, size), noise, keep), "rollout": (action, draw(size), noise, None)}
     actor, weight = Actor(size + stoch, 6).cuda(), torch.rand(rows, device="cuda")
-    acting = cell.Acting(actor, torch.randn_like(action), action, weight)
+    acting = cell.Acting(actor.weights(), torch.randn_like(action), action, weight)
     inputs["policy"] = (acting, draw(size), noise, None)
     grads = [draw(steps, rows, size), draw(steps, rows, stoch)]
     if kind == "observe":
@@ -283,8 +284,8 @@ def test_a_run_on_the_gpu_is_stopped_and_resumed(tmp_path, monkeypatch):
     import signal
 
     import run
-    from dreamer_mpc.checkpoint import load_checkpoint
-    from dreamer_mpc.train import Trainer
+    from dreamer_mpc.runs.checkpoint import load_checkpoint
+    from dreamer_mpc.training.trainer import Trainer
     from tests.test_cli import TINY
 
     args = [*TINY, "--env-steps", "96", "--num-envs", "2", "--planner", "dream-mpc", "--replay.storage", "gpu"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dreamer_mpc.planners import CEM, DreamMPC, GradMPC, PolicyGradMPC
-from dreamer_mpc.planners.objective import rollout
+from dreamer_mpc.planners.rollout import rollout
 from tests.latent_models import Bare, Deaf, Noisy, Quadratic, Smooth
 from tests.planning import (
     ASCENDING,

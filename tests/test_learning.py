@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dreamer_mpc.replay import Replay
+from dreamer_mpc.data.replay import Replay
 from dreamer_mpc.world_model import WorldModel, WorldModelConfig
 
 AMP = torch.autocast("cpu", enabled=False)

@@ -6,10 +6,10 @@ import sys
 import numpy as np
 import pytest
 
-from dreamer_mpc import logger as logger_module
-from dreamer_mpc.errors import UserError
-from dreamer_mpc.logger import Logger, read_metrics
-from dreamer_mpc.run_folder import RunFolder
+from dreamer_mpc.runs import logger as logger_module
+from dreamer_mpc.runs.folder import RunFolder
+from dreamer_mpc.runs.logger import Logger, read_metrics
+from dreamer_mpc.util.errors import UserError
 
 
 @pytest.fixture
@@ -143,8 +143,8 @@ def test_time_goes_on_from_the_records_that_are_kept(folder, monkeypatch):
 
 def test_no_writer_is_imported_unless_asked(tmp_path):
     code = (
-        "import sys, dreamer_mpc.logger as l, dreamer_mpc.run_folder as r\n"
-        "import dreamer_mpc.progress, dreamer_mpc.video\n"
+        "import sys, dreamer_mpc.runs.logger as l, dreamer_mpc.runs.folder as r\n"
+        "import dreamer_mpc.report.progress, dreamer_mpc.report.video\n"
         f"l.Logger(r.RunFolder(r.Path({str(tmp_path)!r}))).close()\n"
         "names = ('wandb', 'tensorboard', 'matplotlib', 'imageio', 'cv2')\n"
         "print([name for name in names if name in sys.modules])"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dreamer_mpc.planners import Memory, make_planner
-from dreamer_mpc.planners.objective import rollout
+from dreamer_mpc.planners.rollout import rollout
 from tests.latent_models import Linear, TwoBumps
 from tests.planning import plan
 

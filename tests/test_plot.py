@@ -11,15 +11,15 @@ import pytest
 
 import run
 from dreamer_mpc.config import Config, to_yaml
-from dreamer_mpc.curves import Curve, gather, method_of, published, read_curves, write_curves
-from dreamer_mpc.errors import UserError
-from dreamer_mpc.plot import plot
+from dreamer_mpc.report.curves import Curve, gather, method_of, published, read_curves, write_curves
+from dreamer_mpc.report.plot import plot
+from dreamer_mpc.util.errors import UserError
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 
 
 def make_run(folder, returns, step=25_000, **settings):
-    """A run folder with an evaluation each `step` env steps, records without one between them."""
+    """A run folder with an evaluation every `step` env steps, and records without one between them."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(to_yaml(Config(**settings)))
     lines = []

@@ -4,7 +4,14 @@ import re
 import pytest
 from rich.console import Console
 
-from dreamer_mpc.progress import LINE_EVERY_S, ComparisonProgress, Progress, comparison_table, duration, results_table
+from dreamer_mpc.report.progress import (
+    LINE_EVERY_S,
+    ComparisonProgress,
+    Progress,
+    comparison_table,
+    duration,
+    results_table,
+)
 
 
 class Clock:

@@ -6,7 +6,7 @@ from math import floor
 import numpy as np
 import pytest
 
-from dreamer_mpc.ratio import UpdateRatio
+from dreamer_mpc.training.ratio import UpdateRatio
 
 
 @pytest.mark.parametrize("step", [1, 2, 16, 64, 700])

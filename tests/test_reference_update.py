@@ -5,8 +5,8 @@ import contextlib
 import pytest
 import torch
 
-from dreamer_mpc.agent import Dreamer, OptimizerConfig
-from dreamer_mpc.behavior import BehaviorConfig
+from dreamer_mpc.agents.behavior import BehaviorConfig
+from dreamer_mpc.agents.dreamer import Dreamer, OptimizerConfig
 from dreamer_mpc.world_model import Batch, WorldModelConfig
 from tests.reference_update import Draws, Reference, clip, critic_losses, lambda_returns, learns_from, number
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from dreamer_mpc.errors import UserError
-from dreamer_mpc.replay import GIB, Replay, ReplayConfig, choose_storage, frame_bytes
+from dreamer_mpc.data.replay import GIB, Replay, ReplayConfig, choose_storage, frame_bytes
+from dreamer_mpc.util.errors import UserError
 
 SHAPE = (2, 2, 3)
 ACTION_DIM = 2
@@ -237,7 +237,7 @@ CPU = torch.device("cpu")
 def free(monkeypatch):
     """10 GiB of RAM, 20 GiB of disk."""
     disk = shutil.disk_usage("/")
-    monkeypatch.setattr("dreamer_mpc.replay.available_memory", lambda: 10 * GIB)
+    monkeypatch.setattr("dreamer_mpc.data.replay.available_memory", lambda: 10 * GIB)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=20 * GIB))
 
 

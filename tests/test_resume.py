@@ -16,10 +16,10 @@ import time
 import pytest
 import torch
 
-import dreamer_mpc.train
+import dreamer_mpc.training.trainer
 import run
-from dreamer_mpc.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
-from dreamer_mpc.train import Trainer
+from dreamer_mpc.runs.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from dreamer_mpc.training.trainer import Trainer
 from envs.rows import LocalVectorEnv
 from scripts import soak
 from scripts.soak import differences, flatten, metrics, same
@@ -151,13 +151,13 @@ def test_a_longer_run_is_the_one_that_was_to_be_so_long(whole, tmp_path):
 
 
 def test_an_evaluation_is_given_up_and_made_first_on_resume(whole, tmp_path, monkeypatch):
-    evaluate = dreamer_mpc.train.evaluate
+    evaluate = dreamer_mpc.training.trainer.evaluate
 
     def interrupted(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGINT)
         return evaluate(*args, **kwargs)
 
-    monkeypatch.setattr(dreamer_mpc.train, "evaluate", interrupted)
+    monkeypatch.setattr(dreamer_mpc.training.trainer, "evaluate", interrupted)
     output = train(*whole[0], "--run-dir", tmp_path / "run")
     monkeypatch.undo()
     assert "stopped at 24 env steps" in output and "evaluation at" not in output
@@ -199,13 +199,13 @@ def test_a_second_interrupt_amid_a_save_leaves_the_checkpoint_before(whole, run_
 
 
 def test_a_stop_during_set_up_leaves_nothing_in_the_way(whole, tmp_path, monkeypatch):
-    make_agent = dreamer_mpc.train.make_agent
+    make_agent = dreamer_mpc.training.trainer.make_agent
 
     def interrupted(*args):
         os.kill(os.getpid(), signal.SIGTERM)
         return make_agent(*args)
 
-    monkeypatch.setattr(dreamer_mpc.train, "make_agent", interrupted)
+    monkeypatch.setattr(dreamer_mpc.training.trainer, "make_agent", interrupted)
     assert "stopped before the first step: there was nothing to save" in train(
         *whole[0], "--run-dir", tmp_path / "run"
     )

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dreamer_mpc.returns import lambda_return
+from dreamer_mpc.util.returns import lambda_return
 
 
 def n_step(r, v, t, n, discount):

@@ -4,8 +4,9 @@ import sys
 
 import pytest
 
-from dreamer_mpc.errors import UserError
-from dreamer_mpc.run_folder import PROGRAM, WRITTEN, RunFolder, atomic_path, source_commit
+from dreamer_mpc.runs.folder import PROGRAM, WRITTEN, RunFolder, source_commit
+from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.files import atomic_path
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.coverage import POPULATIONS, t_coverage
-from dreamer_mpc.statistics import FEWEST, count_failed, failed, holm, iqm, mean_interval, p_value
+from dreamer_mpc.util.intervals import FEWEST, count_failed, failed, holm, iqm, mean_interval, p_value
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 

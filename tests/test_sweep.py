@@ -11,12 +11,12 @@ import psutil
 import pytest
 
 import run
-from dreamer_mpc.checkpoint import list_checkpoints
 from dreamer_mpc.config import SweepConfig, to_yaml
-from dreamer_mpc.errors import UserError
-from dreamer_mpc.launch import LocalLauncher
-from dreamer_mpc.stop import Stop, Stopped
-from dreamer_mpc.sweep import Standing, Sweep, list_runs
+from dreamer_mpc.runs.checkpoint import list_checkpoints
+from dreamer_mpc.sweeps.launch import LocalLauncher
+from dreamer_mpc.sweeps.sweep import Standing, Sweep, list_runs
+from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.stop import Stop, Stopped
 from tests.test_cli import ROOT, TINY, records
 
 at = TINY.index("--env")
@@ -73,7 +73,7 @@ class FakeLauncher:
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch):
-    monkeypatch.setattr("dreamer_mpc.sweep.POLL_S", 0.0)
+    monkeypatch.setattr("dreamer_mpc.sweeps.sweep.POLL_S", 0.0)
 
 
 def test_a_sweep_is_every_environment_planner_and_seed(tmp_path):

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from dreamer_mpc.agent import Dreamer
+from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.config import Config, config_from_dict, load_presets, parse, planner_from, to_dict
-from dreamer_mpc.errors import UserError
-from dreamer_mpc.evaluate import Evaluation, Trace
-from dreamer_mpc.make import replay_capacity
+from dreamer_mpc.config.make import replay_capacity
+from dreamer_mpc.evaluation.episodes import Evaluation, Trace
 from dreamer_mpc.planners import Policy, SampledPolicy
-from dreamer_mpc.resume import open_run
-from dreamer_mpc.run_folder import RunFolder
-from dreamer_mpc.train import Trainer
-from dreamer_mpc.training_state import MetricMeans
+from dreamer_mpc.runs.folder import RunFolder
+from dreamer_mpc.runs.resume import open_run
+from dreamer_mpc.training.state import MetricMeans
+from dreamer_mpc.training.trainer import Trainer
+from dreamer_mpc.util.errors import UserError
 from envs.rows import LocalVectorEnv
 from tests.counting_env import CountingEnv
 from tests.test_agent import one_thread  # noqa: F401
@@ -48,7 +48,7 @@ def make_trainer(folder, events, monkeypatch, *args):
     trainer.agent.update = noted(events, "update", update)
     envs.step_async, envs.step_wait = noted(events, "send", envs.step_async), noted(events, "receive", envs.step_wait)
     result = Evaluation(np.zeros(1), [1], 0.0, 1, 0, Trace())
-    monkeypatch.setattr("dreamer_mpc.train.evaluate", noted(events, "evaluate", lambda *_, **__: result))
+    monkeypatch.setattr("dreamer_mpc.training.trainer.evaluate", noted(events, "evaluate", lambda *_, **__: result))
     return trainer
 
 
@@ -238,7 +238,8 @@ def test_the_policy_samples_while_collecting_and_takes_its_mode_in_evaluations(a
     played = []
     trainer = make_trainer(tmp_path, [], monkeypatch, "--env-steps", 30, *args)
     result = Evaluation(np.zeros(1), [1], 0.0, 1, 0, Trace())
-    monkeypatch.setattr("dreamer_mpc.train.evaluate", lambda _, planner, *__, **___: played.append(planner) or result)
+    evaluate = "dreamer_mpc.training.trainer.evaluate"
+    monkeypatch.setattr(evaluate, lambda _, planner, *__, **___: played.append(planner) or result)
     acting, act = set(), Dreamer.act
     monkeypatch.setattr(Dreamer, "act", lambda self, planner, *rest: acting.add(planner) or act(self, planner, *rest))
     trainer.run()

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from dreamer_mpc.agent import Dreamer
-from dreamer_mpc.checkpoint import list_checkpoints, load_checkpoint
+from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.config import Config, load_presets, parse
-from dreamer_mpc.evaluate import Evaluation, Trace, evaluate
-from dreamer_mpc.resume import open_run
-from dreamer_mpc.run_folder import RunFolder
-from dreamer_mpc.train import Trainer
+from dreamer_mpc.evaluation.episodes import Evaluation, Trace, evaluate
+from dreamer_mpc.runs.checkpoint import list_checkpoints, load_checkpoint
+from dreamer_mpc.runs.folder import RunFolder
+from dreamer_mpc.runs.resume import open_run
+from dreamer_mpc.training.trainer import Trainer
 from envs.rows import LocalVectorEnv
 from tests.counting_env import CountingEnv
 from tests.test_agent import one_thread, same  # noqa: F401
@@ -62,7 +62,7 @@ def acted(monkeypatch):
         acts.append((phase[0], planner, action_noise, torch.initial_seed()))
         return act(self, planner, carry, image, is_first, action_noise)
 
-    monkeypatch.setattr("dreamer_mpc.train.evaluate", evaluating)
+    monkeypatch.setattr("dreamer_mpc.training.trainer.evaluate", evaluating)
     monkeypatch.setattr(Dreamer, "act", acting)
     return acts
 
@@ -100,7 +100,7 @@ def evaluations(returns, monkeypatch):
         evaluated.append({name: weight.clone() for name, weight in agent.model.state_dict().items()})
         return Evaluation(np.array([float(next(left))]), [1], 0.0, 1, 0, Trace())
 
-    monkeypatch.setattr("dreamer_mpc.train.evaluate", fake)
+    monkeypatch.setattr("dreamer_mpc.training.trainer.evaluate", fake)
     return evaluated
 
 

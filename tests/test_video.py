@@ -3,8 +3,8 @@ import os
 import numpy as np
 import pytest
 
-from dreamer_mpc.charts import comparison_picture
-from dreamer_mpc.video import decision_picture, side_by_side, write_mp4
+from dreamer_mpc.report.charts import comparison_picture
+from dreamer_mpc.report.video import decision_picture, side_by_side, write_mp4
 
 
 def clip(length=5, height=64, width=64, seed=0):

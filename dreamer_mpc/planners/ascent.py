@@ -1,6 +1,5 @@
 """Gradient ascent on action sequences through the world model: what the three gradient planners are."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -8,10 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dreamer_mpc.checks import check_ranges
-from dreamer_mpc.planners.objective import Objective, latent_step, rollout, stacked
+from dreamer_mpc.planners.objective import Objective
 from dreamer_mpc.planners.protocol import LatentDynamics, Memory, Plan, choose
+from dreamer_mpc.planners.rollout import Proposals, closed_loop, joined, rollout
 from dreamer_mpc.planners.shooting import Shooting
+from dreamer_mpc.util.checks import check_ranges
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ class Ascent(Shooting):
                 if i == 0:
                     leaves, states = self._rollout_proposals(model, state, previous, weight, noise)
                 else:
-                    leaves = [actions.requires_grad_()]
+                    leaves = (actions.requires_grad_(),)
                     states = rollout(model, state, actions, noise)
                 values = objective(model, states)
                 grad = gradient(values, leaves)
-            actions = ascend(_joined(leaves).detach(), grad, self.step_size, self.grad_clip)
+            actions = ascend(joined(leaves).detach(), grad, self.step_size, self.grad_clip)
         if self.choose_by == "after" and self.iterations > 0:
             values = objective(model, rollout(model, state, actions, noise))
         return choose(model, state, actions, values.detach(), self.model_evaluations)
@@ -79,51 +79,42 @@ class Ascent(Shooting):
         """J as the settings define it."""
         return replace(super().objective_function(), penalty_gradient=self.penalty_gradient)
 
-    def _walks_itself(self, model: LatentDynamics) -> bool:
-        """Whether `model` proposes and walks a whole rollout in one call, as this planner would step by step."""
-        return False
-
     def _rollout_proposals(
         self,
         model: LatentDynamics,
         state: Float[Tensor, "B S"],
         previous: Float[Tensor, "B H A"],
         weight: Float[Tensor, "B 1 1"],
-        noise: list[Tensor | None],
-    ) -> tuple[list[Tensor], Float[Tensor, "B N H S"]]:
-        """Proposals, each blended with the previous plan's action, and the states they lead to.
+        noise: Float[Tensor, "B N H Z"] | None,
+    ) -> Proposals:
+        """Proposals, each blended with the previous plan's action, and the states they lead to."""
+        blend = () if self.reuse == 0 else (self._expand(previous), self._expand(weight)[..., 0, 0])
+        return self._walk(model, self._expand(state), *blend, noise=noise)
 
-        The proposals are leaves: H of them [B, N, A], or one [B, N, H, A] where the model walks the rollout itself.
-        """
-        if self._walks_itself(model):
-            blend = () if self.reuse == 0 else (self._expand(previous), self._expand(weight)[..., 0, 0])
-            actions, states = model.policy_rollout(self._expand(state), self.horizon, *blend, noise=stacked(noise))
-            return [actions], states
-        current = self._expand(state)
-        steps, states = [], []
-        for k in range(self.horizon):
-            with torch.no_grad():
-                action = self.propose(model, current.detach())  # [B, N, A]
-                if self.mode_candidate:
-                    mode = model.policy(current[:, :1].detach()).mode
-                    action = torch.cat([mode, action[:, 1:]], dim=1)
-                action = (weight * previous[:, k, None] + (1 - weight) * action).clamp(-1, 1)
-            steps.append(action.requires_grad_(torch.is_grad_enabled()))
-            current = latent_step(model, current, action, noise[k])
-            states.append(current)
-        return steps, torch.stack(states, dim=2)
+    def _walk(
+        self,
+        model: LatentDynamics,
+        state: Float[Tensor, "B N S"],
+        previous: Float[Tensor, "B N H A"] | None = None,
+        weight: Float[Tensor, "B N"] | None = None,
+        noise: Float[Tensor, "B N H Z"] | None = None,
+    ) -> Proposals:
+        """`propose` in the loop; the policy's mode is the first candidate where that is asked for."""
+
+        def act(state: Float[Tensor, "B N S"]) -> Float[Tensor, "B N A"]:
+            action = self.propose(model, state)
+            if not self.mode_candidate:
+                return action
+            return torch.cat([model.policy(state[:, :1]).mode, action[:, 1:]], dim=1)
+
+        return closed_loop(model, state, self.horizon, act, previous, weight, noise)
 
 
-def gradient(values: Float[Tensor, "B N"], leaves: list[Tensor]) -> Float[Tensor, "B N H A"]:
+def gradient(values: Float[Tensor, "B N"], leaves: tuple[Tensor, ...]) -> Float[Tensor, "B N H A"]:
     """d values / d actions, and nothing left on any parameter; 0 where the model ignores the actions."""
     if not values.requires_grad:
-        return torch.zeros_like(_joined(leaves))
-    return _joined(torch.autograd.grad(values.sum(), leaves, materialize_grads=True))
-
-
-def _joined(parts: Sequence[Tensor]) -> Float[Tensor, "B N H A"]:
-    """All steps [B, N, H, A], or one [B, N, A] each."""
-    return parts[0] if parts[0].dim() == 4 else torch.stack(list(parts), dim=2)
+        return torch.zeros_like(joined(leaves))
+    return joined(torch.autograd.grad(values.sum(), leaves, materialize_grads=True))
 
 
 def ascend(

@@ -6,11 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dreamer_mpc.checks import check_range
-from dreamer_mpc.planners.objective import ObjectiveKind, rollout
+from dreamer_mpc.planners.objective import ObjectiveKind
 from dreamer_mpc.planners.protocol import LatentDynamics, Memory, Plan, make_plan, without_broken
+from dreamer_mpc.planners.rollout import rollout
 from dreamer_mpc.planners.sampling import refit, sample_actions, select_elites, softmax_weights
 from dreamer_mpc.planners.shooting import Shooting
+from dreamer_mpc.util.checks import check_range
 
 
 @dataclass(frozen=True)

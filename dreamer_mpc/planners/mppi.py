@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dreamer_mpc.checks import check_range, check_ranges
-from dreamer_mpc.planners.objective import latent_step, rollout
 from dreamer_mpc.planners.protocol import LatentDynamics, Memory, Plan, make_plan, without_broken
+from dreamer_mpc.planners.rollout import joined, policy_rollout, rollout
 from dreamer_mpc.planners.sampling import refit, sample_actions, select_elites, softmax_weights
 from dreamer_mpc.planners.shooting import Shooting
+from dreamer_mpc.util.checks import check_range, check_ranges
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,15 @@ class MPPI(Shooting):
         return (*super().requires, "policy") if self.policy_candidates else super().requires
 
     def _policy_rollouts(
-        self, model: LatentDynamics, state: Float[Tensor, "B S"], noise: list[Tensor | None]
+        self, model: LatentDynamics, state: Float[Tensor, "B S"], noise: Float[Tensor, "B N H Z"] | None
     ) -> Float[Tensor, "B P H A"]:
         """Actions that the policy samples along P rollouts of its own."""
         if not self.policy_candidates:
             return state.new_zeros(len(state), 0, self.horizon, model.action_dim)
-        current = state[:, None].expand(-1, self.policy_candidates, -1)  # [B, P, S]
-        actions = [model.policy(current).rsample()]
-        for draw in noise[:-1]:
-            draw = None if draw is None else draw[:, : self.policy_candidates]
-            current = latent_step(model, current, actions[-1], draw)
-            actions.append(model.policy(current).rsample())
-        return torch.stack(actions, dim=2).clamp(-1, 1)
+        state = state[:, None].expand(-1, self.policy_candidates, -1)  # [B, P, S]
+        if self.horizon == 1:
+            return model.policy(state).rsample()[..., None, :].clamp(-1, 1)
+        noise = None if noise is None else noise[:, : self.policy_candidates, :-1]
+        leaves, states = policy_rollout(model, state, self.horizon - 1, noise=noise)
+        last = model.policy(states[..., -1, :]).rsample().clamp(-1, 1)  # where it leads is the iterations' to find
+        return torch.cat([joined(leaves), last[..., None, :]], dim=-2)

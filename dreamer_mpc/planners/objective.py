@@ -1,4 +1,4 @@
-"""The objective all planners share: roll a latent model out, score the states it reaches."""
+"""The objective all planners share: it scores the states that a rollout reaches."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,55 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dreamer_mpc.planners.protocol import LatentDynamics
-from dreamer_mpc.returns import lambda_return
+from dreamer_mpc.util.returns import lambda_return
 
-LatentNoise = Literal["fresh", "fixed", "mean"]
 ObjectiveKind = Literal["return", "lambda-return", "rewards"]
-
-
-def rollout(
-    model: LatentDynamics,
-    state: Float[Tensor, "B S"],
-    actions: Float[Tensor, "B N H A"],
-    noise: list[Tensor | None] | None = None,
-) -> Float[Tensor, "B N H S"]:
-    """The states s_1 .. s_H that `actions` lead to from `state` (s_0, not included)."""
-    if hasattr(model, "rollout"):
-        return model.rollout(state[:, None].expand(-1, actions.shape[1], -1), actions, stacked(noise))
-    noise = noise or [None] * actions.shape[2]
-    current = state[:, None].expand(-1, actions.shape[1], -1)  # [B, N, S]
-    states = []
-    for action, draw in zip(actions.unbind(2), noise, strict=True):
-        current = latent_step(model, current, action, draw)
-        states.append(current)
-    return torch.stack(states, dim=2)
-
-
-def stacked(noise: list[Tensor | None] | None) -> Float[Tensor, "B N H Z"] | None:
-    """The draws of H steps as one tensor; None where the model draws them itself."""
-    return None if not noise or noise[0] is None else torch.stack(noise, dim=2)
-
-
-def latent_step(
-    model: LatentDynamics, state: Float[Tensor, "*b S"], action: Float[Tensor, "*b A"], noise: Tensor | None
-) -> Float[Tensor, "*b S"]:
-    """One prior step; `noise` is passed only where there is some, so a model needs no parameter for it."""
-    return model.step(state, action) if noise is None else model.step(state, action, noise)
-
-
-def draw_noise(
-    model: LatentDynamics, state: Float[Tensor, "*b S"], horizon: int, kind: LatentNoise
-) -> list[Tensor | None]:
-    """What the model's random steps use: None (each step draws afresh), draws to be reused, or zeros (the mean)."""
-    if kind == "fresh":
-        return [None] * horizon
-    if not hasattr(model, "noise"):
-        raise ValueError(
-            f"latent_noise={kind!r} needs a model with noise(state) and step(state, action, noise); "
-            f"{type(model).__name__} has no noise method: use latent_noise='fresh'"
-        )
-    draws = [model.noise(state) for _ in range(horizon)]
-    return draws if kind == "fixed" else [torch.zeros_like(draw) for draw in draws]
 
 
 def ensemble_std(values: Float[Tensor, "K *b"]) -> Float[Tensor, "*b"]:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dreamer_mpc.planners.ascent import Ascent
 from dreamer_mpc.planners.protocol import LatentDynamics
+from dreamer_mpc.planners.rollout import Proposals, policy_rollout
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,17 @@ class PolicyGradMPC(Ascent):
         """A sample of the policy."""
         return model.policy(state).rsample()
 
-    def _walks_itself(self, model: LatentDynamics) -> bool:
-        return hasattr(model, "policy_rollout") and not self.mode_candidate
+    def _walk(
+        self,
+        model: LatentDynamics,
+        state: Float[Tensor, "B N S"],
+        previous: Float[Tensor, "B N H A"] | None = None,
+        weight: Float[Tensor, "B N"] | None = None,
+        noise: Float[Tensor, "B N H Z"] | None = None,
+    ) -> Proposals:
+        if self.mode_candidate:  # two rules at once are walked step by step
+            return super()._walk(model, state, previous, weight, noise)
+        return policy_rollout(model, state, self.horizon, previous, weight, noise)
 
     @property
     def requires(self) -> tuple[str, ...]:

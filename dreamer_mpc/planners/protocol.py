@@ -24,12 +24,8 @@ class LatentDynamics(Protocol):
 
     A model whose `step` is random may also offer `noise(state) -> [*, Z]`, standard normal draws, and take them as
     `step(state, action, noise)`; zeros then mean the prior's mean. Planners use that for `latent_noise` other than
-    `fresh`, and nothing else does.
-
-    A model that walks a whole rollout faster than planners do step by step may offer `rollout(state, actions, noise)`,
-    [*, S], [*, H, A], [*, H, Z] or None -> [*, H, S], and `policy_rollout(state, horizon, previous, weight, noise)`
-    -> actions and states, the policy's samples blended with `previous` [*, H, A] by `weight` [*] in the states they
-    lead to; the actions are leaves that the states are differentiable in.
+    `fresh`, and nothing else does. A model that walks whole rollouts faster than planners do step by step inherits from
+    `planners.rollout.FusedRollouts`.
     """
 
     action_dim: int

@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dreamer_mpc.checks import check_choices, check_ranges
-from dreamer_mpc.planners.objective import LatentNoise, Objective, ObjectiveKind, draw_noise
+from dreamer_mpc.planners.objective import Objective, ObjectiveKind
 from dreamer_mpc.planners.protocol import LatentDynamics, Memory
+from dreamer_mpc.planners.rollout import LatentNoise, draw_noise
+from dreamer_mpc.util.checks import check_choices, check_ranges
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Shooting:
     def _expand(self, x: Float[Tensor, "B ..."]) -> Float[Tensor, "B N ..."]:
         return x[:, None].expand(-1, self.candidates, *x.shape[1:])
 
-    def _noise(self, model: LatentDynamics, state: Float[Tensor, "B S"]) -> list[Tensor | None]:
+    def _noise(self, model: LatentDynamics, state: Float[Tensor, "B S"]) -> Float[Tensor, "B N H Z"] | None:
         return draw_noise(model, self._expand(state), self.horizon, self.latent_noise)
 
     def _previous(

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dreamer_mpc.world_model.blocks import from_one_pixel, upsample, upsample_blocks
+from dreamer_mpc.kernels.blocks import from_one_pixel, upsample, upsample_blocks
 
 
 class Decoder(nn.Module):

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from dreamer_mpc.world_model import fused
-from dreamer_mpc.world_model.blocks import block_convolution, image_convolution
+from dreamer_mpc.kernels import fused
+from dreamer_mpc.kernels.blocks import block_convolution, image_convolution
 
 BITS = 5
 

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dreamer_mpc.world_model.cell import Acting, Cell, Observe, Rollout, Trace, unroll
+from dreamer_mpc.kernels.cell import Acting, Cell, Observe, Rollout, Trace, unroll
 
 
 class Gaussian(NamedTuple):
@@ -122,12 +122,12 @@ class RSSM(nn.Module):
     ) -> tuple[Float[Tensor, "T M A"], Trace]:
         """`prior_step` for each action in turn, or with the policy in the loop: the actions taken, and the trace.
 
-        `save` keeps what `visited` needs.
+        `save` keeps what `differentiable_states` needs.
         """
         cell, bias = self._prior_cell(), self.prior_hidden.bias
         return unroll(cell, state, action, bias, noise, None, self.min_std, save, self.bf16)
 
-    def visited(
+    def differentiable_states(
         self,
         state: Float[Tensor, "M S"],
         action: Float[Tensor, "T M A"],

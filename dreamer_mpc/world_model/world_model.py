@@ -1,17 +1,19 @@
 """The world model: encoder, RSSM, decoder and reward head, and their loss."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dreamer_mpc.checks import WIDEST, check_most, check_ranges
+from dreamer_mpc.networks import MLP
+from dreamer_mpc.networks.heads import Prediction, UnitNormal
+from dreamer_mpc.util.checks import WIDEST, check_most, check_ranges
 from dreamer_mpc.world_model.decoder import Decoder
 from dreamer_mpc.world_model.encoder import Encoder, preprocess, to_image
-from dreamer_mpc.world_model.networks import MLP
+from dreamer_mpc.world_model.protocol import Batch
 from dreamer_mpc.world_model.rssm import RSSM, Gaussian, gaussian_kl
 
 
@@ -30,16 +32,6 @@ class SquaredError(torch.autograd.Function):
     def backward(ctx, g):
         (error,) = ctx.saved_tensors
         return torch.mul(error, g[..., None, None, None], out=torch.empty_like(error, dtype=ctx.dtype)), None
-
-
-class Batch(NamedTuple):
-    """Sequences from replay. action[t] led into image[t]; reward[t] was paid on arriving there."""
-
-    image: UInt8[Tensor, "T B H W C"]
-    action: Float[Tensor, "T B A"]
-    reward: Float[Tensor, "T B"]
-    is_first: Bool[Tensor, "T B"]
-    index: Int64[Tensor, "T B"]  # the frame's place in replay, its identity for the bootstrap masks
 
 
 class Inference(NamedTuple):
@@ -92,7 +84,9 @@ class WorldModelConfig:
 
 
 class WorldModel(nn.Module):
-    """Encoder, RSSM, decoder and reward head (paper, Table 18)."""
+    """Encoder, RSSM with Gaussian states, decoder and reward head (paper, Table 18); see `WorldModelProtocol`."""
+
+    kind: ClassVar[str] = "gaussian"
 
     def __init__(self, config: WorldModelConfig, action_dim: int, kernels: bool = True, bf16: bool = False):
         super().__init__()
@@ -104,9 +98,50 @@ class WorldModel(nn.Module):
         self.decoder = Decoder(self.rssm.state_dim, config.decoder_dense, config.decoder_channels, kernels)
         self.reward_head = MLP(self.rssm.state_dim, config.reward_hidden, config.reward_layers, 1)
 
+    @property
+    def state_dim(self) -> int:
+        """S, of a state: deter and stoch."""
+        return self.rssm.state_dim
+
+    @property
+    def noise_dim(self) -> int:
+        """Z, of the draws of one step: stoch."""
+        return self.rssm.stoch
+
+    def initial(self, batch: int) -> Float[Tensor, "B S"]:
+        """The state before an episode's first image: zeros."""
+        return self.rssm.initial(batch)
+
+    def observe_step(
+        self,
+        state: Float[Tensor, "B S"],
+        action: Float[Tensor, "B A"],
+        image: UInt8[Tensor, "B H W C"],
+        is_first: Bool[Tensor, " B"],
+        amp: torch.autocast,
+    ) -> Float[Tensor, "B S"]:
+        """The posterior's sample after `action` led from `state` to `image`; `amp` covers the convolutions."""
+        with amp:
+            embed = self.encode(image)
+        return self.rssm.posterior_step(state, action, embed, is_first)
+
+    def step(
+        self, state: Float[Tensor, "*b S"], action: Float[Tensor, "*b A"], noise: Float[Tensor, "*b Z"] | None = None
+    ) -> Float[Tensor, "*b S"]:
+        """One sample of the prior."""
+        return self.rssm.prior_step(state, action, noise)
+
+    def noise(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b Z"]:
+        """Standard normal draws for `step`."""
+        return torch.randn_like(state[..., : self.noise_dim])
+
     def reward(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b"]:
         """Mean of the reward received on arriving in `state`."""
-        return self.reward_head(state).squeeze(-1)
+        return self.predict_reward(state).mean
+
+    def predict_reward(self, state: Float[Tensor, "*b S"]) -> Prediction:
+        """The reward received on arriving in `state`."""
+        return UnitNormal(self.reward_head(state).squeeze(-1))
 
     def encode(self, image: UInt8[Tensor, "*b H W C"]) -> Float[Tensor, "*b E"]:
         """Embed images for acting: no dequantisation noise."""
@@ -138,7 +173,7 @@ class WorldModel(nn.Module):
         kl = gaussian_kl(posterior, prior)
         losses = {
             "image": SquaredError.apply(decoded, target),  # each [T, B]
-            "reward": torch.where(batch.is_first, 0.0, 0.5 * (self.reward(states) - batch.reward).square()),
+            "reward": torch.where(batch.is_first, 0.0, self.predict_reward(states).loss(batch.reward)),
             "kl": kl.clamp_min(self.config.free_nats),
         }
         scales = {"image": self.config.image_scale, "reward": self.config.reward_scale, "kl": self.config.kl_scale}

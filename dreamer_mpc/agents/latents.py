@@ -1,0 +1,116 @@
+"""World model, actor and critic as planners and imagination see them."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dreamer_mpc.kernels.cell import Acting
+from dreamer_mpc.networks import Actor, Critic, TanhNormal
+from dreamer_mpc.planners.rollout import FusedPolicyRollouts, FusedRollouts, Proposals
+from dreamer_mpc.world_model import WorldModel
+
+
+class LatentWorld(nn.Module):
+    """The world model alone as planners see it (`LatentDynamics`): PlaNet."""
+
+    def __init__(self, world_model: WorldModel, action_dim: int):
+        super().__init__()
+        self.world_model, self.action_dim = world_model, action_dim
+        self.noise_dim = world_model.noise_dim  # Z, of one step's draws
+
+    def step(
+        self, state: Float[Tensor, "*b S"], action: Float[Tensor, "*b A"], noise: Float[Tensor, "*b Z"] | None = None
+    ) -> Float[Tensor, "*b S"]:
+        """One sample of the prior."""
+        return self.world_model.step(state, action, noise)
+
+    def noise(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b Z"]:
+        """Standard normal draws for `step`."""
+        return self.world_model.noise(state)
+
+    def reward(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b"]:
+        """Reward received on arriving in `state`."""
+        return self.world_model.reward(state)
+
+
+class Latents(LatentWorld):
+    """World model, actor and critic as planners see them (`LatentModel`)."""
+
+    def __init__(self, world_model: WorldModel, actor: Actor, critic: Critic, action_dim: int):
+        super().__init__(world_model, action_dim)
+        self.actor, self.critic = actor, critic
+
+    def value(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "K *b"]:
+        """Value heads, each including `reward(state)`."""
+        return self.critic(state)
+
+    def policy(self, state: Float[Tensor, "*b S"]) -> TanhNormal:
+        """The actor."""
+        return self.actor(state)
+
+
+class UnrolledWorld(LatentWorld, FusedRollouts):
+    """`LatentWorld` that also walks whole sequences at once, where a model of one step alone is walked by loops."""
+
+    def walk(
+        self,
+        state: Float[Tensor, "*b S"],
+        actions: Float[Tensor, "*b H A"],
+        noise: Float[Tensor, "*b H Z"] | None = None,
+    ) -> Float[Tensor, "*b H S"]:
+        """`step` for each action in turn; differentiable in the actions."""
+        rssm, batch = self.world_model.rssm, actions.shape[:-2]
+        rows, action = state.reshape(-1, rssm.state_dim), _time_first(actions)
+        noise = _draw(len(action), rows, rssm.stoch) if noise is None else _time_first(noise)
+        wanted = torch.is_grad_enabled() and (state.requires_grad or actions.requires_grad)
+        _, trace = rssm.unroll(rows, action, noise, save=wanted)
+        states = rssm.differentiable_states(rows, action, noise, trace) if wanted else trace.states
+        return states.transpose(0, 1).unflatten(0, batch)
+
+
+class UnrolledLatents(Latents, UnrolledWorld, FusedPolicyRollouts):
+    """`Latents` that also walks whole sequences at once, the policy in the loop."""
+
+    def walk_policy(
+        self,
+        state: Float[Tensor, "*b S"],
+        horizon: int,
+        previous: Float[Tensor, "*b H A"] | None = None,
+        weight: Float[Tensor, "*b"] | None = None,
+        noise: Float[Tensor, "*b H Z"] | None = None,
+    ) -> Proposals:
+        """The policy's samples, blended with `previous` by `weight`, and the states that they lead to."""
+        rssm, batch = self.world_model.rssm, state.shape[:-1]
+        rows = state.reshape(-1, rssm.state_dim)
+        noise = _draw(horizon, rows, rssm.stoch) if noise is None else _time_first(noise)
+        acting = Acting(self.actor.weights(), _draw(horizon, rows, self.action_dim))
+        if previous is not None:
+            acting = acting._replace(previous=_time_first(previous), weight=weight.reshape(-1).contiguous())
+        taken, trace = rssm.unroll(rows, acting, noise, save=torch.is_grad_enabled())
+        actions = taken.transpose(0, 1).unflatten(0, batch)
+        states = trace.states
+        if torch.is_grad_enabled():
+            actions = actions.detach().requires_grad_()
+            states = rssm.differentiable_states(rows, _time_first(actions), noise, trace)
+        return Proposals((actions,), states.transpose(0, 1).unflatten(0, batch))
+
+    def walk_imagination(self, start: Float[Tensor, "M S"], horizon: int) -> Float[Tensor, "H M S"]:
+        """States under the policy's samples, with the actor's gradient; see `planners.rollout.imagine`."""
+        rssm = self.world_model.rssm
+        noise = _draw(horizon, start, rssm.stoch)
+        acting = Acting(self.actor.weights(), _draw(horizon, start, self.action_dim))
+        _, trace = rssm.unroll(start, acting, noise, save=True)
+        # The same actions again, now in one call for all steps: the policy reads states without their gradient.
+        before = torch.cat([trace.deter[:-1], trace.stoch[:-1]], dim=-1)
+        with torch.autocast(start.device.type, dtype=torch.bfloat16, enabled=rssm.bf16):
+            distribution = self.actor(before)
+        action = torch.tanh(distribution.mean + distribution.std * acting.noise)
+        return rssm.differentiable_states(start, action, noise, trace)
+
+
+def _time_first(x: Float[Tensor, "*b H X"]) -> Float[Tensor, "H M X"]:
+    return x.flatten(0, -3).transpose(0, 1).contiguous()
+
+
+def _draw(steps: int, rows: Float[Tensor, "M S"], size: int) -> Float[Tensor, "T M X"]:
+    return torch.randn(steps, len(rows), size, dtype=rows.dtype, device=rows.device)

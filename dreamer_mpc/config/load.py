@@ -1,0 +1,182 @@
+"""Settings from YAML presets, saved runs and the command line, and back; what does not fit is one line."""
+
+import contextlib
+import dataclasses
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dreamer_mpc.config.schema import Config
+from dreamer_mpc.util.errors import UserError
+
+PRESETS = Path(__file__).resolve().parents[2] / "configs"
+MOST_YAML = 2**17  # characters
+DEEPEST_YAML = 8  # collections in each other
+EARLIER = {"train": {"policy_action": "mode"}}  # what was done before there was such a setting
+T = TypeVar("T")
+
+
+def load_presets(names: str) -> Config:
+    """The presets `names`, merged in order over the defaults; UserError on an unknown preset, key or value."""
+    merged = OmegaConf.structured(Config)
+    for name in names.split(","):
+        path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
+        if not path.is_file():
+            known = sorted(str(p.relative_to(PRESETS).with_suffix("")) for p in PRESETS.rglob("*.yaml"))
+            raise UserError(f"no preset {name!r}: known are {', '.join(known)}, or give a YAML file")
+        try:
+            merged = OmegaConf.merge(merged, _read_yaml(path))
+        except (OmegaConfBaseException, ValueError, TypeError, OverflowError) as error:
+            raise UserError(f"{path}: {first_lines(error)}") from error
+    return _build(merged, names)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """Settings from a file that may be a stranger's: plain values, no tags, aliases or words of OmegaConf."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}): check the file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: give a YAML file") from error
+    if len(text) > MOST_YAML:
+        raise UserError(f"{path} is too large for settings ({len(text):,} characters): give a YAML file of a run")
+    try:
+        depth = 0
+        for event in yaml.parse(text, yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise UserError(f"{path} has an alias (*name): write the value out")  # a few could stand for gigabytes
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST_YAML:
+                raise UserError(f"{path} is not valid YAML for settings: it is nested too deeply")
+        values = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
+    except OSError:  # OmegaConf's word for a file that holds one value
+        values = None
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"{path} is not valid YAML for settings: {first_lines(error)}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold a mapping, key: value")
+    _refuse_words(_flatten(values), f"{path}: ")
+    return values
+
+
+def _refuse_words(values: dict[str, Any], where: str) -> None:
+    """UserError where a value is one of OmegaConf's words, which would read the environment or other settings."""
+    for key, value in values.items():
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, str) and ("${" in item or item == "???"):
+                raise UserError(f"{where}{key}: {item[:80]!r} is no value: write it out")
+
+
+def config_from_dict(values: dict[str, Any], source: str) -> Config:
+    """A saved configuration; UserError where it does not fit this version's schema.
+
+    Settings that it was saved without, because they are younger than it, are as the program was then.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Config), EARLIER, OmegaConf.create(values))
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        raise UserError(f"{source}: {first_lines(error)}") from error
+    return _build(merged, source)
+
+
+def _build(merged: Any, source: str) -> Config:
+    try:
+        return OmegaConf.to_object(merged)
+    except ValueError as error:
+        raise UserError(f"{source}: {first_lines(error)}") from error
+
+
+def to_yaml(config: Config) -> str:
+    """`config` as YAML that `load_presets` reads back: single settings first, then the groups."""
+    values = to_dict(config)
+    return OmegaConf.to_yaml(dict(sorted(values.items(), key=lambda item: isinstance(item[1], dict))))
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """`config` as plain numbers, strings, lists and dicts."""
+    return OmegaConf.to_container(OmegaConf.structured(config))
+
+
+def parse(schema: type[T], args: Sequence[str], default: T | None = None, prog: str = "run.py") -> T:
+    """`schema` from command-line arguments over `default`; UserError, one line, where they do not fit."""
+    flags = [arg.partition("=")[0] for arg in args]
+    for field in dataclasses.fields(schema):
+        if field.type == tuple[str, ...] and flags.count(f"--{field.name}") > 1:  # the last alone would count
+            raise UserError(f"--{field.name} is given twice: give it once, with all its values behind it")
+    _refuse_words({f"argument {i}": arg for i, arg in enumerate(args, start=1)}, "")
+    stderr = io.StringIO()
+    extra = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(stderr):
+            return tyro.cli(schema, args=list(args), prog=prog, **extra)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UserError(_one_line(stderr.getvalue())) from stop
+
+
+def parse_some(schema: type[T], args: Sequence[str], prog: str) -> tuple[T, list[str]]:
+    """`parse`, and the arguments that `schema` does not know."""
+    known = {_flag(field.name) for field in dataclasses.fields(schema)} | {"-h", "--help"}
+    own, rest, taking = [], [], False
+    for arg in args:
+        if arg.startswith("-"):
+            taking = arg.partition("=")[0] in known
+        (own if taking else rest).append(arg)
+    return parse(schema, own, prog=prog), rest
+
+
+def option(args: Sequence[str], name: str) -> str | None:
+    """The value of `--name` in `args`, read ahead of the full parse; None where it is not given."""
+    for i, arg in enumerate(args):
+        if arg == f"--{name}" and i + 1 < len(args):
+            return args[i + 1]
+        if arg.startswith(f"--{name}="):
+            return arg.split("=", 1)[1]
+    return None
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """`key: old -> new` for every setting that differs."""
+    a, b = (_flatten(dataclasses.asdict(config)) for config in (old, new))
+    return [f"{key}: {a[key]} -> {b[key]}" for key in a if a[key] != b[key]]
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def first_lines(error: Exception) -> str:
+    """The message without OmegaConf's list of types; its full key if it names one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    keys = [line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")]
+    message = " ".join(line for line in lines if not re.match(r"(full_key|reference_type|object_type)\b", line))
+    return f"{keys[0]}: {message}" if keys else message
+
+
+def _one_line(box: str) -> str:
+    """tyro's boxed error as one line: its title and its pointers to --help left out, range errors with their flag."""
+    # The title comes first; the frame may be box characters, ASCII or nothing, as the terminal allows.
+    lines = [line.strip(" │|") for line in box.splitlines()]
+    text = " ".join([line for line in lines if re.search(r"\w", line)][1:])
+    text = re.sub(r"Argument helptext:.*|For full helptext,.*", "", text)
+    text = re.sub(r"\s+", " ", text).strip()
+    text = re.sub(r"^Error parsing \w*Config: (\w+) must", lambda m: f"{_flag(m[1])} must", text)
+    text = re.sub(r"^Error parsing ([\w-]+): (\w+) must", lambda m: f"{_flag(f'{m[1]}.{m[2]}')} must", text)
+    return f"{text} (see --help)"
+
+
+def _flag(key: str) -> str:
+    """dream_mpc.step_size -> --dream-mpc.step-size, as tyro spells it."""
+    return "--" + key.replace("_", "-").rstrip("-")

@@ -1,0 +1,79 @@
+"""What a config describes, made: environments, agent, the size of a replay."""
+
+import os
+from typing import Any
+
+import gymnasium
+import torch
+
+from dreamer_mpc.agents.dreamer import Dreamer
+from dreamer_mpc.config.resolve import agent_of
+from dreamer_mpc.config.schema import Config
+from dreamer_mpc.util.errors import UserError
+from envs import choose_gl_backend, make_vector_env
+from envs.gl import match_egl_device
+
+
+def make_envs(config: Config, num_envs: int, device: torch.device) -> gymnasium.vector.VectorEnv:
+    """`num_envs` environments as `config` sets them up, rendered by an OpenGL that works, on the GPU of `device`."""
+    if ":" not in config.env:
+        choose_gl_backend()
+        if device.type == "cuda":
+            match_egl_device(device.index)
+    return make_vector_env(config.env, num_envs, **env_settings(config))
+
+
+def env_settings(config: Config) -> dict[str, Any]:
+    """How `config` sets an environment up: what `make_env` takes beside its name."""
+    names = ("action_repeat", "render_quality", "camera", "max_env_steps")
+    return {name: getattr(config, name) for name in names}
+
+
+def make_agent(config: Config, action_dim: int, device: torch.device) -> Dreamer:
+    """The agent that `config` describes, its weights drawn from torch's generator."""
+    return Dreamer(
+        action_dim,
+        config.world_model,
+        config.behavior if agent_of(config) == "dreamer" else None,
+        config.optimizer,
+        device,
+        capture=config.compile == "auto",
+        bf16=config.precision == "bf16",
+        kernels=config.kernels == "auto",
+    )
+
+
+def load_agent(payload: dict[str, Any], config: Config, action_dim: int, device: torch.device) -> Dreamer:
+    """An agent with the weights of a checkpoint; UserError where the environment has another action size."""
+    trained = payload["action_dim"]
+    if trained != action_dim:
+        raise UserError(
+            f"the checkpoint was trained on {payload['config']['env']} with {trained} action dimensions, "
+            f"this environment ({config.env}) has {action_dim}: use an environment with {trained}"
+        )
+    agent = make_agent(config, action_dim, device)
+    try:
+        agent.load_state_dict(payload["agent"])
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"the checkpoint's weights do not fit --world-model and --behavior: {reason}") from error
+    return agent
+
+
+def side_by_side_envs(wanted: int, episodes: int) -> int:
+    """Environments to step at once: no more than asked for, than cores, or than episodes."""
+    return max(1, min(wanted, episodes, len(os.sched_getaffinity(0))))
+
+
+def replay_capacity(config: Config) -> int:
+    """Frames that the replay of this run holds; UserError where a training environment's share is too small."""
+    # Two sequences: however episodes lie in a share, one sequence is then inside an episode that is long enough.
+    least = 2 * config.replay.sequence_length
+    if config.replay.capacity < config.num_envs * least:
+        raise UserError(
+            f"--replay.capacity {config.replay.capacity:,} has less than {least} frames (two sequences) for each of "
+            f"{config.num_envs} training environments: raise it, or lower --num-envs or --replay.sequence-length"
+        )
+    # An episode adds one frame more than it has steps.
+    most = int(1.02 * config.env_steps / config.action_repeat) + 2000 + config.num_envs * least
+    return min(config.replay.capacity, most) // config.num_envs * config.num_envs

@@ -1,0 +1,118 @@
+"""What settings mean together: planners by name, which agent is trained, and what cannot go together."""
+
+import dataclasses
+from typing import Any, Literal, TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dreamer_mpc.config.load import config_from_dict, first_lines
+from dreamer_mpc.config.schema import Config, PlannerSettings
+from dreamer_mpc.planners import PLANNERS, Planner, SampledPolicy, make_planner
+from dreamer_mpc.util.errors import UserError
+
+ALL = "all"  # planners
+S = TypeVar("S", bound=PlannerSettings)
+
+
+def planner_from(config: PlannerSettings, name: str) -> Planner:
+    """The planner `name` with its group of settings in `config`; UserError on an unknown name."""
+    if name not in PLANNERS:
+        raise UserError(f"unknown planner {name!r}: known are {', '.join(PLANNERS)}")
+    group = getattr(config, name.replace("-", "_"), None)
+    return make_planner(name) if group is None else group
+
+
+def training_planner(config: Config) -> Planner:
+    """What chooses actions while collecting: as in an evaluation, but for a policy that is to sample."""
+    planner = planner_from(config, config.trained_by)
+    samples = config.trained_by == "policy" and config.train.policy_action == "sample"
+    return SampledPolicy() if samples else planner
+
+
+def with_planners_of(trained: Config, config: S) -> S:
+    """`config` with the planner settings of `trained`."""
+    groups = {field.name: getattr(trained, field.name) for field in dataclasses.fields(PlannerSettings)}
+    return dataclasses.replace(config, **groups)
+
+
+def planner_names(text: str) -> list[str]:
+    """The names in a list joined by commas, each once, `all` written out; UserError where there is none."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    names = list(dict.fromkeys(name for word in words for name in (PLANNERS if word == ALL else [word])))
+    if not names:
+        raise UserError(f"{text!r} names no planner: give one or more, joined by commas")
+    return names
+
+
+def with_setting(planner: Planner, name: str, setting: str, value: str) -> Planner:
+    """`planner`, called `name`, with one setting changed to what `value` says; UserError on a wrong key or value."""
+    known = [field.name for field in dataclasses.fields(planner)]
+    key = setting.replace("-", "_")
+    if key not in known:
+        raise UserError(f"{name} has no setting {setting!r}: known are {', '.join(known) or 'none'}")
+    if "${" in value or value == "???":  # words of OmegaConf
+        raise UserError(f"{name}.{setting}={value}: give a value")
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(planner), {key: value}))
+    except (OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"{name}.{setting}={value}: {first_lines(error)}") from error
+
+
+def agent_of(config: Config) -> Literal["dreamer", "planet"]:
+    """What `config` trains: with `agent: auto`, an actor and a critic where a planner needs one of them."""
+    if config.agent != "auto":
+        return config.agent
+    names = [config.planner, config.trained_by]
+    return "dreamer" if any(planner_from(config, name).requires for name in names) else "planet"
+
+
+def resolve(config: Config) -> Config:
+    """`config` with its agent decided; UserError where a planner needs what the agent does not have."""
+    decided = dataclasses.replace(config, agent=agent_of(config))
+    for name in (decided.planner, decided.trained_by):
+        check_runs(name, planner_from(decided, name), decided, "this run trains")
+    return decided
+
+
+def missing_parts(planner: Planner, trained: Config) -> list[str]:
+    """What `planner` needs and the agent of `trained` does not have."""
+    words = {"policy": "an actor", "value": "a critic"}
+    return [] if agent_of(trained) == "dreamer" else [words[part] for part in sorted(planner.requires)]
+
+
+def check_runs(name: str, planner: Planner, trained: Config, subject: str) -> None:
+    """UserError where `planner` needs an actor or a critic that `subject` (words) does not have."""
+    missing = missing_parts(planner, trained)
+    if missing:
+        raise UserError(
+            f"{name} needs {' and '.join(missing)}, but {subject} a PlaNet agent, which has neither actor nor critic: "
+            "use cem, give grad-mpc --grad-mpc.objective rewards, or train with --agent dreamer"
+        )
+
+
+def check_start(config: Config) -> None:
+    """UserError for what can be known to be wrong with a training run before anything is made."""
+    resolve(config)
+    replay = config.replay
+    if config.max_env_steps is not None:
+        frames = -(-config.max_env_steps // config.action_repeat) + 1
+        if frames < replay.sequence_length:
+            raise UserError(
+                f"--replay.sequence-length {replay.sequence_length} is longer than an episode of --max-env-steps "
+                f"{config.max_env_steps}, {frames} frames: lower it, or raise that"
+            )
+
+
+def trained_config(payload: dict[str, Any], source: str) -> Config:
+    """The configuration that a checkpoint was trained with; its weights say which agent it holds. UserError if none."""
+    try:
+        values, weights = payload["config"], payload["agent"]["model"]
+        numbers = payload["action_dim"], payload["counters"]["env_steps"]
+    except (KeyError, TypeError):
+        values = weights = numbers = None
+    if not (isinstance(values, dict) and isinstance(weights, dict) and all(isinstance(n, int) for n in numbers)):
+        raise UserError(f"{source} holds no trained agent: name a checkpoint-*.safetensors of a run")
+    holds_actor = any(name.startswith("actor.") for name in weights)
+    config = config_from_dict(values, source)
+    return dataclasses.replace(config, agent="dreamer" if holds_actor else "planet")

@@ -1,0 +1,252 @@
+"""The typed schema of every command's settings; presets and the command line fill it."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from dreamer_mpc.agents.behavior import BehaviorConfig
+from dreamer_mpc.agents.dreamer import OptimizerConfig
+from dreamer_mpc.data.replay import ReplayConfig
+from dreamer_mpc.planners import PLANNERS
+from dreamer_mpc.util.checks import check_most, check_ranges
+from dreamer_mpc.world_model import WorldModelConfig
+from envs import RENDER_QUALITIES
+
+MOST_ENVS = 4096
+PlannerName = Literal[tuple(PLANNERS)]
+RenderQuality = Literal[tuple(RENDER_QUALITIES)]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop: random episodes first, then rounds of collecting and updating."""
+
+    seed_episodes: int = 5
+    """Episodes of random actions before the first update (paper: 5)."""
+    every: int = 1000
+    """Env steps between rounds of updates (paper: 1000, one episode)."""
+    updates: int = 100
+    """Updates of a round (paper: 100)."""
+    action_noise: float = 0.3
+    """Standard deviation of the Gaussian noise on executed actions while collecting (paper: 0.3)."""
+    policy_action: Literal["sample", "mode"] = "sample"
+    """What the policy executes while collecting, before that noise: a sample of the actor (Dreamer and the paper's base
+    code), or its mode (runs made before 2026-11-28). An evaluation always takes the mode."""
+    keep_checkpoints: int = 3
+    """Checkpoints kept in the run folder, beside the one with the best evaluation."""
+    max_skipped_in_a_row: int = 100
+    """Updates in a row whose loss or gradient is not finite, each skipped, after which the run ends."""
+    checkpoint_seconds: float = 60.0
+    """Seconds between checkpoints, beside those before evaluations and on a stop: what a killed run loses at most."""
+
+    def __post_init__(self):
+        check_ranges(self, seed_episodes=(1, None), every=(1, None), updates=(0, None), action_noise=(0, None))
+        check_ranges(self, keep_checkpoints=(1, None), checkpoint_seconds=(0, None), max_skipped_in_a_row=(1, None))
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Evaluation without noise, on a fixed grid of env steps and on seeds of its own."""
+
+    every: int = 25_000
+    """Env steps between evaluations; a checkpoint is written at each."""
+    episodes: int = 10
+    """Episodes of an evaluation (paper: 10)."""
+    num_envs: int = 10
+    """Environments stepped side by side; at most one a core."""
+    seed: int = 10_000
+    """Seed of the first evaluation episode; the next ones count up."""
+    video: bool = True
+    """Write a video and the picture of one decision at each evaluation."""
+    video_steps: int = 250
+    """Longest video, agent steps."""
+
+    def __post_init__(self):
+        check_ranges(self, every=(1, None), episodes=(1, None), num_envs=(1, None), seed=(0, None))
+        check_most(self, MOST_ENVS, "num_envs")
+        check_ranges(self, video_steps=(1, None))
+
+
+# A group of settings for each planner that has some, so that one command can set several; by the table of planners.
+PlannerSettings = dataclasses.make_dataclass(
+    "PlannerSettings",
+    [(name.replace("-", "_"), kind, kind()) for name, kind in PLANNERS.items() if dataclasses.fields(kind)],
+    frozen=True,
+    kw_only=True,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(PlannerSettings):
+    """Train a Dreamer agent from pixels whose actions are chosen by a planner in latent imagination."""
+
+    config: str = "default"
+    """Preset: a name in configs/ (default, quick, ...) or a YAML file; several, joined by commas, add up."""
+    env: str = "cheetah-run"
+    """dm_control task as domain-task, or module:factory for your own gymnasium.Env."""
+    planner: PlannerName = "dream-mpc"
+    """What chooses actions, in training and in evaluation. cem trains PlaNet: no actor, no critic."""
+    train_planner: PlannerName | None = None
+    """What chooses actions in training alone; None is --planner. policy: plain Dreamer, evaluated with planning."""
+    agent: Literal["auto", "dreamer", "planet"] = "auto"
+    """dreamer: world model, actor, critic; planet: world model alone; auto: what the planners need."""
+    seed: int = 0
+    """Seed of networks, sampling and training episodes."""
+    env_steps: int = 1_000_000
+    """Length of the run in env steps, i.e. steps of the simulator (paper: 1M)."""
+    num_envs: int = 8
+    """Training environments, stepped in workers while updates run; 1: the paper's sequential algorithm, no workers."""
+    action_repeat: int = 2
+    """Env steps of one agent step; rewards are summed (paper: 2)."""
+    camera: int | None = None
+    """Camera of a dm_control task; None takes the usual one (2 for quadruped, else 0)."""
+    max_env_steps: int | None = None
+    """Longest episode in env steps; None is the task's own time limit."""
+    render_quality: RenderQuality = "full"
+    """full: dm_control's own; small-shadows: nearly the same, a quarter cheaper; fast: no shadows, no multisampling."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    compile: Literal["auto", "off"] = "auto"
+    """auto: on a GPU, replay acting and updates as CUDA graphs; off: eager."""
+    kernels: Literal["auto", "off"] = "auto"
+    """auto: the fast forms of recurrent cell and convolutions (Triton on a GPU); off: plain modules, the reference."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """On a GPU, convolutions, cell and hidden layers multiply bf16, or TF32; states, losses and weights are fp32."""
+    run_dir: str | None = None
+    """Where the run is written; None is runs/<env>-<planner>[-trained-by-<train planner>]-seed<seed>."""
+    resume: str | None = None
+    """Run folder to go on with, from its last checkpoint; its settings hold unless given again."""
+    overwrite: bool = False
+    """Start again in a run folder that exists, deleting the run in it."""
+    profile: bool = False
+    """Write a trace of a few updates and steps to profile/ in the run folder, for https://ui.perfetto.dev."""
+    logger: Literal["none", "tensorboard", "wandb"] = "none"
+    """Logger beside metrics.jsonl; wandb stays offline unless WANDB_MODE says otherwise."""
+    train: TrainConfig = TrainConfig()
+    eval: EvaluationConfig = EvaluationConfig()
+    replay: ReplayConfig = ReplayConfig()
+    world_model: WorldModelConfig = WorldModelConfig()
+    behavior: BehaviorConfig = BehaviorConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+    def __post_init__(self):
+        check_ranges(self, seed=(0, None), env_steps=(1, None), num_envs=(1, None), action_repeat=(1, None))
+        check_most(self, MOST_ENVS, "num_envs")
+        if self.max_env_steps is not None:
+            check_ranges(self, max_env_steps=(1, None))
+        if self.camera is not None:
+            check_ranges(self, camera=(-1, None))
+
+    @property
+    def trained_by(self) -> PlannerName:
+        """The planner that chooses actions in training."""
+        return self.train_planner or self.planner
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeSettings(PlannerSettings):
+    """How episodes are played with a trained agent."""
+
+    episodes: int = 10
+    """Episodes for each planner and checkpoint."""
+    video: bool = False
+    """Write a video of the first episode and the picture of one decision, for each planner."""
+    seed: int = 10_000
+    """Seed of the first episode; the next ones count up."""
+    num_envs: int = 10
+    """Environments stepped side by side; at most one a core and one an episode."""
+    render_quality: RenderQuality | None = None
+    """Rendering; None is the checkpoint's."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    compile: Literal["auto", "off"] = "auto"
+    """auto: on a GPU, replay acting as CUDA graphs; off: eager."""
+
+    def __post_init__(self):
+        check_ranges(self, episodes=(1, None), num_envs=(1, None), seed=(0, None))
+        check_most(self, MOST_ENVS, "num_envs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(EpisodeSettings):
+    """Evaluate one checkpoint under each named planner, on the same episode seeds, and print one table."""
+
+    checkpoint: str
+    """Checkpoint file, or a run folder, whose last one is taken."""
+    planner: str | None = None
+    """Planners, joined by commas; None is dream-mpc,policy, for a PlaNet checkpoint cem."""
+    env: str | None = None
+    """Environment; None is the checkpoint's."""
+    out: str | None = None
+    """Where eval.json and videos go; None is eval/ in the checkpoint's run folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(EpisodeSettings):
+    """Evaluate checkpoints of one task under every planner on the same episode seeds: table, compare.csv, compare.png.
+
+    Interrupted, the same command goes on where it stopped. Planner settings start from those of the first checkpoint.
+    """
+
+    checkpoint: tuple[str, ...]
+    """Checkpoint files or run folders, of one task."""
+    planners: str | None = None
+    """Planners, joined by commas; all: those that the checkpoints can run. None is all, with --sweep only policy."""
+    sweep: tuple[str, ...] = ()
+    """Values of a setting to compare as well, e.g. dream-mpc.iterations=1,2,5,10; several with spaces between.
+    A colon varies settings together: dream-mpc.uncertainty=0.01,0.1:penalty-gradient=false."""
+    out: str | None = None
+    """Where everything is written; None is compare/ in the first checkpoint's run folder."""
+    overwrite: bool = False
+    """Start again in a folder that holds a comparison."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.checkpoint:
+            raise ValueError("checkpoint must name one checkpoint or more, got none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """Train every planner in every environment with every seed, several runs at once, each in its own process.
+
+    All other options are those of train and hold for all runs. Interrupted, the same command goes on where it stopped.
+    """
+
+    envs: str = "cheetah-run"
+    """Environments, joined by commas."""
+    planners: str = "dream-mpc,policy"
+    """Planners, joined by commas, or all; each in training and evaluation."""
+    seeds: str = "0"
+    """Seeds, joined by commas."""
+    jobs_per_gpu: int = 1
+    """Runs at once on each GPU; without a GPU, on this machine."""
+    restarts: int = 2
+    """Times that a run which failed is started again from its checkpoint."""
+    out: str = "runs"
+    """Where the run folders go, and what the runs print, in logs/."""
+
+    def __post_init__(self):
+        check_ranges(self, jobs_per_gpu=(1, None), restarts=(0, None))
+        check_most(self, MOST_ENVS, "jobs_per_gpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlotConfig:
+    """Draw curves.csv and compare.csv of a folder, and of all folders below it, as pictures beside them.
+
+    With --runs, gather the evaluations of those runs first, into curves.csv and final.csv of the folder.
+    """
+
+    folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
+    """Where the CSV files are, and the pictures go."""
+    runs: tuple[str, ...] = ()
+    """Runs to gather: run folders, or folders of some; LABEL=FOLDER calls the method of those LABEL."""
+    until: int | None = None
+    """Env steps past which evaluations of --runs are left out; None is none."""
+
+    def __post_init__(self):
+        if self.until is not None:
+            check_ranges(self, until=(1, None))

@@ -1,0 +1,1 @@
+"""Replay, what it keeps on disk, and the collector that fills it."""

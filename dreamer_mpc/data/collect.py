@@ -1,0 +1,233 @@
+"""Stepping environments with an agent, and storing what happened."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+from torch.profiler import record_function
+
+from dreamer_mpc.agents.dreamer import Carry, Dreamer
+from dreamer_mpc.data.reenact import reenact
+from dreamer_mpc.data.replay import Replay
+from dreamer_mpc.planners import Planner
+from dreamer_mpc.planners.protocol import Memory
+from dreamer_mpc.util.device import to_device
+from dreamer_mpc.util.randomness import generator_state, restore_generator
+from envs import reset_rows
+from envs.rows import RowVectorEnv
+
+
+@dataclass
+class Counters:
+    """Where a run stands. env_steps = agent_steps x action repeat, but for steps that an episode's end cut short."""
+
+    env_steps: int = 0  # steps of the simulator
+    agent_steps: int = 0  # actions executed
+    updates: int = 0  # gradient steps
+    episodes: int = 0  # training episodes finished
+
+
+def episode_seed(seed: int, row: int, number: int) -> int:
+    """Seed of the `number`-th episode in environment `row` of a run with `seed`; from 0 to 2**31 - 1."""
+    return int(np.random.SeedSequence([seed, row, number]).generate_state(1)[0] >> 1)
+
+
+class _Step(NamedTuple):
+    """What was sent, and is not received yet."""
+
+    rows: Bool[np.ndarray, " B"]  # that step; the others rest
+    executed: Float[np.ndarray, "B A"]
+    action: Float[np.ndarray, "B A"] | Float[Tensor, "B A"]  # the same, on replay's device where that is agent's
+    carry: Carry  # for the plan after this step
+
+
+class Collector:
+    """Steps training environments, one batched plan a step, and appends every frame to replay, row i to stream i.
+
+    action[t] led into image[t] and reward[t] was paid on arriving there; at an episode's first image both are zero.
+    A step is `send`, then `receive`; in between workers step and render, and the caller may do something else. Between
+    two steps, and where one failed, `state_dict` is whole. Every episode is reset with a seed of its own, drawn from
+    `seed`, so that one in progress can be played again on resume.
+    """
+
+    def __init__(
+        self,
+        envs: RowVectorEnv,
+        agent: Dreamer,
+        replay: Replay,
+        counters: Counters,
+        seed: int,
+    ):
+        self.envs, self.agent, self.replay, self.counters = envs, agent, replay, counters
+        self.simulator_errors = 0  # episodes that an error of the simulator cut short
+        self.lost_environments = 0  # episodes that were dropped with the worker that played them
+        self.terminations = 0  # episodes that the environment terminated, since this collector was made
+        self._seed, self._rng = seed, np.random.default_rng(seed)
+        self._rows = np.arange(envs.num_envs)
+        self._shape = (envs.num_envs, *envs.single_action_space.shape)
+        self._shared = replay.device.type == agent.device.type
+        self._carry: Carry = agent.initial(envs.num_envs)
+        self._begun = np.zeros(envs.num_envs, dtype=bool)  # rows that are in an episode
+        self._numbers = np.zeros(envs.num_envs, dtype=np.int64)  # of the episodes in progress, or of the next ones
+        self._seeds = np.zeros(envs.num_envs, dtype=np.int64)  # of the episodes in progress
+        self._actions: list[list[np.ndarray]] = [[] for _ in self._rows]  # executed in them
+        self._returns = np.zeros(envs.num_envs)  # of them
+        self._none_first = torch.zeros(envs.num_envs, dtype=torch.bool, device=agent.device)
+        self._is_first = self._none_first
+        shape = (envs.num_envs, *envs.single_observation_space.shape)
+        self._image = torch.zeros(shape, dtype=torch.uint8, device=agent.device)
+        self._sent: _Step
+
+    def collect(self, env_steps: int, planner: Planner | None, action_noise: float = 0.0) -> list[float]:
+        """Step until the run stands at `env_steps`; returns of the episodes that ended. No planner: random actions."""
+        returns = []
+        while self.counters.env_steps < env_steps:
+            self.send(planner, action_noise)
+            returns += self.receive()
+        return returns
+
+    def begin(self, most: int | None = None) -> None:
+        """Start an episode in every row that is in none, or in so many that `most` rows are in one."""
+        waiting = ~self._begun
+        if most is not None:
+            waiting[np.flatnonzero(waiting)[max(most - int(self._begun.sum()), 0) :]] = False
+        if not waiting.any():
+            return
+        rows, seeds = np.flatnonzero(waiting), [None] * len(self._rows)
+        for row in rows:
+            seeds[row] = self._seeds[row] = episode_seed(self._seed, int(row), int(self._numbers[row]))
+        with record_function("reset environments"):
+            image, _ = reset_rows(self.envs, waiting, seeds)
+        action = np.zeros((len(rows), *self._shape[1:]), dtype=np.float32)
+        self._see(rows, self._store(rows, image[rows], action, np.zeros(len(rows)), np.ones(len(rows), dtype=bool)))
+        self._is_first = self._is_first | to_device(torch.from_numpy(waiting), self.agent.device)
+        self._begun |= waiting
+
+    def send(self, planner: Planner | None, action_noise: float = 0.0, most: int | None = None) -> None:
+        """Plan for all environments and let those in an episode begin the step. No planner: random actions.
+
+        `most` rows are in an episode, by default all; those that are in none rest.
+        """
+        self.begin(most)
+        stepping = self._begun.copy()
+        with record_function("plan"):
+            if planner is None:
+                # Nothing is carried while no planner acts; one that starts in mid-episode starts from the zero state.
+                executed = self._rng.uniform(-1, 1, self._shape).astype(np.float32)
+                self._sent = _Step(stepping, executed, executed, self.agent.initial(len(self._rows)))
+            else:
+                act = self.agent.act(planner, self._carry, self._image, self._is_first, action_noise)
+                executed = act.action.cpu().numpy()  # waits for the device
+                self._sent = _Step(stepping, executed, act.action if self._shared else executed, act.carry)
+        self.envs.step_async(executed, stepping)
+
+    def receive(self) -> list[float]:
+        """Wait for the step's end and store it; returns of the episodes that ended.
+
+        Rows that rest give no frame. Neither do those whose environment was lost, and what replay holds of their
+        episode is dropped.
+        """
+        with record_function("wait for environments"):
+            image, reward, terminated, truncated, info = self.envs.step_wait()
+        nowhere = np.zeros(len(self._rows), dtype=bool)
+        lost = info.get("lost", nowhere)
+        stepped, executed, action, self._carry = self._sent
+        kept, rows = stepped & ~lost, self._rows
+        if not kept.all():
+            rows = self._rows[kept]
+            image, action, reward = image[rows], action[rows], reward[rows]
+        self.counters.env_steps += int(np.sum(info["env_steps"]))
+        self.counters.agent_steps += len(rows)
+        self._returns[rows] += reward
+        for row in rows:
+            self._actions[row].append(executed[row])
+        with record_function("store"):
+            self._see(rows, self._store(rows, image, action, reward, np.zeros(len(rows), dtype=bool)))
+        self._is_first = self._none_first
+        self.simulator_errors += int(np.sum(info.get("simulator_error", nowhere)))
+        self.terminations += int((terminated & kept).sum())
+        ended = (terminated | truncated) & kept
+        returns = self._returns[ended].tolist()
+        self.counters.episodes += len(returns)
+        if lost.any():
+            self.lost_environments += int(lost.sum())
+            self.replay.drop(np.flatnonzero(lost))
+        self._leave(ended | lost)
+        return returns
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the episodes stand, for `load_state_dict`."""
+        state, action, memory = self._carry
+        empty = np.zeros((0, *self._shape[1:]), dtype=np.float32)
+        return {
+            "rng": generator_state(self._rng),
+            "begun": torch.from_numpy(self._begun.copy()),
+            "numbers": torch.from_numpy(self._numbers.copy()),
+            "seeds": torch.from_numpy(self._seeds.copy()),
+            "returns": torch.from_numpy(self._returns.copy()),
+            "actions": [torch.from_numpy(np.stack(row) if row else empty) for row in self._actions],
+            "carry": {"state": state, "action": action, "memory": None if memory is None else memory._asdict()},
+            "simulator_errors": self.simulator_errors,
+            "lost_environments": self.lost_environments,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], with_memory: bool = True) -> list[int]:
+        """Restore `state_dict` and play the episodes in progress up to where they were; replay must hold their frames.
+
+        Rows where that gives another image or return are named: there the episode counts as ended. `with_memory`: the
+        same planner acts as before.
+        """
+        restore_generator(self._rng, state["rng"])
+        self._begun, self._numbers, self._seeds, self._returns = (
+            state[name].numpy().copy() for name in ("begun", "numbers", "seeds", "returns")
+        )
+        self._actions = [list(row.numpy()) for row in state["actions"]]
+        self.simulator_errors, self.lost_environments = state["simulator_errors"], state["lost_environments"]
+        device, carry = self.agent.device, state["carry"]
+        memory = None
+        if with_memory and carry["memory"] is not None:
+            memory = Memory(**{name: value.to(device) for name, value in carry["memory"].items()})
+        self._carry = Carry(carry["state"].to(device), carry["action"].to(device), memory)
+        if not self._begun.any():
+            return []
+        actions = [np.array(row) for row in self._actions]
+        image, returns, ended = reenact(self.envs, self._begun, self._seeds.tolist(), actions)
+        same = (image == self.replay.newest(self._rows)).all(axis=(1, 2, 3)) & (returns == self._returns) & ~ended
+        self._see(self._rows, to_device(torch.from_numpy(image), device))
+        self._is_first = torch.tensor([not row for row in self._actions], device=device)
+        broken = self._begun & ~same
+        self.counters.episodes += int(broken.sum())
+        self._leave(broken)
+        return np.flatnonzero(broken).tolist()
+
+    def _leave(self, left: np.ndarray) -> None:
+        """The episodes of the rows `left`, bool [B], are over."""
+        if not left.any():
+            return
+        for row in np.flatnonzero(left):
+            self._actions[row] = []
+        self._numbers[left] += 1
+        self._returns[left] = 0.0
+        self._begun &= ~left
+
+    def _see(self, rows: np.ndarray, image: UInt8[Tensor, "N H W C"]) -> None:
+        """The newest images of `rows` are these."""
+        if len(rows) < len(self._rows):
+            image = self._image.index_copy(0, to_device(torch.from_numpy(rows), self.agent.device), image)
+        self._image = image
+
+    def _store(
+        self,
+        rows: np.ndarray,
+        image: np.ndarray,
+        action: np.ndarray | Tensor,
+        reward: np.ndarray,
+        is_first: np.ndarray,
+    ) -> UInt8[Tensor, "N H W C"]:
+        """Append a frame of each of `rows` to replay; the images on the agent's device, where they are sent once."""
+        seen = to_device(torch.from_numpy(image), self.agent.device)
+        self.replay.append(rows, seen if self._shared else image, action, reward, is_first)
+        return seen

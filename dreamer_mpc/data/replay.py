@@ -1,0 +1,370 @@
+"""Sequence replay: uint8 rings of frames, one a training environment, each frame stored once."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import psutil
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor
+
+from dreamer_mpc.util.checks import check_ranges
+from dreamer_mpc.util.device import to_device
+from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.randomness import generator_state, restore_generator
+from dreamer_mpc.world_model import Batch
+
+Storage = Literal["auto", "gpu", "ram", "memmap"]
+GIB = 2**30
+CGROUP = Path("/sys/fs/cgroup")
+HEADROOM = 0.9  # share of the free memory that the replay may take
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """Where experience is kept and how it is sampled."""
+
+    capacity: int = 500_000
+    """Frames kept, an equal share for each training environment; a shorter run allocates fewer (paper: all of 1M)."""
+    storage: Storage = "auto"
+    """gpu, ram or memmap (a file in the run folder); auto: the GPU where it fits, else RAM."""
+    batch_size: int = 50
+    """Sequences of an update (paper: 50)."""
+    sequence_length: int = 50
+    """Frames of a sequence (paper: 50)."""
+
+    def __post_init__(self):
+        check_ranges(self, capacity=(1, None), batch_size=(1, None), sequence_length=(1, None))
+
+
+class Replay:
+    """Frames on one device, a ring for each of `streams` environments, sampled in sequences that lie inside an episode.
+
+    Stream i has `capacity // streams` slots of its own, so episodes grow side by side, and are sampled from while they
+    are in progress. When its ring is full a stream loses its oldest frame with each new one.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        action_dim: int,
+        streams: int = 1,
+        image_shape: Sequence[int] = (64, 64, 3),
+        device: torch.device | str = "cpu",
+        memmap: Path | None = None,
+        seed: int = 0,
+    ):
+        if capacity < streams:
+            raise ValueError(f"a replay of {capacity} frames has none for each of {streams} streams")
+        self.device, self.streams, self.size = torch.device(device), streams, capacity // streams  # frames of a stream
+        capacity = self.size * streams
+        shapes = {
+            "image": ((capacity, *image_shape), torch.uint8),
+            "action": ((capacity, action_dim), torch.float32),
+            "reward": ((capacity,), torch.float32),
+            "is_first": ((capacity,), torch.bool),
+        }
+        self._frames: dict[str, Tensor] = {}
+        for name, (shape, dtype) in shapes.items():
+            if memmap is not None and name == "image":
+                frames = _map_file(memmap, int(np.prod(shape))).view(shape)
+            else:
+                frames = torch.zeros(shape, dtype=dtype, device=self.device)
+            self._frames[name] = frames
+        self._episodes = _Episodes(streams, self.size)
+        self._rng = np.random.default_rng(seed)
+
+    def __len__(self) -> int:
+        """Frames stored."""
+        return int((self.written - self.oldest).sum())
+
+    @property
+    def episodes(self) -> int:
+        """Episodes of which a frame may be sampled."""
+        return int((self._episodes.lengths() > 0).sum())
+
+    @property
+    def written(self) -> Int64[np.ndarray, " S"]:
+        """Frames that each stream ever had."""
+        return self._episodes.written.copy()
+
+    @property
+    def oldest(self) -> Int64[np.ndarray, " S"]:
+        """Position, counted from its stream's first, of the oldest frame that each stream still has."""
+        return self._episodes.oldest()
+
+    def append(
+        self,
+        rows: Int64[np.ndarray, " N"],
+        image: UInt8[np.ndarray, "N H W C"] | UInt8[Tensor, "N H W C"],
+        action: Float[np.ndarray, "N A"] | Float[Tensor, "N A"],
+        reward: Float[np.ndarray, " N"],
+        is_first: Bool[np.ndarray, " N"],
+    ) -> None:
+        """One more frame for each of the streams `rows`, no stream twice; `is_first` begins an episode.
+
+        action[n] led into image[n]; reward[n] was paid on arriving there. What is on replay's device already is not
+        sent again, and nothing waits.
+        """
+        slots = self._slots(rows, self._episodes.append(rows, is_first))
+        at, reward, is_first = _upload(self.device, slots, reward.astype(np.float32), is_first)
+        for name, value in {"image": image, "action": action, "reward": reward, "is_first": is_first}.items():
+            value = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+            self._frames[name][at] = to_device(value, self.device)
+
+    def drop(self, rows: Int64[np.ndarray, " N"]) -> None:
+        """Forget the episodes in progress in `rows`: nothing of them is sampled any more."""
+        self._episodes.drop(rows)
+
+    def sample(self, batch_size: int, length: int, device: torch.device | str | None = None) -> Batch:
+        """Sequences [length, batch_size, ...], uniform over every start that leaves `length` frames of its episode.
+
+        They come on `device`, by default where the replay is, without waiting for it. Their `index` names a frame for
+        good, whatever the ring's size.
+        """
+        device = self.device if device is None else torch.device(device)
+        streams, starts = self._starts(batch_size, length)
+        positions = starts + np.arange(length)[:, None]  # [T, B]
+        index, slots = _upload(self.device, positions * self.streams + streams, self._slots(streams, positions))
+        batch = Batch(**{name: frames[slots] for name, frames in self._frames.items()}, index=index)
+        return Batch(*(to_device(x, device) for x in batch))
+
+    def look_up(self, index: Int64[Tensor, "*b"]) -> dict[str, Tensor]:
+        """The frames that `sample` named `index`, on the host; where the ring has lost them, those in their places."""
+        named = index.cpu().numpy()
+        slots = torch.from_numpy(self._slots(named % self.streams, named // self.streams)).to(self.device)
+        return {name: frames[slots].cpu() for name, frames in self._frames.items()}
+
+    def newest(self, rows: Int64[np.ndarray, " N"]) -> UInt8[np.ndarray, "N H W C"]:
+        """The image that each of the streams `rows` got last; waits for the device."""
+        slots = torch.from_numpy(self._slots(rows, self.written[rows] - 1))
+        return self._frames["image"][slots.to(self.device)].cpu().numpy()
+
+    def read(self, starts: Int64[np.ndarray, " S"], ends: Int64[np.ndarray, " S"]) -> dict[str, Tensor]:
+        """Frames from `starts` to before `ends` of every stream, stream after stream, on the host."""
+        bounds = zip(range(self.streams), starts.tolist(), ends.tolist(), strict=True)
+        spans = [span for stream, start, end in bounds for span in self._spans(stream, start, end)]
+        return {
+            name: torch.cat([frames[:0].cpu(), *(frames[span].cpu() for span in spans)])
+            for name, frames in self._frames.items()
+        }
+
+    def write(
+        self, starts: Int64[np.ndarray, " S"], ends: Int64[np.ndarray, " S"], frames: dict[str, Tensor]
+    ) -> None:
+        """Put what `read` gave back in its place, but for frames that are older than the ring is long."""
+        passed = 0  # frames of the streams before
+        for stream, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+            kept = min(max(start, int(self.written[stream]) - self.size), end)
+            position = passed + kept - start
+            for span in self._spans(stream, kept, end):
+                count = span.stop - span.start
+                for name, values in frames.items():
+                    self._frames[name][span] = values[position : position + count].to(self.device)
+                position += count
+            passed += end - start
+
+    def state_dict(self) -> dict[str, Any]:
+        """All but the frames."""
+        return {"rng": generator_state(self._rng), **self._episodes.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`, of a replay of any capacity with as many streams; the frames follow by `write`."""
+        restore_generator(self._rng, state["rng"])
+        self._episodes.load_state_dict(state)
+
+    def _slots(self, stream: np.ndarray, position: np.ndarray) -> np.ndarray:
+        """Where the frame at `position`, counted from its stream's first, lies."""
+        return stream * self.size + position % self.size
+
+    def _spans(self, stream: int, start: int, end: int) -> list[slice]:
+        """Slots of the frames from `start` to before `end`, at most a ring of them: a slice, or two around the end."""
+        if start >= end:
+            return []
+        ring, first, count = stream * self.size, start % self.size, end - start
+        behind = max(first + count - self.size, 0)
+        spans = [slice(ring + first, ring + first + count - behind)]
+        return [*spans, slice(ring, ring + behind)] if behind else spans
+
+    def _starts(self, batch_size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Streams and positions [B] where sequences start."""
+        episodes = self._episodes
+        lengths = episodes.lengths()
+        ends = np.cumsum(np.maximum(lengths - length + 1, 0))
+        if len(ends) == 0 or ends[-1] == 0:
+            raise UserError(
+                f"no episode in replay has {length} frames (the longest has {lengths.max(initial=0)}): "
+                f"lower --replay.sequence-length or raise --train.seed-episodes"
+            )
+        drawn = self._rng.integers(ends[-1], size=batch_size)
+        episode = np.searchsorted(ends, drawn, side="right")
+        before_end = ends[episode] - drawn  # 1 is the episode's last start
+        return episodes.stream[episode], episodes.end[episode] - length + 1 - before_end
+
+
+class _Episodes:
+    """Which frames of which stream belong together, in the order in which episodes began. Positions only count up."""
+
+    def __init__(self, streams: int, size: int):
+        self.size = size  # frames that a stream keeps
+        self.written = np.zeros(streams, dtype=np.int64)  # frames that it ever had
+        self._open = np.full(streams, -1)  # the row of `_table` in progress
+        self._table = np.zeros((64, 3), dtype=np.int64)  # stream, start, end; `_count` rows are in use
+        self._count = 0
+        self._first = np.zeros(streams, dtype=np.int64)  # older frames are gone: the ring was once smaller
+
+    @property
+    def stream(self) -> Int64[np.ndarray, " E"]:
+        return self._table[: self._count, 0]
+
+    @property
+    def end(self) -> Int64[np.ndarray, " E"]:
+        """Position behind the last frame."""
+        return self._table[: self._count, 2]
+
+    def oldest(self) -> Int64[np.ndarray, " S"]:
+        """Position of each stream's oldest frame."""
+        return np.maximum(self.written - self.size, self._first)
+
+    def lengths(self) -> Int64[np.ndarray, " E"]:
+        """Frames that are left of each episode."""
+        start = self._table[: self._count, 1]
+        return np.maximum(self.end - np.maximum(start, self.oldest()[self.stream]), 0)
+
+    def append(self, rows: np.ndarray, is_first: np.ndarray) -> np.ndarray:
+        """Positions of one more frame in each of `rows`."""
+        for row in rows[is_first].tolist():
+            self._begin(row)
+        if (self._open[rows] < 0).any():
+            raise ValueError("a stream must begin with the first frame of an episode")
+        positions = self.written[rows]
+        self.written[rows] += 1
+        self._table[self._open[rows], 2] += 1
+        return positions
+
+    def drop(self, rows: np.ndarray) -> None:
+        """Nothing is left of the episodes in progress in `rows`."""
+        at = self._open[rows]
+        self._table[at, 2] = self._table[at, 1]
+        self._open[rows] = -1
+
+    def state_dict(self) -> dict[str, Tensor]:
+        arrays = {"table": self._table[: self._count], "open": self._open, "written": self.written}
+        return {name: torch.from_numpy(array.copy()) for name, array in (arrays | {"oldest": self.oldest()}).items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        table, self._open, self.written, self._first = (
+            state[name].numpy().copy() for name in ("table", "open", "written", "oldest")
+        )
+        self._count = len(table)
+        self._table = np.concatenate([table, np.zeros((max(len(table), 64), 3), dtype=np.int64)])
+
+    def _begin(self, row: int) -> None:
+        if self._count == len(self._table):
+            self._forget()
+        self._open[row] = self._count
+        self._table[self._count] = row, self.written[row], self.written[row]
+        self._count += 1
+
+    def _forget(self) -> None:
+        """Drop episodes of which nothing is left, and make room for as many as there are."""
+        kept, begun = self.lengths() > 0, self._open >= 0
+        kept[self._open[begun]] = True  # one that has just begun has no frame yet
+        self._open[begun] = (np.cumsum(kept) - 1)[self._open[begun]]
+        table = self._table[: self._count][kept]
+        self._count = len(table)
+        self._table = np.concatenate([table, np.zeros((max(len(table), 64), 3), dtype=np.int64)])
+
+
+def _upload(device: torch.device, *arrays: np.ndarray) -> list[Tensor]:
+    """`arrays`, no later one of larger items, on `device`; to a GPU by one copy."""
+    if device.type != "cuda":
+        return [torch.from_numpy(array) for array in arrays]
+    flat = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in arrays]
+    parts = to_device(torch.from_numpy(np.concatenate(flat)), device).split([len(part) for part in flat])
+    return [
+        part.view(torch.from_numpy(array).dtype).view(array.shape) for part, array in zip(parts, arrays, strict=True)
+    ]
+
+
+def _map_file(path: Path, size: int) -> Tensor:
+    """A new file of `size` bytes, uint8 in memory. Its space is taken at once: a full disk met later kills the process.
+
+    UserError where there is not enough.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        with open(path, "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise UserError(f"cannot map replay to {path} ({error.strerror}): {_remedy('ram')}") from error
+    return torch.from_file(str(path), shared=True, size=size, dtype=torch.uint8)
+
+
+def frame_bytes(action_dim: int, image_shape: Sequence[int] = (64, 64, 3)) -> int:
+    """Bytes of one stored frame."""
+    return int(np.prod(image_shape)) + 4 * action_dim + 4 + 1
+
+
+def check_storage(storage: Storage, device: torch.device) -> None:
+    """UserError where there is no such storage beside `device`."""
+    if storage == "gpu" and device.type != "cuda":
+        raise UserError(f"--replay.storage gpu needs a CUDA device, this run is on {device}: use ram or memmap")
+
+
+def choose_storage(
+    storage: Storage, required: int, device: torch.device, folder: Path
+) -> tuple[torch.device, Path | None, str]:
+    """Where `required` bytes of replay go: device, file for a memory map, and a line for the user.
+
+    UserError where they do not fit.
+    """
+
+    def fits(free: int) -> bool: return required <= HEADROOM * free  # fmt: skip
+
+    size = f"replay {required / GIB:.2f} GiB"
+    check_storage(storage, device)
+    if device.type == "cuda" and storage in ("auto", "gpu"):
+        free, total = torch.cuda.mem_get_info(device)
+        if fits(free):
+            return device, None, f"{size} on {device} ({required / total:.0%} of its memory)"
+        if storage == "gpu":
+            raise UserError(f"{size} does not fit {device}: {free / GIB:.2f} GiB free; {_remedy('ram or memmap')}")
+    if storage == "memmap":
+        file = folder / "replay.bin"
+        free = free_disk(folder) + (file.stat().st_blocks * 512 if file.exists() else 0)  # it will be replaced
+        if not fits(free):
+            raise UserError(f"{size} does not fit the disk of {folder}: {free / GIB:.2f} GiB free; {_remedy('ram')}")
+        return torch.device("cpu"), file, f"{size} memory-mapped at {file}"
+    free = available_memory()
+    if not fits(free):
+        raise UserError(f"{size} does not fit RAM: {free / GIB:.2f} GiB available; {_remedy('memmap')}")
+    return torch.device("cpu"), None, f"{size} in RAM ({free / GIB:.0f} GiB available)"
+
+
+def _remedy(other: str) -> str:
+    return f"lower --replay.capacity or use --replay.storage {other}"
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes that can still be written to `folder`, which need not exist yet."""
+    existing = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
+    return shutil.disk_usage(existing).free
+
+
+def available_memory() -> int:
+    """Bytes of RAM that can still be had, under the container's limit (cgroup v2) where there is one."""
+    free = psutil.virtual_memory().available
+    try:
+        limit = CGROUP.joinpath("memory.max").read_text().strip()
+        used = int(CGROUP.joinpath("memory.current").read_text())
+    except (OSError, ValueError):
+        return free
+    return free if limit == "max" else min(free, int(limit) - used)

@@ -1,0 +1,107 @@
+"""The replay on disk: a run's frames in files that are written once, a file for what is new at each save."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import load, save
+
+from dreamer_mpc.data.replay import Replay
+from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.files import atomic_path
+
+MOST_FRAMES = 16_384  # of a file: what is written at once is held in memory twice (200 MB each)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A file of frames: of stream i those from `starts[i]` to before `ends[i]`, stream after stream."""
+
+    number: int
+    sha256: str
+    starts: list[int]
+    ends: list[int]
+
+    @property
+    def name(self) -> str:
+        return f"chunk-{self.number:06d}.safetensors"
+
+
+class ReplayFiles:
+    """The files of `replay` in `folder`; `chunks` are those that a checkpoint may need, in the order of writing.
+
+    A file is whole or not there. Which files belong together, the checkpoint says that is written after them.
+    """
+
+    def __init__(self, folder: Path, replay: Replay):
+        self.folder, self.replay = folder, replay
+        self.chunks: list[Chunk] = []
+
+    def write(self) -> None:
+        """Write every frame that no file holds yet. UserError if the disk refuses; the next call goes on from there."""
+        while (starts := self._saved()).sum() < self.replay.written.sum():
+            ends = np.minimum(self.replay.written, starts + max(MOST_FRAMES // self.replay.streams, 1))
+            content = save(self.replay.read(starts, ends))
+            number = self.chunks[-1].number + 1 if self.chunks else 0
+            chunk = Chunk(number, hashlib.sha256(content).hexdigest(), starts.tolist(), ends.tolist())
+            path = self.folder / chunk.name
+            try:
+                with atomic_path(path) as temporary:
+                    temporary.write_bytes(content)
+            except OSError as error:
+                raise UserError(f"cannot write replay {path} ({error.strerror}): free space") from error
+            self.chunks.append(chunk)
+
+    def needed(self) -> int:
+        """Number of the first file that holds a frame which is still in replay."""
+        return min((chunk.number for chunk in _needed(self.chunks, self.replay.oldest.tolist())), default=0)
+
+    def forget(self, before: int) -> None:
+        """Remove the files numbered below `before`, and those that are not of this run's history."""
+        self.chunks = [chunk for chunk in self.chunks if chunk.number >= before]
+        kept = {chunk.name for chunk in self.chunks}
+        for file in [*self.folder.glob("chunk-*.safetensors"), *self.folder.glob(".chunk-*.tmp.safetensors")]:
+            if file.name not in kept:
+                file.unlink(missing_ok=True)
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """Which files there are."""
+        return [asdict(chunk) for chunk in self.chunks]
+
+    def load_state_dict(self, state: Sequence[dict[str, Any]]) -> None:
+        """Read the frames into replay, whose own state must be restored. UserError as from `check_files`."""
+        self.chunks = [Chunk(**chunk) for chunk in state]
+        for chunk in _needed(self.chunks, self.replay.oldest.tolist()):
+            self.replay.write(np.array(chunk.starts), np.array(chunk.ends), load(_read(self.folder, chunk)))
+
+    def _saved(self) -> np.ndarray:
+        """Position up to which each stream's frames are in files, or gone."""
+        ends = self.chunks[-1].ends if self.chunks else [0] * self.replay.streams
+        return np.maximum(ends, self.replay.oldest)
+
+
+def check_files(folder: Path, state: Sequence[dict[str, Any]], oldest: Sequence[int]) -> None:
+    """UserError where a file of `ReplayFiles.state_dict` is missing or has another content.
+
+    Files whose frames all lie before `oldest`, a position in each stream, are not asked for.
+    """
+    for chunk in _needed([Chunk(**chunk) for chunk in state], oldest):
+        _read(folder, chunk)
+
+
+def _needed(chunks: Sequence[Chunk], oldest: Sequence[int]) -> list[Chunk]:
+    return [chunk for chunk in chunks if any(end > first for end, first in zip(chunk.ends, oldest, strict=True))]
+
+
+def _read(folder: Path, chunk: Chunk) -> bytes:
+    path = folder / chunk.name
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}, which holds a part of the replay ({error.strerror})") from error
+    if hashlib.sha256(content).hexdigest() != chunk.sha256:
+        raise UserError(f"{path}, which holds a part of the replay, is damaged")
+    return content

@@ -1,0 +1,1 @@
+"""Episodes under a planner, and comparisons of planners."""

@@ -1,0 +1,127 @@
+"""Episodes under any planner, without exploration noise."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import gymnasium
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dreamer_mpc.agents.dreamer import Act, Carry, Dreamer
+from dreamer_mpc.planners import Planner
+from dreamer_mpc.util.device import preserved_rng
+from dreamer_mpc.util.intervals import count_failed, mean_interval
+from envs import reset_rows
+
+
+@dataclass
+class Trace:
+    """The first steps of one episode, for videos: T images, and what the agent made of them."""
+
+    image: list[np.ndarray] = field(default_factory=list)  # uint8 [H, W, C]
+    state: list[Float[Tensor, " S"]] = field(default_factory=list)  # posterior, on the agent's device
+    action: list[Float[Tensor, " A"]] = field(default_factory=list)  # chosen on seeing the image
+    reward: list[float] = field(default_factory=list)  # paid for that action
+    value: list[float] = field(default_factory=list)  # J of the plan made on seeing the image
+    memory: list = field(default_factory=list)  # of the planner, one row, before it planned
+
+
+@dataclass
+class Evaluation:
+    """Returns of E episodes under one planner, and what an action cost."""
+
+    returns: Float[np.ndarray, " E"]
+    lengths: list[int]  # agent steps of each episode
+    ms_per_action: float  # median wall time of one call: observe, plan, copy back
+    batch: int  # environments planned for in that call
+    model_evaluations: int  # per action
+    trace: Trace
+
+    def summary(self) -> dict[str, float | None]:
+        """What is logged and tabulated; None is what so few episodes do not tell."""
+        scores = self.returns[:, None]
+        low, high = mean_interval(scores) or (None, None)
+        return {
+            "return_mean": float(self.returns.mean()),
+            "return_std": float(self.returns.std(ddof=1)) if len(self.returns) > 1 else 0.0,
+            "return_low": low,
+            "return_high": high,
+            "failed_episodes": count_failed(scores),
+            "ms_per_action": self.ms_per_action,
+            "model_evaluations": self.model_evaluations,
+            "episodes": len(self.returns),
+        }
+
+
+def evaluate(
+    agent: Dreamer,
+    planner: Planner,
+    envs: gymnasium.vector.VectorEnv,
+    episodes: int,
+    seed: int,
+    trace_steps: int = 0,
+    on_step: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Run `episodes` episodes, episode e from environment seed `seed + e`, side by side over the rows of `envs`.
+
+    The first `trace_steps` steps of episode 0 are kept. `on_step` is told after each step how many there were. torch's
+    generator is left as it was found, so that an evaluation does not change the training around it.
+    """
+    with preserved_rng(agent.device):
+        torch.manual_seed(seed)
+        return _evaluate(agent, planner, envs, episodes, seed, trace_steps, on_step)
+
+
+def _evaluate(
+    agent: Dreamer,
+    planner: Planner,
+    envs: gymnasium.vector.VectorEnv,
+    episodes: int,
+    seed: int,
+    trace_steps: int,
+    on_step: Callable[[int], None] | None,
+) -> Evaluation:
+    rows = envs.num_envs
+    episode = np.arange(rows)  # the episode each row plays; those past the last are idle
+    image, _ = envs.reset(seed=[seed + int(e) for e in episode])
+    is_first = np.ones(rows, dtype=bool)
+    carry, trace, times = agent.initial(rows), Trace(), []
+    returns, lengths = np.zeros(episodes), [0] * episodes
+    next_episode = rows
+    while (episode < episodes).any():
+        start = time.perf_counter()
+        tensors = (torch.from_numpy(x).to(agent.device) for x in (image, is_first))
+        act = agent.act(planner, carry, *tensors)
+        executed = act.action.cpu().numpy()  # waits for the device
+        times.append(time.perf_counter() - start)
+        seen = image
+        image, reward, terminated, truncated, _ = envs.step(executed)
+        if episode[0] == 0 and len(trace.image) < trace_steps:
+            _remember(trace, seen[0], carry, act, float(reward[0]), bool(is_first[0]))
+        carry = act.carry
+        for i in np.flatnonzero(episode < episodes):
+            returns[episode[i]] += reward[i]
+            lengths[episode[i]] += 1
+        is_first = terminated | truncated
+        if is_first.any():
+            seeds: list[int | None] = [None] * rows
+            for i in np.flatnonzero(is_first):
+                episode[i], seeds[i], next_episode = next_episode, seed + next_episode, next_episode + 1
+            image, _ = reset_rows(envs, is_first, seeds)
+        if on_step:
+            on_step(len(times))
+    return Evaluation(returns, lengths, 1e3 * float(np.median(times)), rows, act.model_evaluations, trace)
+
+
+def _remember(trace: Trace, image: np.ndarray, before: Carry, act: Act, reward: float, is_first: bool) -> None:
+    """Append row 0 of a step."""
+    trace.image.append(image)
+    trace.state.append(act.carry.state[0])
+    trace.action.append(act.action[0])
+    trace.reward.append(reward)
+    trace.value.append(float(act.value[0]))
+    memory = None if before.memory is None or is_first else type(before.memory)(*(x[:1] for x in before.memory))
+    trace.memory.append(memory)

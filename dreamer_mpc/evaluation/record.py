@@ -1,0 +1,167 @@
+"""The episodes of a comparison in a folder, kept batch by batch."""
+
+import contextlib
+import csv
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dreamer_mpc.evaluation.episodes import Evaluation
+from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.files import to_csv, write_text
+
+EPISODE_COLUMNS = (
+    "planner", "checkpoint", "episode", "env_seed", "return", "agent_steps", "ms_per_action", "num_envs",
+    "model_evaluations", "device", "torch", "date",
+)  # fmt: skip
+
+
+class Record:
+    """episodes.csv has a row an episode; compare.json says what they were made with.
+
+    So another comparison is not mixed into this one. Nothing is written, and with `overwrite` nothing removed, before
+    `begin`. Checkpoints are told apart by their content: `names` has the name of each by its SHA-256.
+    """
+
+    def __init__(self, folder: Path, made_with: dict[str, Any], checkpoints: dict[str, str], overwrite: bool = False):
+        self.folder, self.overwrite = folder, overwrite
+        self.made_with = made_with | {"checkpoints": dict(checkpoints)}
+        self.rows: list[dict[str, Any]] = []
+        if not overwrite:
+            with _usable(folder):
+                self.made_with = self._merged(made_with, checkpoints)
+                self.rows = _read_rows(folder / "episodes.csv")
+        self.names = {sha256: name for name, sha256 in self.made_with["checkpoints"].items()}
+
+    def begin(self) -> None:
+        """Claim the folder, now that what could fail at the start has not."""
+        if self.overwrite:
+            labels = {*self.made_with["planners"], *_labels(self.folder / "compare.json")}
+            files = [self.folder / name for name in ("episodes.csv", "compare.csv", "compare.png")]
+            files += [path for label in labels for path in self.visuals(label)]
+            with _usable(self.folder):
+                for path in files:
+                    path.unlink(missing_ok=True)
+        self.write("compare.json", json.dumps(self.made_with, indent=1) + "\n")
+
+    def of(self, label: str, checkpoint: str) -> list[dict[str, Any]]:
+        """The episodes of one planner on one checkpoint, in order."""
+        rows = [row for row in self.rows if (row["planner"], row["checkpoint"]) == (label, checkpoint)]
+        return sorted(rows, key=lambda row: row["episode"])
+
+    def add(self, label: str, checkpoint: str, first: int, seed: int, result: Evaluation, device: str) -> None:
+        """Keep a batch: episodes `first` and on, played on environment seeds from `seed` on."""
+        for i, (total, length) in enumerate(zip(result.returns, result.lengths, strict=True)):
+            values = (
+                label, checkpoint, first + i, seed + i, float(total), length, result.ms_per_action, result.batch,
+                result.model_evaluations, device, torch.__version__, datetime.now(UTC).date().isoformat(),
+            )  # fmt: skip
+            self.rows.append(dict(zip(EPISODE_COLUMNS, values, strict=True)))
+        self.write("episodes.csv", to_csv(self.rows))
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file of the folder, whole or not at all; UserError where the disk refuses it."""
+        with _usable(self.folder):
+            write_text(self.folder / name, text)
+
+    def stem(self, label: str) -> Path:
+        """What the names of a planner's files begin with."""
+        return self.folder / label.replace(" ", "-").replace("=", "-")
+
+    def visuals(self, label: str) -> list[Path]:
+        """Video and picture of a planner, whether they are there or not."""
+        stem = self.stem(label)
+        return [stem.with_name(f"{stem.name}.mp4"), stem.with_name(f"{stem.name}-decision.png")]
+
+    def _merged(self, new: dict[str, Any], checkpoints: dict[str, str]) -> dict[str, Any]:
+        """What is there and what comes, together; UserError where they contradict each other."""
+        path = self.folder / "compare.json"
+        old = _read_made_with(path)
+        if old is None:
+            if (self.folder / "episodes.csv").exists():
+                raise _damaged(path)  # nothing says what these episodes were made with
+            return new | {"checkpoints": dict(checkpoints)}
+        known = {sha256: name for name, sha256 in old["checkpoints"].items()}
+        new = new | {"checkpoints": {known.get(sha256, name): sha256 for name, sha256 in checkpoints.items()}}
+        for key, value in new.items():
+            entries = value if isinstance(value, dict) else {}
+            changed = [
+                f"{key} {name}{_difference(old[key][name], entries[name])}"
+                for name in entries
+                if old[key].get(name, entries[name]) != entries[name]
+            ]
+            if not isinstance(value, dict) and old.get(key) != value:
+                changed = [f"{key} ({old.get(key)})"]
+            if changed:
+                raise UserError(
+                    f"{self.folder} holds another comparison, with other {changed[0]}: "
+                    "name another folder with --out, or start again with --overwrite"
+                )
+        return old | {key: old[key] | value if isinstance(value, dict) else value for key, value in new.items()}
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    """The episodes in a file, if there is one; UserError where it is something else."""
+    if not path.exists():
+        return []
+    numbers = {"episode": int, "env_seed": int, "return": float, "agent_steps": int, "ms_per_action": float}
+    numbers |= {"num_envs": int, "model_evaluations": int}
+    try:
+        with path.open(newline="") as file:
+            return [
+                {key: numbers.get(key, str)(row[key]) for key in EPISODE_COLUMNS}
+                for row in csv.DictReader(file, strict=True)
+            ]
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise _damaged(path) from error
+
+
+def _read_made_with(path: Path) -> dict[str, Any] | None:
+    """What compare.json says, None where there is none; UserError where it is something else."""
+    try:
+        made_with = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise _damaged(path) from error
+    groups = [made_with.get(key) for key in ("checkpoints", "planners")] if isinstance(made_with, dict) else [None]
+    if not all(isinstance(group, dict) for group in groups):
+        raise _damaged(path)
+    return made_with
+
+
+def _difference(old: Any, new: Any) -> str:
+    """The first setting in which two planners differ, in words; nothing for what has no settings."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return ""
+    key = next(key for key in {**new, **old} if old.get(key) != new.get(key))
+    return f" ({key} {old.get(key)} -> {new.get(key)})"
+
+
+def _labels(path: Path) -> list[str]:
+    """The planners that compare.json names; none where it cannot be read."""
+    try:
+        return list((_read_made_with(path) or {"planners": {}})["planners"])
+    except UserError:
+        return []
+
+
+@contextlib.contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    """What the system says against reading or writing in `folder`, as a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder} ({error.strerror}): free space, or name another folder with --out"
+        ) from error
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(
+        f"{path} is damaged or missing: name another folder with --out, or start again with --overwrite"
+    )

@@ -1,0 +1,104 @@
+"""What the agent sees, reconstructs and dreams, as frames for videos and pictures."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from dreamer_mpc.agents.dreamer import Dreamer, LatentWorld
+from dreamer_mpc.evaluation.episodes import Evaluation, Trace
+from dreamer_mpc.planners import PLANNERS, Ascent, Planner
+from dreamer_mpc.planners.rollout import rollout
+from dreamer_mpc.report.video import decision_picture, side_by_side, write_mp4
+from dreamer_mpc.util.device import preserved_rng
+
+DREAM_STEPS = 50  # open-loop steps before the dream starts again from what is seen
+
+
+@torch.no_grad()
+def imagine_open_loop(
+    model: LatentWorld, state: Float[Tensor, "T S"], action: Float[Tensor, "T A"]
+) -> Float[Tensor, "T S"]:
+    """States imagined without images, by the executed actions; every `DREAM_STEPS` steps from the posterior again."""
+    imagined = []
+    for start in range(0, len(state), DREAM_STEPS):
+        taken = action[start : min(start + DREAM_STEPS, len(state)) - 1]
+        mean = state.new_zeros(1, 1, len(taken), model.noise_dim)  # the prior's, no draw
+        imagined.append(state[start, None])
+        if len(taken):
+            imagined.append(rollout(model, state[start, None], taken[None, None], mean)[0, 0])
+    return torch.cat(imagined)
+
+
+def write_visuals(stem: Path, agent: Dreamer, planner: Planner, evaluation: Evaluation, env: str) -> list[Path]:
+    """`<stem>.mp4` of an evaluation's traced episode and `<stem>-decision.png` from its middle; what was written."""
+    video, picture = stem.with_name(f"{stem.name}.mp4"), stem.with_name(f"{stem.name}-decision.png")
+    episode_video(video, agent, evaluation.trace)
+    drawn = decision(picture, agent, planner, evaluation.trace, len(evaluation.trace.image) // 2, env)
+    return [video, picture] if drawn else [video]
+
+
+@torch.no_grad()
+def episode_video(path: Path, agent: Dreamer, trace: Trace, fps: int = 25) -> None:
+    """One MP4: real frame, reconstruction, and open-loop imagination from the same start, side by side.
+
+    In the frame: J of the plan made on seeing it (-inf where the planner fell back to the policy), the return so far.
+    """
+    state, action = torch.stack(trace.state), torch.stack(trace.action)  # [T, S], [T, A]
+    imagined = imagine_open_loop(agent.model, state, action)
+    expected = agent.model.reward(imagined).tolist()
+    paid = np.array([0.0, *trace.reward])  # the reward on arriving at frame t
+    so_far = paid.cumsum()
+    footer = [
+        f"step {t:3d}   J {trace.value[t]:.1f}   return so far {so_far[t]:.1f}   "
+        f"dreaming {t % DREAM_STEPS:2d} steps ahead   reward {paid[t]:.2f}   dreamed {expected[t]:.2f}"
+        for t in range(len(state))
+    ]
+    columns = {
+        "real": np.stack(trace.image),
+        "reconstruction": _decode(agent, state),
+        "imagination": _decode(agent, imagined),
+    }
+    write_mp4(path, side_by_side(columns, footer=footer), fps)
+
+
+def _decode(agent: Dreamer, state: Float[Tensor, "T S"], chunk: int = 250) -> UInt8[np.ndarray, "T H W C"]:
+    return np.concatenate([agent.model.world_model.decode(part).cpu().numpy() for part in state.split(chunk)])
+
+
+@torch.no_grad()
+def decision(path: Path, agent: Dreamer, planner: Planner, trace: Trace, t: int, env: str) -> bool:
+    """One picture of a plan from the state at step `t`: decoded before and after the ascent, with J under each.
+
+    The plan is made anew, with draws of its own that also give the candidates without the ascent. Both J are taken
+    under the prior's mean, so that they differ by the actions alone. Returns False, and draws nothing, for a planner
+    that does not ascend.
+    """
+    if not isinstance(planner, Ascent) or planner.iterations == 0:
+        return False
+    state = trace.state[t][None]
+    after = _replan(agent, planner, state, trace.memory[t])
+    before = _replan(agent, dataclasses.replace(planner, iterations=0), state, trace.memory[t])
+    chosen = after.candidate_values[0].argmax()
+    objective = planner.objective_function()
+    frames, values, actions = [], [], []
+    for candidates in (before.candidates, after.candidates):
+        sequence = candidates[:, chosen, None]  # [1, 1, H, A]
+        mean = state.new_zeros(1, 1, planner.horizon, agent.model.noise_dim)
+        states = rollout(agent.model, state, sequence, mean)  # [1, 1, H, S]
+        frames.append(_decode(agent, states[0, 0]))
+        values.append(float(objective(agent.model, states)))
+        actions.append(sequence[0, 0].cpu().numpy())
+    name = next((name for name, kind in PLANNERS.items() if type(planner) is kind), type(planner).__name__)
+    title = f"{env}, step {t}: one decision of {name} (N = {planner.candidates}, I = {planner.iterations})"
+    decision_picture(path, *frames, *values, *actions, real=trace.image[t], title=title)
+    return True
+
+
+def _replan(agent: Dreamer, planner: Ascent, state: Float[Tensor, "1 S"], memory):
+    with preserved_rng(agent.device):
+        torch.manual_seed(0)
+        return planner.plan(agent.model, state, memory)

@@ -1,0 +1,1 @@
+"""Fast forms of plain code: the recurrent cell, activations, convolutions, CUDA graphs."""

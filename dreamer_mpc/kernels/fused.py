@@ -1,0 +1,122 @@
+"""Bias, activation and rearrangement after a product, in one pass over memory on a GPU; the same in torch elsewhere."""
+
+from typing import Literal, NamedTuple
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+try:  # Triton comes with torch where that is built for CUDA
+    from dreamer_mpc.kernels import fused_triton as kernels
+except ImportError:
+    kernels = None
+
+Activation = Literal["none", "relu", "elu"]
+ACTIVATIONS = {"none": lambda x: x, "relu": F.relu_, "elu": F.elu_}
+
+
+class Layout(NamedTuple):
+    """How pixels [M, H, W, C] are handed on: as they are, in blocks of side x side, or out of such blocks, cropped."""
+
+    kind: Literal["same", "to_blocks", "from_blocks"] = "same"
+    height: int = 1
+    width: int = 1
+    side: int = 1
+    crop: int = 1
+
+    def shape(self, channels: int) -> tuple[int, int, int]:
+        """Of an image in this layout, from `channels` of the product."""
+        if self.kind == "to_blocks":
+            return self.height // self.side, self.width // self.side, channels * self.side**2
+        if self.kind == "from_blocks":
+            return self.crop, self.crop, channels // self.side**2
+        return self.height, self.width, channels
+
+    def apply(self, x: Tensor) -> Tensor:
+        """[M, H, W, C] in this layout."""
+        if self.kind == "to_blocks":
+            return to_blocks(x, self.side)
+        if self.kind == "from_blocks":
+            return from_blocks(x, self.side)[:, : self.crop, : self.crop]
+        return x
+
+    def geometry(self) -> tuple[int, int, int, int, int]:
+        """For the kernels."""
+        kinds = {"same": kernels.SAME, "to_blocks": kernels.TO_BLOCKS, "from_blocks": kernels.FROM_BLOCKS}
+        return kinds[self.kind], self.height, self.width, self.side, self.crop
+
+
+SAME = Layout()
+
+
+def to_blocks(x: Float[Tensor, "M h w C"], side: int = 2) -> Float[Tensor, "M hs ws Css"]:
+    """Pixels of a block side by side: channels (row in block, column in block, C)."""
+    return rearrange(x, "m (h p) (w q) c -> m h w (p q c)", p=side, q=side)
+
+
+def from_blocks(x: Float[Tensor, "M hs ws Css"], side: int = 2) -> Float[Tensor, "M h w C"]:
+    """The pixels of blocks."""
+    return rearrange(x, "m h w (p q c) -> m (h p) (w q) c", p=side, q=side)
+
+
+def bias_act(
+    y: Float[Tensor, "K R C"], bias: Float[Tensor, "K C"], act: Activation, layout: Layout = SAME
+) -> Float[Tensor, "..."]:
+    """The activation of a fresh product plus its bias, K of them: [K, R, C], or with a layout [M, *layout.shape].
+
+    `y` is contiguous and is overwritten: nothing else may read it.
+    """
+    if on_gpu(y):
+        return _BiasActKernel.apply(y, bias, act, layout)
+    x = _BiasAct.apply(y, bias, act)
+    return x if layout is SAME else layout.apply(x.view(-1, layout.height, layout.width, x.shape[-1]))
+
+
+def on_gpu(x: Tensor) -> bool:
+    """Whether the kernels run where `x` is."""
+    return kernels is not None and x.is_cuda
+
+
+class _BiasActKernel(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, y, bias, act, layout):
+        ctx.shape, ctx.layout = tuple(y.shape), layout
+        ctx.act = {"none": kernels.NONE, "relu": kernels.RELU, "elu": kernels.ELU}[act]
+        y = y.detach()  # not marked as changed in place: for a view, autograd would copy its gradient about
+        out = y if layout.kind == "same" else y.new_empty(_images(y, layout), *layout.shape(y.shape[-1]))
+        kernels.bias_act(y, bias.detach().contiguous(), out, ctx.act, layout.geometry())
+        ctx.save_for_backward(out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        (out,) = ctx.saved_tensors
+        dy, db = kernels.bias_act_backward(g.contiguous(), out, ctx.shape, ctx.act, ctx.layout.geometry())
+        return dy.view(ctx.shape), db, None, None
+
+
+def _images(y: Tensor, layout: Layout) -> int:
+    return y.shape[0] * y.shape[1] // (layout.height * layout.width)
+
+
+class _BiasAct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, y, bias, act):
+        ctx.act = act
+        out = ACTIVATIONS[act](y.detach().add_(bias[:, None]))
+        ctx.save_for_backward(out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        (out,) = ctx.saved_tensors
+        if ctx.act == "relu":
+            g = torch.ops.aten.threshold_backward(g, out, 0)
+        elif ctx.act == "elu":
+            g = torch.ops.aten.elu_backward(g, 1.0, 1, 1, True, out)
+        return g, g.sum(1), None

@@ -1,0 +1,35 @@
+"""What a network's output stands for: a distribution that knows its mean, its mode and its loss."""
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+@runtime_checkable
+class Prediction(Protocol):
+    """A distribution over numbers [*], predicted by a head."""
+
+    @property
+    def mean(self) -> Float[Tensor, "*b"]: ...
+
+    @property
+    def mode(self) -> Float[Tensor, "*b"]: ...
+
+    def loss(self, target: Float[Tensor, "*t"]) -> Float[Tensor, "*b"]:
+        """Negative log-likelihood of `target`, which is broadcast, but for constants."""
+
+
+class UnitNormal(NamedTuple):
+    """A Gaussian of variance 1 around `mean` [*]: rewards and values of Dreamer (Hafner et al. 2020, Eq. 8 and 10)."""
+
+    mean: Tensor
+
+    @property
+    def mode(self) -> Float[Tensor, "*b"]:
+        """Where the density is highest: the mean."""
+        return self.mean
+
+    def loss(self, target: Float[Tensor, "*t"]) -> Float[Tensor, "*b"]:
+        """Half the squared distance of the mean to `target`."""
+        return 0.5 * (self.mean - target).square()

@@ -1,0 +1,165 @@
+"""All walking of a latent model: along given actions, and with a policy in the loop, step by step or in one call.
+
+Planners, imagination and pictures walk through the functions here. A model of `step` alone is walked by loops; one that
+inherits from `FusedRollouts` walks itself. Methods that merely have the same names are never called.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dreamer_mpc.planners.protocol import LatentDynamics, LatentModel
+
+LatentNoise = Literal["fresh", "fixed", "mean"]
+
+
+@runtime_checkable
+class OffersNoise(Protocol):
+    """A model whose random steps take the draws that they use: `step(state, action, noise)`."""
+
+    def noise(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b Z"]:
+        """Standard normal draws for one step; zeros in their place give the prior's mean."""
+
+
+class Proposals(NamedTuple):
+    """Actions that were taken on the way, and the states s_1 .. s_H that they led to, differentiable in the actions."""
+
+    leaves: tuple[Float[Tensor, "*b h A"], ...]  # together H steps: one each, or all in one
+    states: Float[Tensor, "*b H S"]
+
+
+class FusedRollouts(ABC):
+    """A model that walks whole rollouts faster than a loop over `step` does, with the same meaning."""
+
+    @abstractmethod
+    def walk(
+        self, state: Float[Tensor, "*b S"], actions: Float[Tensor, "*b H A"], noise: Float[Tensor, "*b H Z"] | None
+    ) -> Float[Tensor, "*b H S"]:
+        """See `rollout`."""
+
+
+class FusedPolicyRollouts(FusedRollouts):
+    """One that has its policy in the loop."""
+
+    @abstractmethod
+    def walk_policy(
+        self,
+        state: Float[Tensor, "*b S"],
+        horizon: int,
+        previous: Float[Tensor, "*b H A"] | None,
+        weight: Float[Tensor, "*b"] | None,
+        noise: Float[Tensor, "*b H Z"] | None,
+    ) -> Proposals:
+        """See `policy_rollout`."""
+
+    @abstractmethod
+    def walk_imagination(self, start: Float[Tensor, "M S"], horizon: int) -> Float[Tensor, "H M S"]:
+        """See `imagine`."""
+
+
+def rollout(
+    model: LatentDynamics,
+    state: Float[Tensor, "B S"],
+    actions: Float[Tensor, "B N H A"],
+    noise: Float[Tensor, "B N H Z"] | None = None,
+) -> Float[Tensor, "B N H S"]:
+    """The states s_1 .. s_H that `actions` lead to from `state`, s_0; without `noise` each step draws its own."""
+    state = state[:, None].expand(-1, actions.shape[1], -1)  # [B, N, S]
+    if isinstance(model, FusedRollouts):
+        return model.walk(state, actions, noise)
+    states = []
+    for k, action in enumerate(actions.unbind(-2)):
+        state = latent_step(model, state, action, _at(noise, k))
+        states.append(state)
+    return torch.stack(states, dim=-2)
+
+
+def policy_rollout(
+    model: LatentDynamics,
+    state: Float[Tensor, "*b S"],
+    horizon: int,
+    previous: Float[Tensor, "*b H A"] | None = None,
+    weight: Float[Tensor, "*b"] | None = None,
+    noise: Float[Tensor, "*b H Z"] | None = None,
+) -> Proposals:
+    """The policy's samples, blended with `previous` by `weight`, in the states that the blended actions lead to.
+
+    Of the model, `step` and `policy` are used.
+    """
+    if isinstance(model, FusedPolicyRollouts):
+        return model.walk_policy(state, horizon, previous, weight, noise)
+    return closed_loop(model, state, horizon, lambda s: model.policy(s).rsample(), previous, weight, noise)
+
+
+def closed_loop(
+    model: LatentDynamics,
+    state: Float[Tensor, "*b S"],
+    horizon: int,
+    act: Callable[[Float[Tensor, "*b S"]], Float[Tensor, "*b A"]],
+    previous: Float[Tensor, "*b H A"] | None = None,
+    weight: Float[Tensor, "*b"] | None = None,
+    noise: Float[Tensor, "*b H Z"] | None = None,
+) -> Proposals:
+    """As `policy_rollout`, but acting by any rule `act`; in [-1, 1]."""
+    leaves, states = [], []
+    for k in range(horizon):
+        with torch.no_grad():
+            action = act(state.detach())
+            if previous is not None:
+                share = weight[..., None]
+                action = share * previous[..., k, :] + (1 - share) * action
+            leaf = action.clamp(-1, 1)[..., None, :]
+        leaves.append(leaf.requires_grad_(torch.is_grad_enabled()))
+        state = latent_step(model, state, leaf[..., 0, :], _at(noise, k))
+        states.append(state)
+    return Proposals(tuple(leaves), torch.stack(states, dim=-2))
+
+
+def imagine(model: LatentModel, start: Float[Tensor, "M S"], horizon: int) -> Float[Tensor, "H M S"]:
+    """States s_1 .. s_H under the policy's samples, differentiable in the actor's weights (Dreamer, section 3).
+
+    The policy reads detached states: its gradient comes through the actions, not through what it was shown.
+    """
+    if isinstance(model, FusedPolicyRollouts):
+        return model.walk_imagination(start, horizon)
+    state, states = start, []
+    for _ in range(horizon):
+        action = model.policy(state.detach()).rsample()
+        state = model.step(state, action)
+        states.append(state)
+    return torch.stack(states)
+
+
+def joined(leaves: tuple[Float[Tensor, "*b h A"], ...]) -> Float[Tensor, "*b H A"]:
+    """The actions of `Proposals`, or their gradients, as one tensor."""
+    return leaves[0] if len(leaves) == 1 else torch.cat(leaves, dim=-2)
+
+
+def latent_step(
+    model: LatentDynamics, state: Float[Tensor, "*b S"], action: Float[Tensor, "*b A"], noise: Tensor | None
+) -> Float[Tensor, "*b S"]:
+    """One prior step; `noise` is passed only where there is some, so a model needs no parameter for it."""
+    return model.step(state, action) if noise is None else model.step(state, action, noise)
+
+
+def draw_noise(
+    model: LatentDynamics, state: Float[Tensor, "*b S"], horizon: int, kind: LatentNoise
+) -> Float[Tensor, "*b H Z"] | None:
+    """What the model's random steps use: None (each step draws afresh), draws to be reused, or zeros (the mean)."""
+    if kind == "fresh":
+        return None
+    if not isinstance(model, OffersNoise):
+        raise ValueError(
+            f"latent_noise={kind!r} needs a model with noise(state) and step(state, action, noise); "
+            f"{type(model).__name__} has no noise method: use latent_noise='fresh'"
+        )
+    draws = torch.stack([model.noise(state) for _ in range(horizon)], dim=-2)
+    return draws if kind == "fixed" else torch.zeros_like(draws)
+
+
+def _at(noise: Float[Tensor, "*b H Z"] | None, k: int) -> Float[Tensor, "*b Z"] | None:
+    return None if noise is None else noise[..., k, :]

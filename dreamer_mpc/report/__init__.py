@@ -1,0 +1,1 @@
+"""What a user sees: progress, tables, charts, videos, the doctor."""

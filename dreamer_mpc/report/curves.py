@@ -1,0 +1,168 @@
+"""Evaluation curves of runs, gathered into CSV files, and the published ones to stand beside them."""
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from dreamer_mpc.config import Config, load_presets
+from dreamer_mpc.runs.folder import RunFolder
+from dreamer_mpc.runs.logger import read_metrics
+from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.files import to_csv, write_text
+
+CURVES, FINAL = "curves.csv", "final.csv"
+REFERENCE = Path(__file__).resolve().parents[2] / "results/reference"
+PAPER, VISION = REFERENCE / "dream_mpc_paper_dreamer_curves.csv", REFERENCE / "dmc_vision_published.csv"
+GRACE = 1000  # env steps: an evaluation may lie a step of all environments past the paper's last
+# What an agent that is trained and evaluated with a planner is called in papers.
+METHODS = {"policy": "dreamer", "cem": "planet"}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Returns of one run, at T evaluations in the order of their env steps."""
+
+    task: str
+    method: str
+    seed: int
+    env_steps: Int[np.ndarray, " T"]
+    returns: Float[np.ndarray, " T"]  # means over the episodes of an evaluation
+    stds: Float[np.ndarray, " T"]  # standard deviations over them
+    episodes: Int[np.ndarray, " T"]
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        return f"{self.task}, {self.method}, seed {self.seed}"
+
+
+def method_of(config: Config) -> str:
+    """The method's name: the planner's, but `dreamer` for the bare policy and `planet` for CEM without an actor."""
+    name = METHODS.get(config.planner, config.planner)
+    if config.planner == "cem" and config.agent == "dreamer":
+        name = "cem"
+    return name if config.trained_by == config.planner else f"{name}, trained with {config.trained_by}"
+
+
+def gather(specs: Sequence[str], until: int | None = None) -> list[Curve]:
+    """The curves of runs: each of `specs` a run folder or a folder of some, or LABEL=FOLDER to call its method LABEL.
+
+    Evaluations past `until` env steps are left out. UserError where a folder holds no run or no evaluation, and where
+    two runs are of one task, method and seed.
+    """
+    curves: dict[str, tuple[Curve, Path]] = {}
+    for spec in specs:
+        label, _, path = ("", "", spec) if Path(spec).exists() else spec.rpartition("=")
+        for folder in _runs(Path(path)):
+            curve = _read_run(folder, label, until)
+            if curve.name in curves:
+                raise UserError(
+                    f"{curves[curve.name][1]} and {folder} are both {curve.name}: leave one out, or call its method "
+                    f"something else, --runs again={folder}"
+                )
+            curves[curve.name] = curve, folder
+    return [curve for curve, _ in curves.values()]
+
+
+def _runs(path: Path) -> list[Path]:
+    one = RunFolder(path).metrics.exists()
+    folders = [path] if one else sorted(file.parent for file in path.glob("*/metrics.jsonl"))
+    if not folders:
+        raise UserError(f"{path} is no run folder and holds none: name a folder with metrics.jsonl, or one of such")
+    return folders
+
+
+def _read_run(folder: Path, label: str, until: int | None) -> Curve:
+    config = load_presets(str(RunFolder(folder).config))
+    records = [r for r in read_metrics(RunFolder(folder).metrics) if "eval/return_mean" in r]
+    records = [r for r in records if until is None or r["env_steps"] <= until]
+    if not records:
+        raise UserError(f"{folder} has no evaluation yet: leave it out, or wait for its first")
+    columns = (_column(records, key) for key in ("env_steps", "eval/return_mean", "eval/return_std", "eval/episodes"))
+    return _curve(config.env, label or method_of(config), config.seed, *columns)
+
+
+def _column(rows: Iterable[dict], key: str) -> list[float]:
+    return [float(row[key]) for row in rows]
+
+
+def _curve(task, method, seed, env_steps, returns, stds, episodes) -> Curve:
+    steps, count = (np.array(values).astype(np.int64) for values in (env_steps, episodes))
+    return Curve(task, method, int(seed), steps, np.array(returns), np.array(stds), count)
+
+
+def write_curves(folder: Path, curves: Sequence[Curve]) -> list[Path]:
+    """Write curves.csv, a row an evaluation, and final.csv, the last one of each run and the paper's at that step."""
+    rows = [row for curve in curves for row in _rows(curve)]
+    last = [_rows(curve)[-1] | {"paper": published(curve.task).paper_return(curve)} for curve in curves]
+    for name, content in ((CURVES, rows), (FINAL, last)):
+        try:
+            write_text(folder / name, to_csv(content))
+        except OSError as error:
+            raise UserError(f"cannot write {folder / name} ({error.strerror}): name another folder") from error
+    return [folder / CURVES, folder / FINAL]
+
+
+def _rows(curve: Curve) -> list[dict]:
+    columns = (curve.env_steps, curve.returns, curve.stds, curve.episodes)
+    names = ("env_steps", "return", "return_std", "episodes")
+    key = {"task": curve.task, "method": curve.method, "seed": curve.seed}
+    return [key | dict(zip(names, row, strict=True)) for row in zip(*(c.tolist() for c in columns), strict=True)]
+
+
+def read_curves(path: Path) -> list[Curve]:
+    """What `write_curves` wrote; UserError where the file is something else."""
+    runs: dict[tuple, list[dict]] = {}
+    try:
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file, strict=True):
+                runs.setdefault((row["task"], row["method"], int(row["seed"])), []).append(row)
+        if not runs:
+            raise ValueError("no rows")
+        columns = ("env_steps", "return", "return_std", "episodes")
+        return [_curve(*key, *(_column(rows, name) for name in columns)) for key, rows in runs.items()]
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise UserError(f"{path} is damaged ({error}): write it anew with --runs") from error
+
+
+@dataclass(frozen=True)
+class Published:
+    """What others have published of one task."""
+
+    paper: dict[str, tuple[list[int], list[float]]]
+    """method -> (env steps, mean returns) of the paper's figure, digitised."""
+    dreamerv3: dict[int, list[float]]
+    """env steps -> returns of the seeds: means over the 50k env steps of training before."""
+
+    def paper_return(self, curve: Curve) -> float | None:
+        """The paper's mean return at the last env step of `curve`, interpolated; None outside of its curve."""
+        steps, returns = self.paper.get(curve.method, ([], []))
+        last = curve.env_steps[-1].item()
+        if not steps or not steps[0] <= last <= steps[-1] + GRACE:
+            return None
+        return float(np.interp(last, steps, returns))
+
+
+def published(task: str) -> Published:
+    """What `results/reference/` has of `task`, which may be nothing."""
+    paper: dict[str, tuple[list[int], list[float]]] = {}
+    for row in _rows_of(PAPER, task):
+        steps, returns = paper.setdefault(row["method"], ([], []))
+        steps.append(int(row["env_steps"]))
+        returns.append(float(row["mean_return"]))
+    marks: dict[int, list[float]] = {}
+    for row in _rows_of(VISION, task):
+        if row["method"] == "dreamerv3":
+            marks.setdefault(int(row["env_steps"]), []).append(float(row["mean_return"]))
+    return Published(paper, marks)
+
+
+def _rows_of(path: Path, task: str) -> list[dict]:
+    if not path.exists():  # installed without results/
+        return []
+    with path.open(newline="") as file:
+        return [row for row in csv.DictReader(file) if row["task"] == task]

@@ -1,0 +1,82 @@
+"""Figures of a folder from its CSV files: `run.py plot`, and what `compare` draws at its end."""
+
+import csv
+import json
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+
+from dreamer_mpc.report.charts import comparison_picture, curves_picture
+from dreamer_mpc.report.curves import CURVES, Curve, gather, published, read_curves, write_curves
+from dreamer_mpc.report.progress import plural
+from dreamer_mpc.util.errors import UserError
+
+COMPARE = "compare.csv"
+NUMBERS = ("return", "model_evaluations", "episodes", "checkpoints")
+# Empty with few episodes; differences also for the policy, and without it.
+MAYBE = ("return_low", "return_high", "difference", "difference_low", "difference_high", "difference_p_holm")
+
+
+def plot(folder: Path, runs: tuple[str, ...] = (), until: int | None = None) -> list[Path]:
+    """Draw every curves.csv and compare.csv in `folder` and below; the files that were written.
+
+    With `runs`, `folder` gets curves.csv and final.csv of those first, and they alone are drawn. UserError where there
+    is nothing to draw.
+    """
+    if runs:
+        return [*write_curves(folder, gather(runs, until)), draw_curves(folder)]
+    if not folder.is_dir():
+        raise UserError(f"no folder {folder}: name one with {CURVES} or {COMPARE}, or give runs to gather with --runs")
+    drawn = [draw_curves(file.parent) for file in sorted(folder.rglob(CURVES))]
+    drawn += [draw_comparison(file.parent) for file in sorted(folder.rglob(COMPARE))]
+    if not drawn:
+        raise UserError(f"no {CURVES} or {COMPARE} in {folder} or below: give runs to gather with --runs")
+    return drawn
+
+
+def draw_curves(folder: Path) -> Path:
+    """Draw curves.csv as curves.png."""
+    curves = read_curves(folder / CURVES)
+    return _draw(folder / "curves.png", curves_picture, curves, {curve.task: published(curve.task) for curve in curves})
+
+
+def draw_comparison(folder: Path) -> Path:
+    """Draw compare.csv as compare.png, called by what compare.json says was played."""
+    path = folder / COMPARE
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file, strict=True))
+        rows = [row | {key: float(row[key]) for key in NUMBERS} for row in rows]
+        rows = [row | {key: float(row[key]) if row[key] else None for key in MAYBE} for row in rows]
+        env = json.loads((folder / "compare.json").read_text())["env"]
+        first = {key: int(rows[0][key]) for key in ("checkpoints", "episodes")}
+    except (OSError, ValueError, KeyError, TypeError, IndexError, csv.Error) as error:
+        raise UserError(f"{path} or compare.json beside it is damaged ({error}): run compare again") from error
+    title = f"{env}: {plural(first['checkpoints'], 'checkpoint')}, {plural(first['episodes'], 'episode')} each"
+    return _draw(folder / "compare.png", comparison_picture, rows, title)
+
+
+def _draw(path: Path, picture, *content) -> Path:
+    try:
+        picture(path, *content)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}): free space, or copy the CSV elsewhere") from error
+    return path
+
+
+def final_table(curves: list[Curve]) -> Table:
+    """One row for each run: its last evaluation, and the paper's mean at that step."""
+    table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for name in ("task", "method"):
+        table.add_column(name, no_wrap=True)
+    for name in ("seed", "env steps", "return\nmean ± std", "episodes", "paper\nat that step"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for curve in curves:
+        paper = published(curve.task).paper_return(curve)
+        table.add_row(
+            curve.task, curve.method, str(curve.seed), f"{curve.env_steps[-1]:,}",
+            f"{curve.returns[-1]:.1f} ± {curve.stds[-1]:.1f}", str(curve.episodes[-1]),
+            "–" if paper is None else f"{paper:.0f}",
+        )  # fmt: skip
+    return table

@@ -1,0 +1,376 @@
+"""What a person sees while a run goes on: a live bar on a terminal, plain lines elsewhere."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import SupportsFloat
+
+from rich import box
+from rich import progress as bars
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from dreamer_mpc.util.intervals import FEWEST
+
+WINDOW_S = 60.0
+LINE_EVERY_S = 30.0
+
+
+class _Lines:
+    """What prints lines above a bar or table that is live."""
+
+    _console: Console
+
+    def line(self, text: str) -> None:
+        """Print a line above what is live."""
+        self._console.print(Text(text), soft_wrap=True)
+
+
+class Progress(_Lines):
+    """Context manager that shows how far a run is. Rates are of the last minute, or the last tenth."""
+
+    def __init__(self, total_env_steps: int, start_env_steps: int = 0, *, console=None, clock=time.monotonic):
+        self._console = console or Console()
+        self._clock = clock
+        self._total = total_env_steps
+        self._env_steps, self._updates, self._phase = start_env_steps, 0, ""
+        self._train_return = self._eval_return = None
+        self._start = self._last_line = clock()
+        self._printed = start_env_steps
+        self._points = deque()  # (seconds, env steps, updates)
+        terminal = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._live = (
+            Live(console=self._console, get_renderable=self._render, refresh_per_second=4)
+            if terminal
+            else None
+        )
+
+    def __enter__(self):
+        self._start = self._last_line = self._clock()
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error):
+        if self._live:
+            self._live.stop()
+        elif self._env_steps != self._printed:
+            self._plain_line()
+
+    def update(
+        self,
+        env_steps: int,
+        updates: int,
+        phase: str = "",
+        train_return: SupportsFloat | None = None,
+        eval_return: SupportsFloat | None = None,
+    ) -> None:
+        """Tell where the run is. What is not given stays; pass `eval_return` when an evaluation ends."""
+        now = self._clock()
+        self._env_steps, self._updates, self._phase = env_steps, updates, phase or self._phase
+        self._train_return = self._train_return if train_return is None else train_return
+        self._eval_return = self._eval_return if eval_return is None else eval_return
+        self._remember(now)
+        if not self._live and (eval_return is not None or now - self._last_line >= LINE_EVERY_S):
+            self._plain_line()
+
+    def rates(self) -> tuple[float, float]:
+        """Env steps per second and updates per second, over the sliding window."""
+        if not self._points:
+            return 0.0, 0.0
+        seconds, env_steps, updates = self._points[0]
+        elapsed = self._clock() - seconds
+        if elapsed <= 0:
+            return 0.0, 0.0
+        return (self._env_steps - env_steps) / elapsed, (self._updates - updates) / elapsed
+
+    def _remember(self, now):
+        points = self._points
+        if not points or now - points[-1][0] >= 0.5:
+            points.append((now, self._env_steps, self._updates))
+        # Collecting and updating take turns, slow ones on a CPU: a window inside one turn would show a rate
+        # of zero. So it grows with the run, and always holds some env steps.
+        edge = now - max(WINDOW_S, 0.1 * (now - self._start))
+        while len(points) > 1 and points[1][0] <= edge and points[1][1] < self._env_steps:
+            points.popleft()
+
+    def _fields(self):
+        env_rate, update_rate = self.rates()
+        left = (self._total - self._env_steps) / env_rate if env_rate > 0 else None
+        return {
+            "env steps/s": _rate(env_rate),
+            "updates/s": _rate(update_rate),
+            "train": _return(self._train_return),
+            "eval": _return(self._eval_return),
+            "elapsed": duration(self._clock() - self._start),
+            "ETA": duration(max(left, 0.0)) if left is not None else "-",
+        }
+
+    def _plain_line(self):
+        self._last_line, self._printed = self._clock(), self._env_steps
+        fields = self._fields()
+        words = [f"env steps {self._env_steps:,}/{self._total:,} ({self._percent()})", self._phase]
+        words += [f"{fields.pop(name)} {name}" for name in ("env steps/s", "updates/s")]
+        words += [f"{name} {value}" for name, value in fields.items()]
+        self.line("  ".join(word for word in words if word))
+
+    def _percent(self):
+        # Rounded down: 100 % means done.
+        return f"{math.floor(1000 * min(self._env_steps / max(self._total, 1), 1)) / 10:.1f} %"
+
+    def _render(self):
+        grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
+        grid.add_column(
+            width=13, no_wrap=True, overflow="ellipsis"
+        )  # fixed: a new phase must not move the bar
+        grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+        grid.add_row(Text(self._phase or "start", style="bold cyan"), self._bar())
+        show = self._fields()
+        grid.add_row(
+            "", f"{show['env steps/s']} env steps/s   {show['updates/s']} updates/s   ETA {show['ETA']}"
+        )
+        grid.add_row(
+            "", f"train return {show['train']}   eval return {show['eval']}   elapsed {show['elapsed']}"
+        )
+        return grid
+
+    def _bar(self):
+        row = Table.grid(padding=(0, 2, 0, 0), expand=True)
+        row.add_column(ratio=1)
+        row.add_column(justify="right", no_wrap=True)
+        row.add_column(justify="right", no_wrap=True)
+        counts = Text.assemble((f"{self._env_steps:,}", "bold"), (f"/{self._total:,} env steps", "dim"))
+        done = ProgressBar(total=max(self._total, 1), completed=min(self._env_steps, self._total))
+        row.add_row(done, self._percent(), counts)
+        return row
+
+
+def results_table(rows: list[dict]) -> Table:
+    """The table that `eval` prints, one row for each planner.
+
+    Keys of a row: planner, return_mean, return_std, return_low and return_high (95 % interval of the mean),
+    ms_per_action, model_evaluations (an action), failed_episodes, episodes; None is a dash. KeyError if one is missing.
+    """
+    table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("planner", no_wrap=True)
+    for name in ("return\nmean ± std", "95 %\ninterval", "ms per\naction", "model\nevals", "failed of\nepisodes"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            str(row["planner"]),
+            f"{row['return_mean']:.1f} ± {row['return_std']:.1f}",
+            _interval(row["return_low"], row["return_high"], ".1f"),
+            f"{row['ms_per_action']:.2f}",
+            f"{row['model_evaluations']:,.0f}",
+            f"{_count(row['failed_episodes'])} of {row['episodes']:d}",
+        )
+    table.caption = f"95 % intervals: Student's t, from {FEWEST} episodes on; failed: far below the others."
+    return table
+
+
+def plural(number: int, noun: str) -> str:
+    """`1 episode`, `2 episodes`."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def duration(seconds: SupportsFloat) -> str:
+    """`0:12:33`, or `2d 03:04` from a day on."""
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    return f"{days}d {hour:02d}:{minute:02d}" if days else f"{hours}:{minute:02d}:{second:02d}"
+
+
+def _rate(value):
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def _return(value):
+    return "-" if value is None else f"{float(value):.1f}"
+
+
+class ComparisonProgress(_Lines):
+    """Context manager that shows how many of a comparison's episodes are played, and where the current ones are."""
+
+    def __init__(self, episodes: int, done: int = 0, *, console=None, clock=time.monotonic):
+        self._console = console or Console()
+        self._clock, self._label = clock, ""
+        self._started = self._last_line = clock()
+        self._longest = 0  # agent steps of the longest episode so far: a guess at how long the others are
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        self._bar = bars.Progress(*columns, console=self._console, disable=not self._console.is_terminal)
+        self._task = self._bar.add_task("", total=episodes, completed=done)
+        self._episodes = done
+        if done:
+            self.line(f"{done} of {episodes} episodes are there already")
+
+    def __enter__(self):
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error):
+        self._bar.stop()
+
+    def start(self, label: str, first: int, count: int) -> Callable[[int], None]:
+        """`count` episodes from `first` on are played now under `label`; what is returned is told their step."""
+        words = f"{label}, episode {first + 1}" + (f" to {first + count}" if count > 1 else "")
+        self._label, self._started, self._last_line = words, self._clock(), self._clock()
+
+        def on_step(step: int) -> None:
+            # MofNComplete shows whole episodes; the bar moves in between where a length is known.
+            share = min(step / self._longest, 0.99) if self._longest else 0.0
+            description = f"{words}: step {step}"
+            self._bar.update(self._task, description=description, completed=self._episodes + count * share)
+            if not self._console.is_terminal and self._clock() - self._last_line >= LINE_EVERY_S:
+                self._last_line = self._clock()
+                self.line(description)
+
+        on_step(0)
+        return on_step
+
+    def finish(self, returns: Iterable[float], lengths: Sequence[int], counted: bool = True) -> None:
+        """The episodes that were started have ended; not `counted` are those played again for a video."""
+        self._longest = max(self._longest, *lengths)
+        self._episodes += len(lengths) if counted else 0
+        self._bar.update(self._task, completed=self._episodes)
+        mean = sum(map(float, returns)) / len(lengths)
+        self.line(f"{self._label}: mean return {mean:.1f} in {duration(self._clock() - self._started)}")
+
+
+def comparison_table(rows: list[dict]) -> Table:
+    """The table that `compare` prints, one row for each planner; keys as in compare.csv."""
+    table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("planner", overflow="fold")
+    columns = ("return\n[95 %]", "failed", "difference to\npolicy [95 %]", "ms per\naction", "model\nevals")
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            str(row["planner"]),
+            _with_interval(row, "return"),
+            _count(row["failed"]),
+            _with_interval(row, "difference", sign="+", mark="* " if decided(row) else ""),
+            _short(row["ms_per_action"]),
+            f"{row['model_evaluations']:,d}",
+        )
+    batches = sorted({row["num_envs"] for row in rows})
+    table.caption = (
+        f"{plural(rows[0]['episodes'], 'episode')} on {plural(rows[0]['checkpoints'], 'checkpoint')}; 95 % intervals: "
+        f"Student's t, from {FEWEST} episodes on; failed: episodes far below the planner's others. {_differences(rows)}"
+        f"A call observes and plans for {' or '.join(map(str, batches))} environment{'s' * (batches != [1])} at once."
+    )
+    return table
+
+
+def _differences(rows):
+    if all(row["difference"] is None for row in rows):
+        return ""
+    words = [words for words in ("Differences are of the same environment seeds", compared(rows)) if words]
+    return "; ".join(words) + ". "
+
+
+def compared(rows: list[dict]) -> str:
+    """In words, how many differences of a comparison were tested at once; nothing where none was."""
+    tested = sum(row["difference_p_holm"] is not None for row in rows)
+    if tested < 2:
+        return "*: decided (p at most 0.05)" if tested else ""
+    return f"{tested} compared, each interval by itself; *: decided after Holm's correction over all {tested} (5 %)"
+
+
+def decided(row: dict) -> bool:
+    """Whether a row of compare.csv differs from the bare policy, at 5 % after the correction over all of its rows."""
+    return row["difference_p_holm"] is not None and row["difference_p_holm"] <= 0.05
+
+
+def _with_interval(row, name, sign="", mark=""):
+    if row[name] is None:
+        return "–"
+    value, low, high = (row[key] for key in (name, f"{name}_low", f"{name}_high"))
+    digits = f"{sign}.{0 if abs(value) >= 10 else 1}f"
+    return Text(f"{mark}{value:{digits}} ") + _interval(low, high, digits)
+
+
+def _interval(low, high, digits):
+    return Text("–" if low is None else f"[{low:{digits}}, {high:{digits}}]")  # Text: rich takes [...] for markup
+
+
+def _count(number):
+    return "–" if number is None else f"{number:d}"
+
+
+def _short(value):
+    """Three digits or more."""
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+
+
+class SweepProgress(_Lines):
+    """Context manager that shows where the runs of a sweep stand: a live table, or lines where there is no terminal."""
+
+    def __init__(self, entries: Sequence, *, console=None, clock=time.monotonic):
+        self._entries, self._console, self._clock = entries, console or Console(), clock
+        self._said, self._last_line = {}, clock()
+        terminal = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._live = (
+            Live(console=self._console, get_renderable=self.table, refresh_per_second=2) if terminal else None
+        )
+
+    def __enter__(self):
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error):
+        if self._live:
+            self._live.stop()
+        else:
+            self._console.print(self.table())
+
+    def update(self) -> None:
+        """Say what has changed, where there is no table that does."""
+        if self._live:
+            return
+        due = self._clock() - self._last_line >= LINE_EVERY_S
+        self._last_line = self._clock() if due else self._last_line
+        for entry in self._entries:
+            said = (entry.state, entry.starts)
+            if said != self._said.get(entry.run.name) or (due and entry.state == "running"):
+                self._said[entry.run.name] = said
+                name, state, steps, rate, trained, evaluated, left = _sweep_row(entry)
+                returns = f"train {trained}  eval {evaluated}"
+                self.line(f"{name}: {state}  {steps} env steps  {rate} env steps/s  {returns}  ETA {left}")
+
+    def table(self) -> Table:
+        """One row for each run."""
+        table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+        for i, name in enumerate(SWEEP_COLUMNS):
+            table.add_column(name, justify="left" if i < 2 else "right", overflow="fold", no_wrap=i > 1)
+        for entry in self._entries:
+            table.add_row(*map(Text, _sweep_row(entry)))
+        return table
+
+
+SWEEP_COLUMNS = ("run", "state", "env steps", "env\nsteps/s", "train\nreturn", "eval\nreturn", "ETA")
+
+
+def _sweep_row(entry):
+    standing, total = entry.standing, entry.run.config.env_steps
+    running = entry.state == "running"
+    state = f"running, {entry.job.where}" if running else entry.state
+    state += f", start {entry.starts}" if entry.starts > 1 and entry.state != "complete" else ""
+    state += f": {entry.reason}" if entry.reason and entry.state in ("waiting", "failed") else ""
+    rate = standing.env_steps_per_s if running else None
+    left = duration((total - standing.env_steps) / rate) if rate else "-"
+    return (
+        entry.run.name,
+        state,
+        f"{standing.env_steps:,}/{total:,}",
+        _rate(rate) if rate else "-",
+        _return(standing.train_return),
+        _return(standing.eval_return),
+        left,
+    )

@@ -1,0 +1,191 @@
+"""The folder of one run: where its files are, and who may overwrite them."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.files import temporary_path, write_text
+
+PROGRAM = "dreamer-mpc"
+WRITTEN = (
+    "config.yaml", "metrics.jsonl", "versions.json", "checkpoints", "replay", "replay.bin", "videos", "eval",
+    "compare", "profile", "diagnosis", "tensorboard", "wandb",
+)  # fmt: skip
+PACKAGES = (
+    "torch", "numpy", "dm_control", "mujoco", "gymnasium", "einops", "omegaconf", "tyro",
+    "opencv-python-headless", "opencv-python", "imageio", "imageio-ffmpeg", "matplotlib", "rich",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run below `path`; nothing is created before it is written."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: str | Path, overwrite: bool = False) -> "RunFolder":
+        """Claim a new or empty folder. UserError if it holds anything, unless `overwrite` and it is a run.
+
+        A folder that was claimed by a run which never started counts as empty.
+        `overwrite` removes what a run writes (`WRITTEN`) and leaves every other file in the folder alone.
+        """
+        folder = cls(Path(path).expanduser())
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            if any(folder.path.iterdir()) and not folder._only_claimed():
+                folder._make_room(overwrite)
+            # The marker goes first, so that a run that dies early is still recognised by --overwrite.
+            write_text(folder.versions, json.dumps({"program": PROGRAM}) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"cannot write run folder {path} ({error.strerror}): choose another --run-dir"
+            ) from error
+        return folder
+
+    @classmethod
+    def open(cls, path: str | Path) -> "RunFolder":
+        """An existing run, to resume or evaluate. UserError if there is none."""
+        folder = cls(Path(path).expanduser())
+        if not folder.path.exists():
+            raise UserError(f"no run folder {path}: check the path, or start a run with --run-dir {path}")
+        if not folder.is_run() and not folder.config.exists():
+            raise UserError(f"{path} is no run folder (no config.yaml in it): name a folder that a run wrote")
+        return folder
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def versions(self) -> Path:
+        return self.path / "versions.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def replay(self) -> Path:
+        return self.path / "replay"
+
+    @property
+    def diagnosis(self) -> Path:
+        return self.path / "diagnosis"
+
+    @property
+    def videos(self) -> Path:
+        return self.path / "videos"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    def is_run(self) -> bool:
+        """Whether this program wrote the folder: its versions.json says so."""
+        return self._read_versions().get("program") == PROGRAM
+
+    def write_config(self, yaml_text: str) -> None:
+        """Write config.yaml, whole or not at all."""
+        write_text(self.config, yaml_text)
+
+    def write_versions(self, extra: dict) -> None:
+        """Write versions.json: commit, python, packages, command line, start time, and `extra`.
+
+        A resumed run keeps what was there under `earlier`, oldest first: code and machine may have changed.
+        """
+        before = self._read_versions()
+        earlier = before.pop("earlier", [])
+        if "started" in before:
+            earlier.append(before)
+        versions = {
+            "program": PROGRAM,
+            "commit": source_commit(Path(__file__).resolve()),
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "packages": package_versions(),
+            "command": sys.argv,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            **extra,
+        }
+        if earlier:
+            versions["earlier"] = earlier
+        write_text(self.versions, json.dumps(versions, indent=2) + "\n")
+
+    def _read_versions(self):
+        try:
+            versions = json.loads(self.versions.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return versions if isinstance(versions, dict) else {}
+
+    def _only_claimed(self):
+        """Whether a run that was killed before it began left nothing but its marker, or half of it."""
+        unfinished = {temporary_path(path).name for path in (self.versions, self.config)}
+        names = {entry.name for entry in self.path.iterdir()} - unfinished
+        marked = names == {self.versions.name} and self._read_versions() == {"program": PROGRAM}
+        return not names or marked
+
+    def _make_room(self, overwrite):
+        if not overwrite:
+            raise UserError(
+                f"run folder {self.path} exists: use --resume {self.path} to go on, --overwrite to start "
+                "again, or another --run-dir"
+            )
+        if not self.is_run():
+            raise UserError(
+                f"--overwrite refused: {self.path} was not written by a run; choose another --run-dir"
+            )
+        for name in WRITTEN:
+            entry = self.path / name
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:  # a link goes, what it points to stays
+                entry.unlink(missing_ok=True)
+
+
+def source_commit(file: Path) -> str | None:
+    """Commit of the repository that tracks `file`, "-dirty" if tracked files differ; None without one."""
+    # An installed copy may sit inside somebody else's repository: only a tracked file tells our commit.
+    if _git(file.parent, "ls-files", "--error-unmatch", file.name) is None:
+        return None
+    commit = _git(file.parent, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    changed = _git(file.parent, "status", "--porcelain", "--untracked-files=no")
+    return commit + ("-dirty" if changed else "")
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of those of `PACKAGES` that are installed."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _git(folder, *arguments):
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # `status` must not take the index lock
+    command = ["git", "-C", str(folder), *arguments]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True, env=environment
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

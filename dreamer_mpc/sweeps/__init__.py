@@ -1,0 +1,1 @@
+"""Many runs, and how they are started."""

@@ -1,0 +1,109 @@
+"""Starting runs on this machine, each in its own process, several at once on each of its GPUs."""
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.stop import SIGNALS
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+PR_SET_PDEATHSIG = 1  # Linux
+
+
+class LocalJob:
+    """A process of its own session, so that Ctrl-C in the terminal reaches it only as `stop`."""
+
+    def __init__(self, process: subprocess.Popen, slot: int, where: str):
+        self.slot, self.where, self._process = slot, where, process
+
+    def poll(self) -> int | None:
+        return self._process.poll()
+
+    def stop(self) -> None:
+        self._process.terminate()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+class LocalLauncher:
+    """`jobs_per_gpu` runs at once on each of `gpus`, as CUDA_VISIBLE_DEVICES names them; without GPUs, on the CPU.
+
+    A run sees its GPU alone, and renders there (it asks EGL for that GPU itself); the host's cores are shared out.
+    """
+
+    def __init__(self, jobs_per_gpu: int, gpus: Sequence[str]):
+        places = list(gpus) or [None]
+        self._places = [gpu for _ in range(jobs_per_gpu) for gpu in places]  # GPUs in turn
+        self._threads = max(1, len(os.sched_getaffinity(0)) // len(self._places))
+        self._jobs: dict[int, LocalJob] = {}
+
+    def start(self, command: Sequence[str], log: Path) -> LocalJob | None:
+        """Start `command` where there is room, its output appended to `log`; None where there is none."""
+        free = [i for i in range(len(self._places)) if i not in self._jobs or self._jobs[i].poll() is not None]
+        if not free:
+            return None
+        slot, gpu = free[0], self._places[free[0]]
+        environment = {**os.environ, **dict.fromkeys(THREADS, str(self._threads))}
+        if gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = gpu
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("ab") as output:
+                process = subprocess.Popen(
+                    list(command),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                    start_new_session=True,
+                    preexec_fn=_end_with_parent,
+                )
+        except OSError as error:
+            raise UserError(f"cannot write {log} ({error.strerror}): free space or choose another --out") from error
+        self._jobs[slot] = LocalJob(process, slot, "CPU" if gpu is None else f"GPU {gpu}")
+        return self._jobs[slot]
+
+
+def choose_gpus(device: str) -> list[str]:
+    """The GPUs that runs with `--device` may use, by the names CUDA_VISIBLE_DEVICES takes; UserError if it has none."""
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = 0 if device == "cpu" else torch.cuda.device_count()
+    if device == "cuda" and not count:
+        raise UserError("no device cuda: torch sees 0 GPUs; use --device cpu or auto")
+    return [str(i) for i in range(count)] if named is None else [name.strip() for name in named.split(",")][:count]
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """No other launcher starts runs in `folder` meanwhile; UserError where one does."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error.strerror}): choose another --out") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another sweep works in {folder}: wait for it, or choose another --out") from error
+        yield
+
+
+def _end_with_parent() -> None:
+    """In the child: a launcher that is killed takes its runs along; they save first."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    except (OSError, AttributeError):  # not on Linux
+        pass

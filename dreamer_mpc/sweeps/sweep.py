@@ -1,0 +1,248 @@
+"""Many training runs: which there are, where each of them stands, and what is to be started next.
+
+How a run is started is not known here: a `Launcher` does that (`launch.py`: processes on this machine).
+"""
+
+import itertools
+import json
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from dreamer_mpc.config import (
+    Config,
+    SweepConfig,
+    check_start,
+    differences,
+    load_presets,
+    option,
+    parse,
+    planner_names,
+    resolve,
+)
+from dreamer_mpc.runs.folder import RunFolder
+from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.stop import Stop, Stopped
+
+PROGRAM = Path(__file__).resolve().parents[2] / "run.py"
+OWN = ("env", "planner", "seed", "run-dir", "resume", "overwrite")  # what a sweep gives each of its runs, or may not
+MAY_DIFFER = ("env_steps", "run_dir", "resume", "profile", "device", "logger", "config")  # of a run that is there
+RATE_RECORDS = 20
+POLL_S = 0.5
+
+
+@runtime_checkable
+class Job(Protocol):
+    """A run that was started."""
+
+    where: str  # for the user
+
+    def poll(self) -> int | None:
+        """Its exit code, negative after a signal; None while it goes on."""
+
+    def stop(self) -> None:
+        """Ask it to save and end."""
+
+    def kill(self) -> None:
+        """End it at once."""
+
+
+@runtime_checkable
+class Launcher(Protocol):
+    """Starts runs."""
+
+    def start(self, command: Sequence[str], log: Path) -> Job | None:
+        """Start `command`, its output appended to `log`; None where there is no room for it now."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of a sweep."""
+
+    config: Config
+    args: tuple[str, ...]  # of run.py train
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return self.folder.path.name
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where it is written."""
+        return RunFolder(Path(self.config.run_dir))
+
+    def command(self) -> list[str]:
+        """Start it, or go on from its checkpoint where it has begun."""
+        args = self.args
+        if self.folder.config.exists():
+            args = ("--resume", str(self.folder.path), "--env-steps", str(self.config.env_steps))
+        return [sys.executable, str(PROGRAM), "train", *args]
+
+
+def list_runs(sweep: SweepConfig, rest: Sequence[str]) -> list[Run]:
+    """A run for each environment, planner and seed, `rest` given to all. UserError where one could not be trained."""
+    for name in OWN:
+        if f"--{name}" in (arg.partition("=")[0] for arg in rest):
+            raise UserError(f"--{name} does not go with sweep, which sets it for each run: see run.py sweep --help")
+    default = load_presets(option(rest, "config") or "default")
+    runs = []
+    for env, planner, seed in itertools.product(_words(sweep.envs), planner_names(sweep.planners), _words(sweep.seeds)):
+        folder = Path(sweep.out) / f"{env.replace(':', '.')}-{planner}-seed{seed}"
+        own = ("--env", env, "--planner", planner, "--seed", seed, "--run-dir", str(folder))
+        config = resolve(parse(Config, [*rest, *own], default, prog="run.py sweep"))
+        check_start(config)
+        if config.device not in ("auto", "cpu", "cuda"):
+            raise UserError(f"--device {config.device}: a sweep gives each run its GPU; leave it out, or say cpu")
+        run = Run(config, (*rest, *own))
+        if run.folder.config.exists():
+            _check_same(run)
+        runs.append(run)
+    return runs
+
+
+def _words(text: str) -> list[str]:
+    words = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    if not words:
+        raise UserError(f"{text!r} names nothing: give one or more, joined by commas")
+    return words
+
+
+def _check_same(run: Run) -> None:
+    """UserError where the folder holds a run with other settings, which would go on with those."""
+    saved = load_presets(str(run.folder.config))
+    other = [line for line in differences(saved, run.config) if line.partition(":")[0] not in MAY_DIFFER]
+    if other:
+        raise UserError(f"{run.folder.path} has a run with other settings ({other[0]}): choose another --out")
+
+
+class Standing:
+    """How far a run is, by its metrics; read on from where they were read before."""
+
+    def __init__(self, run: Run):
+        self._path, self._total = run.folder.metrics, run.config.env_steps
+        self._forget()
+
+    def _forget(self) -> None:
+        self._offset, self.env_steps, self.finished = 0, 0, False
+        self.train_return: float | None = None
+        self.eval_return: float | None = None
+        self._points = deque(maxlen=RATE_RECORDS)  # (seconds, env steps)
+
+    def read(self) -> None:
+        """Take in what was written since."""
+        try:
+            if self._path.stat().st_size < self._offset:  # a resumed run drops what lies past its checkpoint
+                self._forget()
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                lines = file.read().split(b"\n")
+        except OSError:  # it has none yet
+            return
+        for line in lines[:-1]:  # what follows the last line's end is not whole yet
+            self._offset += len(line) + 1
+            try:
+                self._note(json.loads(line))
+            except (ValueError, KeyError, TypeError):
+                continue
+
+    def _note(self, record: dict[str, Any]) -> None:
+        self.env_steps = record["env_steps"]
+        self._points.append((record["time_s"], self.env_steps))
+        self.train_return = record.get("train/return", self.train_return)
+        self.eval_return = record.get("eval/return_mean", self.eval_return)
+        self.finished = "eval/return_mean" in record and self.env_steps >= self._total
+
+    @property
+    def env_steps_per_s(self) -> float | None:
+        """Over the last records, by the run's own clock."""
+        if len(self._points) < 2:
+            return None
+        (start, first), (end, last) = self._points[0], self._points[-1]
+        return (last - first) / (end - start) if end > start else None
+
+
+class Entry:
+    """A run of a sweep, and what became of it so far."""
+
+    def __init__(self, run: Run):
+        self.run, self.standing = run, Standing(run)
+        self.job: Job | None = None
+        self.state: Literal["waiting", "running", "complete", "failed"] = "waiting"
+        self.starts, self.reason = 0, ""
+        self.standing.read()
+        if self.standing.finished:
+            self.state = "complete"
+
+
+class Sweep:
+    """Starts every run as there is room, and again from its checkpoint where it failed, `restarts` times at most."""
+
+    def __init__(self, runs: Sequence[Run], launcher: Launcher, logs: Path, restarts: int):
+        self.entries = [Entry(run) for run in runs]
+        self._launcher, self._logs, self._restarts = launcher, logs, restarts
+
+    @property
+    def failed(self) -> list[Entry]:
+        """Runs that were given up."""
+        return [entry for entry in self.entries if entry.state == "failed"]
+
+    def log(self, entry: Entry) -> Path:
+        """The file with everything that a run printed."""
+        return self._logs / f"{entry.run.name}.txt"
+
+    def work(self, stop: Stop, show: Callable[[], None]) -> None:
+        """Until no run is left; `show` is called whenever something may have changed.
+
+        Where `stop` asks for it, the runs save and end, and `Stopped` is raised; KeyboardInterrupt ends them at once.
+        """
+        try:
+            while any(entry.state in ("waiting", "running") for entry in self.entries):
+                stop.check("stopped: the same command goes on from here")
+                self._advance()
+                show()
+                time.sleep(POLL_S)
+        except Stopped:
+            for entry in self._running():
+                entry.job.stop()
+            while self._running():
+                self._advance(start=False)
+                show()
+                time.sleep(POLL_S)
+            raise
+        finally:
+            for entry in self._running():
+                entry.job.kill()
+
+    def _running(self) -> list[Entry]:
+        return [entry for entry in self.entries if entry.state == "running"]
+
+    def _advance(self, start: bool = True) -> None:
+        for entry in self._running():
+            entry.standing.read()
+            code = entry.job.poll()
+            if code is not None:
+                entry.standing.read()  # what it wrote last
+                self._end(entry, code)
+        for entry in self.entries if start else []:
+            if entry.state == "waiting":
+                entry.job = self._launcher.start(entry.run.command(), self.log(entry))
+                if entry.job is None:
+                    break
+                entry.state, entry.starts = "running", entry.starts + 1
+
+    def _end(self, entry: Entry, code: int) -> None:
+        """A process has ended: done, stopped, or to be started again."""
+        if code == 0:
+            entry.state = "complete" if entry.standing.finished else "waiting"
+            return
+        lines = [line for line in self.log(entry).read_text(errors="replace").splitlines() if line.strip()]
+        said = lines[-1].strip() if code > 0 and lines else f"killed by signal {-code}"
+        entry.reason = said.removeprefix("error: ")
+        # A run that never began would fail in the same way if it were started again.
+        hopeless = code == 2 and not entry.run.folder.config.exists()
+        entry.state = "failed" if hopeless or entry.starts > self._restarts else "waiting"

@@ -1,0 +1,54 @@
+"""What is left for people to look at where updates are not finite."""
+
+import json
+from pathlib import Path
+
+from safetensors.torch import save
+
+from dreamer_mpc.agents.dreamer import Dreamer, Faults
+from dreamer_mpc.data.replay import Replay
+from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.files import atomic_path
+
+
+class FaultWatch:
+    """Saves the frames of the first update of a run that was skipped to `folder`, and ends the run after too many.
+
+    `limit` updates in a row are too many.
+    """
+
+    def __init__(self, folder: Path, replay: Replay, limit: int):
+        self._folder, self._replay, self._limit = folder, replay, limit
+
+    def check(self, agent: Dreamer, updates: int, metrics: dict[str, float]) -> list[str]:
+        """Lines for the user, about the updates before `updates` whose means are `metrics`; waits for the device.
+
+        UserError after too many skipped ones in a row.
+        """
+        faults = agent.faults()
+        lines = [] if faults.index is None or self._saved() else [self._save(faults, updates, metrics)]
+        if faults.in_a_row >= self._limit:
+            saved = self._saved()
+            look = f"look at the frames in {saved[0]}" if saved else "look at the rewards in metrics.jsonl"
+            raise UserError(
+                f"{faults.in_a_row} updates in a row had a loss or gradient that is not finite and changed nothing: "
+                f"{look}, and lower --optimizer.world-model-lr, --optimizer.actor-lr, --optimizer.critic-lr or "
+                "--optimizer.grad-clip, or try --precision fp32"
+            )
+        return lines
+
+    def _saved(self) -> list[Path]:
+        return sorted(self._folder.glob("update-*.safetensors"))
+
+    def _save(self, faults: Faults, updates: int, metrics: dict[str, float]) -> str:
+        """Write image, action, reward, is_first [T, B, ...] and their `index`; a line that says so."""
+        frames = {name: value.contiguous() for name, value in self._replay.look_up(faults.index).items()}
+        about = {"updates": str(updates), "metrics": json.dumps(metrics)}
+        path = self._folder / f"update-{updates:08d}.safetensors"
+        what = "an update had a loss or gradient that is not finite and was skipped"
+        try:
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(save({**frames, "index": faults.index.cpu()}, about))
+        except OSError as error:
+            return f"{what}; its frames cannot be saved ({error.strerror})"
+        return f"{what}; its frames are in {path}"

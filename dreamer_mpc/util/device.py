@@ -1,0 +1,69 @@
+"""Where a run computes."""
+
+import contextlib
+import ctypes
+from collections.abc import Iterator
+
+import torch
+
+from dreamer_mpc.util.errors import UserError
+
+
+def choose_device(name: str) -> torch.device:
+    """The torch device of `--device`, torch set up for it; UserError if there is no such device."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}")
+    if device.type == "cuda":
+        if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
+            raise UserError(f"no device {name}: torch sees {torch.cuda.device_count()} GPUs; use --device cpu or auto")
+        device = torch.device("cuda", device.index or 0)
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")  # TF32, for the recurrent part and the heads
+        torch.backends.cudnn.benchmark = True
+        # The host only hands work over. OpenMP's threads would spin between its copies, on the workers' cores.
+        torch.set_num_threads(1)
+    else:
+        _keep_freed_memory()
+    return device
+
+
+def _keep_freed_memory() -> None:
+    """Let malloc (glibc's) keep what is freed: an update frees and takes gigabytes, whose pages the kernel would clear.
+
+    That is half of an update's time on two cores.
+    """
+    m_trim_threshold, m_mmap_max = -1, -4
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return
+    mallopt(m_mmap_max, 0)  # large blocks come from the heap too
+    mallopt(m_trim_threshold, -1)  # which is never given back
+
+
+@contextlib.contextmanager
+def preserved_rng(device: torch.device) -> Iterator[None]:
+    """torch's generators, of the host and of `device`, are afterwards as they were before."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+def device_name(device: torch.device) -> str:
+    """What the machine calls it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+
+
+def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`x` on `device`; from the host to a GPU through pinned memory, so that the host goes on at once.
+
+    The pinned memory is torch's, which does not hand it out again before the copy is done.
+    """
+    if x.device.type == "cpu" and device.type == "cuda":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)

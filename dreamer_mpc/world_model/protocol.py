@@ -1,0 +1,65 @@
+"""What agents need of a world model, whatever its latent state is."""
+
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """Sequences from replay. action[t] led into image[t]; reward[t] was paid on arriving there."""
+
+    image: UInt8[Tensor, "T B H W C"]
+    action: Float[Tensor, "T B A"]
+    reward: Float[Tensor, "T B"]
+    is_first: Bool[Tensor, "T B"]
+    index: Int64[Tensor, "T B"]  # the frame's place in replay, its identity for the bootstrap masks
+
+
+@runtime_checkable
+class WorldModelProtocol(Protocol):
+    """Images and actions in, latent states [*, S] out, and what they predict.
+
+    `kind` is the name that a checkpoint states. `infer` gives the states of a batch, which imagination starts from;
+    `loss` the scalar to descend and the mean of each of its terms, named, of what `infer` returned.
+    """
+
+    kind: ClassVar[str]
+    state_dim: int  # S
+    noise_dim: int  # Z, of one step's draws
+
+    def initial(self, batch: int) -> Float[Tensor, "B S"]:
+        """The state before an episode's first image."""
+
+    def observe_step(
+        self,
+        state: Float[Tensor, "B S"],
+        action: Float[Tensor, "B A"],
+        image: UInt8[Tensor, "B H W C"],
+        is_first: Bool[Tensor, " B"],
+        amp: torch.autocast,
+    ) -> Float[Tensor, "B S"]:
+        """The state after `action` led from `state` to `image`; where `is_first`, both count for nothing."""
+
+    def step(
+        self, state: Float[Tensor, "*b S"], action: Float[Tensor, "*b A"], noise: Float[Tensor, "*b Z"] | None = None
+    ) -> Float[Tensor, "*b S"]:
+        """One step without an image."""
+
+    def noise(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b Z"]:
+        """Draws for `step`."""
+
+    def reward(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b"]:
+        """Mean of the reward received on arriving in `state`."""
+
+    def decode(self, state: Float[Tensor, "*b S"]) -> UInt8[Tensor, "*b H W C"]:
+        """Mean images of latent states."""
+
+    def infer(self, batch: Batch, amp: torch.autocast) -> Any:
+        """What is made of a batch; `.states` [T, B, S] are the posterior's."""
+
+    def loss(
+        self, batch: Batch, inference: Any, amp: torch.autocast
+    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+        """The loss and its terms."""
