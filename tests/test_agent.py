@@ -6,52 +6,12 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from dreamer_mpc.agents.behavior import BehaviorConfig
-from dreamer_mpc.agents.dreamer import THREADED_ROWS, Dreamer, OptimizerConfig
+from dreamer_mpc.agents.dreamer import THREADED_ROWS
 from dreamer_mpc.kernels.graphs import Captured
 from dreamer_mpc.planners import make_planner
-from dreamer_mpc.world_model import Batch, WorldModelConfig
+from tests.support.agents import ACTION_DIM, make_agent, make_batch, make_planet, same
 
-ACTION_DIM = 2
-WORLD = WorldModelConfig(
-    deter=16, stoch=8, hidden=16, encoder_channels=(4, 8, 16, 32), decoder_dense=32,
-    decoder_channels=(8, 8, 4), reward_hidden=16, free_nats=0.0,
-)  # fmt: skip
-BEHAVIOR = dict(horizon=4, actor_init_std=0.5, actor_hidden=16, value_hidden=16, value_heads=3)
 PARTS = ("world_model", "actor", "critic")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small networks are slower on two threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def make_agent(seed=0, behavior=None, **optimizer):
-    torch.manual_seed(seed)
-    behavior = BehaviorConfig(**BEHAVIOR | (behavior or {}))
-    return Dreamer(ACTION_DIM, WORLD, behavior, OptimizerConfig(**optimizer))
-
-
-def make_planet(seed=0, **optimizer):
-    torch.manual_seed(seed)
-    return Dreamer(ACTION_DIM, WORLD, None, OptimizerConfig(**optimizer))
-
-
-def make_batch(seed=0, length=5, batch_size=3):
-    generator = torch.Generator().manual_seed(seed)
-    is_first = torch.zeros(length, batch_size, dtype=torch.bool)
-    is_first[0, 0] = True
-    return Batch(
-        torch.randint(0, 256, (length, batch_size, 64, 64, 3), dtype=torch.uint8, generator=generator),
-        torch.rand(length, batch_size, ACTION_DIM, generator=generator) * 2 - 1,
-        torch.randn(length, batch_size, generator=generator),
-        is_first,
-        torch.arange(length * batch_size).view(length, batch_size),
-    )
 
 
 def update(agent, batch, seed=0):
@@ -62,10 +22,6 @@ def update(agent, batch, seed=0):
 def snapshot(agent, part="model"):
     module = agent.model if part == "model" else getattr(agent.model, part)
     return copy.deepcopy(module.state_dict())
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 # acting

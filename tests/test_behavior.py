@@ -9,7 +9,7 @@ from dreamer_mpc.agents.behavior import BehaviorConfig
 from dreamer_mpc.agents.imagination import actor_loss, critic_loss, imagine
 from dreamer_mpc.networks import Actor, Critic, TanhNormal
 from dreamer_mpc.util.returns import lambda_return
-from tests.latent_models import Smooth
+from tests.support.latent_models import Smooth
 
 
 def log_density(mean, std, x):

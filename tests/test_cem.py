@@ -5,8 +5,8 @@ import torch
 
 from dreamer_mpc.planners import CEM, Memory
 from dreamer_mpc.planners.objective import rollout
-from tests.latent_models import Bare, Broken, Cliff, Counting, Smooth
-from tests.planning import clamp, marked, plain_j, plain_mean_and_std, plan, previous_plan, same, start
+from tests.support.latent_models import Bare, Broken, Cliff, Counting, Smooth
+from tests.support.planning import clamp, marked, plain_j, plain_mean_and_std, plan, previous_plan, same, start
 
 SMALL = dict(horizon=3, candidates=10, iterations=3, elites=4)
 

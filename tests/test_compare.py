@@ -29,7 +29,8 @@ from dreamer_mpc.report.progress import decided
 from dreamer_mpc.runs.checkpoint import checkpoint_path, find_checkpoint, load_checkpoint, save_checkpoint
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.util.intervals import holm, iqm, mean_interval, p_value
-from tests.test_cli import ROOT, TINY, command
+from tests.support.agents import TINY
+from tests.support.commands import ROOT, command
 
 SMALL = [
     "--dream-mpc.horizon", "3", "--dream-mpc.candidates", "2",
@@ -603,7 +604,7 @@ def test_a_checkpoint_named_twice_counts_once(trained, tmp_path):
 
 
 def test_checkpoints_of_different_tasks_are_one_line(trained, tmp_path):
-    for key, value in {"max_env_steps": 30, "action_repeat": 2, "env": "tests.counting_env:make"}.items():
+    for key, value in {"max_env_steps": 30, "action_repeat": 2, "env": "tests.support.counting_env:make"}.items():
         other = changed_copy(trained, tmp_path / key, **{key: value})
         message = refused(compare([trained, other], tmp_path / "out"))
         assert "different tasks" in message and f"{key} {value}" in message

@@ -8,8 +8,8 @@ import torch
 from dreamer_mpc.planners import DreamMPC, Memory
 from dreamer_mpc.planners.ascent import ascend
 from dreamer_mpc.planners.objective import rollout
-from tests.latent_models import Cliff, Counting, Deaf, Kinked, Noisy, Quadratic, Smooth, Spread
-from tests.planning import plain_ascent, plain_gradient, plan, previous_plan, same, start
+from tests.support.latent_models import Cliff, Counting, Deaf, Kinked, Noisy, Quadratic, Smooth, Spread
+from tests.support.planning import plain_ascent, plain_gradient, plan, previous_plan, same, start
 
 SMALL = dict(horizon=4, candidates=3, uncertainty=0.3, step_size=0.1, discount=0.9)
 

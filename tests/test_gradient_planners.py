@@ -7,8 +7,8 @@ import torch
 
 from dreamer_mpc.planners import CEM, DreamMPC, GradMPC, PolicyGradMPC
 from dreamer_mpc.planners.objective import rollout
-from tests.latent_models import Bare, Deaf, Noisy, Quadratic, Smooth
-from tests.planning import (
+from tests.support.latent_models import Bare, Deaf, Noisy, Quadratic, Smooth
+from tests.support.planning import (
     ASCENDING,
     marked,
     plain_ascent,

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from dreamer_mpc.planners import MPPI, Memory
-from tests.latent_models import Broken, Cliff, Counting, Noisy, Smooth, Spread
-from tests.planning import clamp, marked, plain_j, plain_mean_and_std, plan, previous_plan, same, start
+from tests.support.latent_models import Broken, Cliff, Counting, Noisy, Smooth, Spread
+from tests.support.planning import clamp, marked, plain_j, plain_mean_and_std, plan, previous_plan, same, start
 
 SMALL = dict(horizon=3, candidates=10, iterations=3, elites=4, policy_candidates=3, discount=0.9)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dreamer_mpc.planners.objective import Objective, draw_noise, ensemble_std, rollout
-from tests.latent_models import Noisy, Quadratic, Smooth
+from tests.support.latent_models import Noisy, Quadratic, Smooth
 
 B, N, A = 2, 3, 2
 

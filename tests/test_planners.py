@@ -11,8 +11,8 @@ import torch
 from jaxtyping import TypeCheckError
 
 from dreamer_mpc.planners import PLANNERS, LatentModel, Planner, Policy, SampledPolicy, make_planner, reset_memory
-from tests.latent_models import Broken, Counting, Noisy, Quadratic, Smooth
-from tests.planning import (
+from tests.support.latent_models import Broken, Counting, Noisy, Quadratic, Smooth
+from tests.support.planning import (
     ASCENDING,
     SEARCHING,
     SMALL,

@@ -16,15 +16,6 @@ def rssm():
     return RSSM(A, E, deter=D, stoch=Z, hidden=9).double()
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small networks are slower on two threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def sequence():
     """embed, action, is_first (row 1 starts an episode at t = 3), first state."""

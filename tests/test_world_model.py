@@ -12,6 +12,7 @@ from dreamer_mpc.world_model import Batch, WorldModel, WorldModelConfig
 from dreamer_mpc.world_model.decoder import Decoder
 from dreamer_mpc.world_model.encoder import Encoder, preprocess, to_image
 from envs import make_env
+from tests.support.agents import make_batch as random_batch
 
 SMALL = dict(
     deter=16, stoch=8, hidden=32, encoder_channels=(4, 8, 16, 32), decoder_dense=64,
@@ -22,32 +23,14 @@ STRONGER = dict(decoder_channels=(32, 16, 8), encoder_channels=(8, 16, 32, 64))
 LEVELS = torch.arange(256, dtype=torch.uint8).view(16, 16, 1).expand(-1, -1, 3)  # [16, 16, 3]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small networks are slower on two threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def make_world(**settings):
     torch.manual_seed(0)
     return WorldModel(WorldModelConfig(**SMALL | settings), action_dim=2)
 
 
-def make_batch(length=5, batch_size=3, seed=0):
+def make_batch(seed=0):
     """Random frames; row 0 starts an episode at t = 2."""
-    generator = torch.Generator().manual_seed(seed)
-    is_first = torch.zeros(length, batch_size, dtype=torch.bool)
-    is_first[2, 0] = True
-    return Batch(
-        torch.randint(0, 256, (length, batch_size, 64, 64, 3), dtype=torch.uint8, generator=generator),
-        torch.rand(length, batch_size, 2, generator=generator) * 2 - 1,
-        torch.randn(length, batch_size, generator=generator),
-        is_first,
-        torch.arange(length * batch_size).view(length, batch_size),
-    )
+    return random_batch(seed, first=[(2, 0)])
 
 
 def seeded_loss(world, batch):
