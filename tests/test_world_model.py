@@ -99,10 +99,6 @@ def test_the_encoder_s_outputs_are_what_it_says(channels):
     assert encoder.outputs == 4 * channels[-1]
 
 
-def test_the_paper_s_encoder_has_1024_outputs():
-    assert Encoder().outputs == 1024
-
-
 def test_the_encoder_treats_images_one_by_one():
     torch.manual_seed(0)
     encoder, image = Encoder((4, 8, 16, 32)), torch.randn(2, 3, 3, 64, 64)
@@ -128,13 +124,11 @@ def test_the_decoder_is_a_stack_of_transposed_convolutions(lead):
 
 
 def test_loss_terms_are_the_likelihoods_and_the_kl():
-    world, batch = make_world(free_nats=0.0), make_batch()
+    world, batch = make_world(image_scale=0.5, reward_scale=3.0, kl_scale=7.0, free_nats=0.0), make_batch()
     total, states, metrics = seeded_loss(world, batch)
     torch.manual_seed(1)
     target = preprocess(batch.image, dequantize=True)
-    expected_states, posterior, prior = world.rssm.observe(
-        world.encoder(target), batch.action, batch.is_first
-    )
+    expected_states, posterior, prior = world.rssm.observe(world.encoder(target), batch.action, batch.is_first)
     torch.testing.assert_close(states, expected_states)
     unit = Normal(0.0, 1.0)
     constant = unit.log_prob(torch.tensor(0.0))
@@ -142,21 +136,10 @@ def test_loss_terms_are_the_likelihoods_and_the_kl():
     reward = -(Normal(world.reward_head(states)[..., 0], 1.0).log_prob(batch.reward) - constant)
     reward[batch.is_first] = 0
     kl = kl_divergence(Independent(Normal(*posterior), 1), Independent(Normal(*prior), 1))
-    expected = {
-        "image_loss": image.mean(),
-        "reward_loss": reward.mean(),
-        "kl_loss": kl.mean(),
-        "kl": kl.mean(),
-    }
+    expected = {"image_loss": image.mean(), "reward_loss": reward.mean(), "kl_loss": kl.mean(), "kl": kl.mean()}
     torch.testing.assert_close(metrics, expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(total, image.mean() + reward.mean() + kl.mean(), rtol=1e-4, atol=1e-5)
-
-
-def test_scales_weight_the_terms():
-    world, batch = make_world(image_scale=0.5, reward_scale=3.0, kl_scale=7.0, free_nats=0.0), make_batch()
-    total, _, metrics = seeded_loss(world, batch)
-    expected = 0.5 * metrics["image_loss"] + 3 * metrics["reward_loss"] + 7 * metrics["kl_loss"]
-    torch.testing.assert_close(total, expected)
+    weighed = 0.5 * image.mean() + 3 * reward.mean() + 7 * kl.mean()
+    torch.testing.assert_close(total, weighed, rtol=1e-4, atol=1e-5)
 
 
 def test_paper_base_loss_is_the_base_code_s_formula():
@@ -211,31 +194,6 @@ def test_no_reward_is_scored_at_a_first_image():
     assert other["reward_loss"] > metrics["reward_loss"] + 10
 
 
-def test_rows_of_a_batch_do_not_influence_each_other():
-    world, batch = make_world(), make_batch()
-    _, states, _ = seeded_loss(world, batch)
-    other = make_batch(seed=5)
-    mixed = Batch(*(torch.cat([x[:, :1], y[:, 1:]], dim=1) for x, y in zip(batch, other)))
-    _, mixed_states, _ = seeded_loss(world, mixed)
-    torch.testing.assert_close(mixed_states[:, 0], states[:, 0])
-    assert not torch.allclose(mixed_states[:, 1:], states[:, 1:])
-
-
-def test_training_images_are_dequantised():
-    world, batch = make_world(), make_batch()
-    losses = set()
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        target = preprocess(batch.image, dequantize=True)
-        torch.manual_seed(seed)
-        seen = []
-        hook = world.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        losses.add(float(world.loss(batch, world.infer(batch, AMP), AMP)[1]["image_loss"]))
-        hook.remove()
-        torch.testing.assert_close(seen[0], target, rtol=0, atol=0)
-    assert len(losses) == 2
-
-
 def test_acting_images_are_not_dequantised():
     world, image = make_world(), make_batch().image[0]
     embeds = []
@@ -253,14 +211,6 @@ def test_decode_gives_images_of_the_decoder_s_mean():
     assert image.shape == (2, 3, 64, 64, 3)
     expected = ((world.decoder(state) + 0.5) * 255).movedim(-3, -1)
     assert (image.float() - expected.clamp(0, 255)).abs().max() <= 0.5001
-
-
-def test_every_parameter_learns():
-    world = make_world(free_nats=0.0)
-    total, _, _ = seeded_loss(world, make_batch())
-    total.backward()
-    silent = [name for name, parameter in world.named_parameters() if not parameter.grad.any()]
-    assert silent == []
 
 
 def test_the_world_model_overfits_real_frames():
