@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import run
 from dreamer_mpc.runs.logger import read_metrics
@@ -27,12 +28,19 @@ def script(path, code, **settings):
     return subprocess.run([sys.executable, path], env=environment, capture_output=True, text=True, **settings)
 
 
-def train(*args, code=0):
-    """`run.py train` in this process; what it printed."""
+def quietly(*args):
+    """A command in this process: its exit code, and what it printed."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        assert run.main([*map(str, args)]) == code, out.getvalue() + err.getvalue()
-    return out.getvalue() + err.getvalue()
+        code = run.main([*map(str, args)])
+    return SimpleNamespace(code=code, out=out.getvalue(), err=err.getvalue())
+
+
+def train(*args, code=0):
+    """`run.py train` in this process; what it printed."""
+    done = quietly(*args)
+    assert done.code == code, done.out + done.err
+    return done.out + done.err
 
 
 def records(folder):
