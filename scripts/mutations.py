@@ -223,7 +223,7 @@ MUTATIONS = [
     ),
     planner(
         "J discounted once too often", "objective", "torch.arange(gains.shape[2], device",
-        "torch.arange(1, 1 + gains.shape[2], device", "tests/test_objective.py::test_return_is_the_formula",
+        "torch.arange(1, 1 + gains.shape[2], device", "tests/test_objective.py::test_j_is_the_formula",
     ),
     planner(
         "penalty's sign", "objective", "gains - penalty, value - penalty", "gains + penalty, value + penalty",
@@ -231,7 +231,7 @@ MUTATIONS = [
     ),
     planner(
         "last value without its penalty", "objective", "gains - penalty, value - penalty", "gains - penalty, value",
-        "tests/test_objective.py::test_return_is_the_formula",
+        "tests/test_objective.py::test_j_is_the_formula",
     ),
     planner(
         "last state's reward counted twice", "objective", "[gains[:, :, :-1], value[:, :, -1:]]",
@@ -244,7 +244,7 @@ MUTATIONS = [
     ),
     planner(
         "previous plan not shifted", "shooting", "torch.cat([memory.actions[:, 1:], last], dim=1)", "memory.actions",
-        "tests/test_dream_mpc.py::test_proposals_blend_with_the_previous_plan_shifted_by_one_step",
+        "tests/test_ascent.py::test_proposals_blend_with_the_previous_plan_shifted_by_one_step",
     ),
     planner(
         "a forgotten plan blended in as zeros", "shooting", "self.reuse * memory.valid[:, None, None].to(state.dtype)",
@@ -254,29 +254,29 @@ MUTATIONS = [
     planner(
         "weights of plan and proposal exchanged", "rollout", "share * previous[..., k, :] + (1 - share) * action",
         "(1 - share) * previous[..., k, :] + share * action",
-        "tests/test_dream_mpc.py::test_proposals_blend_with_the_previous_plan_shifted_by_one_step",
+        "tests/test_ascent.py::test_proposals_blend_with_the_previous_plan_shifted_by_one_step",
     ),
     planner(
         "one clip for all candidates", "ascent", "grad.flatten(2).norm(dim=-1)[:, :, None, None]",
         "grad.flatten(1).norm(dim=-1)[:, None, None, None]",
-        "tests/test_dream_mpc.py::test_gradient_is_clipped_per_candidate",
+        "tests/test_ascent.py::test_gradient_is_clipped_per_candidate",
     ),
     planner(
         "descent for ascent", "ascent", "(actions + step).clamp", "(actions - step).clamp",
-        "tests/test_dream_mpc.py::test_a_small_step_raises_j_of_every_candidate",
+        "tests/test_ascent.py::test_a_small_step_raises_j_of_every_candidate",
     ),
     planner(
         "worst candidate executed", "protocol", "values.argmax(dim=1)", "values.argmin(dim=1)",
-        "tests/test_dream_mpc.py::test_executes_the_first_action_of_each_rows_best_candidate",
+        "tests/test_ascent.py::test_executes_the_first_action_of_each_rows_best_candidate",
     ),
     planner(
         "worst samples for elites", "sampling", "values.topk(elites, dim=1)",
         "values.topk(elites, dim=1, largest=False)",
-        "tests/test_cem.py::test_plan_is_that_of_the_plain_loop",
+        "tests/test_sampling.py::test_plan_is_that_of_the_plain_loop",
     ),
     planner(
         "temperature divides J", "sampling", "temperature * gap", "gap / max(temperature, 1e-9)",
-        "tests/test_mppi.py::test_plan_is_that_of_the_plain_loop",
+        "tests/test_sampling.py::test_plan_is_that_of_the_plain_loop",
     ),
     planner(
         "mode for a sample while collecting", "policy", "distribution.rsample()", "distribution.mode",

@@ -7,9 +7,11 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests share the cores, and sums are the same everywhere
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import pytest
+import torch
 from jaxtyping import install_import_hook
 
-import tests.typecheck  # noqa: F401  jaxtyping looks the checker up by its dotted name
+import tests.support.typecheck  # noqa: F401  jaxtyping looks the checker up by its dotted name
 
 ROOT = Path(__file__).resolve().parent.parent
 # Installed before any test imports the package; the hook stays for the whole run. Triton reads its kernels' source, so
@@ -19,4 +21,13 @@ MODULES = [
     for path in (ROOT / "dreamer_mpc").rglob("*.py")
     if not path.stem.endswith("_triton") and path.name != "__init__.py"
 ]
-install_import_hook([*MODULES, "dreamer_mpc.agents.behavior", "dreamer_mpc.planners"], "tests.typecheck.check")
+install_import_hook([*MODULES, "dreamer_mpc.agents.behavior", "dreamer_mpc.planners"], "tests.support.typecheck.check")
+
+torch.set_num_threads(1)  # also for the fixtures of whole files: sums are the same everywhere, small networks faster
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """One thread again after a test that asks for more."""
+    yield
+    torch.set_num_threads(1)

@@ -6,52 +6,12 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from dreamer_mpc.agents.behavior import BehaviorConfig
-from dreamer_mpc.agents.dreamer import THREADED_ROWS, Dreamer, OptimizerConfig
+from dreamer_mpc.agents.dreamer import THREADED_ROWS
 from dreamer_mpc.kernels.graphs import Captured
 from dreamer_mpc.planners import make_planner
-from dreamer_mpc.world_model import Batch, WorldModelConfig
+from tests.support.agents import ACTION_DIM, make_agent, make_batch, make_planet, same
 
-ACTION_DIM = 2
-WORLD = WorldModelConfig(
-    deter=16, stoch=8, hidden=16, encoder_channels=(4, 8, 16, 32), decoder_dense=32,
-    decoder_channels=(8, 8, 4), reward_hidden=16, free_nats=0.0,
-)  # fmt: skip
-BEHAVIOR = dict(horizon=4, actor_init_std=0.5, actor_hidden=16, value_hidden=16, value_heads=3)
 PARTS = ("world_model", "actor", "critic")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small networks are slower on two threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def make_agent(seed=0, behavior=None, **optimizer):
-    torch.manual_seed(seed)
-    behavior = BehaviorConfig(**BEHAVIOR | (behavior or {}))
-    return Dreamer(ACTION_DIM, WORLD, behavior, OptimizerConfig(**optimizer))
-
-
-def make_planet(seed=0, **optimizer):
-    torch.manual_seed(seed)
-    return Dreamer(ACTION_DIM, WORLD, None, OptimizerConfig(**optimizer))
-
-
-def make_batch(seed=0, length=5, batch_size=3):
-    generator = torch.Generator().manual_seed(seed)
-    is_first = torch.zeros(length, batch_size, dtype=torch.bool)
-    is_first[0, 0] = True
-    return Batch(
-        torch.randint(0, 256, (length, batch_size, 64, 64, 3), dtype=torch.uint8, generator=generator),
-        torch.rand(length, batch_size, ACTION_DIM, generator=generator) * 2 - 1,
-        torch.randn(length, batch_size, generator=generator),
-        is_first,
-        torch.arange(length * batch_size).view(length, batch_size),
-    )
 
 
 def update(agent, batch, seed=0):
@@ -64,13 +24,10 @@ def snapshot(agent, part="model"):
     return copy.deepcopy(module.state_dict())
 
 
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
 # acting
 
 PLANNERS = [("policy", {}), ("dream-mpc", {"horizon": 3, "reuse": 0.7})]
+CEM = ("cem", {"horizon": 3, "candidates": 20, "iterations": 2, "elites": 4})
 
 
 def act(agent, planner, steps, seed=0, rows=2, noise=0.0, first=lambda t: [t == 0, t == 0], carry=None):
@@ -93,6 +50,8 @@ def test_acting_repeats_under_a_seed(name, settings):
     assert torch.equal(carry.state, again_carry.state)
     assert not torch.equal(actions, other)
     assert actions.abs().max() <= 1
+    assert not actions.requires_grad and not carry.state.requires_grad
+    assert all(p.grad is None for p in agent.model.parameters())
 
 
 @pytest.mark.parametrize("name, settings", PLANNERS)
@@ -161,14 +120,6 @@ def test_action_noise_has_its_std_and_stays_in_bounds():
     assert abs((action[:, 1] == 1).float().mean() - (1 - Normal(0.0, 1.0).cdf(torch.tensor(0.5)))) < 0.03
 
 
-def test_acting_leaves_no_gradient_and_no_graph():
-    agent = make_agent()
-    actions, carry = act(agent, make_planner("dream-mpc", horizon=3), range(2))
-    assert not actions.requires_grad
-    assert not carry.state.requires_grad
-    assert all(p.grad is None for p in agent.model.parameters())
-
-
 class ThreadCounter:
     """A planner that notes on how many threads it plans."""
 
@@ -231,14 +182,6 @@ def test_the_model_takes_any_leading_dims(lead):
     assert model.policy(state).rsample().shape == (*lead, ACTION_DIM)
     image = model.world_model.decode(state)
     assert torch.equal(image.reshape(-1, 64, 64, 3), model.world_model.decode(rows))
-
-
-def test_a_model_s_step_is_the_prior_step():
-    model = make_agent().model
-    state, action, noise = torch.randn(3, 24), torch.randn(3, ACTION_DIM), torch.randn(3, 8)
-    expected = model.world_model.rssm.prior_step(state, action, noise)
-    torch.testing.assert_close(model.step(state, action, noise), expected)
-    assert not torch.equal(model.step(state, action), model.step(state, action)), "it samples"
 
 
 # updating
@@ -310,9 +253,10 @@ def test_a_frame_s_index_decides_which_heads_learn_from_it():
     assert changed == [[True, False, True]] * len(before)
 
 
+@pytest.mark.parametrize("make", [make_agent, make_planet])
 @pytest.mark.parametrize("warm", [False, True])
-def test_a_batch_that_is_not_finite_changes_nothing_and_is_counted(warm):
-    agent, batch = make_agent(), make_batch()
+def test_a_batch_that_is_not_finite_changes_nothing_and_is_counted(make, warm):
+    agent, batch = make(), make_batch()
     if warm:
         update(agent, batch)
     before = copy.deepcopy(agent.state_dict())
@@ -348,39 +292,33 @@ def test_one_part_that_is_not_finite_stops_all(part):
 # saving
 
 
-def test_a_restored_agent_goes_on_bit_for_bit():
-    agent, batch = make_agent(), make_batch()
+@pytest.mark.parametrize("make, planner", [(make_agent, PLANNERS[1]), (make_planet, CEM)])
+def test_a_restored_agent_goes_on_bit_for_bit(make, planner):
+    (name, settings), agent, batch = planner, make(), make_batch()
     for seed in range(2):
         update(agent, batch, seed)
     state = copy.deepcopy(agent.state_dict())
-    other = make_agent(seed=9)
+    other = make(seed=9)
     other.load_state_dict(state)
     for seed in range(2):
         metrics = [update(a, make_batch(seed + 1), seed) for a in (agent, other)]
         torch.testing.assert_close(*metrics, rtol=0, atol=0)
     assert same(snapshot(agent), snapshot(other))
-    planner = make_planner("dream-mpc", horizon=3)
+    planner = make_planner(name, **settings)
     assert torch.equal(act(agent, planner, range(3))[0], act(other, planner, range(3))[0])
 
 
-def test_loading_shares_no_tensor_with_what_was_loaded():
-    agent, other, batch = make_agent(), make_agent(seed=9), make_batch()
+def test_loading_shares_no_tensor_and_weights_load_alone():
+    agent, other, bare, batch = make_agent(), make_agent(seed=9), make_agent(seed=9), make_batch()
     update(agent, batch)
     state = agent.state_dict()
     before = copy.deepcopy(state)
     other.load_state_dict(state)
-    update(other, batch)
+    bare.load_state_dict({"model": state["model"]})
+    assert same(snapshot(agent), snapshot(bare)) and not any(x.state for x in bare.optimizers.values())
+    for each in (other, bare):
+        assert update(each, batch)["skipped"] == 0
     torch.testing.assert_close(agent.state_dict(), before, rtol=0, atol=0)
-
-
-def test_weights_alone_load_and_the_optimizers_start_afresh():
-    agent, batch = make_agent(), make_batch()
-    update(agent, batch)
-    other = make_agent(seed=9)
-    other.load_state_dict({"model": agent.state_dict()["model"]})
-    assert same(snapshot(agent), snapshot(other))
-    assert all(not optimizer.state for optimizer in other.optimizers.values())
-    assert update(other, batch)["skipped"] == 0
 
 
 def test_a_state_dict_has_plain_names():
@@ -390,9 +328,6 @@ def test_a_state_dict_has_plain_names():
 
 
 # PlaNet: an agent without behaviour
-
-CEM = make_planner("cem", horizon=3, candidates=20, iterations=2, elites=4)
-
 
 def test_planet_has_a_world_model_and_nothing_else():
     agent = make_planet()
@@ -422,35 +357,14 @@ def test_planet_s_world_model_is_the_dreamer_s():
     assert same(*(snapshot(agent, "world_model") for agent in agents))
 
 
-def test_planet_goes_on_bit_for_bit_from_its_state():
-    agent, other = make_planet(), make_planet(seed=9)
-    update(agent, make_batch())
-    other.load_state_dict(copy.deepcopy(agent.state_dict()))
-    for seed in range(2):
-        metrics = [update(a, make_batch(seed + 1), seed) for a in (agent, other)]
-        torch.testing.assert_close(*metrics, rtol=0, atol=0)
-    assert same(snapshot(agent), snapshot(other))
-    assert torch.equal(act(agent, CEM, range(3))[0], act(other, CEM, range(3))[0])
-
-
-def test_a_batch_that_is_not_finite_changes_nothing_of_planet():
-    agent, batch = make_planet(), make_batch()
-    before = copy.deepcopy(agent.state_dict())
-    assert update(agent, batch._replace(reward=torch.full_like(batch.reward, torch.nan)))["skipped"] == 1
-    assert same(before["model"], agent.state_dict()["model"])
-
-
 def test_planet_acts_by_cem():
     agent = make_planet()
     update(agent, make_batch())
-    actions, carry = act(agent, CEM, range(3))
+    planner = make_planner(CEM[0], **CEM[1])
+    actions, carry = act(agent, planner, range(3))
     assert actions.shape == (3, 2, ACTION_DIM) and actions.abs().max() <= 1
-    assert torch.equal(actions, act(agent, CEM, range(3))[0]), "under a seed"
-    assert not torch.equal(actions, act(agent, CEM, range(3), seed=1)[0])
-    last = agent.act(CEM, carry, make_batch().image[3, :2], torch.zeros(2, dtype=torch.bool))
+    last = agent.act(planner, carry, make_batch().image[3, :2], torch.zeros(2, dtype=torch.bool))
     assert last.model_evaluations == 20 * 2 * 3 and last.value.shape == (2,) and last.value.isfinite().all()
-    noisy, _ = act(agent, CEM, [0], noise=0.3)
-    assert not torch.allclose(noisy[0], actions[0])
 
 
 def test_weights_of_one_kind_of_agent_do_not_load_into_the_other():
@@ -475,10 +389,6 @@ def test_captured_on_a_cpu_calls_the_function():
     assert len(calls) == 6
     assert all(call[0] is x and call[1] is None for call in calls)
     assert captured.recordings == {}
-
-
-def test_captured_without_tensors_calls_the_function():
-    assert Captured(lambda x: x + 1)(1) == 2
 
 
 def test_an_agent_on_a_cpu_captures_nothing_and_stays_in_fp32():

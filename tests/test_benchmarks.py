@@ -33,21 +33,12 @@ from dreamer_mpc.config import Config
 from dreamer_mpc.planners import CEM, DreamMPC, GradMPC, Policy
 from dreamer_mpc.world_model import WorldModelConfig
 from envs import make_vector_env
+from tests.support import agents
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER = os.environ.get("DREAMER_MPC_PEER", "/tmp/peer")
 TINY = [
-    "--config", "quick", "--device", "cpu", "--env", "tests.example_env:make", "--action-repeat", "1",
-    "--max-env-steps", "8", "--replay.batch-size", "2", "--replay.sequence-length", "4",
-    "--world-model.deter", "16", "--world-model.stoch", "8", "--world-model.hidden", "16",
-    "--world-model.encoder-channels", "4", "8", "16", "32", "--world-model.decoder-dense", "32",
-    "--world-model.decoder-channels", "8", "8", "4", "--world-model.reward-hidden", "16",
-    "--behavior.horizon", "3", "--behavior.actor-hidden", "16", "--behavior.value-hidden", "16",
-    "--dream-mpc.horizon", "3", "--cem.candidates", "20", "--cem.elites", "4",
-]  # fmt: skip
-RUN = [
-    "--train.seed-episodes", "1", "--train.every", "8", "--train.updates", "1", "--eval.every", "1000",
-    "--eval.episodes", "1", "--eval.num-envs", "1", "--eval.no-video",
+    *agents.TINY, *agents.CHEAP, "--device", "cpu", "--replay.batch-size", "2", "--cem.iterations", "10",
 ]  # fmt: skip
 LIMITS = {"copy_gb_s": 10.0, "fp32_tflops": 0.1}
 
@@ -123,7 +114,7 @@ def test_collect(tmp_path):
 def test_end_to_end_and_all_in_one_run(tmp_path):
     """`python -m benchmarks`: a part that fails is named, the others go on, and the table is written."""
     words = [*TINY, "--skip", "update", "plan", "collect", "--ceilings-extra", "--no-such-option"]
-    words += ["--end-to-end-steps", "16", "--end-to-end-extra", " ".join(RUN)]
+    words += ["--end-to-end-steps", "16"]
     everything.main(["--out", str(tmp_path), *words])
     run = common.read(tmp_path / "end_to_end.json")
     (row,) = run["rows"]
@@ -291,7 +282,7 @@ def test_heads_compares_values_with_the_rewards_that_follow(monkeypatch):
     for name, value in {"AHEAD": 3, "EVERY": 2, "PERTURBED_STEPS": 2}.items():
         monkeypatch.setattr(heads, name, value)
     seen = torch.stack([torch.arange(10.0), torch.arange(10.0) + 2])  # mean t + 1, spread 1
-    envs = make_vector_env("tests.counting_env:make", 2, workers=False, action_repeat=1)
+    envs = make_vector_env("tests.support.counting_env:make", 2, workers=False, action_repeat=1)
     agent = Sees(seen)
     row = heads.measure(agent, envs, 2, discount=0.5, perturb=False)
     # At t the reward t was paid on arriving, then t + 1 and t + 2 (0 at a first image); the value after them is t + 4.

@@ -4,20 +4,19 @@ import pytest
 import torch
 
 from dreamer_mpc.agents import latents
-from dreamer_mpc.agents.behavior import BehaviorConfig
-from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.agents.latents import Latents, UnrolledLatents
 from dreamer_mpc.planners import make_planner
 from dreamer_mpc.planners.rollout import FusedRollouts, imagine, policy_rollout, rollout
 from dreamer_mpc.world_model import WorldModelConfig
 from dreamer_mpc.world_model.rssm import RSSM
+from tests.support.agents import make_agent
 
 T, B, A, E, D, Z = 6, 4, 2, 5, 7, 3
-SMALL = dict(
+SMALL = WorldModelConfig(
     deter=D, stoch=Z, hidden=9, encoder_channels=(2, 2, 2, 2), decoder_dense=4, decoder_channels=(2, 2, 2),
     reward_hidden=8,
 )  # fmt: skip
-BEHAVIOR = BehaviorConfig(actor_layers=2, actor_hidden=8, value_hidden=8, value_layers=2)
+BEHAVIOR = dict(actor_layers=2, actor_hidden=8, value_hidden=8, value_layers=2, actor_init_std=5.0)
 
 
 def double(*shape):
@@ -27,9 +26,7 @@ def double(*shape):
 @pytest.fixture
 def models():
     """The same weights, walked at once and step by step."""
-    torch.manual_seed(0)
-    agent = Dreamer(A, WorldModelConfig(**SMALL), BEHAVIOR)
-    unrolled = agent.model.double()
+    unrolled = make_agent(0, BEHAVIOR, SMALL, A).model.double()
     assert isinstance(unrolled, UnrolledLatents)
     stepped = Latents(unrolled.world_model, unrolled.actor, unrolled.critic, A)
     return unrolled, stepped
@@ -158,8 +155,7 @@ def test_a_plan_is_the_same_walked_at_once_or_step_by_step(models, monkeypatch, 
 
 
 def test_an_agent_without_kernels_is_plain_modules_under_autograd():
-    torch.manual_seed(0)
-    agent = Dreamer(A, WorldModelConfig(**SMALL), BEHAVIOR, kernels=False)
+    agent = make_agent(0, BEHAVIOR, SMALL, A, kernels=False)
     world = agent.model.world_model
     assert not isinstance(agent.model, FusedRollouts)
     assert not (world.rssm.kernels or world.encoder.kernels or world.decoder.kernels)

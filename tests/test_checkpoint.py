@@ -24,6 +24,7 @@ from dreamer_mpc.runs.checkpoint import (
     save_checkpoint,
 )
 from dreamer_mpc.util.errors import UserError
+from tests.support.checkpoints import Bomb, equal
 
 PAYLOAD = {
     "model": OrderedDict(weight=torch.arange(6.0).reshape(2, 3), bias=torch.zeros(2, dtype=torch.bfloat16)),
@@ -31,16 +32,6 @@ PAYLOAD = {
     "config": {"env": "cheetah-run", "lr": 1e-3, "compile": None, "sizes": (1, 2)},
     "counters": {"env_steps": 2000, "rng": 2**127},
 }
-
-
-class Bomb:
-    """A pickle that creates a file when it is loaded."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
 
 
 def refused(path, words):
@@ -89,18 +80,6 @@ def test_it_is_a_safetensors_file_with_its_marker_and_version(saved):
     assert (about["format"], about["version"]) == ("dreamer-mpc", str(FORMAT_VERSION))
     assert names == {"model/weight", "model/bias", "replay/0"}
     assert json.loads(about["state"])["config"]["env"] == "cheetah-run"
-
-
-def equal(a, b):
-    """Same structure, types and bits."""
-    if isinstance(a, torch.Tensor):
-        one, other = (x.contiguous().reshape(-1).view(torch.uint8) for x in (a, b))
-        return a.dtype == b.dtype and a.shape == b.shape and one.equal(other)
-    if isinstance(a, dict):
-        return list(a) == list(b) and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return type(a) is type(b) and len(a) == len(b) and all(map(equal, a, b))
-    return type(a) is type(b) and repr(a) == repr(b)
 
 
 def test_odd_values_come_back_as_they_were(tmp_path):

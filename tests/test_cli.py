@@ -4,10 +4,7 @@ import contextlib
 import gzip
 import io
 import json
-import os
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -28,43 +25,14 @@ from dreamer_mpc.planners import PLANNERS
 from dreamer_mpc.runs.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from dreamer_mpc.training.trainer import default_run_dir
 from scripts import export_weights
+from tests.support.agents import CHEAP, TINY
+from tests.support.commands import ROOT, command, records
 
-ROOT = Path(__file__).resolve().parent.parent
 # Episodes of 100 agent steps, two updates a round: the whole loop in seconds.
 SHORT = [
     "--config", "quick", "--max-env-steps", "200", "--train.every", "200", "--train.updates", "2",
     "--eval.every", "300", "--eval.episodes", "2", "--eval.num-envs", "1", "--eval.video-steps", "20",
 ]  # fmt: skip
-
-# An agent of a few thousand weights and episodes of 8 steps: a run in a second or two.
-TINY = [
-    "--config", "quick", "--env", "tests.example_env:make", "--action-repeat", "1", "--max-env-steps", "8",
-    "--env-steps", "16", "--train.seed-episodes", "1", "--train.every", "8", "--train.updates", "1",
-    "--eval.every", "1000", "--eval.episodes", "1", "--eval.num-envs", "1", "--eval.no-video",
-    "--replay.batch-size", "4", "--replay.sequence-length", "4",
-    "--world-model.deter", "16", "--world-model.stoch", "8", "--world-model.hidden", "16",
-    "--world-model.encoder-channels", "4", "8", "16", "32", "--world-model.decoder-dense", "32",
-    "--world-model.decoder-channels", "8", "8", "4", "--world-model.reward-hidden", "16",
-    "--behavior.horizon", "3", "--behavior.actor-hidden", "16", "--behavior.value-hidden", "16",
-]  # fmt: skip
-# Planners of next to no cost.
-CHEAP = [
-    "--cem.candidates", "20", "--cem.elites", "4", "--cem.iterations", "2", "--cem.horizon", "4",
-    "--mppi.candidates", "16", "--mppi.elites", "4", "--mppi.iterations", "2", "--mppi.policy-candidates", "2",
-    "--grad-mpc.candidates", "4", "--grad-mpc.iterations", "2", "--grad-mpc.horizon", "3",
-    "--policy-grad-mpc.horizon", "3", "--dream-mpc.horizon", "3",
-]  # fmt: skip
-
-
-def command(*args, **environment):
-    """Run `python run.py ...` in a process of its own."""
-    full = [sys.executable, "run.py", *map(str, args)]
-    return subprocess.run(full, cwd=ROOT, capture_output=True, text=True, timeout=240, env=os.environ | environment)
-
-
-def records(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):

@@ -15,7 +15,6 @@ from dreamer_mpc.agents.behavior import BehaviorConfig
 from dreamer_mpc.agents.dreamer import Dreamer, OptimizerConfig
 from dreamer_mpc.world_model import WorldModelConfig
 from scripts.mutations import MUTATIONS
-from tests.test_agent import one_thread  # noqa: F401
 
 KEPT_X, KEPT_Y, COST, NOISE, DISCOUNT = 0.5, 0.75, 2.5, 0.2, 0.8
 SMALLEST = WorldModelConfig(

@@ -9,32 +9,16 @@ import pytest
 import torch
 
 from dreamer_mpc.agents.behavior import BehaviorConfig
-from dreamer_mpc.agents.dreamer import Act, Carry, Dreamer
+from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.data.collect import Collector, Counters, episode_seed
 from dreamer_mpc.data.replay import Replay
 from dreamer_mpc.planners import make_planner
 from envs import choose_gl_backend, make_vector_env
-from tests.counting_env import CountingEnv, decode, expected_reward
-from tests.test_agent import BEHAVIOR, WORLD, make_agent, one_thread  # noqa: F401
+from tests.support.agents import BEHAVIOR, WORLD, make_agent
+from tests.support.counting_env import CountingEnv, decode, expected_reward
+from tests.support.recorder import Recorder
 
 PLANNER = make_planner("policy")
-
-
-class Recorder(Dreamer):
-    """An agent that notes what it sees; its n-th action is (n / 100, row / 10)."""
-
-    def __init__(self):
-        self.device = torch.device("cpu")
-        self.calls = []  # (carry, decoded images, is_first, action_noise)
-
-    def initial(self, batch):
-        return Carry(torch.zeros(batch, 1), torch.zeros(batch, 2), None)
-
-    def act(self, planner, carry, image, is_first, action_noise=0.0):
-        seen = [decode(x) for x in image.numpy()]
-        action = torch.tensor([[len(self.calls) / 100, row / 10] for row in range(len(image))])
-        self.calls.append((carry, seen, is_first.tolist(), action_noise))
-        return Act(action, Carry(carry.state + 1, action, None), 0, torch.zeros(len(action)))
 
 
 class Episode(NamedTuple):
@@ -84,7 +68,7 @@ def terminating():
     return CountingEnv(terminates=True)
 
 
-def make_collector(env="tests.counting_env:make", num_envs=1, seed=0, agent=None, **settings):
+def make_collector(env="tests.support.counting_env:make", num_envs=1, seed=0, agent=None, **settings):
     envs = make_vector_env(env, num_envs, **{"workers": False, "action_repeat": 1} | settings)
     return Collector(envs, agent or Recorder(), Keeper(num_envs), Counters(), seed)
 

@@ -24,7 +24,7 @@ from envs import (
 )
 from envs.gl import CUDA_INDICES, PROBED, _probe
 from envs.rows import LocalVectorEnv
-from tests.counting_env import CountingEnv, decode, expected_reward
+from tests.support.counting_env import CountingEnv, decode, expected_reward
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = (
@@ -466,7 +466,7 @@ def test_workers_give_the_frames_of_single_envs():
 
 @pytest.mark.parametrize("workers", [False, True])
 def test_masked_resets(workers):
-    envs = make_vector_env("tests.counting_env:make", 2, workers=workers, action_repeat=4)
+    envs = make_vector_env("tests.support.counting_env:make", 2, workers=workers, action_repeat=4)
     envs.reset(seed=0)
     for step in (4, 8, 10):
         images, _, terminated, truncated, infos = envs.step(np.zeros((2, 2), np.float32))
@@ -484,7 +484,7 @@ def test_masked_resets(workers):
 
 @pytest.mark.parametrize("workers", [False, True])
 def test_rows_that_are_left_out_rest(workers):
-    envs = make_vector_env("tests.counting_env:make", 3, workers=workers, action_repeat=1)
+    envs = make_vector_env("tests.support.counting_env:make", 3, workers=workers, action_repeat=1)
     image, _ = reset_rows(envs, np.array([True, False, True]))
     assert not image[1].any(), "black before its first reset"
     assert [decode(image[row]) for row in (0, 2)] == [(0, 0), (0, 0)]
@@ -583,7 +583,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, lambda *_: asked.append(True))
     thread = threading.Thread(target=interrupt)
     thread.start()
-    envs = make_vector_env("tests.counting_env:make", 2)
+    envs = make_vector_env("tests.support.counting_env:make", 2)
     shape = envs.reset()[0].shape
     started.set()
     thread.join()

@@ -10,9 +10,9 @@ from dreamer_mpc.evaluation.episodes import Evaluation, Trace, evaluate
 from dreamer_mpc.evaluation.visualize import decision, episode_video, imagine_open_loop
 from dreamer_mpc.planners import Memory, make_planner
 from envs import make_vector_env
-from tests.counting_env import CountingEnv, decode, encode, expected_reward
-from tests.test_agent import make_agent, one_thread  # noqa: F401
-from tests.test_collect import Recorder
+from tests.support.agents import make_agent
+from tests.support.counting_env import CountingEnv, decode, encode, expected_reward
+from tests.support.recorder import Recorder
 
 POLICY = make_planner("policy")
 DREAM = make_planner("dream-mpc", horizon=3, candidates=3, reuse=0.5)
@@ -53,7 +53,7 @@ def test_episode_e_is_played_from_seed_plus_e(episodes, num_envs):
 
 
 def test_lengths_are_agent_steps():
-    envs = make_envs(2, "tests.counting_env:make", action_repeat=4)
+    envs = make_envs(2, "tests.support.counting_env:make", action_repeat=4)
     result = evaluate(Still(), POLICY, envs, 3, seed=0)
     assert result.lengths == [3, 3, 3]
     one = sum(expected_reward(0, step, np.array([0.5])) for step in range(1, 11))
@@ -157,7 +157,7 @@ def traced():
     """An agent, and its trace of episode 0: 10 steps, while row 1 plays shorter episodes."""
     agent = make_agent()
     return agent, evaluate(
-        agent, DREAM, make_envs(2, "tests.counting_env:make"), 4, seed=3, trace_steps=100
+        agent, DREAM, make_envs(2, "tests.support.counting_env:make"), 4, seed=3, trace_steps=100
     ).trace
 
 

@@ -15,9 +15,8 @@ from dreamer_mpc.data.replay import Replay
 from dreamer_mpc.runs.checkpoint import load_checkpoint
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.runs.logger import Logger
-from tests.test_cli import CHEAP, TINY, records
-from tests.test_logger import counters, env_steps_in
-from tests.test_resume import train
+from tests.support.agents import CHEAP, TINY
+from tests.support.commands import counters, env_steps_in, records, train
 
 RUN = [
     *TINY, *CHEAP, "--env-steps", "32", "--train.seed-episodes", "2", "--train.updates", "3", "--eval.every", "100",

@@ -23,7 +23,7 @@ from dreamer_mpc.runs.checkpoint import (
 )
 from dreamer_mpc.util.errors import UserError
 from run import main
-from tests.test_checkpoint import Bomb, equal
+from tests.support.checkpoints import Bomb, equal
 
 ROOT = Path(__file__).resolve().parent.parent
 PAYLOAD = {

@@ -18,11 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from envs import EnvError, make_vector_env, reset_rows, workers
-from tests.faulty_env import LENGTH, SHAPE, Fault, injected
-from tests.test_cli import TINY
+from tests.support.agents import TINY
+from tests.support.faulty_env import LENGTH, SHAPE, Fault, injected
 
 ROOT = Path(__file__).resolve().parent.parent
-FAULTY = "tests.faulty_env:make"
+FAULTY = "tests.support.faulty_env:make"
 IN_PROCESS_CASES = 40  # of each kind
 WORKER_CASES = 8
 RANDOM_KILLS = 6
@@ -416,7 +416,7 @@ def test_workers_leave_stops_to_their_parent(folder):
 def test_a_dead_worker_is_found_though_its_child_holds_the_pipe(tmp_path, monkeypatch):
     (tmp_path / "forking.py").write_text(
         "import os, time\n"
-        "from tests.faulty_env import FaultyEnv\n"
+        "from tests.support.faulty_env import FaultyEnv\n"
         "class Forking(FaultyEnv):\n"
         "    def step(self, action):\n"
         "        if os.fork() == 0:\n"
@@ -457,7 +457,7 @@ UNCLOSED = """
 import signal, sys, psutil
 from envs import make_vector_env
 if __name__ == "__main__":
-    envs = make_vector_env("tests.faulty_env:make", 2, workers=True)
+    envs = make_vector_env("tests.support.faulty_env:make", 2, workers=True)
     print(*[process.pid for process in envs.processes], flush=True)
     keep = [envs]  # until the interpreter's end
 """
@@ -476,8 +476,8 @@ ORPHANS = """
 import numpy as np
 from envs import make_vector_env
 if __name__ == "__main__":
-    busy = make_vector_env("tests.faulty_env:make", 1, workers=True)
-    idle = make_vector_env("tests.faulty_env:make", 1, workers=True)
+    busy = make_vector_env("tests.support.faulty_env:make", 1, workers=True)
+    idle = make_vector_env("tests.support.faulty_env:make", 1, workers=True)
     busy.reset(seed=0)
     busy.step_async(np.zeros((1, 2), np.float32))
     print(*(process.pid for process in busy.processes + idle.processes), flush=True)

@@ -7,8 +7,9 @@ from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.kernels import cell, fused
 from dreamer_mpc.networks import Actor
 from dreamer_mpc.planners import make_planner
-from dreamer_mpc.world_model import Batch, WorldModel, WorldModelConfig
+from dreamer_mpc.world_model import WorldModel, WorldModelConfig
 from dreamer_mpc.world_model.encoder import preprocess
+from tests.support.agents import TINY, make_batch
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 ACTION_DIM = 3
@@ -23,18 +24,8 @@ def make_pair(**settings):
     return agents
 
 
-def random_batch(seed, length=12, batch_size=8):
-    generator = torch.Generator("cuda").manual_seed(seed)
-    options = {"generator": generator, "device": "cuda"}
-    is_first = torch.zeros(length, batch_size, dtype=torch.bool, device="cuda")
-    is_first[0, ::2] = True
-    return Batch(
-        torch.randint(0, 256, (length, batch_size, 64, 64, 3), dtype=torch.uint8, **options),
-        torch.rand(length, batch_size, ACTION_DIM, **options) * 2 - 1,
-        torch.rand(length, batch_size, **options),
-        is_first,
-        torch.arange(length * batch_size, device="cuda").view(length, batch_size),
-    )
+def random_batch(seed):
+    return make_batch(seed, 12, 8, ACTION_DIM, [(0, row) for row in range(0, 8, 2)], "cuda")
 
 
 PLANS = {
@@ -286,7 +277,6 @@ def test_a_run_on_the_gpu_is_stopped_and_resumed(tmp_path, monkeypatch):
     import run
     from dreamer_mpc.runs.checkpoint import load_checkpoint
     from dreamer_mpc.training.trainer import Trainer
-    from tests.test_cli import TINY
 
     args = [*TINY, "--env-steps", "96", "--num-envs", "2", "--planner", "dream-mpc", "--replay.storage", "gpu"]
     advance = Trainer._advance

@@ -55,8 +55,6 @@ def fill(rng, episodes, length):
 @pytest.fixture(scope="module")
 def foresight():
     """What a trained model foresees for 64 new episodes, and what happened: images, rewards [AHEAD, 64]."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # small networks are slower on two
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
     replay, test = fill(rng, 100, 30), fill(rng, 64, SEEN + AHEAD).sample(64, SEEN + AHEAD)
@@ -81,9 +79,7 @@ def foresight():
             state = model.rssm.prior_step(state, test.action[t], torch.zeros(64, 8))
             foreseen.append(state)
         foreseen = torch.stack(foreseen)
-        result = model.decode(foreseen), model.reward(foreseen), test
-    torch.set_num_threads(threads)
-    return result
+        return model.decode(foreseen), model.reward(foreseen), test
 
 
 def test_where_the_square_will_be_is_foreseen(foresight):

@@ -10,6 +10,7 @@ from dreamer_mpc.runs import logger as logger_module
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.runs.logger import Logger, read_metrics
 from dreamer_mpc.util.errors import UserError
+from tests.support.commands import counters, env_steps_in
 
 
 @pytest.fixture
@@ -17,18 +18,10 @@ def folder(tmp_path):
     return RunFolder(tmp_path)
 
 
-def counters(env_steps):
-    return {"env_steps": env_steps, "agent_steps": env_steps // 2, "updates": 3, "episodes": 1}
-
-
 def write(folder, *steps):
     with Logger(folder) as logger:
         for env_steps in steps:
             logger.write(counters(env_steps), {"train/return": float(env_steps)})
-
-
-def env_steps_in(folder):
-    return [record["env_steps"] for record in read_metrics(folder.metrics)]
 
 
 def strict(line):

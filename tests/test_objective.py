@@ -1,14 +1,15 @@
 """J against the formula of the paper, its gradient against finite differences."""
 
-import math
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from dreamer_mpc.planners.objective import Objective, ensemble_std
 from dreamer_mpc.planners.rollout import draw_noise, rollout
-from tests.latent_models import Noisy, Quadratic, Smooth
+from tests.support.latent_models import Noisy, Quadratic, Smooth
+from tests.support.planning import plain_j
 
 B, N, A = 2, 3, 2
 
@@ -19,98 +20,17 @@ def problem(horizon, seed=0):
     return state, torch.rand(B, N, horizon, A, dtype=torch.float64) * 1.6 - 0.8
 
 
-def spread(model, state, scale):
-    heads = model.value(state).tolist()
-    mean = sum(heads) / len(heads)
-    std = math.sqrt(sum((v - mean) ** 2 for v in heads) / len(heads))
-    return std * mean if scale else std
-
-
-def plain_return(model, state, actions, discount, c, scale):
-    """J of one candidate in plain numbers."""
-    total = 0.0
-    for k, action in enumerate(actions, start=1):
-        state = model.step(state, action)
-        gain = model.reward(state).item() if k < len(actions) else model.value(state).mean().item()
-        total += discount ** (k - 1) * (gain - c * spread(model, state, scale))
-    return total
-
-
-def plain_rewards(model, state, actions, discount, c, scale):
-    """The sum of all H rewards in plain numbers."""
-    total = 0.0
-    for k, action in enumerate(actions):
-        state = model.step(state, action)
-        penalty = c * spread(model, state, scale) if c else 0.0
-        total += discount**k * (model.reward(state).item() - penalty)
-    return total
-
-
-def plain_lambda_return(model, state, actions, discount, c, scale, lambda_):
-    """The lambda-return of s_1 as a mixture of its n-step returns."""
-    rewards, values = [], []
-    for action in actions:
-        state = model.step(state, action)
-        rewards.append(model.reward(state).item() - c * spread(model, state, scale))
-        values.append(model.value(state).mean().item() - c * spread(model, state, scale))
-    steps = len(actions) - 1
-    if steps == 0:
-        return values[0]
-    n_step = [
-        sum(discount**k * rewards[k] for k in range(n)) + discount**n * values[n] for n in range(1, steps + 1)
-    ]
-    return (
-        sum((1 - lambda_) * lambda_**n * x for n, x in enumerate(n_step[:-1]))
-        + lambda_ ** (steps - 1) * n_step[-1]
-    )
-
-
 @pytest.mark.parametrize("horizon", [1, 2, 6])
 @pytest.mark.parametrize("c, scale", list(product([0.0, 0.7, -0.4], [False, True])))
-def test_return_is_the_formula(horizon, c, scale):
-    model = Smooth()
-    state, actions = problem(horizon)
-    values = Objective(0.9, c, scale_penalty=scale)(model, rollout(model, state, actions))
-    expected = [
-        [plain_return(model, state[b], actions[b, n], 0.9, c, scale) for n in range(N)] for b in range(B)
-    ]
-    torch.testing.assert_close(values, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("horizon", [1, 2, 6])
-@pytest.mark.parametrize("c, scale", [(0.0, False), (0.7, False), (0.7, True)])
-def test_lambda_return_is_the_formula(horizon, c, scale):
-    model = Smooth()
-    state, actions = problem(horizon)
-    values = Objective(0.9, c, "lambda-return", 0.6, scale)(model, rollout(model, state, actions))
-    expected = [
-        [plain_lambda_return(model, state[b], actions[b, n], 0.9, c, scale, 0.6) for n in range(N)]
-        for b in range(B)
-    ]
-    torch.testing.assert_close(values, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("horizon", [1, 2, 6])
+@pytest.mark.parametrize("kind", ["return", "lambda-return", "rewards"])
 @pytest.mark.parametrize("discount", [1.0, 0.9])
-@pytest.mark.parametrize("c, scale", [(0.0, False), (0.7, False), (0.7, True), (-0.4, False)])
-def test_rewards_is_the_sum_of_all_rewards(horizon, discount, c, scale):
-    model = Smooth()
-    state, actions = problem(horizon)
-    values = Objective(discount, c, "rewards", scale_penalty=scale)(model, rollout(model, state, actions))
-    expected = [[plain_rewards(model, state[b], actions[b, n], discount, c, scale) for n in range(N)] for b in range(B)]
+def test_j_is_the_formula(horizon, c, scale, kind, discount):
+    model, (state, actions) = Smooth(), problem(horizon)
+    values = Objective(discount, c, kind, 0.6, scale)(model, rollout(model, state, actions))
+    settings = SimpleNamespace(objective=kind, discount=discount, uncertainty=c, return_lambda=0.6, scale_penalty=scale)
+    expected = [[plain_j(model, state[b], actions[b, n], settings) for n in range(N)] for b in range(B)]
     torch.testing.assert_close(values, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-9)
 
-
-def test_rewards_end_where_the_return_goes_on():
-    """The two differ by the last state alone: its reward, or its value, which goes on from there."""
-    model = Smooth()
-    state, actions = problem(5)
-    states = rollout(model, state, actions)
-    last = states[:, :, -1]
-    expected = 0.9**4 * (model.value(last).mean(0) - model.reward(last))
-    difference = Objective(0.9, kind="return")(model, states) - Objective(0.9, kind="rewards")(model, states)
-    torch.testing.assert_close(difference, expected, rtol=1e-9, atol=1e-9)
-    assert expected.abs().min() > 0.1
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import torch
 
 from dreamer_mpc.planners import Memory, make_planner
 from dreamer_mpc.planners.rollout import rollout
-from tests.latent_models import Linear, TwoBumps
-from tests.planning import plan
+from tests.support.latent_models import Linear, TwoBumps
+from tests.support.planning import plan
 
 # Budgets that come close to the optimum of a smooth problem of a few steps, in a fraction of a second. The ascent
 # converges below 2 / 14, where 14 is the largest curvature of J among the problems below.

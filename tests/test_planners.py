@@ -11,8 +11,8 @@ import torch
 from jaxtyping import TypeCheckError
 
 from dreamer_mpc.planners import PLANNERS, LatentModel, Planner, Policy, SampledPolicy, make_planner, reset_memory
-from tests.latent_models import Broken, Counting, Noisy, Quadratic, Smooth
-from tests.planning import (
+from tests.support.latent_models import Bare, Broken, Counting, Noisy, Quadratic, Smooth
+from tests.support.planning import (
     ASCENDING,
     SEARCHING,
     SMALL,
@@ -100,16 +100,9 @@ def test_plans_the_same_under_no_grad_and_with_frozen_parameters_or_a_state_that
 def test_a_seed_repeats_a_plan_and_another_seed_does_not(name):
     planner, model, state = small(name), Noisy(), start()
     seven = plan(planner, model, state, seed=7)
+    plan(planner, Noisy(seed=3), start(rows=5, seed=4), memory_for(planner, rows=5))  # nothing of it is carried over
     same(plan(planner, model, state, seed=7), seven)
     assert torch.equal(plan(planner, model, state, seed=8).action, seven.action) == (name == "policy")
-
-
-@every_planner
-def test_a_planner_carries_nothing_from_one_call_to_the_next(name):
-    planner, model, state = small(name), Smooth(), start()
-    expected = plan(planner, model, state)
-    plan(planner, Noisy(seed=3), start(rows=5, seed=4), memory_for(planner, rows=5))
-    same(plan(planner, model, state), expected)
 
 
 @every_planner
@@ -152,6 +145,8 @@ def test_rows_that_are_reset_start_over_and_the_others_do_not(name):
     same(mixed, kept, rows=[0, 2])
     assert not torch.equal(fresh.candidates[0], kept.candidates[0])
     assert memory.valid.all() and reset_memory(None, torch.tensor([True])) is None
+    forgot = memory.reset(torch.tensor([True, False, False]))
+    assert forgot.reset(torch.tensor([False, False, True])).valid.tolist() == [False, True, False], "for good"
 
 
 @every_search
@@ -173,11 +168,6 @@ def test_a_shifted_plan_of_one_step_is_its_action_again_or_for_cem_and_mppi_zero
     planner, model, state = small(name, horizon=1, reuse=0.5), Smooth(), start()
     kept = plan(planner, model, state, previous_plan(horizon=1)).candidates
     assert torch.equal(kept, plan(planner, model, state).candidates) == (name in ("cem", "mppi"))
-
-
-def test_reset_forgets_for_good():
-    memory = previous_plan(rows=2).reset(torch.tensor([True, False]))
-    assert memory.reset(torch.tensor([False, False])).valid.tolist() == [False, True]
 
 
 @every_search
@@ -226,6 +216,13 @@ def test_a_fallback_is_not_blended_into_the_next_plan(name):
     assert not torch.equal(second.candidates[0], fresh.candidates[0])
 
 
+@pytest.mark.parametrize("name, more", [("grad-mpc", {}), ("cem", {}), ("mppi", {"policy_candidates": 0})], ids=str)
+def test_on_dynamics_and_reward_alone_the_fallback_is_the_zero_action(name, more):
+    result = plan(small(name, objective="rewards", **more), Bare(), marked(start(3), row=1))
+    assert result.fallback.tolist() == [False, True, False]
+    assert not result.actions[1].any() and result.actions[[0, 2]].any(-1).all()
+
+
 @every_planner
 def test_actions_are_finite_even_where_the_policy_is_not(name):
     state = marked(start(), row=1)
@@ -233,6 +230,8 @@ def test_actions_are_finite_even_where_the_policy_is_not(name):
     same(result, plan(small(name), Broken("nothing"), state), rows=[0])
     assert result.action.isfinite().all() and result.candidates.isfinite().all()
     assert result.fallback.tolist() == [False, name in ("policy", "dream-mpc", "policy-grad-mpc")]
+    if name == "mppi":  # its samples are whole
+        assert result.candidate_values[1].isfinite().tolist() == 4 * [False] + 12 * [True]
 
 
 # What a planner asks of a model
@@ -289,9 +288,10 @@ def test_a_model_without_noise_says_so(name, noise):
 
 
 @every_search
-def test_mean_noise_draws_nothing_from_the_prior(name):
+def test_mean_noise_plans_in_the_model_without_noise(name):
     model = Noisy()
-    plan(small(name, latent_noise="mean"), model, start())
+    model.noise = torch.ones_like  # of no account
+    same(plan(small(name, latent_noise="mean"), model, start()), plan(small(name), Smooth(), start()))
     assert model.given and not any(draw.any() for draw in model.given)
 
 
@@ -318,10 +318,13 @@ def test_model_evaluations_at_the_defaults_are_the_steps_that_the_model_counts(n
     assert model.count == rows * expected and result.model_evaluations == expected
 
 
-@every_search
-@pytest.mark.parametrize(
-    "settings", [{}, {"iterations": 3}, {"horizon": 1}, {"objective": "rewards"}, {"latent_noise": "fixed"}], ids=str
-)
+COUNTED = [{}, {"iterations": 3}, {"horizon": 1}, {"objective": "rewards"}, {"latent_noise": "fixed"}]
+COUNTED = [(name, more) for name in SEARCHING for more in COUNTED]
+COUNTED += [(name, {"iterations": i, "choose_by": "after"}) for name in ASCENDING for i in (0, 3)]
+COUNTED += [("mppi", {"policy_candidates": p}) for p in (0, 16)]
+
+
+@pytest.mark.parametrize("name, settings", COUNTED, ids=str)
 def test_model_evaluations_are_the_steps_that_the_model_counts(name, settings):
     class CountingNoisy(Noisy):
         count = 0
@@ -399,9 +402,9 @@ def test_every_setting_changes_the_plan(name, base, change):
 
 def test_make_planner_passes_settings_on():
     for name, settings in SMALL.items():
-        assert make_planner(name, **settings) == PLANNERS[name](**settings)
-        assert type(make_planner(name)) is PLANNERS[name]
-        assert all(getattr(make_planner(name, **settings), key) == value for key, value in settings.items())
+        planner = make_planner(name, **settings)
+        assert type(planner) is PLANNERS[name]
+        assert all(getattr(planner, key) == value for key, value in settings.items())
 
 
 @every_planner

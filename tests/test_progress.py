@@ -32,18 +32,18 @@ def plain():
     return Console(file=io.StringIO(), force_terminal=False, width=80)
 
 
-def terminal(width=80):
-    return Console(file=io.StringIO(), force_terminal=True, width=width, _environ={"TERM": "xterm"})
+def terminal():
+    return Console(file=io.StringIO(), force_terminal=True, width=80, _environ={"TERM": "xterm"})
 
 
 def lines(console):
     return console.file.getvalue().splitlines()
 
 
-def screen(progress, width=80):
+def screen(progress):
     """The live display as a person sees it now, without colours."""
-    console = Console(file=io.StringIO(), width=width, color_system=None)
-    console.print(progress._render())
+    console = Console(file=io.StringIO(), width=80, color_system=None)
+    console.print(progress._render() if isinstance(progress, Progress) else progress._bar.get_renderable())
     return console.file.getvalue().rstrip("\n").split("\n")
 
 
@@ -78,23 +78,16 @@ def test_plain_lines_have_no_escape_codes_and_are_not_wrapped(clock):
     assert "\x1b" not in console.file.getvalue()
 
 
-def test_rates_are_those_of_the_last_minute(clock):
-    progress = Progress(1_000_000, console=plain(), clock=clock)
+@pytest.mark.parametrize("before", [0, 500_000])
+def test_rates_are_those_of_the_last_minute_and_of_this_run(clock, before):
+    progress = Progress(1_000_000, start_env_steps=before, console=plain(), clock=clock)
     for second in range(600):
         clock.now = float(second)
         fast = max(second - 300, 0)
-        progress.update(second * 10 + fast * 90, second, "train")
-    env_rate, update_rate = progress.rates()
-    assert env_rate == pytest.approx(100)
-    assert update_rate == pytest.approx(1)
-
-
-def test_a_resumed_run_does_not_count_the_steps_before(clock):
-    progress = Progress(1_000_000, start_env_steps=500_000, console=plain(), clock=clock)
-    for second in range(20):
-        clock.now = float(second)
-        progress.update(500_000 + 10 * second, 50_000 + second)
-    assert progress.rates() == pytest.approx((10, 1))
+        progress.update(before + second * 10 + fast * 90, 50_000 + second, "train")
+        if second == 20:
+            assert progress.rates() == pytest.approx((10, 1))
+    assert progress.rates() == pytest.approx((100, 1))
 
 
 def test_a_long_phase_of_updates_does_not_show_a_rate_of_zero(clock):
@@ -106,14 +99,12 @@ def test_a_long_phase_of_updates_does_not_show_a_rate_of_zero(clock):
     assert 2 < env_rate < 10
 
 
-def test_before_the_first_step_the_eta_is_open(clock):
-    assert "ETA -" in " ".join(screen(Progress(100, console=terminal(), clock=clock)))
-
-
 def test_the_display_fits_80_columns_and_says_everything(clock):
     progress = Progress(1_000_000, console=terminal(), clock=clock)
+    assert "ETA -" in " ".join(screen(progress))
     for clock.now, env_steps in ((0.0, 0), (753.0, 420_000)):
         progress.update(env_steps, env_steps // 20, "train")
+    begins = screen(progress)[0].index("━")
     progress.update(420_000, 21_000, "seed episodes", train_return=512.34, eval_return=604.1)
     shown = screen(progress)
     assert len(shown) == 3
@@ -124,80 +115,37 @@ def test_the_display_fits_80_columns_and_says_everything(clock):
                   "27.9 updates/s", "train return 512.3", "eval return 604.1",
                   "elapsed 0:12:33", "ETA 0:17:19"):  # fmt: skip
         assert words in text
-    assert shown[0].count("━") > 10
+    assert shown[0].count("━") > 10 and shown[0].index("━") == begins, "a new phase does not move the bar"
+    for env_steps, percent in ((999_999, "99.9 %"), (1_000_100, "100.0 %")):
+        progress.update(env_steps, 21_000)
+        shown = screen(progress)
+        assert percent in shown[0], "not rounded up to done"
+        assert all(words in " ".join(shown) for words in ("seed episodes", "train return 512.3", "eval return 604.1"))
 
 
-def test_a_new_phase_does_not_move_the_bar(clock):
-    progress = Progress(1000, console=terminal(), clock=clock)
-    progress.update(500, 0, "eval")
-    short = screen(progress)[0].index("━")
-    progress.update(500, 0, "a phase with a very long name")
-    assert screen(progress)[0].index("━") == short
-
-
-def test_what_is_not_given_stays(clock):
-    progress = Progress(1000, console=terminal(), clock=clock)
-    progress.update(10, 0, "collecting", train_return=1.0, eval_return=2.0)
-    progress.update(20, 0)
-    text = " ".join(screen(progress))
-    assert "collecting" in text and "train return 1.0" in text and "eval return 2.0" in text
-
-
-def test_percent_is_not_rounded_up_to_done(clock):
-    progress = Progress(100_000, console=terminal(), clock=clock)
-    progress.update(99_999, 0)
-    assert "99.9 %" in screen(progress)[0]
-    progress.update(100_100, 0)
-    assert "100.0 %" in screen(progress)[0]
-
-
-def test_on_a_terminal_lines_go_above_the_bar(clock):
+def test_on_a_terminal_lines_go_above_the_bar_and_the_cursor_comes_back_after_an_error(clock):
     console = terminal()
-    with Progress(1000, console=console, clock=clock) as progress:
+    with pytest.raises(KeyError), Progress(1000, console=console, clock=clock) as progress:
         progress.update(500, 10, "train")
         progress.line("checkpoint runs/x/checkpoints/checkpoint-00000500.safetensors")
+        raise KeyError
     text = console.file.getvalue()
     assert text.index("checkpoint-00000500.safetensors") < text.rindex("env steps/s")
     assert "\x1b[?25h" in text, "the cursor is shown again"
 
 
-def test_the_cursor_comes_back_after_an_error(clock):
-    console = terminal()
-    with pytest.raises(KeyError), Progress(1000, console=console, clock=clock):
-        raise KeyError
-    assert "\x1b[?25h" in console.file.getvalue()
-
-
 def test_the_results_table_fits_80_columns():
-    keys = (
-        "planner",
-        "return_mean",
-        "return_std",
-        "return_low",
-        "return_high",
-        "ms_per_action",
-        "model_evaluations",
-        "failed_episodes",
-        "episodes",
-    )
+    keys = "planner return_mean return_std return_low return_high ms_per_action model_evaluations failed_episodes"
+    keys += " episodes"
     short = ("policy", 612.34, 12.1, 601.0, 622.0, 0.3, 0, 1, 10)
     long = ("policy-grad-mpc", 645.0, 112.0, 590.2, 700.1, 130.25, 120_000, 12, 100)
     few = ("cem", 52.0, 4.0, None, None, 0.3, 120_000, None, 3)
-    rows = [dict(zip(keys, values, strict=True)) for values in (short, long, few)]
+    rows = [dict(zip(keys.split(), values, strict=True)) for values in (short, long, few)]
     console = plain()
     console.print(results_table(rows))
     text = console.file.getvalue()
     assert "…" not in text
-    for words in (
-        "policy-grad-mpc",
-        "612.3 ± 12.1",
-        "[601.0, 622.0]",
-        "130.25",
-        "120,000",
-        "95 %",
-        "episodes",
-        "from 5 episodes on",
-    ):
+    for words in ("612.3 ± 12.1", "[601.0, 622.0]", "130.25", "120,000", "95 %", "from 5 episodes on"):
         assert words in text
     own = {line.split()[0]: line.split() for line in text.splitlines() if line.split()}
     assert own["policy"][-3:] == ["1", "of", "10"] and own["policy-grad-mpc"][-3:] == ["12", "of", "100"]
@@ -215,16 +163,9 @@ def test_duration(seconds, text):
 LABELS = ("policy", "dream-mpc", "policy-grad-mpc", "grad-mpc", "cem", "mppi")
 
 
-def bar(progress, width=80):
-    """The live display of a comparison as a person sees it now, without colours."""
-    console = Console(file=io.StringIO(), width=width, color_system=None)
-    console.print(progress._bar.get_renderable())
-    return console.file.getvalue().rstrip("\n").split("\n")
-
-
 def test_without_a_terminal_a_comparison_prints_a_line_a_batch(clock):
     console = plain()
-    with ComparisonProgress(7, console=console, clock=clock) as progress:
+    with ComparisonProgress(19, 12, console=console, clock=clock) as progress:
         for first, count in ((0, 3), (3, 1)):
             on_step = progress.start("cem", first, count)
             for step in range(1, 501):
@@ -235,18 +176,12 @@ def test_without_a_terminal_a_comparison_prints_a_line_a_batch(clock):
     steps = [line for line in lines(console) if "step" in line]
     assert steps[:2] == ["cem, episode 1 to 3: step 30", "cem, episode 1 to 3: step 60"] and len(steps) == 2 * 16
     assert [line for line in lines(console) if line not in steps] == [
+        "12 of 19 episodes are there already",
         "cem, episode 1 to 3: mean return 21.0 in 0:08:20",
         "cem, episode 4: mean return 10.0 in 0:08:20",
         "wrote [somewhere]",
     ]
     assert "\x1b" not in console.file.getvalue()
-
-
-def test_a_comparison_that_goes_on_says_what_is_there(clock):
-    console = plain()
-    with ComparisonProgress(60, 12, console=console, clock=clock):
-        pass
-    assert lines(console) == ["12 of 60 episodes are there already"]
 
 
 def test_a_comparison_s_bar_counts_whole_episodes_and_moves_in_between(clock):
@@ -256,25 +191,26 @@ def test_a_comparison_s_bar_counts_whole_episodes_and_moves_in_between(clock):
     clock.now = 10.0
     on_step(250)
     assert task.completed == 4, "how long an episode is is not known yet"
-    assert "cem, episode 5 to 6: step 250" in bar(progress)[0]
-    assert "4/20" in bar(progress)[0]
+    assert "cem, episode 5 to 6: step 250" in screen(progress)[0]
+    assert "4/20" in screen(progress)[0]
+    progress.finish([1.0, 1.0], [500, 400], counted=False)
+    assert task.completed == 4, "played again for a video"
+    progress.start("cem", 4, 2)
     progress.finish([1.0, 1.0], [500, 400])
     assert task.completed == 6
     on_step = progress.start("mppi", 0, 4)
     on_step(250)
-    assert task.completed == 8 and "mppi, episode 1 to 4" in bar(progress)[0]
+    assert task.completed == 8 and "mppi, episode 1 to 4" in screen(progress)[0]
     on_step(900)
     assert 9.9 < task.completed < 10, "not done before it is"
-    assert "9/20" in bar(progress)[0]
+    assert "9/20" in screen(progress)[0]
     progress.finish([1.0] * 4, [900] * 4)
     assert task.completed == 10
-
-
-def test_episodes_played_again_for_a_video_do_not_count(clock):
-    progress = ComparisonProgress(20, 4, console=terminal(), clock=clock)
-    progress.start("cem", 0, 2)(5)
-    progress.finish([1.0, 1.0], [10, 10], counted=False)
-    assert progress._bar.tasks[0].completed == 4
+    progress = ComparisonProgress(600, 90, console=terminal(), clock=clock)
+    for label in (*LABELS, "dream-mpc step-size=0.01"):
+        progress.start(label, 90, 10)(123)
+        [shown] = screen(progress)
+        assert len(shown) <= 80 and label in shown and "90/600" in shown and "0:00:" in shown and "…" not in shown
 
 
 def test_on_a_terminal_a_comparison_s_lines_stay_and_the_cursor_comes_back(clock):
@@ -285,18 +221,6 @@ def test_on_a_terminal_a_comparison_s_lines_stay_and_the_cursor_comes_back(clock
         raise KeyError
     assert "cem, episode 1: mean return 7.0 in 0:00:00" in console.file.getvalue()
     assert "\x1b[?25h" in console.file.getvalue()
-
-
-@pytest.mark.parametrize("label", [*LABELS, "dream-mpc step-size=0.01"])
-def test_a_comparison_s_display_fits_80_columns(clock, label):
-    progress = ComparisonProgress(600, 90, console=terminal(), clock=clock)
-    on_step = progress.start(label, 90, 10)
-    clock.now = 1.0
-    on_step(123)
-    shown = bar(progress)
-    assert len(shown) == 1 and len(shown[0]) <= 80
-    assert label in shown[0] and "90/600" in shown[0] and "0:00:00" in shown[0]
-    assert "…" not in shown[0]
 
 
 def row(label, value=845.1, difference=32.8, width=100.0, **more):
@@ -327,14 +251,11 @@ def test_the_comparison_table_fits_80_columns():
     assert own["cem"].split()[1:] == [
         "899", "[799,", "999]", "12", "*", "-783", "[-883,", "-683]", "1,232", "120,000",
     ]  # fmt: skip
+    none = ("return_low", "return_high", "difference_low", "difference_high", "difference_p_holm", "failed")
+    none = dict.fromkeys(none)
+    assert "cem 845 – – +33 – 2.31 75" in " ".join(" ".join(printed([row("cem", **none)])).split())
     assert own["mppi"].split()[5:8] == ["-783", "[-883,", "-683]"], "not decided, not marked"
     assert own["mppi"].index("-683]") == own["cem"].index("-683]"), "the mark moves no number"
-
-
-def test_without_intervals_the_comparison_table_has_dashes():
-    none = {key: None for key in ("return_low", "return_high", "difference_low", "difference_high")}
-    shown = printed([row("cem", **none, failed=None, difference_p_holm=None)])
-    assert "cem 845 – – +33 – 2.31 75" in " ".join(" ".join(shown).split())
 
 
 def test_a_long_label_of_a_sweep_is_folded_and_not_cut():

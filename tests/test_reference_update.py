@@ -5,10 +5,9 @@ import contextlib
 import pytest
 import torch
 
-from dreamer_mpc.agents.behavior import BehaviorConfig
-from dreamer_mpc.agents.dreamer import Dreamer, OptimizerConfig
-from dreamer_mpc.world_model import Batch, WorldModelConfig
-from tests.reference_update import Draws, Reference, clip, critic_losses, lambda_returns, learns_from, number
+from dreamer_mpc.world_model import WorldModelConfig
+from tests.support import agents
+from tests.support.reference_update import Draws, Reference, clip, critic_losses, lambda_returns, learns_from, number
 
 # No number is its default, no two sizes are alike, and no factor is 1.
 ACTIONS, LENGTH, ROWS, HORIZON = 3, 4, 3, 5
@@ -40,9 +39,8 @@ def float64():
 
 
 def make_agent(kernels, heads, seed=0, behavior=None, **optimizer):
-    torch.manual_seed(seed)
-    settings = BehaviorConfig(**BEHAVIOR | {"value_heads": heads} | (behavior or {}))
-    agent = Dreamer(ACTIONS, WORLD, settings, OptimizerConfig(**OPTIMIZER | optimizer), kernels=kernels)
+    behavior = BEHAVIOR | {"value_heads": heads} | (behavior or {})
+    agent = agents.make_agent(seed, behavior, WORLD, ACTIONS, kernels, **OPTIMIZER | optimizer)
     agent.model.double()
     with torch.no_grad():  # so that whatever a gradient is multiplied by differs from weight to weight
         for parameter in agent.model.parameters():
@@ -52,16 +50,9 @@ def make_agent(kernels, heads, seed=0, behavior=None, **optimizer):
 
 def make_batch(seed=0):
     """Two rows start an episode, one of them in the middle; frames are numbered so that no two orders agree."""
-    draw = torch.Generator().manual_seed(seed)
-    is_first = torch.zeros(LENGTH, ROWS, dtype=torch.bool)
-    is_first[0, 0], is_first[2, 1] = True, True
-    return Batch(
-        torch.randint(0, 256, (LENGTH, ROWS, 64, 64, 3), dtype=torch.uint8, generator=draw),
-        torch.rand(LENGTH, ROWS, ACTIONS, generator=draw) * 2 - 1,
-        3 * torch.randn(LENGTH, ROWS, generator=draw) + 1,
-        is_first,
-        torch.randint(0, 300_000, (LENGTH, ROWS), generator=draw),
-    )
+    batch = agents.make_batch(seed, LENGTH, ROWS, ACTIONS, first=[(0, 0), (2, 1)])
+    index = torch.randint(0, 300_000, (LENGTH, ROWS), generator=torch.Generator().manual_seed(seed))
+    return batch._replace(reward=3 * batch.reward + 1, index=index)
 
 
 def make_reference(agent):

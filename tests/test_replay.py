@@ -7,47 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from dreamer_mpc.data.replay import GIB, Replay, ReplayConfig, choose_storage, frame_bytes
+from dreamer_mpc.data.replay import GIB, ReplayConfig, choose_storage, frame_bytes
 from dreamer_mpc.util.errors import UserError
-
-SHAPE = (2, 2, 3)
-ACTION_DIM = 2
-
-
-def append(replay, rows, frames):
-    """Append frame (episode, step) of `frames` to each stream of `rows`.
-
-    Its action is (episode, step), its reward 1000 episode + step, its image shows both, modulo 256.
-    """
-    number, step = np.array(frames).T
-    image = np.zeros((len(rows), *SHAPE), np.uint8)
-    image[..., 0], image[..., 1] = number[:, None, None] % 256, step[:, None, None] % 256
-    replay.append(np.array(rows), image, np.array(frames, np.float32), 1000.0 * number + step, step == 0)
-
-
-def add_episode(replay, number, length, row=0):
-    for step in range(length):
-        append(replay, [row], [(number, step)])
-
-
-def make_replay(capacity, lengths=(), streams=1, **settings):
-    """Episode n, of lengths[n] frames, in stream n modulo `streams`."""
-    replay = Replay(capacity, ACTION_DIM, streams, SHAPE, **settings)
-    for number, length in enumerate(lengths):
-        add_episode(replay, number, length, number % streams)
-    return replay
-
-
-def sampled(batch):
-    """(episode, first step) of each sequence, each checked to be consecutive steps of one episode."""
-    number, step = batch.action.unbind(-1)  # [T, B]
-    assert (number == number[0]).all()
-    assert (step == step[0] + torch.arange(len(step))[:, None]).all()
-    assert torch.equal(batch.reward, 1000 * number + step)
-    assert torch.equal(batch.is_first, step == 0)
-    assert (batch.image[..., 0] == (number % 256)[..., None, None]).all()
-    assert (batch.image[..., 1] == (step % 256)[..., None, None]).all()
-    return list(zip(number[0].int().tolist(), step[0].int().tolist()))
+from tests.support.replays import ACTION_DIM, SHAPE, add_episode, append, make_replay, sampled
 
 
 @pytest.mark.parametrize("streams", [1, 3])

@@ -7,7 +7,7 @@ import torch
 from dreamer_mpc.data.replay import Replay
 from dreamer_mpc.data.storage import ReplayFiles, check_files
 from dreamer_mpc.util.errors import UserError
-from tests.test_replay import ACTION_DIM, SHAPE, append, make_replay, sampled
+from tests.support.replays import ACTION_DIM, SHAPE, append, make_replay, sampled
 
 
 def fill(replay, rng, frames, numbers, held):

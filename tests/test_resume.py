@@ -1,8 +1,6 @@
 """A run that is stopped, killed or refused by the disk, and resumed, against the one that was not: bit for bit."""
 
-import contextlib
 import errno
-import io
 import itertools
 import json
 import os
@@ -14,17 +12,16 @@ import sys
 import time
 
 import pytest
-import torch
 
 import dreamer_mpc.training.trainer
-import run
 from dreamer_mpc.runs.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
 from dreamer_mpc.training.trainer import Trainer
 from envs.rows import LocalVectorEnv
 from scripts import soak
 from scripts.soak import differences, flatten, metrics, same
-from tests.counting_env import CountingEnv
-from tests.test_cli import CHEAP, ROOT, TINY, records
+from tests.support.agents import CHEAP, TINY
+from tests.support.commands import ROOT, records, train
+from tests.support.counting_env import CountingEnv
 
 # Two seed episodes of 8 steps, rounds of 8 env steps and 3 updates, an evaluation each 24.
 BASE = [
@@ -37,27 +34,10 @@ KINDS = {
 }
 
 
-def train(*args, code=0):
-    """`run.py train` in this process; what it printed."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        assert run.main([*map(str, args)]) == code, out.getvalue() + err.getvalue()
-    return out.getvalue() + err.getvalue()
-
-
 def assert_same_run(folder, reference):
     # beartype, in tests alone, draws from Python's generator.
     assert differences(folder, reference, leave_out=["/random/python"]) == []
     assert "/random/torch" in flatten(load_checkpoint(folder))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Other sums are rounded otherwise; and small ones are faster so."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -384,7 +364,7 @@ def test_a_stop_while_the_disk_is_full_says_what_is_not_saved(whole, disk, stop_
 
 def test_an_environment_that_does_not_repeat_itself_goes_on_with_the_next_episode(stop_at, tmp_path):
     """Its images count its episodes since it was made."""
-    args = [*BASE, "--num-envs", "2", "--planner", "policy", "--env", "tests.counting_env:make"]
+    args = [*BASE, "--num-envs", "2", "--planner", "policy", "--env", "tests.support.counting_env:make"]
     stop_at(12)
     train(*args, "--run-dir", tmp_path / "run")
     before = load_checkpoint(tmp_path / "run")["counters"]["episodes"]

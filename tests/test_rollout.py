@@ -5,7 +5,7 @@ import torch
 
 from dreamer_mpc.planners import PLANNERS, make_planner
 from dreamer_mpc.planners.rollout import FusedRollouts, imagine, policy_rollout, rollout
-from tests.latent_models import Noisy, Smooth
+from tests.support.latent_models import Noisy, Smooth
 
 SMALL = {
     "cem": {"candidates": 20, "elites": 5, "iterations": 2},

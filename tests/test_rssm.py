@@ -16,15 +16,6 @@ def rssm():
     return RSSM(A, E, deter=D, stoch=Z, hidden=9).double()
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small networks are slower on two threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def sequence():
     """embed, action, is_first (row 1 starts an episode at t = 3), first state."""
@@ -67,11 +58,6 @@ def test_kl_is_that_of_torch_distributions():
     torch.testing.assert_close(gaussian_kl(p, q), expected, rtol=1e-12, atol=0)
 
 
-def test_kl_of_equal_gaussians_is_zero():
-    p = random_gaussian(8, Z)
-    torch.testing.assert_close(gaussian_kl(p, p), torch.zeros(8, dtype=torch.float64), rtol=0, atol=1e-14)
-
-
 def test_observe_is_its_plain_formula(rssm, sequence, noise):
     embed, action, is_first, state = sequence
     states, posterior, prior = rssm.observe(embed, action, is_first, state)
@@ -101,17 +87,6 @@ def test_observing_a_sequence_is_observing_step_by_step(rssm, sequence, noise):
         torch.testing.assert_close(state, states[t])
 
 
-def test_a_first_image_forgets_state_and_action(rssm, sequence, noise):
-    embed, action, is_first, state = sequence
-    states, _, _ = rssm.observe(embed, action, is_first, state)
-    noise.start = 3
-    action = action.clone()
-    action[3] = 100.0  # of no account in row 1
-    fresh, _, _ = rssm.observe(embed[3:], action[3:], is_first[3:])
-    torch.testing.assert_close(fresh[:, 1], states[3:, 1])
-    assert not torch.isclose(fresh[0, ::2], states[3, ::2]).all(-1).any(), "the other rows carry on"
-
-
 def test_without_a_state_a_sequence_starts_from_zeros(rssm, sequence, noise):
     embed, action, is_first, state = sequence
     states, _, _ = rssm.observe(embed, action, is_first)
@@ -129,54 +104,10 @@ def test_imagination_is_the_prior_of_observation(rssm, sequence, noise):
     torch.testing.assert_close(imagined[..., D:], expected)
 
 
-def test_an_image_changes_the_posterior_at_once_and_the_prior_one_step_later(rssm, sequence, noise):
-    embed, action, is_first, state = sequence
-    is_first = torch.zeros_like(is_first)
-    _, posterior, prior = rssm.observe(embed, action, is_first, state)
-    noise.start = 0
-    embed = embed.clone()
-    embed[2] += 1.0
-    _, new_posterior, new_prior = rssm.observe(embed, action, is_first, state)
-    same_posterior = (posterior.mean == new_posterior.mean).all(-1).all(-1)
-    same_prior = (prior.mean == new_prior.mean).all(-1).all(-1)
-    assert same_posterior.tolist() == [t < 2 for t in range(T)]
-    assert same_prior.tolist() == [t < 3 for t in range(T)]
-
-
-def test_action_t_leads_into_state_t(rssm, sequence, noise):
-    embed, action, is_first, state = sequence
-    is_first = torch.zeros_like(is_first)
-    states, _, _ = rssm.observe(embed, action, is_first, state)
-    noise.start = 0
-    action = action.clone()
-    action[2] += 1.0
-    moved, _, _ = rssm.observe(embed, action, is_first, state)
-    assert (states == moved).all(-1).all(-1).tolist() == [t < 2 for t in range(T)]
-
-
-def test_rows_do_not_influence_each_other(rssm, sequence, noise):
-    embed, action, is_first, state = sequence
-    states, _, _ = rssm.observe(embed, action, is_first, state)
-    noise.start = 0
-    alone, _, _ = rssm.observe(embed[:, :1], action[:, :1], is_first[:, :1], state[:1])
-    torch.testing.assert_close(alone[:, 0], states[:, 0])
-
-
 def test_a_prior_step_s_gradient_is_that_of_finite_differences(rssm, sequence, noise):
     _, action, _, state = sequence
     inputs = (state.requires_grad_(), action[0].requires_grad_(), noise.values[0])
     assert torch.autograd.gradcheck(rssm.prior_step, inputs)
-
-
-def test_a_posterior_step_s_gradient_is_that_of_finite_differences(rssm, sequence, noise):
-    embed, action, is_first, state = sequence
-
-    def step(state, action, embed):
-        noise.start = 0
-        return rssm.posterior_step(state, action, embed, is_first[3])
-
-    inputs = tuple(x.clone().requires_grad_() for x in (state, action[3], embed[3]))
-    assert torch.autograd.gradcheck(step, inputs)
 
 
 def test_no_gradient_crosses_an_episode_s_start(rssm, sequence, noise):

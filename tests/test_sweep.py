@@ -17,15 +17,13 @@ from dreamer_mpc.sweeps.launch import LocalLauncher
 from dreamer_mpc.sweeps.sweep import Standing, Sweep, list_runs
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.stop import Stop, Stopped
-from tests.test_cli import ROOT, TINY, records
-
-at = TINY.index("--env")
-SMALL = [*TINY[:at], *TINY[at + 2 :]]  # a sweep names the environment
+from tests.support.agents import BRIEF
+from tests.support.commands import ROOT, records
 
 
 def sweep_of(folder, *rest, **settings):
     config = SweepConfig(envs="tests.example_env:make", out=str(folder), **settings)
-    return list_runs(config, [*SMALL, *rest])
+    return list_runs(config, [*BRIEF, *rest])
 
 
 def write_metrics(entry_run, *env_steps, evaluated=False):
@@ -207,7 +205,7 @@ def test_each_run_sees_its_own_gpu_and_its_share_of_the_cores(tmp_path):
 
 
 def start_sweep(folder, *args):
-    full = [sys.executable, "run.py", "sweep", "--envs", "tests.example_env:make", "--out", folder, *SMALL, *args]
+    full = [sys.executable, "run.py", "sweep", "--envs", "tests.example_env:make", "--out", folder, *BRIEF, *args]
     return subprocess.Popen(list(map(str, full)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

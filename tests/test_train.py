@@ -19,12 +19,11 @@ from dreamer_mpc.training.state import MetricMeans
 from dreamer_mpc.training.trainer import Trainer
 from dreamer_mpc.util.errors import UserError
 from envs.rows import LocalVectorEnv
-from tests.counting_env import CountingEnv
-from tests.test_agent import one_thread  # noqa: F401
-from tests.test_cli import TINY
+from tests.support.agents import TINY
+from tests.support.counting_env import CountingEnv
 
 SHORT = [
-    "--env", "tests.counting_env:make", "--planner", "policy", "--max-env-steps", "10", "--train.every", "20",
+    "--env", "tests.support.counting_env:make", "--planner", "policy", "--max-env-steps", "10", "--train.every", "20",
 ]  # fmt: skip
 
 

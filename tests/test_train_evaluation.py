@@ -14,9 +14,8 @@ from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.runs.resume import open_run
 from dreamer_mpc.training.trainer import Trainer
 from envs.rows import LocalVectorEnv
-from tests.counting_env import CountingEnv
-from tests.test_agent import one_thread, same  # noqa: F401
-from tests.test_cli import CHEAP, TINY
+from tests.support.agents import CHEAP, TINY, same
+from tests.support.counting_env import CountingEnv
 
 # A seed episode of 10 env steps, then rounds of an update and 20 env steps, each with an evaluation at its end.
 SHORT = [

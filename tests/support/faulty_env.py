@@ -1,4 +1,4 @@
-"""An environment that fails as it is told, in this process or in a worker's: `tests.faulty_env:make`."""
+"""An environment that fails as it is told, in this process or in a worker's: `tests.support.faulty_env:make`."""
 
 import os
 import pickle

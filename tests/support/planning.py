@@ -57,19 +57,32 @@ def same(a: Plan, b: Plan, rows=slice(None)):
 
 
 def plain_j(model, state, actions, planner):
-    """J of one sequence, one number at a time; the planner's `objective` is return or rewards."""
-    total = 0.0
-    for k, action in enumerate(actions, start=1):
+    """J of one sequence, one number at a time, by the settings of `planner`."""
+    gains, penalties, states = [], [], []
+    for action in actions:
         state = model.step(state, action)
-        if k < len(actions) or planner.objective == "rewards":
-            gain = model.reward(state).item()
-        else:
-            gain = model.value(state).mean().item()
+        penalty = 0.0
         if planner.uncertainty != 0:
             heads = model.value(state)
-            gain -= planner.uncertainty * (heads - heads.mean()).square().mean().sqrt().item()
-        total += planner.discount ** (k - 1) * gain
-    return total
+            spread = (heads - heads.mean()).square().mean().sqrt().item()
+            penalty = planner.uncertainty * spread * (heads.mean().item() if planner.scale_penalty else 1)
+        gains.append(model.reward(state).item() - penalty)
+        penalties.append(penalty)
+        states.append(state)
+
+    def after(steps):  # so many rewards, then the value
+        total = sum(planner.discount**k * gain for k, gain in enumerate(gains[:steps]))
+        if steps == len(states):
+            return total
+        return total + planner.discount**steps * (model.value(states[steps]).mean().item() - penalties[steps])
+
+    last, lambda_ = len(states) - 1, planner.return_lambda
+    if planner.objective == "rewards":
+        return after(last + 1)
+    if planner.objective == "return" or last == 0:
+        return after(last)
+    mixed = sum((1 - lambda_) * lambda_ ** (n - 1) * after(n) for n in range(1, last))
+    return mixed + lambda_ ** (last - 1) * after(last)
 
 
 def plain_gradient(model, state, actions, planner, epsilon=1e-6):
