@@ -13,6 +13,8 @@ from jaxtyping import install_import_hook
 
 import tests.support.typecheck  # noqa: F401  jaxtyping looks the checker up by its dotted name
 
+if not torch.cuda.is_available():  # Triton, if it is there, has nothing to compile for: see test_kernels_interpreted.py
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 ROOT = Path(__file__).resolve().parent.parent
 # Installed before any test imports the package; the hook stays for the whole run. Triton reads its kernels' source, so
 # theirs must be the functions that it finds; a package's name would stand for all its modules.

@@ -5,11 +5,11 @@ import torch
 
 from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.kernels import cell, fused
-from dreamer_mpc.networks import Actor
 from dreamer_mpc.planners import make_planner
 from dreamer_mpc.world_model import WorldModel, WorldModelConfig
 from dreamer_mpc.world_model.encoder import preprocess
 from tests.support.agents import TINY, make_batch
+from tests.support.cell_walks import KINDS, Sizes, assert_near, walk_both
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 ACTION_DIM = 3
@@ -149,68 +149,36 @@ def full_fp32():
     torch.backends.cudnn.allow_tf32 = before[1]
 
 
-def unrolled(rows, kind, bf16, monkeypatch, steps=7, size=200, stoch=30):
-    """A sequence walked by the Triton kernel and by the loop in torch, and the gradients of both."""
-    torch.manual_seed(rows)
-    draw = lambda *shape: 0.3 * torch.randn(*shape, device="cuda")  # noqa: E731
-    scale = size**-0.5
-    weights = cell.Cell(
-        draw(size, stoch + 6), draw(size), scale * draw(3 * size, size) * 3, draw(3 * size),
-        scale * draw(3 * size, size) * 3, draw(3 * size), (scale * draw(size, size + 24) * 3)[:, :size],
-        scale * draw(2 * stoch, size) * 3, draw(2 * stoch),
-    )  # fmt: skip
-    state, noise = draw(rows, size + stoch), 3 * draw(steps, rows, stoch)
-    action, keep = draw(steps, rows, 6).clamp(-1, 1), (torch.rand(steps, rows, device="cuda") > 0.2).float()
-    inputs = {"observe": (action, draw(steps, rows, size), noise, keep), "rollout": (action, draw(size), noise, None)}
-    actor, weight = Actor(size + stoch, 6).cuda(), torch.rand(rows, device="cuda")
-    acting = cell.Acting(actor.weights(), torch.randn_like(action), action, weight)
-    inputs["policy"] = (acting, draw(size), noise, None)
-    grads = [draw(steps, rows, size), draw(steps, rows, stoch)]
-    if kind == "observe":
-        grads.append(draw(steps, rows, 2 * stoch))
-    found = []
-    for triton in (True, False):
-        if not triton:
-            monkeypatch.setattr(cell, "_on_gpu", lambda *_: False)
-        with torch.no_grad():
-            taken, trace = cell.unroll(weights, state, *inputs[kind], 0.1, bf16=bf16)
-            if triton:
-                kept = trace  # both go back through the same states
-            deltas = cell._backward(weights, kept, noise, inputs[kind][3], *grads, bf16=bf16)
-        wanted = deltas if kind == "observe" else deltas[:3]
-        found.append((taken, *trace, *wanted))
-    return found
+def test_on_a_gpu_the_cell_s_kernel_walks():
+    """Where the tests below, which choose it, find it."""
+    assert cell._on_gpu(torch.zeros(1, device="cuda"), 200, 30, 200, 6, 200)
+    assert not cell._on_gpu(torch.zeros(1), 200, 30, 200, 6, 200)
 
 
-def assert_near(found, expected, tolerance):
-    """Relative distance of each tensor; one that is zero must be zero."""
-    for i, (x, y) in enumerate(zip(found, expected, strict=True)):
-        distance = ((x - y).norm() / y.norm().clamp_min(1e-12)).item()
-        assert distance < tolerance, f"tensor {i}: {distance}"
-
-
-@pytest.mark.parametrize("kind", ["observe", "rollout", "policy"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows", [1, 50, 500, 2500])  # teams of 13 for few rows, of 4, and none
 def test_the_cell_s_kernel_is_the_loop(kind, rows, full_fp32, monkeypatch):
-    assert_near(*unrolled(rows, kind, False, monkeypatch), 1e-5)
+    assert_near(*walk_both(kind, rows, monkeypatch, device="cuda"), 1e-5)
 
 
-def test_the_cell_s_kernel_takes_other_sizes(full_fp32, monkeypatch):
-    assert_near(*unrolled(20, "observe", False, monkeypatch, size=52, stoch=9), 1e-5)
+@pytest.mark.parametrize("kind", ["observe", "policy"])
+def test_the_cell_s_kernel_takes_other_sizes(kind, full_fp32, monkeypatch):
+    sizes = Sizes(deter=52, stoch=9, hidden=60, action=5, units=45, layers=2)
+    assert_near(*walk_both(kind, 20, monkeypatch, sizes=sizes, device="cuda"), 1e-5)
 
 
 @pytest.mark.parametrize("kind", ["observe", "policy"])
 @pytest.mark.parametrize("rows", [50, 2500])
 def test_bf16_products_in_the_cell_are_near_fp32(kind, rows, monkeypatch):
-    assert_near(*unrolled(rows, kind, True, monkeypatch), 2e-2)
+    assert_near(*walk_both(kind, rows, monkeypatch, bf16=True, device="cuda"), 2e-2)
 
 
 def test_teams_agree_every_time(monkeypatch):
     """A member that read too early would change the result from run to run."""
-    first = unrolled(50, "policy", True, monkeypatch, steps=50)[0]
+    settings = {"bf16": True, "steps": 50, "device": "cuda"}
+    first = walk_both("policy", 50, monkeypatch, **settings)[0]
     for _ in range(5):
-        monkeypatch.undo()
-        again = unrolled(50, "policy", True, monkeypatch, steps=50)[0]
+        again = walk_both("policy", 50, monkeypatch, **settings)[0]
         assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
 
 

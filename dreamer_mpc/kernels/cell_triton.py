@@ -335,19 +335,26 @@ def _block(size: int) -> int:
 
 def _launch(rows: int, width: int, device: torch.device, bf16: bool, alone: bool) -> dict[str, int]:
     """Rows and size of a team, by how many of them the GPU holds at once, for layers of at most `width` columns."""
-    properties = torch.cuda.get_device_properties(device)
-    processors = properties.multi_processor_count // (1 if alone else 2)
+    processors, memory = _hardware(device)
+    processors //= 1 if alone else 2
     block, team, warps = 32, 1, 8
     for few, members, threads in ((16, 13, 4), (32, 4, 8)):  # measured on an H200
         if triton.cdiv(rows, few) * members <= processors:
             block, team, warps = few, members, threads
             break
     depth, columns = 64, _block(triton.cdiv(width, team))
-    memory = getattr(properties, "shared_memory_per_block_optin", 101_376)
     # Of the gates' three blocks of weights and one of activations, two are there at a time.
     while depth > (16 if bf16 else 8) and 2 * depth * (3 * columns * (2 if bf16 else 4) + 4 * block) > memory:
         depth //= 2
     return {"BM": block, "G": team, "BK": depth, "STAGES": 3, "num_warps": warps}
+
+
+def _hardware(device: torch.device) -> tuple[int, int]:
+    """Programs that run at once, and a program's shared memory in bytes. On a CPU, interpreted, they take turns."""
+    if device.type == "cpu":
+        return 1, 101_376
+    properties = torch.cuda.get_device_properties(device)
+    return properties.multi_processor_count, getattr(properties, "shared_memory_per_block_optin", 101_376)
 
 
 def _slices(launch: dict[str, int], **sizes: int) -> dict[str, int]:

@@ -1,0 +1,133 @@
+"""Every Triton kernel against the plain form on a CPU, run by Triton's interpreter; on a GPU `test_gpu.py` does it.
+
+`conftest.py` asks for the interpreter before Triton is first imported.
+"""
+
+from importlib import metadata
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="needs Triton, which CPU builds of torch lack: docs/architecture.md says how")
+if torch.cuda.is_available():
+    pytest.skip("here the kernels are compiled: tests/test_gpu.py", allow_module_level=True)
+if not metadata.version("triton").startswith(("3.7.", "3.8.")):  # docs/architecture.md says what fails in others
+    pytest.skip(f"not with the interpreter of Triton {metadata.version('triton')}, but 3.7.1", allow_module_level=True)
+
+from dreamer_mpc.kernels import blocks, cell, cell_triton, fused
+from dreamer_mpc.world_model.encoder import preprocess
+from tests.support import interpreter
+from tests.support.cell_walks import KINDS, Sizes, assert_near, walk_both
+
+# All sizes differ, none is a power of two, and the first needs several blocks of a product's inputs.
+SMALL = Sizes(deter=20, stoch=5, hidden=23, action=3, units=18, layers=3)
+LONG = Sizes(deter=70, stoch=5, hidden=83, action=3, units=75, layers=2)
+ONE, FOUR, THIRTEEN = 1, 8, 80  # processors on which up to 32 rows have teams of so many programs
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch):
+    """The interpreter completed, and fresh memory full of NaN: what is read must have been written."""
+    assert cell_triton.triton.knobs.runtime.interpret, "tests/conftest.py sets TRITON_INTERPRET"
+    interpreter.complete(monkeypatch)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def processors(count, monkeypatch):
+    """As if programs ran on that many at once: it decides the size of teams."""
+    monkeypatch.setattr(cell_triton, "_hardware", lambda device: (count, 101_376))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_cell_s_kernels_are_the_loop(kind, monkeypatch):
+    """40 rows: two teams, the second not full, of one program each."""
+    assert_near(*walk_both(kind, 40, monkeypatch, steps=3, sizes=SMALL), 1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_products_go_through_their_inputs_in_blocks(kind, monkeypatch):
+    assert_near(*walk_both(kind, 2, monkeypatch, steps=2, sizes=LONG), 1e-5)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 4])
+def test_a_policy_has_any_number_of_layers(layers, monkeypatch):
+    assert_near(*walk_both("policy", 2, monkeypatch, steps=2, sizes=SMALL._replace(layers=layers)), 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["observe", "policy"])
+def test_a_team_of_four_does_what_one_program_does(kind, monkeypatch):
+    """Programs take turns from one touch of the team's counter to the next: who does not wait finds old numbers."""
+    processors(FOUR, monkeypatch)
+    assert cell_triton._launch(20, 20, torch.device("cpu"), False, alone=False)["G"] == 4
+    assert_near(*walk_both(kind, 20, monkeypatch, steps=2, sizes=SMALL), 1e-5)
+
+
+def test_a_team_may_have_members_without_a_column(monkeypatch):
+    processors(THIRTEEN, monkeypatch)
+    assert cell_triton._launch(20, 20, torch.device("cpu"), False, alone=False)["G"] == 13
+    assert_near(*walk_both("rollout", 17, monkeypatch, steps=1, sizes=SMALL), 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["observe", "policy"])
+def test_bf16_products_are_near_fp32(kind, monkeypatch):
+    """The interpreter cuts numbers off where a GPU rounds them, so that they are half as near."""
+    assert_near(*walk_both(kind, 3, monkeypatch, bf16=True, steps=2, sizes=SMALL), 4e-2)
+
+
+def test_without_a_gpu_the_loop_walks(monkeypatch):
+    """Also where Triton is there."""
+    assert cell.cell_triton is cell_triton and not cell._on_gpu(torch.zeros(1), 20, 5, 20, 3)
+    assert not fused.on_gpu(torch.zeros(1))
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """Small blocks and few programs, so that there are several of each; says whether kernels are used."""
+    monkeypatch.setattr(fused.kernels, "ELEMENTS", 512)
+    monkeypatch.setattr(fused.kernels, "PROGRAMS", 2)
+    return lambda used: monkeypatch.setattr(fused, "on_gpu", lambda x: used)
+
+
+LAYOUTS = [
+    fused.SAME, fused.Layout("to_blocks", 6, 4, 2), fused.Layout("from_blocks", 4, 4, 2, 7),
+    fused.Layout("from_blocks", 4, 4, 4, 16),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("act", fused.ACTIVATIONS)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: f"{layout.kind}-{layout.side}")
+def test_bias_act_and_its_gradients_are_the_plain_ones(layout, act, dtype, kernels):
+    torch.manual_seed(0)
+    members, channels = (3, 23) if layout is fused.SAME else (1, 48)
+    y, bias = torch.randn(members, 48, channels, dtype=dtype), torch.randn(members, channels)
+    results = []
+    for used in (True, False):
+        kernels(used)
+        leaves = [x.clone().requires_grad_() for x in (y if used else y.float(), bias)]
+        out = fused.bias_act(leaves[0] * 1, leaves[1], act, layout)
+        weight = torch.linspace(0.5, 1.5, out.numel()).view_as(out)
+        results.append([x.float() for x in (out, *torch.autograd.grad((out * weight).sum(), leaves))])
+    assert_near(*results, 1e-6 if dtype == torch.float32 else 2e-2)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_patches_are_the_plain_ones(channels, kernels):
+    image = torch.rand(2, 16, 16, channels)
+    found = []
+    for used in (True, False):
+        kernels(used)
+        found.append(blocks._patches(image, torch.float32))
+    assert torch.equal(*found)
+
+
+def test_images_are_dequantised_as_by_the_plain_form(kernels):
+    image = torch.randint(0, 256, (3, 16, 16, 3), dtype=torch.uint8)  # more than a block of them
+    found = []
+    for used in (True, False):
+        kernels(used)
+        torch.manual_seed(0)
+        found.append(preprocess(image, dequantize=True))
+    torch.testing.assert_close(*found, rtol=0, atol=1e-6)
