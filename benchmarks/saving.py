@@ -34,7 +34,7 @@ def add_frames(replay: Replay, count: int) -> None:
         image = rng.integers(0, 256, (STREAMS, 64, 64, 3), dtype=np.uint8)
         action = np.zeros((STREAMS, common.ACTION_DIM), dtype=np.float32)
         first = np.full(STREAMS, step == 0 and replay.written.sum() == 0)
-        replay.append(np.arange(STREAMS), image, action, np.zeros(STREAMS), first)
+        replay.append(np.arange(STREAMS), image, action, np.zeros(STREAMS), first, np.zeros_like(first))
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

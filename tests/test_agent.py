@@ -50,6 +50,7 @@ def make_batch(seed=0, length=5, batch_size=3):
         torch.rand(length, batch_size, ACTION_DIM, generator=generator) * 2 - 1,
         torch.randn(length, batch_size, generator=generator),
         is_first,
+        torch.zeros_like(is_first),
         torch.arange(length * batch_size).view(length, batch_size),
     )
 

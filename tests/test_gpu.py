@@ -33,6 +33,7 @@ def random_batch(seed, length=12, batch_size=8):
         torch.rand(length, batch_size, ACTION_DIM, **options) * 2 - 1,
         torch.rand(length, batch_size, **options),
         is_first,
+        torch.zeros_like(is_first),
         torch.arange(length * batch_size, device="cuda").view(length, batch_size),
     )
 

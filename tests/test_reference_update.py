@@ -60,6 +60,7 @@ def make_batch(seed=0):
         torch.rand(LENGTH, ROWS, ACTIONS, generator=draw) * 2 - 1,
         3 * torch.randn(LENGTH, ROWS, generator=draw) + 1,
         is_first,
+        torch.zeros_like(is_first),
         torch.randint(0, 300_000, (LENGTH, ROWS), generator=draw),
     )
 

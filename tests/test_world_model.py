@@ -46,6 +46,7 @@ def make_batch(length=5, batch_size=3, seed=0):
         torch.rand(length, batch_size, 2, generator=generator) * 2 - 1,
         torch.randn(length, batch_size, generator=generator),
         is_first,
+        torch.zeros_like(is_first),
         torch.arange(length * batch_size).view(length, batch_size),
     )
 
@@ -313,5 +314,5 @@ def dm_control_batch(length, batch_size):
     image, action, reward = (np.stack(x) for x in zip(*frames))
     parts = [torch.from_numpy(x) for x in (image, action[:, :2], reward.astype(np.float32))]
     is_first = torch.arange(len(frames)) == 0
-    parts += [is_first, torch.arange(len(frames))]
+    parts += [is_first, torch.zeros_like(is_first), torch.arange(len(frames))]
     return Batch(*(x.unflatten(0, (batch_size, length)).transpose(0, 1).contiguous() for x in parts))
