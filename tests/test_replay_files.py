@@ -1,7 +1,6 @@
 """The replay on disk: what is written when, and that it comes back."""
 
 import hashlib
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ import torch
 from safetensors.torch import load, save
 
 from dreamer_mpc.data.replay import Replay
-from dreamer_mpc.data.storage import ReplayFiles, check_files
+from dreamer_mpc.data.storage import Chunk, ReplayFiles, check_files
 from dreamer_mpc.util.errors import UserError
 from tests.test_replay import ACTION_DIM, SHAPE, append, make_replay, marked, sampled
 
@@ -133,16 +132,15 @@ def test_a_refused_write_is_made_up_for_by_the_next(tmp_path, monkeypatch):
     assert [(chunk.starts, chunk.ends) for chunk in files.chunks] == [([0], [21])]
 
 
-def as_before(folder, files):
+def as_before(folder, state):
     """Rewrite the files as they were before they told where episodes terminate; the state that names them."""
     chunks = []
-    for chunk in files.chunks:
-        frames = load((folder / chunk.name).read_bytes())
-        content = save({name: frames[name] for name in ("image", "action", "reward", "is_first")})
-        (folder / chunk.name).write_bytes(content)
-        chunks.append(replace(chunk, sha256=hashlib.sha256(content).hexdigest()))
-    files.chunks = chunks
-    return files.state_dict()
+    for chunk in state:
+        path = folder / Chunk(**chunk).name
+        frames = load(path.read_bytes())
+        path.write_bytes(save({name: frames[name] for name in ("image", "action", "reward", "is_first")}))
+        chunks.append({**chunk, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
+    return chunks
 
 
 @pytest.mark.parametrize("before, capacity", [(45, 200), (45, 40)])
@@ -154,7 +152,7 @@ def test_files_that_do_not_tell_where_episodes_terminate_are_read_and_gone_on_wi
         append(replay, [0], [(0, step)])
         if step in (19, before - 1):
             files.write()
-    state = as_before(tmp_path, files)
+    state = as_before(tmp_path, files.state_dict())
     check_files(tmp_path, state, [0])
     resumed = Replay(capacity, ACTION_DIM, 1, SHAPE)
     resumed._frames["is_terminal"].fill_(True)  # whatever lay there before

@@ -121,6 +121,8 @@ class Dreamer:
     convolutions run in the layouts of `world_model/blocks.py`; without, by plain modules under autograd.
     """
 
+    world_model_kind = "gaussian"
+
     def __init__(
         self,
         action_dim: int,
@@ -133,6 +135,7 @@ class Dreamer:
         kernels: bool = True,
     ):
         self.behavior, self.optimizer = behavior, optimizer
+        self.kind = "planet" if behavior is None else "dreamer"
         self.device = torch.device(device)
         self.bf16, self.kernels = bf16 and self.device.type == "cuda", kernels
         world = WorldModel(world_model, action_dim, kernels, self.bf16)

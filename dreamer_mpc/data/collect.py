@@ -1,6 +1,5 @@
 """Stepping environments with an agent, and storing what happened."""
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,20 +13,11 @@ from dreamer_mpc.data.reenact import reenact
 from dreamer_mpc.data.replay import Replay
 from dreamer_mpc.planners import Planner
 from dreamer_mpc.planners.protocol import Memory
+from dreamer_mpc.util.counters import Counters
 from dreamer_mpc.util.device import to_device
 from dreamer_mpc.util.randomness import generator_state, restore_generator
 from envs import reset_rows
 from envs.rows import RowVectorEnv
-
-
-@dataclass
-class Counters:
-    """Where a run stands. env_steps = agent_steps x action repeat, but for steps that an episode's end cut short."""
-
-    env_steps: int = 0  # steps of the simulator
-    agent_steps: int = 0  # actions executed
-    updates: int = 0  # gradient steps
-    episodes: int = 0  # training episodes finished
 
 
 def episode_seed(seed: int, row: int, number: int) -> int:
