@@ -2,7 +2,8 @@
 
     python -m scripts.export_weights RUN pretrained/cheetah-run
 
-RUN is a checkpoint file or a run folder. What is written can be evaluated and compared, not resumed.
+RUN is a checkpoint file or a run folder, of any format that is read; a file of `pretrained/` itself is rewritten in the
+newest one, its tensors the same bit for bit. What is written can be evaluated and compared, not resumed.
 """
 
 import argparse

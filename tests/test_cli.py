@@ -26,6 +26,7 @@ from dreamer_mpc.config import (
 )
 from dreamer_mpc.planners import PLANNERS
 from dreamer_mpc.runs.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from dreamer_mpc.runs.payload import FORMAT_VERSION, read_payload
 from dreamer_mpc.training.trainer import default_run_dir
 from scripts import export_weights
 from tests.test_checkpoint import rewrite_as_version_2
@@ -235,6 +236,8 @@ def test_pretrained_weights_are_whole_and_fit(folder):
     agent = load_agent(checkpoint, config, checkpoint.action_dim, torch.device("cpu"))
     assert all(value.isfinite().all() for value in agent.model.state_dict().values())
     assert (config.env, config.trained_by, checkpoint.counters.env_steps) == PRETRAINED[folder.name]
+    assert (checkpoint.agent_kind, checkpoint.resumable) == ("dreamer", False)
+    assert read_payload(find_checkpoint(folder))[0] == FORMAT_VERSION
 
 
 def test_the_default_preset_is_the_schema_s_defaults():
