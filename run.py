@@ -59,7 +59,7 @@ def train_until(stop, args: Sequence[str], started: float) -> int:
         changes = [f"changed from the saved run: {line}" for line in settings.differences(default, config)]
         print(*saved.notes, *changes, sep="\n", end="\n" * bool(saved.notes or changes))
     folder = saved.folder if saved else claim_folder(config)
-    with contextlib.closing(Trainer(config, folder, saved and saved.payload, started, stop)) as trainer:
+    with contextlib.closing(Trainer(config, folder, saved and saved.checkpoint, started, stop)) as trainer:
         trainer.run()
         rows = final_rows(trainer, lambda _: stop.check(f"stopped; the run in {folder.path} is complete"))
     Console().print(table_of(rows, trainer.eval_envs.num_envs))
@@ -126,7 +126,7 @@ def evaluate_checkpoint(args: Sequence[str]) -> int:
     out = Path(config.out) if config.out else subject.run / "eval"
     rows, console = [], Console()
     try:
-        agent = load_agent(subject.payload, trained, envs.single_action_space.shape[0], device)
+        agent = load_agent(subject.checkpoint, trained, envs.single_action_space.shape[0], device)
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -145,7 +145,7 @@ def evaluate_checkpoint(args: Sequence[str]) -> int:
     record = {
         "checkpoint": str(subject.path),
         "env": trained.env,
-        "env_steps": subject.payload["counters"]["env_steps"],
+        "env_steps": subject.checkpoint.counters.env_steps,
         "seed": config.seed,
         "num_envs": envs.num_envs,
         "device": device_name(device),

@@ -106,6 +106,7 @@ def random_batch(config: Config, device: torch.device) -> Batch:
         action=torch.rand(*shape, ACTION_DIM, device=device) * 2 - 1,
         reward=torch.rand(*shape, device=device),
         is_first=torch.zeros(*shape, dtype=torch.bool, device=device),
+        is_terminal=torch.zeros(*shape, dtype=torch.bool, device=device),
         index=torch.randint(0, 500_000, shape, device=device),
     )
 

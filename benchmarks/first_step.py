@@ -29,6 +29,7 @@ def random_batch(device: torch.device, length: int = 50, batch_size: int = 50) -
         torch.rand(length, batch_size, ACTION_DIM, device=device) * 2 - 1,
         torch.rand(length, batch_size, device=device),
         is_first,
+        torch.zeros_like(is_first),
         torch.arange(length * batch_size, device=device).view(length, batch_size),
     )
 

@@ -108,11 +108,11 @@ def main(argv: Sequence[str] | None = None) -> list[dict]:
         f"{'heads corr.':>13}{'agreement':>11}{'top tenth':>11}"
     )
     for name in args.checkpoints:
-        file, payload, _ = load_newest(name)
-        config = trained_config(payload, str(file))
+        file, checkpoint, _ = load_newest(name)
+        config = trained_config(checkpoint, str(file))
         envs = make_envs(config, args.num_envs, device)
         try:
-            agent = load_agent(payload, config, envs.single_action_space.shape[0], device)
+            agent = load_agent(checkpoint, config, envs.single_action_space.shape[0], device)
             for perturb in (False, True):
                 row = measure(agent, envs, args.episodes, config.behavior.discount, perturb)
                 kind = "perturbed" if perturb else "on-policy"

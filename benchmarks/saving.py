@@ -22,7 +22,8 @@ from benchmarks import common
 from dreamer_mpc.config.make import make_agent
 from dreamer_mpc.data.replay import Replay
 from dreamer_mpc.data.storage import ReplayFiles
-from dreamer_mpc.runs.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
+from dreamer_mpc.runs.checkpoint import checkpoint_path
+from dreamer_mpc.runs.payload import read_payload, write_payload
 
 STREAMS, REPEATS = 8, 5
 
@@ -34,7 +35,7 @@ def add_frames(replay: Replay, count: int) -> None:
         image = rng.integers(0, 256, (STREAMS, 64, 64, 3), dtype=np.uint8)
         action = np.zeros((STREAMS, common.ACTION_DIM), dtype=np.float32)
         first = np.full(STREAMS, step == 0 and replay.written.sum() == 0)
-        replay.append(np.arange(STREAMS), image, action, np.zeros(STREAMS), first)
+        replay.append(np.arange(STREAMS), image, action, np.zeros(STREAMS), first, np.zeros_like(first))
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     config = common.parse_settings(rest)
     agent = make_agent(config, common.ACTION_DIM, torch.device("cpu"))
     agent.update(common.random_batch(config, agent.device))  # so that Adam has its moments
-    payload = {"agent": agent.state_dict()}
+    payload = agent.state_dict()
     replay = Replay((REPEATS + 1) * args.frames, common.ACTION_DIM, STREAMS)
     times: dict[str, list[float]] = {"checkpoint": [], "frames": [], "load": []}
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
@@ -59,10 +60,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             files.write()
             times["frames"].append(time.perf_counter() - start)
             path, start = checkpoint_path(folder, i), time.perf_counter()
-            save_checkpoint(path, payload)
+            write_payload(path, payload)
             times["checkpoint"].append(time.perf_counter() - start)
             start = time.perf_counter()
-            load_checkpoint(path)
+            read_payload(path)
             times["load"].append(time.perf_counter() - start)
         sizes = {"checkpoint": path.stat().st_size, "load": path.stat().st_size}
         sizes["frames"] = sum(file.stat().st_size for file in (folder / "replay").iterdir()) // REPEATS

@@ -2,23 +2,24 @@
 
     python -m scripts.export_weights RUN pretrained/cheetah-run
 
-RUN is a checkpoint file or a run folder. What is written can be evaluated and compared, not resumed.
+RUN is a checkpoint file or a run folder, of any format that is read; a file of `pretrained/` itself is rewritten in the
+newest one, its tensors the same bit for bit. What is written can be evaluated and compared, not resumed.
 """
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from dreamer_mpc.runs.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
+from dreamer_mpc.runs.checkpoint import Checkpoint, checkpoint_path, load_checkpoint, save_checkpoint
 
 
-def weights_of(payload: dict[str, Any]) -> dict[str, Any]:
-    """What evaluation needs of a checkpoint, floating-point numbers in bf16."""
-    model = {name: x.bfloat16() if x.is_floating_point() else x for name, x in payload["agent"]["model"].items()}
-    config = {**payload["config"], "run_dir": None, "resume": None, "profile": False, "logger": "none"}
-    kept = {name: payload[name] for name in ("counters", "action_dim")}
-    return {**kept, "config": config, "agent": {"model": model}}
+def weights_of(checkpoint: Checkpoint) -> Checkpoint:
+    """What evaluation needs of it, floating-point numbers in bf16."""
+    weights = checkpoint.agent["model"].items()
+    model = {name: x.bfloat16() if x.is_floating_point() else x for name, x in weights}
+    config = {**checkpoint.config, "run_dir": None, "resume": None, "profile": False, "logger": "none"}
+    return replace(checkpoint.agent_alone(), config=config, agent={"model": model})
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
@@ -27,9 +28,9 @@ def main(argv: Sequence[str] | None = None) -> Path:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("folder", type=Path)
     args = parser.parse_args(argv)
-    payload = weights_of(load_checkpoint(args.checkpoint))
-    path = checkpoint_path(args.folder, payload["counters"]["env_steps"])
-    save_checkpoint(path, payload)
+    checkpoint = weights_of(load_checkpoint(args.checkpoint))
+    path = checkpoint_path(args.folder, checkpoint.counters.env_steps)
+    save_checkpoint(path, checkpoint)
     print(f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB")
     return path
 

@@ -306,9 +306,19 @@ MUTATIONS = [
         "tests/test_collect.py::test_a_real_agent_s_actions_are_stored_as_they_were_executed",
     ),
     loop(
-        "every frame stored as a first one", "data/collect", "reward, np.zeros(len(rows), dtype=bool)))",
-        "reward, np.ones(len(rows), dtype=bool)))",
+        "every frame stored as a first one", "data/collect", "reward, none, terminated[rows]",
+        "reward, ~none, terminated[rows]",
         "tests/test_collect.py::test_rows_end_each_in_their_time",
+    ),
+    loop(
+        "a cut episode stored as one that terminated", "data/collect", "reward, none, terminated[rows]",
+        "reward, none, (terminated | truncated)[rows]",
+        "tests/test_collect.py::test_rows_end_each_in_their_time",
+    ),
+    loop(
+        "no episode stored as one that terminated", "data/collect", "reward, none, terminated[rows]",
+        "reward, none, none",
+        "tests/test_collect.py::test_the_last_frame_of_an_episode_that_terminates_is_terminal",
     ),
     loop(
         "the agent told of a start again and again", "data/collect",

@@ -62,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def soak(folder: Path, run_args: Sequence[str], kills: int, rng: random.Random) -> dict[str, Any]:
     """`kills` kills in runs below `folder`; each of them, and how the runs ended."""
     from dreamer_mpc.runs.resume import open_run
+    from dreamer_mpc.util.counters import Counters
     from dreamer_mpc.util.errors import UserError
 
     reference = folder / "whole"
@@ -93,17 +94,17 @@ def soak(folder: Path, run_args: Sequence[str], kills: int, rng: random.Random) 
             kill = {"when": when, "env_steps": reached[0], "updates": reached[1]}
             try:
                 saved = open_run(str(run))
-                counters = saved.payload["counters"] if saved.payload else {"env_steps": 0, "updates": 0}
-                kill |= {"damaged": len(saved.notes) if saved.payload else 0}
+                counters = saved.checkpoint.counters if saved.checkpoint else Counters()
+                kill |= {"damaged": len(saved.notes) if saved.checkpoint else 0}
                 command = ["--resume", str(run)]
             except UserError as error:  # killed before the run had written anything: it starts again
                 if "no run folder" not in str(error) and "had not begun" not in str(error):
                     record["refused"].append(str(error))
                     break
-                counters = {"env_steps": 0, "updates": 0}
-            kill["saved"] = counters["env_steps"]
-            kill["lost_env_steps"] = max(reached[0] - counters["env_steps"], 0)
-            kill["lost_updates"] = max(reached[1] - counters["updates"], 0)
+                counters = Counters()
+            kill["saved"] = counters.env_steps
+            kill["lost_env_steps"] = max(reached[0] - counters.env_steps, 0)
+            kill["lost_updates"] = max(reached[1] - counters.updates, 0)
             record["kills"].append(kill)
             print(f"{len(record['kills'])}: {kill}", flush=True)
         found = differences(run, reference) if finished else ["not finished"]
@@ -176,10 +177,10 @@ def differences(folder: Path, reference: Path, leave_out: Sequence[str] = ()) ->
 
     Left out are the configurations, which name folders, in how many files the replay lies, and `leave_out`.
     """
-    from dreamer_mpc.runs.checkpoint import load_checkpoint
+    from dreamer_mpc.runs.checkpoint import as_payload, load_checkpoint
 
     found = [] if metrics(folder) == metrics(reference) else [f"metrics of {folder}"]
-    a, b = (flatten(load_checkpoint(x)) for x in (folder, reference))
+    a, b = (flatten(as_payload(load_checkpoint(x))) for x in (folder, reference))
     skipped = ("/config/", "/replay_files", "/replay_needs", *leave_out)
     names = [name for name in {**a, **b} if not name.startswith(skipped)]
     return found + [name for name in names if name not in a or name not in b or not same(a[name], b[name])]

@@ -1,20 +1,15 @@
-import errno
-import io
-import json
-import os
-import pickle
-import random
-from collections import OrderedDict
+"""Checkpoints, of today's format and of the one before it; which files there are, are found, and are kept."""
 
-import numpy as np
+import dataclasses
+import errno
+import os
+from pathlib import Path
+
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
-from dreamer_mpc.runs import checkpoint as checkpoint_module
 from dreamer_mpc.runs.checkpoint import (
-    FORMAT_VERSION,
+    as_payload,
     checkpoint_path,
     find_checkpoint,
     keep_best,
@@ -23,14 +18,19 @@ from dreamer_mpc.runs.checkpoint import (
     prune,
     save_checkpoint,
 )
+from dreamer_mpc.runs.payload import FORMAT_VERSION, read_payload, write_payload
 from dreamer_mpc.util.errors import UserError
-from tests.support.checkpoints import Bomb, equal
+from tests.support.checkpoints import as_version_2, equal, make_checkpoint
 
-PAYLOAD = {
-    "model": OrderedDict(weight=torch.arange(6.0).reshape(2, 3), bias=torch.zeros(2, dtype=torch.bfloat16)),
-    "replay": [torch.zeros(2, 3, dtype=torch.uint8)],
-    "config": {"env": "cheetah-run", "lr": 1e-3, "compile": None, "sizes": (1, 2)},
-    "counters": {"env_steps": 2000, "rng": 2**127},
+DATA = Path(__file__).resolve().parent / "data"
+TRAINING = {
+    "training": {"finished": False, "returns": [1.0, float("nan")]},
+    "records": 3,
+    "collector": {"begun": torch.tensor([True, False])},
+    "replay": {"oldest": torch.tensor([0])},
+    "replay_files": [{"number": 0, "sha256": "0" * 64, "starts": [0], "ends": [5]}],
+    "replay_needs": {"2000": 0},
+    "random": {"torch": torch.arange(9, dtype=torch.uint8), "python": (3, (1, 2), None)},
 }
 
 
@@ -44,179 +44,72 @@ def refused(path, words):
 @pytest.fixture
 def saved(tmp_path):
     path = checkpoint_path(tmp_path / "checkpoints", 2000)
-    save_checkpoint(path, PAYLOAD)
+    save_checkpoint(path, make_checkpoint(**TRAINING))
     return path
 
 
-def test_what_is_saved_is_loaded(saved):
-    payload = load_checkpoint(saved)
-    torch.testing.assert_close(payload.pop("model"), PAYLOAD["model"])
-    torch.testing.assert_close(payload.pop("replay"), PAYLOAD["replay"])
-    assert payload == {"config": PAYLOAD["config"], "counters": PAYLOAD["counters"]}
-
-
-def test_optimizer_and_generator_states_survive(tmp_path):
-    module = torch.nn.Linear(3, 2)
-    optimizer = torch.optim.Adam(module.parameters())
-    module(torch.ones(1, 3)).sum().backward()
-    optimizer.step()
-    payload = {
-        "optimizer": optimizer.state_dict(),
-        "torch": torch.get_rng_state(),
-        "python": random.Random(0).getstate(),
-        "numpy": np.random.default_rng(0).bit_generator.state,
-    }
-    save_checkpoint(tmp_path / "a.safetensors", payload)
+@pytest.mark.parametrize("training", [TRAINING, {}], ids=["of a run", "of an agent alone"])
+def test_what_is_saved_is_loaded(training, tmp_path):
+    checkpoint = make_checkpoint(**training)
+    save_checkpoint(tmp_path / "a.safetensors", checkpoint)
+    assert read_payload(tmp_path / "a.safetensors")[0] == FORMAT_VERSION == 3
     loaded = load_checkpoint(tmp_path / "a.safetensors")
-    torch.testing.assert_close(loaded["optimizer"]["state"], payload["optimizer"]["state"])
-    assert loaded["python"] == payload["python"]
-    assert loaded["numpy"] == payload["numpy"]
+    assert equal(vars(loaded) | {"counters": 0}, vars(checkpoint) | {"counters": 0})
+    assert loaded.counters == checkpoint.counters
+    assert loaded.resumable == bool(training)
 
 
-def test_it_is_a_safetensors_file_with_its_marker_and_version(saved):
-    with safe_open(saved, "pt") as file:
-        about, names = file.metadata(), set(file.keys())
-        assert torch.equal(file.get_tensor("model/weight"), PAYLOAD["model"]["weight"])
-    assert (about["format"], about["version"]) == ("dreamer-mpc", str(FORMAT_VERSION))
-    assert names == {"model/weight", "model/bias", "replay/0"}
-    assert json.loads(about["state"])["config"]["env"] == "cheetah-run"
+def test_an_agent_alone_has_nothing_of_its_training():
+    alone = make_checkpoint(**TRAINING).agent_alone()
+    assert not alone.resumable
+    assert equal(as_payload(alone), as_payload(make_checkpoint()))
 
 
-def test_odd_values_come_back_as_they_were(tmp_path):
-    whole = torch.arange(12.0).reshape(3, 4)
-    payload = {
-        "numbers": [0.1, -0.0, 1e-320, float("inf"), float("nan"), 2**200, True, None, ""],
-        "empty": [{}, [], (), torch.zeros(0, 3)],
-        "keys": {0: "a", 1: {"$tensor": "no tensor"}, "$tuple": [1], "": 2, "a/b": torch.ones(1)},
-        "a": {"b": torch.zeros(1)},
-        "keys/a": {"b": torch.full((1,), 2.0)},
-        "tensors": [torch.tensor(3), torch.tensor(True), torch.tensor([1, 2], dtype=torch.bfloat16), torch.tensor(1j)],
-        "shared": (whole, whole[1:], whole.t(), whole),
-        "text": "line\nbreak \u2028 \U0001f600 \x00",
-    }
-    save_checkpoint(tmp_path / "a.safetensors", payload)
-    assert equal(load_checkpoint(tmp_path / "a.safetensors"), payload)
+@pytest.mark.parametrize("agent_kind", ["dreamer", "planet"])
+@pytest.mark.parametrize("training", [TRAINING, {}], ids=["of a run", "of an agent alone"])
+def test_format_2_is_read_and_its_weights_say_which_agent_it_is(agent_kind, training, tmp_path):
+    weights = {"world_model.actor.a": torch.ones(1)} | ({"actor.b": torch.ones(1)} if agent_kind == "dreamer" else {})
+    checkpoint = make_checkpoint(agent={"model": weights}, agent_kind=agent_kind, **training)
+    write_payload(tmp_path / "a.safetensors", as_version_2(checkpoint), 2)
+    assert equal(as_payload(load_checkpoint(tmp_path / "a.safetensors")), as_payload(checkpoint))
 
 
-@pytest.mark.parametrize("value", [np.float64(1), np.zeros(2), object(), {1, 2}, b"bytes", {1.5: 2}])
-def test_what_could_not_be_read_back_is_refused_by_name(tmp_path, value):
-    with pytest.raises(TypeError, match=r"payload\['a'\]\[1\]"):
-        save_checkpoint(tmp_path / "a.safetensors", {"a": [1, value]})
-    assert list(tmp_path.iterdir()) == []
+def test_a_file_that_the_program_of_format_2_wrote_is_read():
+    """Of commit 6d8a26b, with odd values in what it holds of a training."""
+    checkpoint = load_checkpoint(DATA / "format-2.safetensors")
+    assert (checkpoint.agent_kind, checkpoint.world_model_kind, checkpoint.action_dim) == ("dreamer", "gaussian", 6)
+    assert equal(as_payload(checkpoint), as_payload(make_checkpoint(**TRAINING)))
 
 
-def test_compiled_names_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="_orig_mod"):
-        save_checkpoint(tmp_path / "a.safetensors", {"model": {"rssm._orig_mod.weight": torch.zeros(1)}})
-
-
-class FullDisk(io.FileIO):
-    """A file that takes 1000 bytes."""
-
-    def write(self, data):
-        if self.tell() + len(data) > 1000:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return super().write(data)
-
-
-def test_a_full_disk_leaves_the_previous_file(saved, monkeypatch):
-    before = saved.read_bytes()
-    opened = []
-
-    def small_open(path, mode):
-        opened.append(path)
-        return FullDisk(path, mode)
-
-    monkeypatch.setattr(checkpoint_module, "open", small_open, raising=False)
-    with pytest.raises(UserError, match="No space left on device.*--run-dir"):
-        save_checkpoint(saved, {"a": torch.zeros(10_000)})
-    assert opened
-    assert saved.read_bytes() == before
-    assert list(saved.parent.iterdir()) == [saved]
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
-def test_the_kernels_own_full_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        checkpoint_module, "open", lambda path, mode: io.FileIO("/dev/full", mode), raising=False
-    )
-    with pytest.raises(UserError, match="No space left on device"):
-        save_checkpoint(tmp_path / "a.safetensors", {"a": torch.zeros(10)})
-
-
-def test_a_failed_replacement_leaves_the_previous_file(saved, monkeypatch):
-    before = saved.read_bytes()
-
-    def fail(*_):
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(UserError, match="Input/output error"):
-        save_checkpoint(saved, {"a": 1})
-    assert saved.read_bytes() == before
-    assert list(saved.parent.iterdir()) == [saved]
-
-
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.01, 0.3, 0.7, 0.99, 0.9999])
-def test_a_file_cut_short_is_refused(saved, share):
-    data = saved.read_bytes()
-    saved.write_bytes(data[: int(share * len(data))])
-    refused(saved, "damaged or cut short")
-
-
-def test_one_flipped_byte_in_a_tensor_is_noticed(saved):
-    data = bytearray(saved.read_bytes())
-    place = data.index(np.arange(6, dtype=np.float32).tobytes())
-    data[place + 5] ^= 0xFF
-    saved.write_bytes(data)
-    refused(saved, "damaged")
-
-
-def test_code_in_a_file_does_not_run(tmp_path):
-    trap = tmp_path / "trap"
-    torch.save({"format": "dreamer-mpc", "version": 1, "x": Bomb(trap)}, tmp_path / "new.pt")
-    torch.save(Bomb(trap), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    (tmp_path / "bare.pt").write_bytes(pickle.dumps(Bomb(trap)))
-    refused(tmp_path / "new.pt", "checkpoint format 1.*this code reads 2")
-    for name in ("old.pt", "bare.pt"):
-        refused(tmp_path / name, "no dreamer-mpc checkpoint")
-    assert not trap.exists()
-    pickle.loads((tmp_path / "bare.pt").read_bytes()).close()
-    assert trap.exists(), "the trap itself does not work"
-
-
-def about(path):
-    with safe_open(path, "pt") as file:
-        return file.metadata()
-
-
-@pytest.mark.parametrize("version", ["0", "3", "two"])
-def test_another_format_version_is_named(saved, version):
-    save_file({"a": torch.zeros(1)}, saved, {**about(saved), "version": version})
-    refused(saved, f"format {version}, this code reads {FORMAT_VERSION}")
-
-
-def test_a_checksum_that_does_not_fit_is_damage(saved):
-    save_file({"model/weight": torch.zeros(2, 3)}, saved, about(saved))
-    refused(saved, "damaged")
+@pytest.mark.parametrize("field, known", [("agent_kind", "dreamer, planet"), ("world_model_kind", "gaussian")])
+def test_a_kind_that_is_not_known_is_named_with_those_that_are(field, known, tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, dataclasses.replace(make_checkpoint(), **{field: "of\ntomorrow"}))
+    refused(path, rf"holds the {field[:-5].replace('_', ' ')} 'of\\ntomorrow', this code knows {known}: check out")
 
 
 def test_a_folder_of_the_old_format_says_so(tmp_path):
     torch.save({}, tmp_path / "checkpoint-00000100.pt")
-    with pytest.raises(UserError, match=r"checkpoint-00000100.pt is an archive: checkpoint format 1.*reads 2"):
+    with pytest.raises(UserError, match=r"checkpoint-00000100.pt is an archive: checkpoint format 1.*reads 2 and 3"):
         load_checkpoint(tmp_path)
+
+
+def loaded(found):
+    """What `load_newest` found, the env steps of a checkpoint in its place."""
+    file, checkpoint, notes = found
+    return file, checkpoint.counters.env_steps, notes
 
 
 def test_a_damaged_one_is_named_and_the_one_before_it_used(tmp_path):
     for env_steps in (100, 200, 300):
-        save_checkpoint(checkpoint_path(tmp_path / "checkpoints", env_steps), {"env_steps": env_steps})
+        save_checkpoint(checkpoint_path(tmp_path / "checkpoints", env_steps), make_checkpoint(env_steps))
     files = sorted((tmp_path / "checkpoints").iterdir())
-    assert load_newest(tmp_path)[:2] == (files[2], {"env_steps": 300})
+    assert loaded(load_newest(tmp_path)) == (files[2], 300, [])
     files[2].write_bytes(files[2].read_bytes()[:-1])
     files[1].write_bytes(b"")
     for path in (tmp_path, tmp_path / "checkpoints"):
-        file, payload, notes = load_newest(path)
-        assert (file, payload) == (files[0], {"env_steps": 100})
+        file, env_steps, notes = loaded(load_newest(path))
+        assert (file, env_steps) == (files[0], 100)
         assert len(notes) == 2 and str(files[2]) in notes[0] and "damaged" in notes[0] and str(files[0]) in notes[0]
     with pytest.raises(UserError, match=str(files[1])):
         load_newest(files[1])  # a file that is asked for by name
@@ -234,11 +127,11 @@ def test_the_best_is_kept(saved, monkeypatch, links):
         monkeypatch.setattr(os, "link", no_link)
     for expected in (2000, 3000):
         path = checkpoint_path(saved.parent, expected)
-        save_checkpoint(path, {"env_steps": expected})
+        save_checkpoint(path, make_checkpoint(expected))
         keep_best(saved.parent, path)
         path.unlink()
-        assert load_checkpoint(saved.parent / "best.safetensors") == {"env_steps": expected}
-    save_checkpoint(saved, PAYLOAD)
+        assert load_checkpoint(saved.parent / "best.safetensors").counters.env_steps == expected
+    save_checkpoint(saved, make_checkpoint())
     prune(saved.parent, keep=1)
     assert {path.name for path in saved.parent.iterdir()} == {saved.name, "best.safetensors"}
     assert find_checkpoint(saved.parent) == saved
@@ -252,12 +145,12 @@ def test_missing_files_and_empty_folders_say_what_was_looked_for(tmp_path):
 def test_the_newest_is_found_by_number_from_every_level(tmp_path):
     folder = tmp_path / "checkpoints"
     for env_steps in (900, 99_999_999, 100_000_000, 1000):
-        save_checkpoint(checkpoint_path(folder, env_steps), {"env_steps": env_steps})
+        save_checkpoint(checkpoint_path(folder, env_steps), make_checkpoint(env_steps))
     (folder / "checkpoint-best.safetensors").write_text("")
     (folder / ".checkpoint-999999999.tmp.safetensors").write_text("")
     for path in (tmp_path, folder, checkpoint_path(folder, 100_000_000)):
         assert find_checkpoint(path).name == "checkpoint-100000000.safetensors"
-        assert load_checkpoint(path) == {"env_steps": 100_000_000}
+        assert load_checkpoint(path).counters.env_steps == 100_000_000
 
 
 def test_checkpoint_path_sorts_by_name():

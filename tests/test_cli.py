@@ -23,9 +23,11 @@ from dreamer_mpc.config import (
 )
 from dreamer_mpc.planners import PLANNERS
 from dreamer_mpc.runs.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from dreamer_mpc.runs.payload import FORMAT_VERSION, read_payload
 from dreamer_mpc.training.trainer import default_run_dir
 from scripts import export_weights
 from tests.support.agents import CHEAP, TINY
+from tests.support.checkpoints import rewrite_as_version_2
 from tests.support.commands import ROOT, command, records
 
 # Episodes of 100 agent steps, two updates a round: the whole loop in seconds.
@@ -98,11 +100,11 @@ def test_resume_goes_on_from_the_last_checkpoint(trained, tmp_path):
     assert "seed episodes" not in done.stdout
     assert "changed from the saved run: env_steps: 800 -> 1000" in done.stdout
     after = load_checkpoint(find_checkpoint(folder))
-    assert before["counters"]["updates"] == 4 and after["counters"]["updates"] > 4
-    assert after["counters"]["env_steps"] == 1000
+    assert before.counters.updates == 4 and after.counters.updates > 4
+    assert after.counters.env_steps == 1000
     # The optimizer went on counting, so its state was restored and not made anew.
-    steps = [c["agent"]["optimizers"]["actor"]["state"][0]["step"].item() for c in (before, after)]
-    assert steps == [before["counters"]["updates"], after["counters"]["updates"]]
+    steps = [c.agent["optimizers"]["actor"]["state"][0]["step"].item() for c in (before, after)]
+    assert steps == [before.counters.updates, after.counters.updates]
     history = [row["env_steps"] for row in records(folder)]
     assert history == sorted(history)
 
@@ -113,10 +115,10 @@ def test_a_resumed_run_takes_the_command_line_s_rates(trained):
     from dreamer_mpc.agents.dreamer import OptimizerConfig
     from dreamer_mpc.config.make import load_agent
 
-    payload = load_checkpoint(trained[0])
+    checkpoint = load_checkpoint(trained[0])
     rates = OptimizerConfig(actor_lr=0.5, eps=0.25)
-    config = replace(config_from_dict(payload["config"], "checkpoint"), optimizer=rates)
-    agent = load_agent(payload, config, payload["action_dim"], torch.device("cpu"))
+    config = replace(config_from_dict(checkpoint.config, "checkpoint"), optimizer=rates)
+    agent = load_agent(checkpoint, config, checkpoint.action_dim, torch.device("cpu"))
     group = agent.optimizers["actor"].param_groups[0]
     assert (group["lr"], group["eps"]) == (0.5, 0.25)
     assert agent.optimizers["actor"].state_dict()["state"][0]["step"].item() == 4
@@ -157,10 +159,10 @@ def test_a_finished_run_says_how_to_go_on(trained, capsys):
 def test_a_resumed_agent_has_the_saved_weights(trained):
     from dreamer_mpc.config.make import load_agent
 
-    payload = load_checkpoint(trained[0])
-    config = config_from_dict(payload["config"], "checkpoint")
-    agent = load_agent(payload, config, payload["action_dim"], torch.device("cpu"))
-    saved = payload["agent"]["model"]
+    checkpoint = load_checkpoint(trained[0])
+    config = config_from_dict(checkpoint.config, "checkpoint")
+    agent = load_agent(checkpoint, config, checkpoint.action_dim, torch.device("cpu"))
+    saved = checkpoint.agent["model"]
     assert all(torch.equal(value, saved[name]) for name, value in agent.model.state_dict().items())
 
 
@@ -170,9 +172,9 @@ def test_exported_weights_are_evaluated_and_not_resumed(trained, tmp_path, capsy
     path = export_weights.main([str(trained[0]), str(tmp_path / "small")])
     full, small = load_checkpoint(trained[0]), load_checkpoint(tmp_path / "small")
     assert path.stat().st_size < find_checkpoint(trained[0]).stat().st_size / 5
-    assert small["counters"] == full["counters"] and small["config"]["run_dir"] is None
-    config = config_from_dict(small["config"], "checkpoint")
-    agents = [load_agent(payload, config, payload["action_dim"], torch.device("cpu")) for payload in (full, small)]
+    assert small.counters == full.counters and small.config["run_dir"] is None
+    config = config_from_dict(small.config, "checkpoint")
+    agents = [load_agent(each, config, each.action_dim, torch.device("cpu")) for each in (full, small)]
     state = torch.randn(50, agents[0].model.world_model.rssm.state_dim)
     means = [agent.model.policy(state).mean for agent in agents]
     assert means[1].dtype == torch.float32
@@ -197,11 +199,13 @@ PRETRAINED = {
 def test_pretrained_weights_are_whole_and_fit(folder):
     from dreamer_mpc.config.make import load_agent
 
-    payload = load_checkpoint(folder)
-    config = config_from_dict(payload["config"], "checkpoint")
-    agent = load_agent(payload, config, payload["action_dim"], torch.device("cpu"))
+    checkpoint = load_checkpoint(folder)
+    config = config_from_dict(checkpoint.config, "checkpoint")
+    agent = load_agent(checkpoint, config, checkpoint.action_dim, torch.device("cpu"))
     assert all(value.isfinite().all() for value in agent.model.state_dict().values())
-    assert (config.env, config.trained_by, payload["counters"]["env_steps"]) == PRETRAINED[folder.name]
+    assert (config.env, config.trained_by, checkpoint.counters.env_steps) == PRETRAINED[folder.name]
+    assert (checkpoint.agent_kind, checkpoint.resumable) == ("dreamer", False)
+    assert read_payload(find_checkpoint(folder))[0] == FORMAT_VERSION
 
 
 def test_the_default_preset_is_the_schema_s_defaults():
@@ -397,7 +401,7 @@ def planet(tmp_path_factory):
 
 def parts(folder):
     """Which networks a checkpoint holds, and which optimizers."""
-    agent = load_checkpoint(folder)["agent"]
+    agent = load_checkpoint(folder).agent
     return {name.split(".")[0] for name in agent["model"]}, set(agent["optimizers"])
 
 
@@ -410,7 +414,7 @@ def table_rows(output):
 def test_cem_trains_planet(planet):
     folder, output = planet
     assert parts(folder) == ({"world_model"}, {"world_model"})
-    saved = load_checkpoint(folder)["config"]
+    saved = load_checkpoint(folder).config
     assert (saved["agent"], saved["planner"], saved["train_planner"]) == ("planet", "cem", None)
     assert load_presets(str(folder / "config.yaml")).agent == "planet"
     assert "PlaNet (world model alone), acted by cem" in output
@@ -524,9 +528,9 @@ def test_a_planet_run_is_resumed(planet, tmp_path, capsys):
     assert "changed from the saved run: env_steps: 16 -> 32" in output and output.count("changed") == 1
     assert "PlaNet (world model alone), acted by cem" in output
     after = load_checkpoint(folder)
-    assert after["counters"]["env_steps"] == 32 and after["counters"]["updates"] > 1
-    step = after["agent"]["optimizers"]["world_model"]["state"][0]["step"]
-    assert step.item() == after["counters"]["updates"]
+    assert after.counters.env_steps == 32 and after.counters.updates > 1
+    step = after.agent["optimizers"]["world_model"]["state"][0]["step"]
+    assert step.item() == after.counters.updates
 
 
 @pytest.mark.parametrize("args", [["--planner", "dream-mpc"], ["--train-planner", "policy"]])
@@ -547,14 +551,15 @@ def test_a_planet_run_does_not_become_a_dreamer(planet, capsys):
 
 
 def test_a_run_from_before_there_was_a_choice_of_agents_is_resumed_with_any_planner(tmp_path, capsys):
-    """Its configuration does not name the agent; its weights do."""
+    """Neither its configuration nor its checkpoint, of format 2, names the agent; its weights do."""
     folder = tmp_path / "run"
     assert run.main([*TINY, *CHEAP, "--run-dir", str(folder)]) == 0
     path = find_checkpoint(folder)
-    payload = load_checkpoint(path)
+    checkpoint = load_checkpoint(path)
     for key in ("agent", "train_planner", "cem", "mppi", "grad_mpc", "policy_grad_mpc"):
-        payload["config"].pop(key)
-    save_checkpoint(path, payload)
+        checkpoint.config.pop(key)
+    save_checkpoint(path, checkpoint)
+    rewrite_as_version_2(path)
     assert run.main(["--resume", str(folder), "--env-steps", "32", "--planner", "cem", *CHEAP]) == 0
     assert parts(folder)[1] == {"world_model", "actor", "critic"}
     assert "Dreamer, acted by cem on" in capsys.readouterr().out, "in training and in evaluation"

@@ -28,6 +28,7 @@ class Episode(NamedTuple):
     action: np.ndarray
     reward: np.ndarray
     is_first: np.ndarray
+    is_terminal: np.ndarray
 
 
 class Keeper(Replay):
@@ -38,9 +39,9 @@ class Keeper(Replay):
         self.frames = [[] for _ in range(streams)]  # of the episode in progress
         self.kept = []
 
-    def append(self, rows, image, action, reward, is_first):
-        super().append(rows, image, action, reward, is_first)
-        arrays = [torch.as_tensor(x).clone().numpy() for x in (image, action, reward, is_first)]
+    def append(self, rows, *frames):
+        super().append(rows, *frames)
+        arrays = [torch.as_tensor(x).clone().numpy() for x in frames]
         for row, *frame in zip(rows, *arrays, strict=True):
             if frame[3] and self.frames[row]:
                 self.kept.append(Episode(*map(np.stack, zip(*self.frames[row]))))
@@ -68,6 +69,14 @@ def terminating():
     return CountingEnv(terminates=True)
 
 
+ENDS = itertools.cycle([False, True, True])
+
+
+def one_of_three_cut():
+    """Episodes of 10 steps that are cut short, and where it is called again, of 10 that terminate."""
+    return CountingEnv(terminates=next(ENDS))
+
+
 def make_collector(env="tests.support.counting_env:make", num_envs=1, seed=0, agent=None, **settings):
     envs = make_vector_env(env, num_envs, **{"workers": False, "action_repeat": 1} | settings)
     return Collector(envs, agent or Recorder(), Keeper(num_envs), Counters(), seed)
@@ -79,11 +88,15 @@ def kept_by(collector):
     return collector.replay.kept
 
 
-def check_episode(episode, number, action_repeat, length):
-    """Frame t is step t x repeat of episode `number`; action[t] led there and reward[t] was paid for it."""
+def check_episode(episode, number, action_repeat, length, terminates=False):
+    """Frame t is step t x repeat of episode `number`; action[t] led there and reward[t] was paid for it.
+
+    Its last one alone is terminal, if it `terminates`.
+    """
     steps = [*range(0, length, action_repeat), length]
     assert [decode(image) for image in episode.image] == [(number, step) for step in steps]
     assert episode.is_first.tolist() == [True] + [False] * (len(steps) - 1)
+    assert episode.is_terminal.tolist() == [False] * (len(steps) - 1) + [terminates]
     assert not episode.action[0].any()
     assert episode.reward[0] == 0
     for t in range(1, len(steps)):
@@ -124,12 +137,23 @@ def test_rows_end_each_in_their_time():
     assert collector.counters == Counters(56, 56, 0, 11)
 
 
-def test_an_episode_that_terminates_is_stored_like_one_that_is_cut():
-    collector = make_collector("tests.test_collect:terminating")
+@pytest.mark.parametrize("action_repeat", [1, 4])
+def test_the_last_frame_of_an_episode_that_terminates_is_terminal(action_repeat):
+    collector = make_collector("tests.test_collect:terminating", action_repeat=action_repeat)
     collector.collect(20, PLANNER)
     assert len(kept_by(collector)) == 2
     for number, episode in enumerate(kept_by(collector)):
-        check_episode(episode, number, 1, 10)
+        check_episode(episode, number, action_repeat, 10, terminates=True)
+
+
+def test_terminal_frames_are_sampled_where_they_are():
+    """Beside a row that is cut short, and among the frames of sequences."""
+    collector = make_collector("tests.test_collect:one_of_three_cut", 3)
+    collector.collect(3 * 25, PLANNER)
+    batch = collector.replay.sample(2000, 4)
+    row, step = batch.index % 3, batch.image[..., 0, 0, 1]
+    assert torch.equal(batch.is_terminal, (row > 0) & (step == 10))
+    assert not batch.is_terminal[:-1].any() and batch.is_terminal[-1].any()
 
 
 def test_an_episode_in_progress_is_in_replay():
@@ -338,6 +362,7 @@ def test_the_episode_of_a_lost_environment_is_dropped_and_the_next_one_begun(los
     for row in (0, 1):
         episodes = {episode for of, (episode, _) in seen if of == row}
         assert episodes == ({1, 2} if row in lost else {0, 1, 2}), "nothing of the torn one"
+    assert not collector.replay.sample(3000, 1).is_terminal.any(), "what is lost was not terminated"
     _, images, is_first, _ = collector.agent.calls[5]
     assert is_first == [row in lost for row in (0, 1)]
     assert images == [(1, 0) if row in lost else (0, 5) for row in (0, 1)]
@@ -410,8 +435,8 @@ def test_a_resumed_collector_goes_on_alike(steps, num_envs, workers):
 
 
 def first_frames(num_envs):
-    image = np.zeros((num_envs, 64, 64, 3), np.uint8)
-    return image, np.zeros((num_envs, 2), np.float32), np.zeros(num_envs), np.ones(num_envs, bool)
+    image, terminal = np.zeros((num_envs, 64, 64, 3), np.uint8), np.zeros(num_envs, bool)
+    return image, np.zeros((num_envs, 2), np.float32), np.zeros(num_envs), ~terminal, terminal
 
 
 def test_rows_that_cannot_be_repeated_are_named_and_begin_their_next_episode():

@@ -23,8 +23,9 @@ from dreamer_mpc.config.make import make_agent
 from dreamer_mpc.evaluation.compare import summarise
 from dreamer_mpc.evaluation.record import Record
 from dreamer_mpc.report.progress import decided
-from dreamer_mpc.runs.checkpoint import checkpoint_path, find_checkpoint, load_checkpoint, save_checkpoint
+from dreamer_mpc.runs.checkpoint import Checkpoint, checkpoint_path, find_checkpoint, load_checkpoint, save_checkpoint
 from dreamer_mpc.runs.folder import RunFolder
+from dreamer_mpc.util.counters import Counters
 from dreamer_mpc.util.intervals import holm, iqm, mean_interval, p_value
 from tests.support.agents import TINY
 from tests.support.commands import ROOT, command, quietly
@@ -97,12 +98,13 @@ def planet(tmp_path_factory):
 def changed_copy(run_folder, to, seed=2, **settings):
     """A run folder whose checkpoint has other weights, and other settings in its configuration."""
     path = find_checkpoint(run_folder)
-    payload = load_checkpoint(path)
+    checkpoint = load_checkpoint(path)
     generator = torch.Generator().manual_seed(seed)
-    for weight in payload["agent"]["model"].values():
+    for weight in checkpoint.agent["model"].values():
         if weight.is_floating_point():
             weight += 0.3 * torch.randn(weight.shape, generator=generator)
-    save_checkpoint(to / "checkpoints" / path.name, payload | {"config": payload["config"] | settings})
+    changed = dataclasses.replace(checkpoint, config=checkpoint.config | settings)
+    save_checkpoint(to / "checkpoints" / path.name, changed)
     return to
 
 
@@ -288,9 +290,8 @@ def dmc_run(folder):
     config = dataclasses.replace(load_presets("quick"), max_env_steps=40)
     torch.manual_seed(0)
     agent = make_agent(config, 6, torch.device("cpu"))
-    counters = {"env_steps": 0, "agent_steps": 0, "updates": 0, "episodes": 0}
-    payload = {"config": to_dict(config), "counters": counters, "action_dim": 6, "agent": agent.state_dict()}
-    save_checkpoint(checkpoint_path(folder / "checkpoints", 0), payload)
+    checkpoint = Checkpoint(to_dict(config), Counters(), 6, agent.kind, agent.world_model_kind, agent.state_dict())
+    save_checkpoint(checkpoint_path(folder / "checkpoints", 0), checkpoint)
     return folder
 
 

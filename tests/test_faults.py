@@ -250,4 +250,4 @@ def test_nothing_trained_is_lost_where_memory_runs_out(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Dreamer, "_update", fail)
     train(*RUN, "--run-dir", tmp_path / "run", code=2)
-    assert load_checkpoint(tmp_path / "run")["counters"]["updates"] == 4
+    assert load_checkpoint(tmp_path / "run").counters.updates == 4

@@ -13,17 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
-from dreamer_mpc.runs.checkpoint import (
-    FORMAT,
-    FORMAT_VERSION,
-    _digest,
-    find_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-)
+from dreamer_mpc.runs.checkpoint import AGENT, TRAINING, as_payload, find_checkpoint, load_checkpoint
+from dreamer_mpc.runs.payload import FORMAT, FORMAT_VERSION, VERSIONS, _digest, read_payload, write_payload
 from dreamer_mpc.util.errors import UserError
 from run import main
-from tests.support.checkpoints import Bomb, equal
+from tests import test_checkpoint
+from tests.support.checkpoints import Bomb, as_version_2, equal, make_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 PAYLOAD = {
@@ -39,14 +34,14 @@ OUTSIDE = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,9]}}'
 def whole(tmp_path_factory):
     """A small checkpoint: its bytes, and a path to write others to."""
     path = tmp_path_factory.mktemp("fuzz") / "checkpoint-00000001.safetensors"
-    save_checkpoint(path, PAYLOAD)
+    write_payload(path, PAYLOAD)
     return path.read_bytes(), path
 
 
-def load_or_line(path):
+def load_or_line(path, load=read_payload):
     """The payload, or None where it is refused in one line that names the file."""
     try:
-        return load_checkpoint(path)
+        return load(path)[1] if load is read_payload else load(path)
     except UserError as error:
         assert str(path) in str(error) and "\n" not in str(error)
         return None
@@ -79,9 +74,9 @@ def test_any_bytes(whole, content):
     assert load_or_line(path) is None
 
 
-def forged(state, tensors, **about):
+def forged(state, tensors, version=FORMAT_VERSION, **about):
     """A file of somebody who knows the format and its checksum."""
-    known = {"format": FORMAT, "version": str(FORMAT_VERSION), "state": state, "sha256": _digest(state, tensors)}
+    known = {"format": FORMAT, "version": str(version), "state": state, "sha256": _digest(state, tensors)}
     return save(tensors, {**known, **about})
 
 
@@ -100,6 +95,9 @@ def test_any_json_with_the_right_checksum(whole, document):
     path.write_bytes(forged(json.dumps(document), {"x": torch.zeros(1)}))
     payload = load_or_line(path)
     assert payload is None or isinstance(payload, dict)
+    for version in VERSIONS:
+        path.write_bytes(forged(json.dumps(document), {"x": torch.zeros(1)}, version))
+        assert load_or_line(path, load_checkpoint) is None
 
 
 def test_other_peoples_files(tmp_path):
@@ -161,7 +159,7 @@ def test_as_a_user_meets_them(tmp_path, capsys, command):
     (tmp_path / "run" / "config.yaml").write_text("env: cheetah-run\n")
     (tmp_path / "run" / "versions.json").write_text('{"program": "dreamer-mpc"}\n')
     path = folder / "checkpoint-00000100.safetensors"
-    save_checkpoint(path, PAYLOAD)
+    write_payload(path, PAYLOAD)
     content, trap = path.read_bytes(), tmp_path / "trap"
     contents = {
         "damaged": content[:-1], "no dreamer-mpc checkpoint": pickle.dumps(Bomb(trap)), "holds": content,
@@ -179,20 +177,74 @@ def test_as_a_user_meets_them(tmp_path, capsys, command):
     assert not trap.exists()
 
 
-@pytest.mark.parametrize("payload", [
-    {"config": 1, "agent": {"model": {}}, "action_dim": 6, "counters": {"env_steps": 1}},
-    {"config": {"env": 3, "seed": "x"}, "agent": {"model": {}}, "action_dim": 6, "counters": {"env_steps": 1}},
-    {"config": {"env": "cheetah-run"}, "agent": {"model": []}, "action_dim": 6, "counters": {"env_steps": 1}},
-    {"config": {"env": "cheetah-run"}, "agent": {"model": {"x": "y"}}, "action_dim": 6, "counters": {"env_steps": 1}},
-    {"config": {"env": "cheetah-run"}, "agent": {"model": {"x": 1}}, "action_dim": "6", "counters": {"env_steps": 1}},
-    {"config": {"env": "cheetah-run"}, "agent": 1, "action_dim": 6, "counters": {"env_steps": 1}},
-    {"config": {"env": "cheetah-run"}, "agent": {"model": {}}, "action_dim": 6, "counters": 7},
+ODD = [None, True, -1, 2**70, 0.5, float("nan"), "", "x" * 200, [], [1], {}, {"x": 1}, {1: 2}, (1,), torch.zeros(2)]
+WHOLE = as_payload(make_checkpoint(**test_checkpoint.TRAINING))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("training", [True, False], ids=["of a run", "of an agent alone"])
+def test_a_field_that_is_missing_mistyped_or_unknown(version, training, tmp_path):
+    """One line that names it, whatever it is; or a checkpoint, where another value of its type stands there."""
+    path = tmp_path / "checkpoint-00000001.safetensors"
+    checkpoint = make_checkpoint(**test_checkpoint.TRAINING if training else {})
+    payload = as_payload(checkpoint) if version == FORMAT_VERSION else as_version_2(checkpoint)
+    types = {name: kind for name, kind in (AGENT | TRAINING).items() if name in payload}
+    assert types.keys() == payload.keys()
+    for name, kind in types.items():
+        write_payload(path, {key: value for key, value in payload.items() if key != name}, version)
+        with pytest.raises(UserError, match=rf"holds no trained agent \({name} is missing\)"):
+            load_checkpoint(path)
+        for value in ODD:
+            write_payload(path, payload | {name: value}, version)
+            read = load_or_line(path, load_checkpoint)
+            assert read is None or type(value) is kind and name not in ("counters", "agent", "agent_kind")
+    for name in ("more", "agent kind", 3):
+        write_payload(path, payload | {name: 1}, version)
+        with pytest.raises(UserError, match="is unknown"):
+            load_checkpoint(path)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_counters_and_weights_that_are_not_those_of_a_run(version, tmp_path):
+    path, payload = tmp_path / "checkpoint-00000001.safetensors", as_version_2(make_checkpoint())
+    if version == FORMAT_VERSION:
+        payload = as_payload(make_checkpoint())
+    counters = payload["counters"]
+    for name in counters:
+        for changed in ({key: counters[key] for key in counters if key != name}, counters | {name: 0.5}):
+            write_payload(path, payload | {"counters": changed}, version)
+            with pytest.raises(UserError, match="its counters are not those of a run"):
+                load_checkpoint(path)
+    for model in (None, [], {"x": 1}, {"x": "y"}, {1: torch.zeros(1)}):
+        for agent in ({"model": model}, {}):
+            write_payload(path, payload | {"agent": agent}, version)
+            with pytest.raises(UserError, match="its agent has no weights"):
+                load_checkpoint(path)
+
+
+@pytest.mark.parametrize("name, value", [
+    ("config", {}), ("config", {"env": 3, "seed": "x"}), ("config", {1: 2}), ("config", {"env": "cheetah-run", "x": 1}),
+    ("agent", {"model": {"x": torch.zeros(1)}}), ("agent", {"model": {}}), ("agent_kind", "planet"), ("action_dim", -1),
+    ("config", {"env": "no-such-env"}), ("agent", 1), ("counters", 7),
 ])  # fmt: skip
-def test_forged_payloads(tmp_path, capsys, payload):
+def test_forged_payloads(tmp_path, capsys, name, value):
     path = tmp_path / "checkpoint-00000100.safetensors"
-    save_checkpoint(path, payload)
+    write_payload(path, as_payload(make_checkpoint()) | {name: value})
     refused(capsys, "eval", "--checkpoint", path, "--episodes", "1", "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name, value", [
+    ("replay", {}), ("replay", {"oldest": [0]}), ("replay_files", [1]), ("replay_files", [{"number": 1}]),
+    ("replay_files", [{**WHOLE["replay_files"][0], "ends": 5}]), ("replay_needs", {"2000": "x"}),
+    ("replay_files", [{**WHOLE["replay_files"][0], "more": 1}]), ("replay_needs", {"x": 0}), ("replay_files", [{1: 2}]),
+])  # fmt: skip
+def test_forged_states_of_a_replay(tmp_path, capsys, name, value):
+    folder = tmp_path / "run"
+    path = folder / "checkpoints" / "checkpoint-00000100.safetensors"
+    write_payload(path, WHOLE | {name: value})
+    (folder / "versions.json").write_text('{"program": "dreamer-mpc"}\n')
+    assert str(path) in refused(capsys, "train", "--resume", folder)
 
 
 def test_a_real_one_cut_at_every_percent(tmp_path):

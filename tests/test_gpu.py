@@ -258,9 +258,9 @@ def test_a_run_on_the_gpu_is_stopped_and_resumed(tmp_path, monkeypatch):
     assert run.main([*args, "--run-dir", str(tmp_path / "run")]) == 0
     monkeypatch.undo()
     before = load_checkpoint(tmp_path / "run")
-    assert before["counters"]["env_steps"] == 42 and before["random"]["cuda"] is not None
+    assert before.counters.env_steps == 42 and before.random["cuda"] is not None
     assert run.main(["--resume", str(tmp_path / "run")]) == 0
     after = load_checkpoint(tmp_path / "run")
-    assert after["counters"]["env_steps"] == 96 and after["training"]["finished"]
-    assert after["counters"]["updates"] == 1 + (96 - 8) // 8
-    assert after["replay"]["written"].tolist() == [8 + 1 + 44 + 6, 44 + 6], "one seed episode, in the first row alone"
+    assert after.counters.env_steps == 96 and after.training["finished"]
+    assert after.counters.updates == 1 + (96 - 8) // 8
+    assert after.replay["written"].tolist() == [8 + 1 + 44 + 6, 44 + 6], "one seed episode, in the first row alone"

@@ -48,7 +48,7 @@ def fill(rng, episodes, length):
     replay = Replay(episodes * length, 2)
     for _ in range(episodes):
         for image, action, reward, is_first in zip(*make_episode(rng, length)):
-            replay.append(np.zeros(1, int), image[None], action[None], reward[None], is_first[None])
+            replay.append(np.zeros(1, int), image[None], action[None], reward[None], is_first[None], np.zeros(1, bool))
     return replay
 
 

@@ -41,6 +41,7 @@ def test_a_batch_has_replay_s_shapes_and_types():
         ((3, 5, ACTION_DIM), torch.float32),
         ((3, 5), torch.float32),
         ((3, 5), torch.bool),
+        ((3, 5), torch.bool),
         ((3, 5), torch.int64),
     ]
 

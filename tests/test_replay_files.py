@@ -1,13 +1,16 @@
 """The replay on disk: what is written when, and that it comes back."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load, save
 
 from dreamer_mpc.data.replay import Replay
-from dreamer_mpc.data.storage import ReplayFiles, check_files
+from dreamer_mpc.data.storage import Chunk, ReplayFiles, check_files
 from dreamer_mpc.util.errors import UserError
-from tests.support.replays import ACTION_DIM, SHAPE, append, make_replay, sampled
+from tests.support.replays import ACTION_DIM, SHAPE, append, make_replay, marked, sampled
 
 
 def fill(replay, rng, frames, numbers, held):
@@ -127,6 +130,48 @@ def test_a_refused_write_is_made_up_for_by_the_next(tmp_path, monkeypatch):
     append(replay, [0], [(0, 20)])
     files.write()
     assert [(chunk.starts, chunk.ends) for chunk in files.chunks] == [([0], [21])]
+
+
+def as_before(folder, state):
+    """Rewrite the files as they were before they told where episodes terminate; the state that names them."""
+    chunks = []
+    for chunk in state:
+        path = folder / Chunk(**chunk).name
+        frames = load(path.read_bytes())
+        path.write_bytes(save({name: frames[name] for name in ("image", "action", "reward", "is_first")}))
+        chunks.append({**chunk, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
+    return chunks
+
+
+@pytest.mark.parametrize("before, capacity", [(45, 200), (45, 40)])
+def test_files_that_do_not_tell_where_episodes_terminate_are_read_and_gone_on_with(before, capacity, tmp_path):
+    """Their frames are not terminal; those that follow, of the same episode too, are what they were said to be."""
+    replay = make_replay(200)
+    files = ReplayFiles(tmp_path, replay)
+    for step in range(before):
+        append(replay, [0], [(0, step)])
+        if step in (19, before - 1):
+            files.write()
+    state = as_before(tmp_path, files.state_dict())
+    check_files(tmp_path, state, [0])
+    resumed = Replay(capacity, ACTION_DIM, 1, SHAPE)
+    resumed._frames["is_terminal"].fill_(True)  # whatever lay there before
+    resumed.load_state_dict(replay.state_dict())
+    files = ReplayFiles(tmp_path, resumed)
+    files.load_state_dict(state)
+    batch = resumed.sample(500, 3)
+    assert not batch.is_terminal.any()
+    sampled(batch._replace(is_terminal=marked(*batch.action.unbind(-1))))
+    for step in range(before, before + 20):
+        append(resumed, [0], [(0, step)])
+    files.write()
+    assert len(files.chunks) == 3
+    other = copy_of(resumed, files, capacity, tmp_path)
+    for each in (resumed, other):
+        batch = each.sample(2000, 3)
+        number, step = batch.action.unbind(-1)
+        assert torch.equal(batch.is_terminal, marked(number, step) & (step >= before))
+        assert batch.is_terminal.any() and (step < before).any()
 
 
 def test_every_flipped_or_missing_byte_is_noticed(tmp_path):

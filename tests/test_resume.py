@@ -12,16 +12,20 @@ import sys
 import time
 
 import pytest
+from safetensors.torch import load
 
 import dreamer_mpc.training.trainer
-from dreamer_mpc.runs.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from dreamer_mpc.runs.checkpoint import as_payload, find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from dreamer_mpc.runs.payload import FORMAT_VERSION, read_payload, write_payload
 from dreamer_mpc.training.trainer import Trainer
 from envs.rows import LocalVectorEnv
 from scripts import soak
 from scripts.soak import differences, flatten, metrics, same
 from tests.support.agents import CHEAP, TINY
+from tests.support.checkpoints import as_version_2
 from tests.support.commands import ROOT, records, train
 from tests.support.counting_env import CountingEnv
+from tests.test_replay_files import as_before
 
 # Two seed episodes of 8 steps, rounds of 8 env steps and 3 updates, an evaluation each 24.
 BASE = [
@@ -37,7 +41,7 @@ KINDS = {
 def assert_same_run(folder, reference):
     # beartype, in tests alone, draws from Python's generator.
     assert differences(folder, reference, leave_out=["/random/python"]) == []
-    assert "/random/torch" in flatten(load_checkpoint(folder))
+    assert "/random/torch" in flatten(as_payload(load_checkpoint(folder)))
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -109,6 +113,28 @@ def run_folder(whole, stop_at, tmp_path):
     return tmp_path / "run"
 
 
+def rewrite_as_format_2(folder):
+    """Make a run's folder one that the program before format 3 left."""
+    paths = list_checkpoints(folder / "checkpoints")
+    payloads = [as_version_2(load_checkpoint(path)) for path in paths]
+    before = as_before(folder / "replay", payloads[-1]["replay_files"])
+    for path, payload in zip(paths, payloads):
+        files = [chunk for chunk in before if chunk["number"] in {own["number"] for own in payload["replay_files"]}]
+        write_payload(path, payload | {"replay_files": files}, 2)
+
+
+def test_a_run_of_format_2_goes_on_as_the_one_that_was_never_stopped(run_folder, whole):
+    rewrite_as_format_2(run_folder)
+    first = sorted((run_folder / "replay").iterdir())[0]
+    assert set(load(first.read_bytes())) == {"image", "action", "reward", "is_first"}
+    train("--resume", run_folder)
+    assert_same_run(run_folder, whole[1])
+    versions = [read_payload(path)[0] for path in list_checkpoints(run_folder / "checkpoints")]
+    assert versions[0] == 2 and versions[-1] == FORMAT_VERSION, "side by side"
+    last = sorted((run_folder / "replay").iterdir())[-1]
+    assert "is_terminal" in load(last.read_bytes()) and "is_terminal" not in load(first.read_bytes())
+
+
 def test_saving_at_every_turn_changes_nothing(whole, tmp_path):
     train(*whole[0], "--run-dir", tmp_path / "run", "--train.checkpoint-seconds", 0)
     assert_same_run(tmp_path / "run", whole[1])
@@ -121,7 +147,7 @@ def test_a_longer_run_is_the_one_that_was_to_be_so_long(whole, tmp_path):
     train(*args, "--run-dir", tmp_path / "long", "--env-steps", 80)
     train(*args, "--run-dir", tmp_path / "short", "--env-steps", 48)
     train("--resume", tmp_path / "short", "--env-steps", 80)
-    a, b = (flatten(load_checkpoint(tmp_path / x)["agent"]) for x in ("short", "long"))
+    a, b = (flatten(load_checkpoint(tmp_path / x).agent) for x in ("short", "long"))
     assert a.keys() == b.keys() and all(same(a[name], b[name]) for name in a)
     rows = [row for row in metrics(tmp_path / "short") if (row["env_steps"], "eval/episodes" in row) != (48, True)]
     assert rows == metrics(tmp_path / "long")
@@ -142,7 +168,7 @@ def test_an_evaluation_is_given_up_and_made_first_on_resume(whole, tmp_path, mon
     monkeypatch.undo()
     assert "stopped at 24 env steps" in output and "evaluation at" not in output
     assert output.count("checkpoint ") == 1, "the one before the evaluation is whole"
-    assert load_checkpoint(tmp_path / "run")["training"]["evaluation_due"] is True
+    assert load_checkpoint(tmp_path / "run").training["evaluation_due"] is True
     output = train("--resume", tmp_path / "run")
     assert output.index("evaluation at 24") < output.index("set-up before the first update")
     assert_same_run(tmp_path / "run", whole[1])
@@ -222,7 +248,7 @@ def test_a_terminal_s_interrupt_stops_a_run_with_workers(tmp_path):
     assert process.returncode == 0, error
     assert re.search(r"stopped at [\d,]+ env steps; go on with: python run.py --resume", output)
     assert error.strip() == "stopping after a last checkpoint; Ctrl-C again stops at once, without one"
-    assert load_checkpoint(tmp_path / "run")["counters"]["env_steps"] > 0
+    assert load_checkpoint(tmp_path / "run").counters.env_steps > 0
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again(whole, run_folder):
@@ -282,8 +308,7 @@ def test_a_run_with_no_whole_checkpoint_is_refused_in_one_line(run_folder):
 
 def test_a_checkpoint_without_the_state_of_a_training_is_refused(run_folder):
     for path in list_checkpoints(run_folder / "checkpoints"):
-        payload = load_checkpoint(path)
-        save_checkpoint(path, {key: payload[key] for key in ("config", "counters", "action_dim", "agent")})
+        save_checkpoint(path, load_checkpoint(path).agent_alone())
     output = train("--resume", run_folder, code=2)
     assert "no state of a training" in output and output.count("\n") == 1
 
@@ -367,10 +392,10 @@ def test_an_environment_that_does_not_repeat_itself_goes_on_with_the_next_episod
     args = [*BASE, "--num-envs", "2", "--planner", "policy", "--env", "tests.support.counting_env:make"]
     stop_at(12)
     train(*args, "--run-dir", tmp_path / "run")
-    before = load_checkpoint(tmp_path / "run")["counters"]["episodes"]
+    before = load_checkpoint(tmp_path / "run").counters.episodes
     output = train("--resume", tmp_path / "run")
     assert "2 episodes in progress could not be repeated from seed and actions and counts as ended" in output
-    assert load_checkpoint(tmp_path / "run")["counters"]["episodes"] > before + 2
+    assert load_checkpoint(tmp_path / "run").counters.episodes > before + 2
 
 
 TRIED = 1  # step, before the run begins
@@ -393,7 +418,7 @@ def test_what_was_trained_is_saved_when_an_environment_raises(whole, tmp_path):
     output = train(*args, code=2)
     said = "error: tests.test_resume:Fragile: step() raised ValueError: out of paint"
     assert output.splitlines()[-1].startswith(said)
-    assert load_checkpoint(tmp_path / "run")["counters"]["env_steps"] == 24 - TRIED
+    assert load_checkpoint(tmp_path / "run").counters.env_steps == 24 - TRIED
     Fragile.life = 1000
     train("--resume", tmp_path / "run")
     assert records(tmp_path / "run")[-1]["env_steps"] == 56
@@ -438,9 +463,9 @@ def test_other_settings_may_change(run_folder):
     assert output.count("changed from the saved run") == 8
     assert [path.name for path in list_checkpoints(run_folder / "checkpoints")] == ["checkpoint-00000056.safetensors"]
     assert [row["env_steps"] for row in records(run_folder) if "eval/return_mean" in row] == [24, 32, 48, 56]
-    payload = load_checkpoint(run_folder)
-    assert len(payload["replay_files"]) <= 3, "older frames are no longer in replay"
-    assert len(list((run_folder / "replay").iterdir())) == len(payload["replay_files"])
+    checkpoint = load_checkpoint(run_folder)
+    assert len(checkpoint.replay_files) <= 3, "older frames are no longer in replay"
+    assert len(list((run_folder / "replay").iterdir())) == len(checkpoint.replay_files)
 
 
 @pytest.mark.parametrize("storage", ["ram", "memmap"])
@@ -457,8 +482,8 @@ def test_the_best_checkpoint_is_kept(whole, tmp_path):
     [best] = (folder / "checkpoints").glob("best.*")
     returns = {row["env_steps"]: row["eval/return_mean"] for row in records(folder) if "eval/return_mean" in row}
     at = max(returns, key=returns.get)
-    assert load_checkpoint(best)["counters"]["env_steps"] == at
-    assert load_checkpoint(last)["training"]["best_return"] == returns[at]
+    assert load_checkpoint(best).counters.env_steps == at
+    assert load_checkpoint(last).training["best_return"] == returns[at]
 
 
 # kills

@@ -136,7 +136,7 @@ def test_a_longer_run_goes_on_without_seed_episodes_in_the_same_ratio(num_envs, 
     config = parse(Config, ["--env-steps", "240", "--resume", str(tmp_path)], trainer.config)
     saved = open_run(str(tmp_path))
     saved.check(config)
-    resumed = Trainer(config, saved.folder, saved.payload)
+    resumed = Trainer(config, saved.folder, saved.checkpoint)
     assert (resumed.counters.env_steps, resumed.counters.updates) == (done, before)
     monkeypatch.setattr(Dreamer, "act", noted(events, "plan", Dreamer.act))
     monkeypatch.setattr(resumed.agent, "update", noted(events, "update", resumed.agent.update))
@@ -262,7 +262,7 @@ def test_a_termination_is_said_once_a_run(tmp_path, monkeypatch, capsys):
     trainer.run()
     assert " ".join(capsys.readouterr().out.split()).count(words) == 1
     config = parse(Config, ["--env-steps", "100", "--resume", str(tmp_path)], trainer.config)
-    resumed = Trainer(config, RunFolder(tmp_path), open_run(str(tmp_path)).payload)
+    resumed = Trainer(config, RunFolder(tmp_path), open_run(str(tmp_path)).checkpoint)
     resumed.run()
     assert resumed.collector.terminations > 0
     assert words not in " ".join(capsys.readouterr().out.split()), "a resumed run has said it"

@@ -104,8 +104,8 @@ def evaluations(returns, monkeypatch):
 
 
 def best_of(folder):
-    payload = load_checkpoint(folder / "checkpoints" / "best.safetensors")
-    return payload["counters"]["env_steps"], payload["agent"]["model"]
+    checkpoint = load_checkpoint(folder / "checkpoints" / "best.safetensors")
+    return checkpoint.counters.env_steps, checkpoint.agent["model"]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_the_best_evaluation_s_checkpoint_is_kept(returns, best, tmp_path, monke
     assert env_steps == [30, 50, 70][best]
     assert same(weights, evaluated[best]), "what was evaluated"
     [last] = list_checkpoints(tmp_path / "checkpoints")
-    assert load_checkpoint(last)["training"]["best_return"] == returns[best]
+    assert load_checkpoint(last).training["best_return"] == returns[best]
 
 
 @pytest.mark.parametrize("later, best", [([2, 2.5], 50), ([2, 4], 90), ([3, 3], 50), ([4, 5], 90), ([5, 4], 70)])
@@ -139,7 +139,7 @@ def test_a_resumed_run_remembers_its_best(later, best, tmp_path, monkeypatch):
     assert best_of(tmp_path)[0] == 50
     evaluations(later, monkeypatch)
     config = parse(Config, ["--env-steps", "90", "--resume", str(tmp_path)], trainer.config)
-    Trainer(config, RunFolder(tmp_path), open_run(str(tmp_path)).payload).run()
+    Trainer(config, RunFolder(tmp_path), open_run(str(tmp_path)).checkpoint).run()
     assert best_of(tmp_path)[0] == best
 
 

@@ -246,5 +246,5 @@ def dm_control_batch(length, batch_size):
     image, action, reward = (np.stack(x) for x in zip(*frames))
     parts = [torch.from_numpy(x) for x in (image, action[:, :2], reward.astype(np.float32))]
     is_first = torch.arange(len(frames)) == 0
-    parts += [is_first, torch.arange(len(frames))]
+    parts += [is_first, torch.zeros_like(is_first), torch.arange(len(frames))]
     return Batch(*(x.unflatten(0, (batch_size, length)).transpose(0, 1).contiguous() for x in parts))

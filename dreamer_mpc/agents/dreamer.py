@@ -124,6 +124,8 @@ class Dreamer:
     convolutions run in the layouts of `world_model/blocks.py`; without, by plain modules under autograd.
     """
 
+    world_model_kind = "gaussian"
+
     def __init__(
         self,
         action_dim: int,
@@ -136,6 +138,7 @@ class Dreamer:
         kernels: bool = True,
     ):
         self.behavior, self.optimizer = behavior, optimizer
+        self.kind = "planet" if behavior is None else "dreamer"
         self.device = torch.device(device)
         sizes = {name: getattr(world_model, name) for name in ("deter", "stoch", "hidden")}
         units = behavior.actor_hidden if behavior else 0

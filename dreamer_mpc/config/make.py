@@ -7,7 +7,7 @@ import gymnasium
 import torch
 
 from dreamer_mpc.agents.dreamer import Dreamer
-from dreamer_mpc.config.resolve import agent_of
+from dreamer_mpc.config.resolve import Trained, agent_of
 from dreamer_mpc.config.schema import Config
 from dreamer_mpc.util.errors import UserError
 from envs import choose_gl_backend, make_vector_env
@@ -43,17 +43,17 @@ def make_agent(config: Config, action_dim: int, device: torch.device) -> Dreamer
     )
 
 
-def load_agent(payload: dict[str, Any], config: Config, action_dim: int, device: torch.device) -> Dreamer:
+def load_agent(checkpoint: Trained, config: Config, action_dim: int, device: torch.device) -> Dreamer:
     """An agent with the weights of a checkpoint; UserError where the environment has another action size."""
-    trained = payload["action_dim"]
+    trained = checkpoint.action_dim
     if trained != action_dim:
         raise UserError(
-            f"the checkpoint was trained on {payload['config']['env']} with {trained} action dimensions, "
+            f"the checkpoint was trained on {checkpoint.config['env']} with {trained} action dimensions, "
             f"this environment ({config.env}) has {action_dim}: use an environment with {trained}"
         )
     agent = make_agent(config, action_dim, device)
     try:
-        agent.load_state_dict(payload["agent"])
+        agent.load_state_dict(checkpoint.agent)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise UserError(f"the checkpoint's weights do not fit --world-model and --behavior: {reason}") from error

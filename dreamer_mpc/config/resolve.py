@@ -1,7 +1,7 @@
 """What settings mean together: planners by name, which agent is trained, and what cannot go together."""
 
 import dataclasses
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -13,6 +13,16 @@ from dreamer_mpc.util.errors import UserError
 
 ALL = "all"  # planners
 S = TypeVar("S", bound=PlannerSettings)
+
+
+@runtime_checkable
+class Trained(Protocol):
+    """What a checkpoint tells of its agent."""
+
+    config: dict[str, Any]
+    action_dim: int
+    agent_kind: str
+    agent: dict[str, Any]
 
 
 def planner_from(config: PlannerSettings, name: str) -> Planner:
@@ -104,15 +114,6 @@ def check_start(config: Config) -> None:
             )
 
 
-def trained_config(payload: dict[str, Any], source: str) -> Config:
-    """The configuration that a checkpoint was trained with; its weights say which agent it holds. UserError if none."""
-    try:
-        values, weights = payload["config"], payload["agent"]["model"]
-        numbers = payload["action_dim"], payload["counters"]["env_steps"]
-    except (KeyError, TypeError):
-        values = weights = numbers = None
-    if not (isinstance(values, dict) and isinstance(weights, dict) and all(isinstance(n, int) for n in numbers)):
-        raise UserError(f"{source} holds no trained agent: name a checkpoint-*.safetensors of a run")
-    holds_actor = any(name.startswith("actor.") for name in weights)
-    config = config_from_dict(values, source)
-    return dataclasses.replace(config, agent="dreamer" if holds_actor else "planet")
+def trained_config(checkpoint: Trained, source: str) -> Config:
+    """The configuration that a checkpoint was trained with, and which agent it holds. UserError if it fits none."""
+    return dataclasses.replace(config_from_dict(checkpoint.config, source), agent=checkpoint.agent_kind)

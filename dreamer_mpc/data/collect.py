@@ -1,6 +1,5 @@
 """Stepping environments with an agent, and storing what happened."""
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,20 +13,11 @@ from dreamer_mpc.data.reenact import reenact
 from dreamer_mpc.data.replay import Replay
 from dreamer_mpc.planners import Planner
 from dreamer_mpc.planners.protocol import Memory
+from dreamer_mpc.util.counters import Counters
 from dreamer_mpc.util.device import to_device
 from dreamer_mpc.util.randomness import generator_state, restore_generator
 from envs import reset_rows
 from envs.rows import RowVectorEnv
-
-
-@dataclass
-class Counters:
-    """Where a run stands. env_steps = agent_steps x action repeat, but for steps that an episode's end cut short."""
-
-    env_steps: int = 0  # steps of the simulator
-    agent_steps: int = 0  # actions executed
-    updates: int = 0  # gradient steps
-    episodes: int = 0  # training episodes finished
 
 
 def episode_seed(seed: int, row: int, number: int) -> int:
@@ -48,6 +38,7 @@ class Collector:
     """Steps training environments, one batched plan a step, and appends every frame to replay, row i to stream i.
 
     action[t] led into image[t] and reward[t] was paid on arriving there; at an episode's first image both are zero.
+    Where the environment terminated the episode its last frame is terminal; one that was cut short has none such.
     A step is `send`, then `receive`; in between workers step and render, and the caller may do something else. Between
     two steps, and where one failed, `state_dict` is whole. Every episode is reset with a seed of its own, drawn from
     `seed`, so that one in progress can be played again on resume.
@@ -101,8 +92,8 @@ class Collector:
             seeds[row] = self._seeds[row] = episode_seed(self._seed, int(row), int(self._numbers[row]))
         with record_function("reset environments"):
             image, _ = reset_rows(self.envs, waiting, seeds)
-        action = np.zeros((len(rows), *self._shape[1:]), dtype=np.float32)
-        self._see(rows, self._store(rows, image[rows], action, np.zeros(len(rows)), np.ones(len(rows), dtype=bool)))
+        action, none = np.zeros((len(rows), *self._shape[1:]), dtype=np.float32), np.zeros(len(rows), dtype=bool)
+        self._see(rows, self._store(rows, image[rows], action, np.zeros(len(rows)), ~none, none))
         self._is_first = self._is_first | to_device(torch.from_numpy(waiting), self.agent.device)
         self._begun |= waiting
 
@@ -145,7 +136,8 @@ class Collector:
         for row in rows:
             self._actions[row].append(executed[row])
         with record_function("store"):
-            self._see(rows, self._store(rows, image, action, reward, np.zeros(len(rows), dtype=bool)))
+            none = np.zeros(len(rows), dtype=bool)
+            self._see(rows, self._store(rows, image, action, reward, none, terminated[rows]))
         self._is_first = self._none_first
         self.simulator_errors += int(np.sum(info.get("simulator_error", nowhere)))
         self.terminations += int((terminated & kept).sum())
@@ -226,8 +218,9 @@ class Collector:
         action: np.ndarray | Tensor,
         reward: np.ndarray,
         is_first: np.ndarray,
+        is_terminal: np.ndarray,
     ) -> UInt8[Tensor, "N H W C"]:
         """Append a frame of each of `rows` to replay; the images on the agent's device, where they are sent once."""
         seen = to_device(torch.from_numpy(image), self.agent.device)
-        self.replay.append(rows, seen if self._shared else image, action, reward, is_first)
+        self.replay.append(rows, seen if self._shared else image, action, reward, is_first, is_terminal)
         return seen

@@ -68,6 +68,7 @@ class Replay:
             "action": ((capacity, action_dim), torch.float32),
             "reward": ((capacity,), torch.float32),
             "is_first": ((capacity,), torch.bool),
+            "is_terminal": ((capacity,), torch.bool),
         }
         self._frames: dict[str, Tensor] = {}
         for name, (shape, dtype) in shapes.items():
@@ -105,16 +106,17 @@ class Replay:
         action: Float[np.ndarray, "N A"] | Float[Tensor, "N A"],
         reward: Float[np.ndarray, " N"],
         is_first: Bool[np.ndarray, " N"],
+        is_terminal: Bool[np.ndarray, " N"],
     ) -> None:
         """One more frame for each of the streams `rows`, no stream twice; `is_first` begins an episode.
 
-        action[n] led into image[n]; reward[n] was paid on arriving there. What is on replay's device already is not
-        sent again, and nothing waits.
+        action[n] led into image[n]; reward[n] was paid on arriving there; `is_terminal` where the environment ended
+        its episode there. What is on replay's device already is not sent again, and nothing waits.
         """
         slots = self._slots(rows, self._episodes.append(rows, is_first))
-        at, reward, is_first = _upload(self.device, slots, reward.astype(np.float32), is_first)
-        for name, value in {"image": image, "action": action, "reward": reward, "is_first": is_first}.items():
-            value = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        at, *scalars = _upload(self.device, slots, reward.astype(np.float32), is_first, is_terminal)
+        frames = (torch.from_numpy(x) if isinstance(x, np.ndarray) else x for x in (image, action, *scalars))
+        for name, value in zip(self._frames, frames, strict=True):
             self._frames[name][at] = to_device(value, self.device)
 
     def drop(self, rows: Int64[np.ndarray, " N"]) -> None:
@@ -310,7 +312,7 @@ def _map_file(path: Path, size: int) -> Tensor:
 
 def frame_bytes(action_dim: int, image_shape: Sequence[int] = (64, 64, 3)) -> int:
     """Bytes of one stored frame."""
-    return int(np.prod(image_shape)) + 4 * action_dim + 4 + 1
+    return int(np.prod(image_shape)) + 4 * action_dim + 4 + 1 + 1
 
 
 def check_storage(storage: Storage, device: torch.device) -> None:

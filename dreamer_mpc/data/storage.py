@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.torch import load, save
+from torch import Tensor
 
 from dreamer_mpc.data.replay import Replay
 from dreamer_mpc.util.errors import UserError
@@ -75,7 +77,7 @@ class ReplayFiles:
         """Read the frames into replay, whose own state must be restored. UserError as from `check_files`."""
         self.chunks = [Chunk(**chunk) for chunk in state]
         for chunk in _needed(self.chunks, self.replay.oldest.tolist()):
-            self.replay.write(np.array(chunk.starts), np.array(chunk.ends), load(_read(self.folder, chunk)))
+            self.replay.write(np.array(chunk.starts), np.array(chunk.ends), _frames(_read(self.folder, chunk)))
 
     def _saved(self) -> np.ndarray:
         """Position up to which each stream's frames are in files, or gone."""
@@ -94,6 +96,12 @@ def check_files(folder: Path, state: Sequence[dict[str, Any]], oldest: Sequence[
 
 def _needed(chunks: Sequence[Chunk], oldest: Sequence[int]) -> list[Chunk]:
     return [chunk for chunk in chunks if any(end > first for end, first in zip(chunk.ends, oldest, strict=True))]
+
+
+def _frames(content: bytes) -> dict[str, Tensor]:
+    """What `Replay.read` gave. Files of before it told where episodes terminate say that none did."""
+    frames = load(content)
+    return {"is_terminal": torch.zeros_like(frames["is_first"]), **frames}
 
 
 def _read(folder: Path, chunk: Chunk) -> bytes:

@@ -29,7 +29,7 @@ from dreamer_mpc.evaluation.visualize import write_visuals
 from dreamer_mpc.planners import Planner
 from dreamer_mpc.report.plot import COMPARE, draw_comparison
 from dreamer_mpc.report.progress import ComparisonProgress
-from dreamer_mpc.runs.checkpoint import load_checkpoint, load_newest
+from dreamer_mpc.runs.checkpoint import Checkpoint, load_checkpoint, load_newest
 from dreamer_mpc.util.device import choose_device, device_name
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import to_csv
@@ -44,7 +44,7 @@ class Subject:
     """A trained agent to evaluate: a checkpoint, and the configuration it was trained with."""
 
     path: Path
-    payload: dict[str, Any]
+    checkpoint: Checkpoint
     trained: Config
 
     @classmethod
@@ -55,8 +55,8 @@ class Subject:
         """
 
         def read(file: Path) -> "Subject":
-            payload = load_checkpoint(file)
-            return cls(file, payload, trained_config(payload, str(file)))
+            checkpoint = load_checkpoint(file)
+            return cls(file, checkpoint, trained_config(checkpoint, str(file)))
 
         _, subject, notes = load_newest(path, read)
         for note in notes:
@@ -171,7 +171,7 @@ class Comparison:
                     zip(self.checkpoints, self.subjects.values(), strict=True)
                 ):
                     settings = replace(subject.trained, compile=config.compile)
-                    agent = load_agent(subject.payload, settings, envs.single_action_space.shape[0], self.device)
+                    agent = load_agent(subject.checkpoint, settings, envs.single_action_space.shape[0], self.device)
                     if number == 0:
                         record.begin()
                     for label in self.planners:

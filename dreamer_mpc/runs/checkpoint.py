@@ -1,74 +1,91 @@
-"""Checkpoint files: written whole or not at all, and read without running code from them.
+"""Checkpoints: a trained agent and, where its training is to go on, the state of that; and the files they lie in."""
 
-A checkpoint is a safetensors file. Its tensors bear the names of their places in the payload; everything else is JSON
-in the file's metadata, beside format, version and a checksum of all of it. Reading one parses JSON and copies numbers.
-"""
-
-import hashlib
-import json
-import math
+import dataclasses
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
+from dreamer_mpc.runs.payload import SUFFIX, archive, read_payload, write_payload
+from dreamer_mpc.util.counters import Counters
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import atomic_path
 
-FORMAT = "dreamer-mpc"
-FORMAT_VERSION = 2
-SUFFIX = ".safetensors"
-MOST_HEADER = 64 * 2**20  # bytes: names, shapes and JSON
+KINDS = {"agent_kind": ("dreamer", "planet"), "world_model_kind": ("gaussian",)}  # that this program knows
+AGENT = {
+    "config": dict, "counters": dict, "action_dim": int, "agent_kind": str, "world_model_kind": str, "agent": dict,
+}  # fmt: skip
+TRAINING = {
+    "training": dict, "records": int, "collector": dict, "replay": dict, "replay_files": list, "replay_needs": dict,
+    "random": dict,
+}  # fmt: skip
 T = TypeVar("T")
 
 
-def save_checkpoint(path: str | Path, payload: dict) -> None:
-    """Write `payload`, nested dicts, lists and tuples of tensors, numbers, strings and None, atomically.
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run saves. The fields behind `agent` are all there, or none where an agent is all that is kept."""
 
-    TypeError or ValueError if it holds what cannot be read back; UserError if the disk refuses it, and
-    then a previous file of that name is whole.
-    """
-    tensors: dict[str, Tensor] = {}
-    state = json.dumps(_encode(payload, (), tensors), allow_nan=False)
-    about = {"format": FORMAT, "version": str(FORMAT_VERSION), "state": state, "sha256": _digest(state, tensors)}
-    content = save(tensors, about)
-    try:
-        with atomic_path(path) as temporary, open(temporary, "wb") as file:
-            file.write(content)
-    except OSError as error:
-        raise UserError(f"cannot write checkpoint {path} ({error.strerror}): free space or change --run-dir") from error
+    config: dict[str, Any]  # that it was trained with, as `to_dict` gives it
+    counters: Counters
+    action_dim: int
+    agent_kind: str  # of `KINDS`
+    world_model_kind: str
+    agent: dict[str, Any]  # `model`, its weights by name, and what the agent itself needs to go on learning
+    training: dict[str, Any] | None = None  # where the loop stands
+    records: int | None = None  # of metrics that were logged
+    collector: dict[str, Any] | None = None
+    replay: dict[str, Any] | None = None  # all but the frames
+    replay_files: list[dict[str, Any]] | None = None  # which hold the frames
+    replay_needs: dict[str, int] | None = None  # env steps of a kept checkpoint -> the first of these files it needs
+    random: dict[str, Any] | None = None  # generators of the process
+
+    @property
+    def resumable(self) -> bool:
+        """Whether a training can go on from it."""
+        return self.training is not None
+
+    def agent_alone(self) -> "Checkpoint":
+        """It without the state of the training."""
+        return dataclasses.replace(self, **dict.fromkeys(TRAINING))
 
 
-def load_checkpoint(path: str | Path) -> dict:
-    """The payload of a checkpoint, on the host: a file, a checkpoints/ folder or a run folder (newest file).
+def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
+    """Write it atomically; errors as from `write_payload`."""
+    write_payload(path, as_payload(checkpoint))
 
-    UserError if there is none, or if it is damaged, foreign, or of another format version.
+
+def as_payload(checkpoint: Checkpoint) -> dict[str, Any]:
+    """As it is written: plain values by the names of its fields, those that are None left out."""
+    values = {name: value for name, value in vars(checkpoint).items() if value is not None}
+    return values | {"counters": dataclasses.asdict(checkpoint.counters)}
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """A checkpoint, its tensors on the host: a file, a checkpoints/ folder or a run folder (newest file).
+
+    UserError if there is none, or if it is damaged, foreign, of another format version, or not all there.
     """
     path = find_checkpoint(path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read checkpoint {path} ({error.strerror}): check the file") from error
-    about = _read_about(path, content)
-    try:
-        tensors = load(content)
-        if _digest(about["state"], tensors) != about["sha256"]:
-            raise _damaged(path)
-        payload = _decode(json.loads(about["state"]), tensors)
-    except SafetensorError as error:
-        raise _damaged(path) from error
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise _foreign(path) from error
-    if not isinstance(payload, dict):
-        raise _foreign(path)
-    return payload
+    version, payload = read_payload(path)
+    if version == 2:
+        payload = _from_version_2(payload)
+    misfit = _misfit(payload)
+    if misfit:
+        raise UserError(f"{path} holds no trained agent ({misfit}): name a checkpoint-*{SUFFIX} of a run")
+    for name, known in KINDS.items():
+        if payload[name] not in known:
+            what = name.removesuffix("_kind").replace("_", " ")
+            raise UserError(
+                f"{path} holds the {what} {payload[name][:80]!r}, this code knows {', '.join(known)}: "
+                "check out the commit in the run's versions.json"
+            )
+    return Checkpoint(**{**payload, "counters": Counters(**payload["counters"])})
 
 
 def load_newest(path: str | Path, read: Callable[[Path], T] = load_checkpoint) -> tuple[Path, T, list[str]]:
@@ -102,7 +119,7 @@ def find_checkpoint(path: str | Path) -> Path:
     if not files:
         old = [*path.glob("checkpoint-*.pt"), *path.glob("checkpoints/checkpoint-*.pt")]
         if old:
-            raise _old(max(old))
+            raise archive(max(old))
         raise UserError(
             f"no checkpoint-*{SUFFIX} in {path} or {path / 'checkpoints'}: name another run or a file"
         )
@@ -137,110 +154,47 @@ def keep_best(folder: str | Path, path: str | Path) -> None:
             shutil.copyfile(path, temporary)
 
 
-def _encode(value: Any, where: tuple[Any, ...], tensors: dict[str, Tensor]) -> Any:
-    """`value` as JSON. Its tensors go to `tensors`; "$..." keys stand for what JSON has no word for."""
-    if isinstance(value, Tensor):
-        name = "/".join(map(str, where))
-        while name in tensors:
-            name += "'"
-        tensors[name] = value.detach().cpu().contiguous().clone()  # safetensors takes no shared memory
-        return {"$tensor": name}
-    if isinstance(value, dict):
-        for key in value:
-            if "_orig_mod." in str(key):
-                raise ValueError(f"{_name(where)} holds {key!r}: save the module, not its torch.compile wrapper")
-            if type(key) not in (str, int):
-                raise TypeError(f"{_name(where)} has a key {key!r}: a checkpoint's keys are strings and integers")
-        items = [(key, _encode(item, (*where, key), tensors)) for key, item in value.items()]
-        plain = all(isinstance(key, str) and not key.startswith("$") for key in value)
-        return dict(items) if plain else {"$items": items}
-    if type(value) in (list, tuple):
-        items = [_encode(item, (*where, i), tensors) for i, item in enumerate(value)]
-        return items if type(value) is list else {"$tuple": items}
-    if type(value) is float and not math.isfinite(value):
-        return {"$float": repr(value)}
-    if type(value) not in (bool, int, float, str, type(None)):  # exact: a numpy float is a float until it is read back
-        raise TypeError(
-            f"{_name(where)} is a {type(value).__name__}: a checkpoint holds tensors, numbers and strings"
-        )
-    return value
+def _from_version_2(payload: dict[str, Any]) -> dict[str, Any]:
+    """As version 3 is. Version 2 named no kinds: there was one world model, and an agent with an actor or without.
+
+    Files of its replay do not tell where episodes terminate: `data/storage.py` knows them by that.
+    """
+    agent = payload.get("agent")
+    model = agent.get("model") if isinstance(agent, dict) else None
+    acts = isinstance(model, dict) and any(str(name).startswith("actor.") for name in model)
+    return {**payload, "agent_kind": "dreamer" if acts else "planet", "world_model_kind": "gaussian"}
 
 
-def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(value, list):
-        return [_decode(item, tensors) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if len(value) == 1:
-        ((kind, content),) = value.items()
-        if kind == "$tensor":
-            return tensors[content]
-        if kind == "$tuple":
-            return tuple(_decode(item, tensors) for item in content)
-        if kind == "$float":
-            return float(content)
-        if kind == "$items":
-            return {key: _decode(item, tensors) for key, item in content}
-    return {key: _decode(item, tensors) for key, item in value.items()}
+def _misfit(payload: dict[str, Any]) -> str:
+    """What is wrong with the fields of a checkpoint, in words; "" where nothing is."""
+    wanted = AGENT | (TRAINING if payload.keys() & TRAINING.keys() else {})
+    for name, kind in wanted.items():
+        if name not in payload:
+            return f"{name} is missing"
+        if type(payload[name]) is not kind:  # exact: True is no number here
+            return f"{name} is a {type(payload[name]).__name__}"
+        if kind is dict and not _named(payload[name]):
+            return f"{name} has a key that is no name"
+    unknown = payload.keys() - wanted.keys()
+    if unknown:
+        return f"{str(min(unknown, key=str))[:80]!r} is unknown"
+    return _misfit_inside(payload)
 
 
-def _name(where: tuple[Any, ...]) -> str:
-    return "payload" + "".join(f"[{key!r}]" for key in where)
+def _misfit_inside(payload: dict[str, Any]) -> str:
+    """The same of what every reader relies on in fields that are there."""
+    counters, model = payload["counters"], payload["agent"].get("model")
+    names = {field.name for field in dataclasses.fields(Counters)}
+    if counters.keys() != names or any(type(count) is not int for count in counters.values()):
+        return "its counters are not those of a run"
+    if not _named(model) or not all(isinstance(weight, Tensor) for weight in model.values()):
+        return "its agent has no weights"
+    files, needs = payload.get("replay_files", []), payload.get("replay_needs", {})
+    if not all(map(_named, files)) or not all(k.isdecimal() and type(n) is int for k, n in needs.items()):
+        return "its replay_files or replay_needs name no files"
+    return ""
 
 
-def _digest(state: str, tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of all that a checkpoint says, in hexadecimal; against accidents, not against forgers."""
-
-    def parts() -> Iterator[Any]:
-        yield state.encode()
-        for name, tensor in sorted(tensors.items()):
-            yield f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode()
-            yield tensor.reshape(-1).view(torch.uint8).numpy()
-
-    digest = hashlib.sha256()
-    for part in parts():
-        digest.update(part)
-    return digest.hexdigest()
-
-
-def _read_about(path: Path, content: bytes) -> dict[str, str]:
-    """The metadata of a file, if it is a checkpoint of this format's version; UserError as from `load_checkpoint`."""
-    if content.startswith(b"PK\x03\x04"):
-        raise _old(path)
-    length = int.from_bytes(content[:8], "little")
-    if len(content) >= 9 and (length > MOST_HEADER or content[8:9] != b"{"):
-        raise _foreign(path)
-    if len(content) < 8 + length or not length:
-        raise _damaged(path)
-    try:
-        about = json.loads(content[8 : 8 + length])["__metadata__"]
-        known = about["format"] == FORMAT
-        version = about["version"]
-        complete = all(isinstance(about[name], str) for name in ("version", "state", "sha256"))
-    except (ValueError, RecursionError) as error:
-        raise _damaged(path) from error
-    except (KeyError, TypeError) as error:
-        raise _foreign(path) from error
-    if not known or not complete:
-        raise _foreign(path)
-    if version != str(FORMAT_VERSION):
-        raise UserError(
-            f"{path} has checkpoint format {version}, this code reads {FORMAT_VERSION}: "
-            "check out the commit in the run's versions.json"
-        )
-    return about
-
-
-def _damaged(path: Path) -> UserError:
-    return UserError(f"{path} is damaged or cut short: use an earlier checkpoint from {path.parent}")
-
-
-def _foreign(path: Path) -> UserError:
-    return UserError(f"{path} is no {FORMAT} checkpoint: name a checkpoint-*{SUFFIX} that run.py wrote")
-
-
-def _old(path: Path) -> UserError:
-    return UserError(
-        f"{path} is an archive: checkpoint format 1, if it is one of {FORMAT}'s, and this code reads {FORMAT_VERSION}: "
-        "check out the commit in the run's versions.json"
-    )
+def _named(value: Any) -> bool:
+    """Whether it is a dict whose keys are strings."""
+    return type(value) is dict and all(type(key) is str for key in value)

@@ -1,10 +1,10 @@
 """Writing a run's checkpoints, each after the replay that belongs to it."""
 
-from typing import Any
+from dataclasses import replace
 
 from dreamer_mpc.data.replay import Replay
 from dreamer_mpc.data.storage import ReplayFiles
-from dreamer_mpc.runs.checkpoint import checkpoint_path, list_checkpoints, prune, save_checkpoint
+from dreamer_mpc.runs.checkpoint import Checkpoint, checkpoint_path, list_checkpoints, prune, save_checkpoint
 from dreamer_mpc.runs.folder import RunFolder
 
 
@@ -16,12 +16,15 @@ class Saver:
         self._files = ReplayFiles(folder.replay, replay)
         self._needs: dict[str, int] = {}  # env steps of a kept checkpoint -> the first replay file that it needs
 
-    def save(self, env_steps: int, payload: dict[str, Any]) -> None:
-        """Write replay's new frames, then a checkpoint of `payload`. UserError if the disk refuses one of them."""
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write replay's new frames, then `checkpoint` with their files in it. UserError if the disk refuses."""
         self._files.write()
+        env_steps = checkpoint.counters.env_steps
         needs = self._needs | {str(env_steps): self._files.needed()}
-        path = checkpoint_path(self._folder, env_steps)
-        save_checkpoint(path, {**payload, "replay_files": self._files.state_dict(), "replay_needs": needs})
+        files = self._files.state_dict()
+        save_checkpoint(
+            checkpoint_path(self._folder, env_steps), replace(checkpoint, replay_files=files, replay_needs=needs)
+        )
         own = {checkpoint_path(self._folder, int(key)): key for key in needs}
         for file in set(list_checkpoints(self._folder)) - own.keys():  # the run was resumed from one before it
             file.unlink(missing_ok=True)
@@ -29,7 +32,7 @@ class Saver:
         self._needs = {key: needs[key] for file, key in own.items() if file.exists()}
         self._files.forget(min(self._needs.values()))
 
-    def restore(self, payload: dict[str, Any]) -> None:
-        """Read replay's frames, and go on where the run that wrote `payload` stopped."""
-        self._files.load_state_dict(payload["replay_files"])
-        self._needs = dict(payload["replay_needs"])
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Read replay's frames, and go on where the run that wrote `checkpoint` stopped."""
+        self._files.load_state_dict(checkpoint.replay_files)
+        self._needs = dict(checkpoint.replay_needs)

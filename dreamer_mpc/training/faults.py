@@ -41,7 +41,7 @@ class FaultWatch:
         return sorted(self._folder.glob("update-*.safetensors"))
 
     def _save(self, faults: Faults, updates: int, metrics: dict[str, float]) -> str:
-        """Write image, action, reward, is_first [T, B, ...] and their `index`; a line that says so."""
+        """Write the frames [T, B, ...] as replay has them, and their `index`; a line that says so."""
         frames = {name: value.contiguous() for name, value in self._replay.look_up(faults.index).items()}
         about = {"updates": str(updates), "metrics": json.dumps(metrics)}
         path = self._folder / f"update-{updates:08d}.safetensors"

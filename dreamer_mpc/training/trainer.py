@@ -4,7 +4,7 @@ import contextlib
 import math
 import shlex
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from dreamer_mpc.evaluation.episodes import Evaluation, evaluate
 from dreamer_mpc.evaluation.visualize import write_visuals
 from dreamer_mpc.planners import SampledPolicy
 from dreamer_mpc.report.progress import Progress, plural
-from dreamer_mpc.runs.checkpoint import checkpoint_path, keep_best
+from dreamer_mpc.runs.checkpoint import Checkpoint, checkpoint_path, keep_best
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.runs.logger import Logger
 from dreamer_mpc.runs.saving import Saver
@@ -55,7 +55,7 @@ def default_run_dir(config: Config) -> str:
 class Trainer:
     """One run: owns its environments, agent, replay and folder, and the state of its loop.
 
-    With `payload`, of a checkpoint, it goes on as if it had never stopped: bit for bit on a CPU. `started` is when the
+    With `checkpoint` it goes on as if it had never stopped: bit for bit on a CPU. `started` is when the
     program was, `time.monotonic`; `stop` says when the run is to end early.
     """
 
@@ -63,7 +63,7 @@ class Trainer:
         self,
         config: Config,
         folder: RunFolder,
-        payload: dict[str, Any] | None = None,
+        checkpoint: Checkpoint | None = None,
         started: float | None = None,
         stop: Stop | None = None,
     ):
@@ -75,10 +75,12 @@ class Trainer:
         seed_everything(config.seed)
         self.planner = planner_from(config, config.planner)
         self.train_planner = training_planner(config)
-        self.counters = Counters(**payload["counters"]) if payload else Counters()
-        self.state = TrainingState.from_state_dict(payload["training"], self.device) if payload else TrainingState()
+        self.counters = replace(checkpoint.counters) if checkpoint else Counters()
+        self.state = (
+            TrainingState.from_state_dict(checkpoint.training, self.device) if checkpoint else TrainingState()
+        )
         self._config_dict = to_dict(config)
-        self._records = payload["records"] if payload else 0  # of metrics
+        self._records = checkpoint.records if checkpoint else 0  # of metrics
         self.evaluation: Evaluation | None = None  # the last one
         self._unsaved = False  # the disk refused the last checkpoint
         self._set_up = False  # whether this process made an update
@@ -86,10 +88,10 @@ class Trainer:
         self._saves, self._saving_seconds = 0, 0.0  # by this process
         self._notes: list[str] = []
         with contextlib.ExitStack() as opened:
-            self._open(opened, replay_capacity(config), payload)
+            self._open(opened, replay_capacity(config), checkpoint)
             self._opened = opened.pop_all()
 
-    def _open(self, opened: contextlib.ExitStack, capacity: int, payload: dict[str, Any] | None) -> None:
+    def _open(self, opened: contextlib.ExitStack, capacity: int, checkpoint: Checkpoint | None) -> None:
         """Environments, agent and replay; what must be closed again goes to `opened`."""
         config = self.config
         self.envs = make_envs(config, config.num_envs, self.device)
@@ -98,8 +100,8 @@ class Trainer:
         self.eval_envs = make_envs(config, rows, self.device)
         opened.callback(self.eval_envs.close)
         action_dim = self.envs.single_action_space.shape[0]
-        if payload:
-            self.agent = load_agent(payload, config, action_dim, self.device)
+        if checkpoint:
+            self.agent = load_agent(checkpoint, config, action_dim, self.device)
         else:
             self.agent = make_agent(config, action_dim, self.device)
         self._stop.check(NOTHING_SAVED)
@@ -107,8 +109,8 @@ class Trainer:
         self.collector = Collector(self.envs, self.agent, self.replay, self.counters, config.seed)
         self._faults = FaultWatch(self.folder.diagnosis, self.replay, config.train.max_skipped_in_a_row)
         self._saver = Saver(self.folder, self.replay, config.train.keep_checkpoints)
-        if payload:
-            self._restore(payload)
+        if checkpoint:
+            self._restore(checkpoint)
         else:
             self.collector.begin(config.train.seed_episodes)  # one that cannot even be reset leaves no run folder
 
@@ -122,14 +124,14 @@ class Trainer:
         saved = f"saved as it grows, at last {required / GIB:.2f} GiB on disk"
         return replay, f"{line}, {capacity:,} frames; {saved} ({free_disk(self.folder.path) / GIB:.0f} GiB free)"
 
-    def _restore(self, payload: dict[str, Any]) -> None:
+    def _restore(self, checkpoint: Checkpoint) -> None:
         """Everything but networks, counters and the loop's state, which are there already."""
         config, state, env_steps = self.config, self.state, self.counters.env_steps
-        self.replay.load_state_dict(payload["replay"])
-        self._saver.restore(payload)
-        saved = trained_config(payload, "the checkpoint")
+        self.replay.load_state_dict(checkpoint.replay)
+        self._saver.restore(checkpoint)
+        saved = trained_config(checkpoint, "the checkpoint")
         same_planner = training_planner(saved) == self.train_planner
-        broken = self.collector.load_state_dict(payload["collector"], with_memory=same_planner)
+        broken = self.collector.load_state_dict(checkpoint.collector, with_memory=same_planner)
         if broken:
             self._notes.append(
                 f"{plural(len(broken), 'episode')} in progress could not be repeated from seed and actions and "
@@ -140,7 +142,7 @@ class Trainer:
             if (state.ratio.updates, state.ratio.every) != (config.train.updates, config.train.every):
                 state.ratio = self._new_ratio(lead=0)  # a lead was made before
         state.finished &= env_steps >= config.env_steps
-        restore_global_state(payload["random"], self.device)
+        restore_global_state(checkpoint.random, self.device)
 
     def run(self) -> None:
         """Train until `env_steps`; the last evaluation is left in `self.evaluation`.
@@ -412,7 +414,7 @@ class Trainer:
         self._tried_at = time.monotonic()
         self._logger.sync()
         try:
-            self._saver.save(self.counters.env_steps, self._payload())
+            self._saver.save(self._checkpoint())
         except UserError as error:
             if last:
                 unsaved = f"{self._saved_at[0]:,} to {self.counters.env_steps:,}"
@@ -431,18 +433,21 @@ class Trainer:
         """Changes with everything that a checkpoint should hold."""
         return (*asdict(self.counters).values(), self.state.evaluation_due, self.state.finished)
 
-    def _payload(self) -> dict[str, Any]:
-        return {
-            "config": self._config_dict,
-            "counters": asdict(self.counters),
-            "action_dim": self.agent.model.action_dim,
-            "agent": self.agent.state_dict(),
-            "training": self.state.state_dict(),
-            "records": self._logger.records,
-            "collector": self.collector.state_dict(),
-            "replay": self.replay.state_dict(),
-            "random": global_state(self.device),
-        }
+    def _checkpoint(self) -> Checkpoint:
+        """All but the files of replay, which are written first."""
+        return Checkpoint(
+            config=self._config_dict,
+            counters=replace(self.counters),
+            action_dim=self.agent.model.action_dim,
+            agent_kind=self.agent.kind,
+            world_model_kind=self.agent.world_model_kind,
+            agent=self.agent.state_dict(),
+            training=self.state.state_dict(),
+            records=self._logger.records,
+            collector=self.collector.state_dict(),
+            replay=self.replay.state_dict(),
+            random=global_state(self.device),
+        )
 
 
 def claim_folder(config: Config) -> RunFolder:

@@ -8,12 +8,17 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """Sequences from replay. action[t] led into image[t]; reward[t] was paid on arriving there."""
+    """Sequences from replay. action[t] led into image[t]; reward[t] was paid on arriving there.
+
+    is_terminal[t]: the environment ended its episode there, so that nothing follows; where one was cut short, or goes
+    on, it is false.
+    """
 
     image: UInt8[Tensor, "T B H W C"]
     action: Float[Tensor, "T B A"]
     reward: Float[Tensor, "T B"]
     is_first: Bool[Tensor, "T B"]
+    is_terminal: Bool[Tensor, "T B"]
     index: Int64[Tensor, "T B"]  # the frame's place in replay, its identity for the bootstrap masks
 
 

@@ -62,6 +62,7 @@ def make_batch(seed=0, length=5, batch_size=3, action_dim=ACTION_DIM, first=((0,
         torch.rand(length, batch_size, action_dim, **draw) * 2 - 1,
         torch.randn(length, batch_size, **draw),
         is_first,
+        torch.zeros_like(is_first),
         torch.arange(length * batch_size, device=device).view(length, batch_size),
     )
 

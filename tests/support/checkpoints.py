@@ -2,6 +2,10 @@
 
 import torch
 
+from dreamer_mpc.data.collect import Counters
+from dreamer_mpc.runs.checkpoint import Checkpoint, as_payload, load_checkpoint
+from dreamer_mpc.runs.payload import write_payload
+
 
 class Bomb:
     """A pickle that creates a file when it is loaded."""
@@ -23,3 +27,22 @@ def equal(a, b):
     if isinstance(a, (list, tuple)):
         return type(a) is type(b) and len(a) == len(b) and all(map(equal, a, b))
     return type(a) is type(b) and repr(a) == repr(b)
+
+
+def make_checkpoint(env_steps=2000, **fields):
+    """A checkpoint of an agent with two weights."""
+    weights = {"world_model.a": torch.arange(6.0).reshape(2, 3), "actor.b": torch.ones(2, dtype=torch.bfloat16)}
+    fields = {"agent": {"model": weights}, "agent_kind": "dreamer"} | fields
+    config = {"env": "cheetah-run", "optimizer": {"eps": 1e-7}, "run_dir": None}
+    return Checkpoint(config, Counters(env_steps, 1000, 7, 2), 6, world_model_kind="gaussian", **fields)
+
+
+def as_version_2(checkpoint):
+    """The payload of format 2, which does not name kinds."""
+    payload = as_payload(checkpoint)
+    return {name: payload[name] for name in payload if name not in ("agent_kind", "world_model_kind")}
+
+
+def rewrite_as_version_2(path):
+    """Turn a checkpoint file into one of format 2."""
+    write_payload(path, as_version_2(load_checkpoint(path)), 2)

@@ -12,12 +12,18 @@ ACTION_DIM = 2
 def append(replay, rows, frames):
     """Append frame (episode, step) of `frames` to each stream of `rows`.
 
-    Its action is (episode, step), its reward 1000 episode + step, its image shows both, modulo 256.
+    Its action is (episode, step), its reward 1000 episode + step, its image shows both, modulo 256; it is terminal
+    where 3 divides episode + 2 step.
     """
     number, step = np.array(frames).T
     image = np.zeros((len(rows), *SHAPE), np.uint8)
     image[..., 0], image[..., 1] = number[:, None, None] % 256, step[:, None, None] % 256
-    replay.append(np.array(rows), image, np.array(frames, np.float32), 1000.0 * number + step, step == 0)
+    reward, is_terminal = 1000.0 * number + step, marked(number, step)
+    replay.append(np.array(rows), image, np.array(frames, np.float32), reward, step == 0, is_terminal)
+
+
+def marked(number, step):
+    return (number + 2 * step) % 3 == 0
 
 
 def add_episode(replay, number, length, row=0):
@@ -40,6 +46,7 @@ def sampled(batch):
     assert (step == step[0] + torch.arange(len(step))[:, None]).all()
     assert torch.equal(batch.reward, 1000 * number + step)
     assert torch.equal(batch.is_first, step == 0)
+    assert torch.equal(batch.is_terminal, marked(number, step))
     assert (batch.image[..., 0] == (number % 256)[..., None, None]).all()
     assert (batch.image[..., 1] == (step % 256)[..., None, None]).all()
     return list(zip(number[0].int().tolist(), step[0].int().tolist()))
