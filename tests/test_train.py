@@ -1,5 +1,6 @@
 """The loop of a run: what happens in which order, how often, and what the user is told."""
 
+import dataclasses
 import gzip
 import json
 from collections import Counter
@@ -178,6 +179,13 @@ def test_the_user_is_told_how_collecting_and_updating_go_together(num_envs, word
     output = capsys.readouterr().out
     assert words in output and "replay 0." in output
     assert output.count("set-up before the first update") == 1
+
+
+def test_a_fast_form_that_does_not_fit_is_said_at_the_start(tmp_path, monkeypatch, capsys):
+    trainer = make_trainer(tmp_path, [], monkeypatch, "--env-steps", 20)
+    trainer.agent.forms = dataclasses.replace(trainer.agent.forms, reasons=("the cell is too wide",))
+    trainer.run()
+    assert capsys.readouterr().out.count("the cell is too wide") == 1
 
 
 @pytest.mark.parametrize("num_envs", [1, 2])

@@ -120,11 +120,9 @@ class Dreamer:
 
     Without `behavior` it has neither actor nor critic and learns the world model alone, for planners that need no more:
     that is PlaNet (Hafner et al. 2019). With `capture`, acting and updating are replayed as CUDA graphs; the eager code
-    is the same functions. With `kernels`, sequences of the recurrent cell are walked by `world_model/cell.py`, and the
-    convolutions run in the layouts of `world_model/blocks.py`; without, by plain modules under autograd.
+    is the same functions. With `kernels`, sequences of the recurrent cell are walked by `kernels/cell.py`, and the
+    convolutions run in the layouts of `kernels/blocks.py`; without, by plain modules under autograd.
     """
-
-    world_model_kind = "gaussian"
 
     def __init__(
         self,
@@ -147,6 +145,7 @@ class Dreamer:
         )
         self.bf16, self.kernels = self.forms.bf16, self.forms.kernels
         world = WorldModel(world_model, action_dim, kernels, self.bf16)
+        self.world_model_kind = world.kind
         learners = [("world_model", world, optimizer.world_model_lr)]
         if behavior is None:
             self.model = (UnrolledWorld if kernels else LatentWorld)(world, action_dim)
