@@ -4,15 +4,14 @@ Nothing of the package is called here, and nothing of it is imported but the typ
 draws are handed in as numbers. autograd differentiates the scalars that the loops end in; `test_reference_update.py`
 checks it by central differences.
 
-What families of agents differ in is a `Family`: how its world steps and pays, what its heads say, its actor's loss and
-its critic's. Imagination, returns, bootstrap masks, clipping and Adam are shared loops below it. `DreamerFamily` is
-Dreamer's; another family (REINFORCE, two-hot critics, a head that foresees an episode's end) is another such class.
+What families of agents differ in is `Family`, here Dreamer's: how the world steps and pays, what the heads say, the
+actor's loss and the critic's. Imagination, returns, bootstrap masks, clipping and Adam are loops that know none of it.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -33,38 +32,7 @@ LEVELS = 32  # of an image's 5 bits
 MEAN_SCALE, ACTOR_MIN_STD = 5.0, 1e-4  # Dreamer, Table 18
 
 
-# what a family of agents brings
-
-
-class Family(Protocol):
-    """The parts that belong to one family of agents. Every function speaks of one row: state [S], action [A]."""
-
-    def act(self, state: Vector, noise: Vector) -> Vector:
-        """The policy's sample in `state`, a function of the actor's weights."""
-
-    def step(self, state: Vector, action: Vector, noise: Vector) -> Vector:
-        """The state that `action` leads to."""
-
-    def reward(self, state: Vector) -> Scalar:
-        """What is paid on arriving in `state`."""
-
-    def goes_on(self, state: Vector) -> Scalar | float:
-        """The probability that the episode does not end in `state`."""
-
-    def values(self, state: Vector) -> list[Scalar]:
-        """What each value head says of `state`."""
-
-    def actor_loss(self, trajectories: Sequence["Trajectory"]) -> Scalar:
-        """The scalar that the actor descends."""
-
-    def head_error(self, trajectory: "Trajectory", k: int, t: int) -> Scalar:
-        """The error of head k at step t of a trajectory; its targets are constants."""
-
-    def model_loss(self, batch: Batch, draws: "Draws") -> tuple[Scalar, dict[str, float], list[list[Vector]]]:
-        """What the world model descends, metrics, and the states [T][B] that imagination starts from."""
-
-    def metrics(self, trajectories: Sequence["Trajectory"]) -> dict[str, float]:
-        """What is logged of the actor itself."""
+# shared loops: imagination, returns, masks, losses
 
 
 @dataclass
@@ -86,11 +54,8 @@ def number(x: Scalar | float) -> float:
     return float(torch.as_tensor(x).detach())
 
 
-# shared loops: imagination, returns, masks, losses
-
-
 def imagine(
-    family: Family,
+    family: "Family",
     start: Vector,
     action_noise: Float[Tensor, "H A"],
     state_noise: Float[Tensor, "H Z"],
@@ -129,7 +94,7 @@ def lambda_returns(
 
 
 def evaluate_trajectory(
-    family: Family, path: Trajectory, discount: float, lambda_: float, head_targets: HeadTargets
+    family: "Family", path: Trajectory, discount: float, lambda_: float, head_targets: HeadTargets
 ) -> None:
     """Fill in rewards, values, returns and the heads' targets of a trajectory.
 
@@ -155,7 +120,7 @@ def learns_from(masks: Bool[Tensor, "P K"], frame: int, k: int) -> bool:
 
 
 def critic_losses(
-    family: Family, paths: Sequence[Trajectory], frames: Sequence[int], masks: Bool[Tensor, "P K"]
+    family: "Family", paths: Sequence[Trajectory], frames: Sequence[int], masks: Bool[Tensor, "P K"]
 ) -> list[Scalar]:
     """Of each head: the mean error over the trajectories that begin in its frames, and over their steps."""
     losses = []
@@ -255,7 +220,7 @@ def kl(p: tuple[Vector, Vector], q: tuple[Vector, Vector]) -> Scalar:
     return total
 
 
-class DreamerFamily:
+class Family:
     """Dreamer: gradients through the world model, a Tanh-Normal actor, heads that regress on returns."""
 
     def __init__(self, weights: Weights, world: WorldModelConfig, behavior: BehaviorConfig):
@@ -441,17 +406,16 @@ class Reference:
         behavior: BehaviorConfig,
         optimizer: OptimizerConfig,
         head_targets: HeadTargets = "shared",
-        family: Callable[[Weights, WorldModelConfig, BehaviorConfig], Family] = DreamerFamily,
     ):
         self.weights = {name: x.detach().clone().double().requires_grad_() for name, x in weights.items()}
-        self.masks, self.head_targets, self._family = masks.clone(), head_targets, family
+        self.masks, self.head_targets = masks.clone(), head_targets
         self.world, self.behavior, self.optimizer = world, behavior, optimizer
         rates = {"world_model": optimizer.world_model_lr, "actor": optimizer.actor_lr, "critic": optimizer.critic_lr}
         self.adams = {part: Adam(rate, optimizer.eps) for part, rate in rates.items()}
 
     def family(self) -> Family:
         """The family's functions with the weights as they are now."""
-        return self._family(self.weights, self.world, self.behavior)
+        return Family(self.weights, self.world, self.behavior)
 
     def trajectories(
         self, starts: Sequence[Vector], draws: Draws, shown: Sequence[Sequence[Vector]] | None = None
