@@ -32,14 +32,11 @@ def test_mode_is_where_the_density_of_the_action_is_highest(std):
     best = torch.tanh(x.gather(1, log_density(mean[:, None], std, x).argmax(1, keepdim=True))).squeeze(1)
     mode = TanhNormal(mean, torch.full_like(mean, std)).mode
     torch.testing.assert_close(mode, best, rtol=0, atol=0.02)
-
-
-@pytest.mark.parametrize("std", [0.5, 1.0, 5.0])
-def test_mode_of_a_mean_of_zero_is_one_of_the_two_peaks_not_the_valley_between(std):
-    x = torch.linspace(0, 2 * std**2 + 1, 100_001, dtype=torch.float64)
-    best = torch.tanh(x[log_density(0.0, std, x).argmax()])
-    mode = TanhNormal(torch.zeros(2, dtype=torch.float64), torch.full((2,), std, dtype=torch.float64)).mode
-    torch.testing.assert_close(mode.abs(), best.expand(2), rtol=0, atol=0.02)
+    if std in (0.5, 1.0, 5.0):  # at a mean of 0 it is one of two peaks, not the valley between
+        x = torch.linspace(0, 2 * std**2 + 1, 100_001, dtype=torch.float64)
+        best = torch.tanh(x[log_density(0.0, std, x).argmax()])
+        zero = torch.zeros(2, dtype=torch.float64)
+        torch.testing.assert_close(TanhNormal(zero, zero + std).mode.abs(), best.expand(2), rtol=0, atol=0.02)
 
 
 def test_samples_are_reparameterised():
@@ -69,38 +66,6 @@ def test_actions_stay_in_bounds():
     policy = Actor(6, 2, hidden=16)(torch.randn(4, 500, 6) * 100)
     for action in (policy.rsample(), policy.mode):
         assert action.shape == (4, 500, 2) and action.abs().max() <= 1
-
-
-def plain_head(critic, k):
-    """Head k of the ensemble as an MLP of its own."""
-    layers = []
-    for layer in critic.layers:
-        linear = nn.Linear(layer.weight.shape[1], layer.weight.shape[2])
-        linear.weight.data, linear.bias.data = layer.weight[k].detach().T, layer.bias[k, 0].detach()
-        layers += [linear, nn.ELU()]
-    return nn.Sequential(*layers[:-1])
-
-
-def test_the_ensemble_is_k_separate_networks():
-    torch.manual_seed(0)
-    critic, state = Critic(4, heads=3, layers=2, hidden=8), torch.randn(2, 5, 4)
-    expected = torch.stack([plain_head(critic, k)(state).squeeze(-1) for k in range(3)])
-    torch.testing.assert_close(critic(state), expected)
-    torch.testing.assert_close(critic(state[0, 0]), expected[:, 0, 0])
-
-
-def test_heads_differ_from_the_start():
-    torch.manual_seed(0)
-    critic = Critic(4, heads=3, layers=2, hidden=8)
-    assert (critic(torch.randn(20, 4)).std(0) > 1e-3).all()
-    assert all(parameter.std(0).min() > 0 for parameter in critic.parameters())
-
-
-def test_a_head_learns_alone():
-    critic = Critic(4, heads=3, layers=2, hidden=8)
-    gradients = torch.autograd.grad(critic(torch.randn(20, 4))[1].sum(), list(critic.parameters()))
-    for gradient in gradients:
-        assert not gradient[0].any() and gradient[1].any() and not gradient[2].any()
 
 
 @pytest.mark.parametrize("bootstrap", [0.0, 0.5, 0.8, 1.0])
@@ -146,16 +111,6 @@ class Fixed(Smooth):
         if self.shown is not None:
             state = self.shown.pop(0)
         return super().policy(state)
-
-
-def test_imagine_follows_the_policy():
-    model, start = Fixed(std=0.0), torch.randn(4, 3, dtype=torch.float64)
-    states = imagine(model, start, 3)
-    state = start
-    for k in range(3):
-        state = model.step(state, model.policy(state).mode)
-        torch.testing.assert_close(states[k], state)
-    assert states.shape == (3, 4, 3)
 
 
 def loss_of(model, start, horizon=5):

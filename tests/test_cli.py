@@ -5,12 +5,13 @@ import gzip
 import io
 import json
 import subprocess
+from dataclasses import replace
 
 import pytest
 import torch
 
 import run
-from dreamer_mpc.agents.dreamer import Dreamer
+from dreamer_mpc.agents.dreamer import Dreamer, OptimizerConfig
 from dreamer_mpc.config import (
     Config,
     config_from_dict,
@@ -21,6 +22,7 @@ from dreamer_mpc.config import (
     to_dict,
     to_yaml,
 )
+from dreamer_mpc.config.make import load_agent
 from dreamer_mpc.planners import PLANNERS
 from dreamer_mpc.runs.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from dreamer_mpc.runs.payload import FORMAT_VERSION, read_payload
@@ -110,11 +112,6 @@ def test_resume_goes_on_from_the_last_checkpoint(trained, tmp_path):
 
 
 def test_a_resumed_run_takes_the_command_line_s_rates(trained):
-    from dataclasses import replace
-
-    from dreamer_mpc.agents.dreamer import OptimizerConfig
-    from dreamer_mpc.config.make import load_agent
-
     checkpoint = load_checkpoint(trained[0])
     rates = OptimizerConfig(actor_lr=0.5, eps=0.25)
     config = replace(config_from_dict(checkpoint.config, "checkpoint"), optimizer=rates)
@@ -157,8 +154,6 @@ def test_a_finished_run_says_how_to_go_on(trained, capsys):
 
 
 def test_a_resumed_agent_has_the_saved_weights(trained):
-    from dreamer_mpc.config.make import load_agent
-
     checkpoint = load_checkpoint(trained[0])
     config = config_from_dict(checkpoint.config, "checkpoint")
     agent = load_agent(checkpoint, config, checkpoint.action_dim, torch.device("cpu"))
@@ -167,8 +162,6 @@ def test_a_resumed_agent_has_the_saved_weights(trained):
 
 
 def test_exported_weights_are_evaluated_and_not_resumed(trained, tmp_path, capsys):
-    from dreamer_mpc.config.make import load_agent
-
     path = export_weights.main([str(trained[0]), str(tmp_path / "small")])
     full, small = load_checkpoint(trained[0]), load_checkpoint(tmp_path / "small")
     assert path.stat().st_size < find_checkpoint(trained[0]).stat().st_size / 5
@@ -197,8 +190,6 @@ PRETRAINED = {
 
 @pytest.mark.parametrize("folder", sorted((ROOT / "pretrained").iterdir()), ids=lambda folder: folder.name)
 def test_pretrained_weights_are_whole_and_fit(folder):
-    from dreamer_mpc.config.make import load_agent
-
     checkpoint = load_checkpoint(folder)
     config = config_from_dict(checkpoint.config, "checkpoint")
     agent = load_agent(checkpoint, config, checkpoint.action_dim, torch.device("cpu"))
@@ -206,10 +197,6 @@ def test_pretrained_weights_are_whole_and_fit(folder):
     assert (config.env, config.trained_by, checkpoint.counters.env_steps) == PRETRAINED[folder.name]
     assert (checkpoint.agent_kind, checkpoint.resumable) == ("dreamer", False)
     assert read_payload(find_checkpoint(folder))[0] == FORMAT_VERSION
-
-
-def test_the_default_preset_is_the_schema_s_defaults():
-    assert load_presets("default") == Config()
 
 
 def test_a_configuration_survives_yaml_and_checkpoints(tmp_path):
@@ -223,11 +210,9 @@ def test_presets_add_up_in_order():
     config = load_presets("quick,planner/dream-mpc-released")
     assert config.dream_mpc.scale_penalty and not config.dream_mpc.penalty_gradient
     assert config.world_model == load_presets("quick").world_model
-
-
-def test_the_command_line_wins_over_the_preset():
-    config = parse(Config, ["--world-model.deter", "77"], load_presets("quick"))
-    assert config.world_model.deter == 77 and config.world_model.stoch == load_presets("quick").world_model.stoch
+    assert load_presets("default") == Config(), "the schema's defaults"
+    world = parse(Config, ["--world-model.deter", "77"], config).world_model
+    assert world == replace(config.world_model, deter=77), "the command line wins"
 
 
 def test_help_names_groups_defaults_and_units():

@@ -24,7 +24,6 @@ from dreamer_mpc.evaluation.compare import summarise
 from dreamer_mpc.evaluation.record import Record
 from dreamer_mpc.report.progress import decided
 from dreamer_mpc.runs.checkpoint import Checkpoint, checkpoint_path, find_checkpoint, load_checkpoint, save_checkpoint
-from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.util.counters import Counters
 from dreamer_mpc.util.intervals import holm, iqm, mean_interval, p_value
 from tests.support.agents import TINY
@@ -152,6 +151,8 @@ def plays(monkeypatch):
 def test_a_comparison_has_a_row_for_each_planner(six):
     folder, _ = six
     assert {path.name for path in folder.iterdir()} == {"compare.csv", "compare.json", "compare.png", "episodes.csv"}
+    image = cv2.imread(str(folder / "compare.png"))
+    assert image.shape[1] >= 1200 and image.std() > 10
     rows = table(folder / "compare.csv")
     assert [row["planner"] for row in rows] == list(EVALUATIONS)
     assert {row["planner"]: int(row["model_evaluations"]) for row in rows} == EVALUATIONS
@@ -279,12 +280,6 @@ def test_planner_settings_start_from_the_checkpoint_s(planet, tmp_path):
     assert [row["model_evaluations"] for row in table(tmp_path / "other" / "compare.csv")] == ["200"]
 
 
-def test_a_comparison_lies_in_the_run_folder_unless_told_otherwise(another):
-    done(quietly("compare", "--checkpoint", another, "--planners", "policy", "--episodes", 1, "--num-envs", 1))
-    assert (another / "compare" / "compare.csv").exists()
-    shutil.rmtree(another / "compare")
-
-
 def dmc_run(folder):
     """A run folder with an untrained agent of cheetah-run, for episodes of 20 agent steps."""
     config = dataclasses.replace(load_presets("quick"), max_env_steps=40)
@@ -301,7 +296,7 @@ def test_a_comparison_on_dm_control_by_the_command_line(tmp_path):
     ended = command("compare", "--checkpoint", folder, *args)
     assert ended.returncode == 0, ended.stderr
     names = {"compare.csv", "compare.json", "compare.png", "episodes.csv"}
-    assert {path.name for path in (folder / "compare").iterdir()} == names
+    assert {path.name for path in (folder / "compare").iterdir()} == names, "in the run folder unless told otherwise"
     envs = min(2, len(os.sched_getaffinity(0)))
     rows = table(folder / "compare" / "episodes.csv")
     assert [int(row["env_seed"]) for row in rows] == 2 * [10_000, 10_001, 10_002]
@@ -314,7 +309,7 @@ def test_a_comparison_on_dm_control_by_the_command_line(tmp_path):
 
 ADDED = {  # what is asked for then, and what is left to play
     "episodes": ({"--episodes": 4}, [(10_002, 1), (10_003, 1)]),
-    "a planner": ({"--planners": "policy,cem"}, [(10_000, 1), (10_001, 1)]),
+    "a planner": ({"--planners": "policy, cem"}, [(10_000, 1), (10_001, 1)]),
     "a checkpoint": ({}, [(10_000, 1), (10_001, 1)]),
     "another seed, with --overwrite": ({"--seed": 5, "--overwrite": None}, [(5, 1), (6, 1)]),
     "a damaged record, with --overwrite": ({"--overwrite": None}, [(10_000, 1), (10_001, 1)]),
@@ -340,7 +335,7 @@ def test_only_what_is_added_is_played(trained, another, tmp_path, plays, what):
         assert returns(tmp_path, "policy", checkpoint)[:2] == before
     episodes = str(more.get("--episodes", 2))
     assert {row["episodes"] for row in table(tmp_path / "compare.csv")} == {episodes}
-    assert labels(tmp_path) == more.get("--planners", "policy").split(",")
+    assert labels(tmp_path) == more.get("--planners", "policy").split(", ")
     recorded = json.loads((tmp_path / "compare.json").read_text())
     assert list(recorded["planners"]) == labels(tmp_path)
 
@@ -470,13 +465,6 @@ def test_a_run_folder_that_has_moved_keeps_its_comparison(trained, tmp_path, pla
     assert len(returns(new / "compare", "policy")) == 2
 
 
-def test_a_run_that_starts_again_takes_the_old_comparison_with_it(trained, tmp_path):
-    copy = shutil.copytree(trained, tmp_path / "copy")
-    done(compare(copy, copy / "compare", "--planners", "policy", "--episodes", 1))
-    RunFolder.create(copy, overwrite=True)
-    assert not (copy / "compare").exists()
-
-
 DAMAGED = {
     "a number that is none": ("episodes.csv", lambda text: text.replace(b",10001,", b",many,")),
     "a row cut short": ("episodes.csv", lambda text: text[: text.rindex(b",10002,")]),
@@ -498,12 +486,7 @@ def test_a_damaged_record_is_one_line(trained, six, tmp_path, damage):
     assert (folder / name).read_bytes() != text
     message = refused(compare(trained, folder, "--episodes", 3))
     assert str(folder / name) in message and "damaged" in message and "--overwrite" in message
-
-
-def test_episodes_of_which_nothing_is_known_are_not_mixed_in(trained, six, tmp_path):
-    """Without compare.json nothing says which seed, task and settings the episodes were played with."""
-    folder = shutil.copytree(six[0], tmp_path / "copy")
-    (folder / "compare.json").unlink()
+    (folder / "compare.json").unlink()  # without it nothing says which seed and settings the episodes were played with
     refused(compare(trained, folder, "--episodes", 3, "--seed", 5))
 
 
@@ -558,52 +541,41 @@ def labels(folder):
     return [row["planner"] for row in table(folder / "compare.csv")]
 
 
-SWEPT = {  # words of the command line, then the labels and what is recorded of one setting
-    "values": (
-        ["--sweep", "dream-mpc.iterations=1,2,4"], "iterations", {"policy": None}
-        | {f"dream-mpc iterations={i}": i for i in (1, 2, 4)},
+SIZE = {"policy": None, "dream-mpc": 3, "policy-grad-mpc": 3, "grad-mpc": 3, "cem": 4, "mppi": 3}  # `SMALL`'s horizons
+SWEPT = {  # words of the command line, then a setting, and what is recorded of it by label
+    "--sweep dream-mpc.iterations=1,2,4": (
+        "iterations", {"policy": None} | {f"dream-mpc iterations={i}": i for i in (1, 2, 4)},
     ),
-    "two sweeps beside planners": (
-        ["--sweep", "dream-mpc.iterations=1,2", "cem.horizon=2,3", "--planners", "policy,dream-mpc"], "iterations",
-        {"policy": None, "dream-mpc": 1, "dream-mpc iterations=1": 1, "dream-mpc iterations=2": 2}
+    "--sweep dream-mpc.iterations=1,2 cem.horizon=2,3 --planners policy,dream-mpc": (
+        "iterations", {"policy": None, "dream-mpc": 1, "dream-mpc iterations=1": 1, "dream-mpc iterations=2": 2}
         | {"cem horizon=2": 2, "cem horizon=3": 2},
     ),
-    "settings varied together": (
-        ["--sweep", "dream-mpc.uncertainty=0,1:penalty-gradient=false"], "uncertainty", {"policy": None}
+    "--sweep dream-mpc.uncertainty=0,1:penalty-gradient=false": (
+        "uncertainty", {"policy": None}
         | {f"dream-mpc uncertainty={value} penalty_gradient=False": float(value) for value in (0, 1)},
     ),
-    "all planners beside a sweep": (
-        ["--sweep", "cem.horizon=2", "--planners", "all"], "horizon",
-        {"policy": None, "dream-mpc": 3, "policy-grad-mpc": 3, "grad-mpc": 3, "cem": 4, "mppi": 3, "cem horizon=2": 2},
+    "--sweep cem.horizon=2 --planners all": ("horizon", SIZE | {"cem horizon=2": 2}),
+    "--planners mppi,all": ("horizon", {"mppi": 3} | SIZE),
+    "--sweep dream-mpc.objective=return,rewards": (
+        "objective", {"policy": None} | {f"dream-mpc objective={word}": word for word in ("return", "rewards")},
     ),
-    "all but those that are named": (
-        ["--planners", "mppi,all"], "horizon",
-        {"mppi": 3, "policy": None, "dream-mpc": 3, "policy-grad-mpc": 3, "grad-mpc": 3, "cem": 4},
+    "--sweep dream-mpc.penalty-gradient=true,false": (
+        "penalty_gradient", {"policy": None} | {f"dream-mpc penalty_gradient={x}": x for x in (True, False)},
     ),
-    "words": (
-        ["--sweep", "dream-mpc.objective=return,rewards"], "objective",
-        {"policy": None, "dream-mpc objective=return": "return", "dream-mpc objective=rewards": "rewards"},
+    "--sweep dream-mpc.uncertainty=-0.5,0,1e1": (
+        "uncertainty", {"policy": None} | {f"dream-mpc uncertainty={x}": float(x) for x in ("-0.5", "0", "10")},
     ),
-    "switches": (
-        ["--sweep", "dream-mpc.penalty-gradient=true,false"], "penalty_gradient",
-        {"policy": None, "dream-mpc penalty_gradient=True": True, "dream-mpc penalty_gradient=False": False},
-    ),
-    "numbers": (
-        ["--sweep", "dream-mpc.uncertainty=-0.5,0,1e1"], "uncertainty", {"policy": None}
-        | {f"dream-mpc uncertainty={text}": float(text) for text in ("-0.5", "0", "10")},
-    ),
-    "one setting written in three ways": (
-        ["--planners", "policy", "--sweep", "dream-mpc.step-size=1e-3,0.001", "dream-mpc.step_size=0.0010"],
+    "--planners policy --sweep dream-mpc.step-size=1e-3,0.001 dream-mpc.step_size=0.0010": (
         "step_size", {"policy": None, "dream-mpc step_size=0.001": 0.001},
     ),
-    "no policy, no difference": (["--planners", "mppi, cem,mppi"], "horizon", {"mppi": 3, "cem": 4}),
-}
+    "--planners mppi,cem,mppi": ("horizon", {"mppi": 3, "cem": 4}),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SWEPT)
 def test_planners_and_swept_settings_stand_beside_each_other(trained, tmp_path, name):
-    words, setting, expected = SWEPT[name]
-    output = done(compare(trained, tmp_path, *words, "--episodes", 1)).out
+    setting, expected = SWEPT[name]
+    output = done(compare(trained, tmp_path, *name.split(), "--episodes", 1)).out
     rows = table(tmp_path / "compare.csv")
     assert labels(tmp_path) == list(expected)
     recorded = json.loads((tmp_path / "compare.json").read_text())["planners"]
@@ -613,9 +585,9 @@ def test_planners_and_swept_settings_stand_beside_each_other(trained, tmp_path, 
     compared = "policy" in expected
     assert all((row["difference"] != "") == (compared and row["planner"] != "policy") for row in rows)
     assert compared or not ("compared" in output or "decided" in output)
-    if name == "values":
+    if list(expected)[-1] == "dream-mpc iterations=4":
         assert [int(row["model_evaluations"]) for row in rows] == [0, 6, 12, 24]
-    if name == "two sweeps beside planners":  # the default is one step: the same episodes under two names
+    if "cem horizon=3" in expected:  # the default is one step: the same episodes under two names
         assert returns(tmp_path, "dream-mpc") == returns(tmp_path, "dream-mpc iterations=1")
         assert returns(tmp_path, "dream-mpc") != returns(tmp_path, "dream-mpc iterations=2")
 
@@ -705,11 +677,6 @@ def test_a_folder_that_cannot_be_written_is_one_line(trained, tmp_path):
 
 
 # pictures
-
-
-def test_the_picture_is_drawn(six):
-    image = cv2.imread(str(six[0] / "compare.png"))
-    assert image.shape[1] >= 1200 and image.std() > 10
 
 
 def test_a_video_shows_the_first_episode_of_the_first_checkpoint(trained, another, six, tmp_path, plays):

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import gymnasium
 import mujoco
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from benchmarks.pixels import frames
 from envs import (
     EnvError,
     choose_gl_backend,
@@ -24,16 +22,10 @@ from envs import (
 )
 from envs.gl import CUDA_INDICES, PROBED, _probe
 from envs.rows import LocalVectorEnv
-from tests.support.counting_env import CountingEnv, decode, expected_reward
+from tests.support.commands import ROOT, script
+from tests.support.counting_env import CountingEnv, decode
 
-ROOT = Path(__file__).parents[1]
-SAMPLE = (
-    "ball_in_cup-catch",
-    "cartpole-swingup_sparse",
-    "humanoid_CMU-stand",
-    "lqr-lqr_2_1",
-    "quadruped-walk",
-)
+SAMPLE = ("ball_in_cup-catch", "cartpole-swingup_sparse", "humanoid_CMU-stand", "lqr-lqr_2_1", "quadruped-walk")
 IMAGES = gymnasium.spaces.Box(0, 255, (32, 48, 3), np.uint8)
 ACTIONS = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
 
@@ -84,11 +76,7 @@ def test_every_kind_of_task_makes_pixels(name):
     assert not terminated
     assert not truncated
     assert info["env_steps"] == 2
-
-
-def test_list_tasks_names_the_whole_suite():
-    assert len(list_tasks()) > 45
-    assert {*SAMPLE, "dog-run", "cheetah-run"} <= set(list_tasks())
+    assert len(list_tasks()) > 45 and {name, "dog-run"} <= set(list_tasks())
 
 
 @pytest.mark.parametrize("name", ["cheetah-run", "lqr-lqr_2_1", "quadruped-fetch"])
@@ -96,6 +84,7 @@ def test_a_seed_decides_frames_and_rewards(name):
     first, second = make(name), make(name)
     roll(first, seed=9, steps=2)  # an instance with a past, and a fresh one
     first_frames, first_rewards = roll(first, seed=3)
+    assert (first_frames[1:] != first_frames[:-1]).any((1, 2, 3)).all(), "a frame is not overwritten by the next"
     second_frames, second_rewards = roll(second, seed=3)
     np.testing.assert_array_equal(first_frames, second_frames)
     np.testing.assert_array_equal(first_rewards, second_rewards)
@@ -117,10 +106,7 @@ def test_actions_are_rescaled_to_the_tasks_bounds():
 
 
 def test_a_repeated_actions_reward_is_the_sum_of_its_single_steps():
-    repeated, single = (
-        without_rendering(make("walker-walk", action_repeat=4)),
-        without_rendering(make("walker-walk")),
-    )
+    repeated, single = (without_rendering(make("walker-walk", action_repeat=repeat)) for repeat in (4, 2))
     single.unwrapped._action_repeat = 1
     repeated.reset(seed=1)
     single.reset(seed=1)
@@ -131,27 +117,19 @@ def test_a_repeated_actions_reward_is_the_sum_of_its_single_steps():
     np.testing.assert_array_equal(physics(repeated).get_state(), physics(single).get_state())
 
 
-@pytest.mark.parametrize("name", ["cheetah-run", "lqr-lqr_6_2"])  # lqr has no time limit of its own
-def test_an_episode_is_truncated_after_1000_env_steps(name):
-    env = without_rendering(make(name, action_repeat=3))
+# lqr has no time limit of its own
+@pytest.mark.parametrize("name, limit", [("cheetah-run", 1000), ("lqr-lqr_6_2", 1000), ("cheetah-run", 5)])
+def test_an_episode_is_truncated_after_1000_env_steps_or_as_many_as_are_asked_for(name, limit):
+    env = without_rendering(make(name, action_repeat=3, **{} if limit == 1000 else {"max_env_steps": limit}))
     assert env.reset(seed=0)[1]["env_steps"] == 0
     counts, over = [], False
     while not over:
         _, _, terminated, over, info = env.step(np.zeros(env.action_space.shape))
         counts.append(info["env_steps"])
         assert not terminated
-    assert sum(counts) == 1000
-    assert counts == [3] * 333 + [1]
+    assert counts == [3] * (limit // 3) + [limit % 3]
     with pytest.raises(gymnasium.error.ResetNeeded):
         env.step(np.zeros(env.action_space.shape))
-
-
-def test_max_env_steps_shortens_an_episode():
-    env = without_rendering(make("cheetah-run", max_env_steps=5))
-    env.reset(seed=0)
-    results = [env.step(np.zeros(6)) for _ in range(3)]
-    assert [result[3] for result in results] == [False, False, True]
-    assert [result[4]["env_steps"] for result in results] == [2, 2, 1]
 
 
 def test_discount_zero_is_a_termination():
@@ -230,19 +208,6 @@ def test_actions_must_be_finite(value):
         env.step(np.full(6, value))
 
 
-def test_fast_quality_changes_pixels_a_little():
-    full = make_env("cheetah-run").reset(seed=0)[0].astype(float)
-    fast = make("cheetah-run").reset(seed=0)[0].astype(float)
-    assert 0.05 < np.abs(full - fast).mean() < 3
-
-
-@pytest.mark.parametrize("task", ["cheetah-run", "walker-run"])
-def test_small_shadows_leave_nearly_every_pixel_as_the_agent_sees_it(task):
-    full, small = (frames(task, name, 20)[0] for name in ("full", "small-shadows"))
-    changed = (full >> 3 != small >> 3).mean()  # of the 5 bits that the world model is given
-    assert 0 < changed < 0.002
-
-
 @pytest.mark.parametrize("task", ["cheetah-run", "walker-run"])
 def test_small_shadows_are_half_as_wide(task):
     full, small = (make_env(task, render_quality=name) for name in ("full", "small-shadows"))
@@ -275,14 +240,6 @@ def test_cameras():
         make("quadruped-walk", camera=4)
 
 
-def test_frames_are_not_overwritten():
-    env = make("cheetah-run")
-    first = env.reset(seed=0)[0]
-    kept = first.copy()
-    env.step(np.ones(6))
-    np.testing.assert_array_equal(first, kept)
-
-
 # Errors
 
 
@@ -295,16 +252,7 @@ def test_frames_are_not_overwritten():
         ("cheetah-run", {"image_size": 0}, "image_size must be 1 or more"),
         ("cheetah-run", {"max_env_steps": 0}, "max_env_steps must be 1 or more"),
         ("cheetah-run", {"render_quality": "best"}, "full, small-shadows, fast"),
-        ("no_such_module:make", {}, "cannot import no_such_module"),
         ("tests.example_env:", {}, "write module:factory"),
-        ("tests.example_env:nothing", {}, "has no function nothing"),
-        ("tests.test_envs:needs_argument", {}, "without arguments.*size"),
-        ("tests.test_envs:not_an_env", {}, "must return a gymnasium.Env, got dict"),
-        ("tests.test_envs:vector_observations", {}, "must be pixels.*AddRenderObservation"),
-        ("tests.test_envs:grey_images", {}, "must be pixels"),
-        ("tests.test_envs:float_images", {}, "must be pixels"),
-        ("tests.test_envs:discrete_actions", {}, "actions must be a Box"),
-        ("tests.test_envs:unbounded_actions", {}, "finite bounds"),
     ],
 )
 def test_an_unusable_env_is_an_error_in_one_line(name, settings, message):
@@ -326,13 +274,7 @@ class SpacesEnv(gymnasium.Env):
 
     def step(self, action):
         self.actions.append(action)
-        return (
-            np.zeros(self.observation_space.shape, np.uint8),
-            1.0,
-            len(self.actions) >= 7,
-            False,
-            {"note": 5},
-        )
+        return np.zeros(self.observation_space.shape, np.uint8), 1.0, len(self.actions) >= 7, False, {"note": 5}
 
 
 def pays_for_imports():
@@ -344,38 +286,23 @@ def pays_for_imports():
     return Paying()
 
 
-def needs_argument(size):
-    return SpacesEnv()
+UNUSABLE = [
+    ({"images": gymnasium.spaces.Box(-1, 1, (3,), np.float32)}, "must be pixels.*AddRenderObservation"),
+    ({"images": gymnasium.spaces.Box(0, 255, (64, 64, 1), np.uint8)}, "must be pixels"),
+    ({"images": gymnasium.spaces.Box(0, 1, (64, 64, 3), np.float32)}, "must be pixels"),
+    ({"actions": gymnasium.spaces.Discrete(3)}, "actions must be a Box"),
+    ({"actions": gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)}, "finite bounds"),
+]
 
 
-def not_an_env():
-    return {}
-
-
-def vector_observations():
-    return SpacesEnv(gymnasium.spaces.Box(-1, 1, (3,), np.float32))
-
-
-def grey_images():
-    return SpacesEnv(gymnasium.spaces.Box(0, 255, (64, 64, 1), np.uint8))
-
-
-def float_images():
-    return SpacesEnv(gymnasium.spaces.Box(0, 1, (64, 64, 3), np.float32))
-
-
-def discrete_actions():
-    return SpacesEnv(actions=gymnasium.spaces.Discrete(3))
-
-
-def unbounded_actions():
-    return SpacesEnv(actions=gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32))
+@pytest.mark.parametrize("spaces, message", UNUSABLE)
+def test_unusable_spaces_are_an_error_in_one_line(spaces, message, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "odd_bounds", lambda: SpacesEnv(**spaces))
+    test_an_unusable_env_is_an_error_in_one_line("tests.test_envs:odd_bounds", {}, message)
 
 
 def odd_bounds():
-    return SpacesEnv(
-        actions=gymnasium.spaces.Box(np.array([0.0, -4.0]), np.array([10.0, 2.0]), dtype=np.float64)
-    )
+    return SpacesEnv(actions=gymnasium.spaces.Box(np.array([0.0, -4.0]), np.array([10.0, 2.0]), dtype=np.float64))
 
 
 # An environment of one's own
@@ -404,13 +331,9 @@ def test_a_custom_env_is_resized_rescaled_repeated_and_counted():
     assert [result[2] for result in results] == [False, False, True]
     assert [result[4] for result in results] == [{"env_steps": n} for n in (3, 3, 1)], "its own info is left out"
     assert all(result[0].shape == (64, 64, 3) for result in results)
-
-
-def test_a_custom_env_has_a_time_limit_on_request():
-    env = make_env("tests.test_envs:odd_bounds", max_env_steps=3)
-    env.reset()
-    assert env.step(np.zeros(2))[2:4] == (False, False)
-    assert env.step(np.zeros(2))[2:] == (False, True, {"env_steps": 1})
+    limited = make_env("tests.test_envs:odd_bounds", max_env_steps=3)
+    limited.reset()
+    assert [limited.step(np.zeros(2))[2:4] for _ in range(2)] == [(False, False), (False, True)]
 
 
 def test_a_custom_env_is_found_in_the_current_folder(tmp_path, monkeypatch):
@@ -418,19 +341,6 @@ def test_a_custom_env_is_found_in_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(ROOT), *(entry for entry in sys.path if entry)])
     monkeypatch.chdir(tmp_path)
     assert make_env("my_robot:make").reset()[0].shape == (64, 64, 3)
-
-
-def test_counting_env_tells_where_it_is():
-    env = CountingEnv(length=300)
-    for episode in range(2):
-        assert decode(env.reset()[0]) == (episode, 0)
-        for step in range(1, 301):
-            action = np.array([step / 300, 0], np.float32)
-            image, reward, terminated, truncated, info = env.step(action)
-            assert decode(image) == (episode, step)
-            assert reward == expected_reward(episode, step, action) == 10 * episode + step + 0.1 * action[0]
-            np.testing.assert_array_equal(info["action"], action)
-            assert (terminated, truncated) == (False, step == 300)
 
 
 # Several at once
@@ -441,9 +351,7 @@ def test_workers_give_the_frames_of_single_envs():
     singles = [make("cheetah-run"), make("cheetah-run")]
     frames, infos = envs.reset(seed=[5, 6])
     kept = frames.copy()
-    np.testing.assert_array_equal(
-        frames, [env.reset(seed=seed)[0] for env, seed in zip(singles, (5, 6), strict=True)]
-    )
+    np.testing.assert_array_equal(frames, [env.reset(seed=5 + row)[0] for row, env in enumerate(singles)])
     assert infos["env_steps"].tolist() == [0, 0]
     actions = random_actions(singles[0], 4).reshape(2, 2, 6)
     for pair in actions:
@@ -465,24 +373,6 @@ def test_workers_give_the_frames_of_single_envs():
 
 
 @pytest.mark.parametrize("workers", [False, True])
-def test_masked_resets(workers):
-    envs = make_vector_env("tests.support.counting_env:make", 2, workers=workers, action_repeat=4)
-    envs.reset(seed=0)
-    for step in (4, 8, 10):
-        images, _, terminated, truncated, infos = envs.step(np.zeros((2, 2), np.float32))
-        assert [decode(image) for image in images] == [(0, step)] * 2
-    assert truncated.all()
-    assert not terminated.any()
-    assert infos["env_steps"].tolist() == [2, 2]
-    images, infos = reset_rows(envs, np.array([True, False]))
-    assert [decode(image) for image in images] == [(1, 0), (0, 10)], "nothing resets by itself"
-    assert infos["env_steps"].tolist() == [0, 0]
-    images, _ = reset_rows(envs, np.array([False, True]))
-    assert [decode(image) for image in images] == [(1, 0), (1, 0)]
-    envs.close()
-
-
-@pytest.mark.parametrize("workers", [False, True])
 def test_rows_that_are_left_out_rest(workers):
     envs = make_vector_env("tests.support.counting_env:make", 3, workers=workers, action_repeat=1)
     image, _ = reset_rows(envs, np.array([True, False, True]))
@@ -496,7 +386,7 @@ def test_rows_that_are_left_out_rest(workers):
     reset_rows(envs, np.array([False, True, False]))
     for _ in range(8):
         image, reward, terminated, truncated, info = envs.step(np.zeros((3, 2), np.float32))
-    assert [decode(x) for x in image] == [(0, 10), (0, 8), (0, 8)]
+    assert [decode(x) for x in image] == [(0, 10), (0, 8), (0, 8)], "nothing resets by itself"
     assert truncated.tolist() == [True, False, False] and not terminated.any()
     envs.step_async(np.zeros((3, 2), np.float32), ~truncated)
     _, _, _, truncated, info = envs.step_wait()
@@ -509,12 +399,7 @@ def test_workers_load_no_torch():
     envs.reset()
     assert envs.step(np.zeros((1, 2), np.float32))[1].tolist() == [1.0]
     envs.close()
-
-
-def test_one_env_runs_in_this_process():
-    envs = make_vector_env("tests.example_env:make", 1)
-    assert isinstance(envs, LocalVectorEnv)
-    assert envs.reset(seed=0)[0].shape == (1, 64, 64, 3)
+    assert isinstance(make_vector_env("tests.example_env:make", 1), LocalVectorEnv), "one stays in this process"
     with pytest.raises(EnvError, match="num_envs"):
         make_vector_env("tests.example_env:make", 0)
     with pytest.raises(EnvError, match="cannot import"):
@@ -551,18 +436,8 @@ if __name__ == "__main__":
 
 
 def test_an_interrupted_step_closes_at_once_and_quietly(tmp_path):
-    script = tmp_path / "interrupted.py"
-    script.write_text(INTERRUPTED)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     start = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        start_new_session=True,
-        check=False,
-    )
+    done = script(tmp_path / "interrupted.py", INTERRUPTED, start_new_session=True)
     assert done.stdout == "closed [False, False]\n", done.stderr
     assert done.stderr == ""
     assert time.monotonic() - start < 15
@@ -594,11 +469,7 @@ if __name__ == "__main__":
 
 
 def test_workers_that_start_leave_an_interrupt_to_their_parent(tmp_path):
-    script = tmp_path / "starting.py"
-    script.write_text(STARTING)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(script)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, start_new_session=True, check=False)
+    done = script(tmp_path / "starting.py", STARTING, start_new_session=True)
     assert (done.stdout, done.stderr) == ("asked to stop\nstarted (2, 64, 64, 3)\n", "")
 
 
@@ -608,14 +479,8 @@ def test_workers_that_start_leave_an_interrupt_to_their_parent(tmp_path):
 def choose_in_a_new_process(code="import envs; print(envs.choose_gl_backend())", **variables):
     hidden = ("MUJOCO_GL", "PYOPENGL_PLATFORM", "MUJOCO_EGL_DEVICE_ID", PROBED, CUDA_INDICES)
     environment = {key: value for key, value in os.environ.items() if key not in hidden}
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**environment, **variables},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=environment | variables, cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(
@@ -642,9 +507,10 @@ def test_a_missing_dm_control_is_not_blamed_on_opengl(tmp_path):
 
 
 def test_a_probed_backend_is_not_probed_again_by_children():
-    script = "import envs, envs.gl; envs.gl._probe = None; print(envs.choose_gl_backend())"
-    assert choose_in_a_new_process(script, MUJOCO_GL="egl", **{PROBED: "egl"}).stdout == "egl\n"
-    assert choose_in_a_new_process(script, MUJOCO_GL="egl", **{PROBED: "osmesa"}).stdout == ""
+    code = "import envs, envs.gl; envs.gl._probe = None; print(envs.choose_gl_backend())"
+    assert choose_in_a_new_process(code, MUJOCO_GL="egl", **{PROBED: "egl"}).stdout == "egl\n"
+    assert choose_in_a_new_process(code, MUJOCO_GL="egl", **{PROBED: "osmesa"}).stdout == ""
+    assert choose_gl_backend() == os.environ["MUJOCO_GL"] == os.environ[PROBED]
 
 
 def test_importing_envs_does_nothing():
@@ -656,23 +522,14 @@ def test_importing_envs_does_nothing():
     assert choose_in_a_new_process(script).stdout == "[] True\n"
 
 
-@pytest.mark.parametrize(
-    ("cuda_index", "visible", "expected"),
-    [
-        (0, None, "2"),
-        (1, None, "0"),
-        (0, "1,0", "0"),
-        (1, "1,0", "2"),
-        (5, None, None),
-        (0, "GPU-1f", None),
-        (0, "", None),
-    ],
-)
+EGL_OF = {(0, None): "2", (1, None): "0", (0, "1,0"): "0", (1, "1,0"): "2", (5, None): None, (0, "GPU-1f"): None}
+EGL_OF[0, ""] = None
+
+
+@pytest.mark.parametrize("cuda_index, visible, expected", [(*of, found) for of, found in EGL_OF.items()])
 def test_the_egl_device_is_that_of_the_cuda_device(cuda_index, visible, expected, monkeypatch):
     monkeypatch.setattr("envs.gl.choose_gl_backend", lambda: "egl")
-    monkeypatch.setenv(
-        CUDA_INDICES, "1,,0,"
-    )  # as the probe writes it: EGL device 0 is CUDA's 1, EGL's 2 is its 0
+    monkeypatch.setenv(CUDA_INDICES, "1,,0,")  # as the probe writes it: EGL device 0 is CUDA's 1, EGL's 2 is its 0
     monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "0")  # so that what is set below is taken back
     monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -680,6 +537,9 @@ def test_the_egl_device_is_that_of_the_cuda_device(cuda_index, visible, expected
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     match_egl_device(cuda_index)
     assert os.environ.get("MUJOCO_EGL_DEVICE_ID") == expected
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "3")
+    match_egl_device(cuda_index)
+    assert os.environ["MUJOCO_EGL_DEVICE_ID"] == "3", "the user's is left alone"
 
 
 def test_the_probe_sees_all_gpus_whichever_this_process_may_use(monkeypatch, tmp_path):
@@ -690,13 +550,3 @@ def test_the_probe_sees_all_gpus_whichever_this_process_may_use(monkeypatch, tmp
     monkeypatch.setenv(CUDA_INDICES, "")
     assert _probe("egl") is None
     assert os.environ[CUDA_INDICES] == "all" and os.environ["CUDA_VISIBLE_DEVICES"] == "2"
-
-
-def test_the_users_egl_device_is_left_alone(monkeypatch):
-    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "3")
-    match_egl_device(0)
-    assert os.environ["MUJOCO_EGL_DEVICE_ID"] == "3"
-
-
-def test_the_chosen_backend_is_in_the_environment():
-    assert choose_gl_backend() == os.environ["MUJOCO_GL"] == os.environ[PROBED]

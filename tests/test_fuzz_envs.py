@@ -8,20 +8,19 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
-import gymnasium
 import numpy as np
 import psutil
 import pytest
+from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from envs import EnvError, make_vector_env, reset_rows, workers
 from tests.support.agents import TINY
+from tests.support.commands import ROOT, command, script
 from tests.support.faulty_env import LENGTH, SHAPE, Fault, injected
 
-ROOT = Path(__file__).resolve().parent.parent
 FAULTY = "tests.support.faulty_env:make"
 IN_PROCESS_CASES = 40  # of each kind
 WORKER_CASES = 8
@@ -32,13 +31,8 @@ pytestmark = pytest.mark.timeout(120)  # a hang is a failure
 
 def fuzz(cases):
     """Hypothesis without a clock, as workers take their time, and with the same cases in every run."""
-    return settings(
-        max_examples=cases,
-        deadline=None,
-        database=None,
-        derandomize=True,
-        suppress_health_check=list(HealthCheck),
-    )
+    quiet = list(HealthCheck)
+    return settings(max_examples=cases, deadline=None, database=None, derandomize=True, suppress_health_check=quiet)
 
 
 # Faults of a custom environment's code
@@ -80,51 +74,35 @@ def part(index, values):
     return st.tuples(st.just("part"), st.tuples(st.just(index), values))
 
 
-def returned(values):
-    """Faults of a whole answer."""
-    return st.tuples(st.just("return"), values)
-
-
 TUPLES = st.integers(0, 7).filter(lambda n: n not in (2, 5)).map(lambda n: (np.zeros(SHAPE, np.uint8),) * n)
-BOXES = st.sampled_from(
-    [
-        None,
-        "Box",
-        gymnasium.spaces.Discrete(3),
-        gymnasium.spaces.MultiDiscrete([2, 3]),
-        gymnasium.spaces.Dict({"image": gymnasium.spaces.Box(0, 255, SHAPE, np.uint8)}),
-        gymnasium.spaces.Box(0, 255, (4,), np.uint8),
-        gymnasium.spaces.Box(0, 1, SHAPE, np.float32),
-        gymnasium.spaces.Box(0, 255, (*SHAPE[:2], 1), np.uint8),
-        gymnasium.spaces.Box(0, 255, (0, 8, 3), np.uint8),
-        gymnasium.spaces.Box(np.arange(30, dtype=np.uint8).reshape(2, 5, 3, 1), np.full((2, 5, 3, 1), 40, np.uint8)),
-        gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32),
-        gymnasium.spaces.Box(-np.ones(3), np.array([1.0, np.inf, 2.0]), dtype=np.float64),
-        gymnasium.spaces.Box(-3e38, 3e38, (2,), np.float32),
-        gymnasium.spaces.Box(-1, 1, (0,), np.float32),
-        gymnasium.spaces.Box(-1, 1, (2, 2), np.float32),
-        gymnasium.spaces.Box(0, 5, (2,), np.int64),
-    ]
-)
+WRONG_ANSWERS = st.tuples(st.just("return"), st.one_of(TUPLES, ODD))
+BOXES = [
+    Box(0, 255, (4,), np.uint8), Box(0, 1, SHAPE, np.float32), Box(0, 255, (*SHAPE[:2], 1), np.uint8),
+    Box(0, 255, (0, 8, 3), np.uint8), Box(-np.inf, np.inf, (2,), np.float32), Box(-3e38, 3e38, (2,), np.float32),
+    Box(np.arange(30, dtype=np.uint8).reshape(2, 5, 3, 1), np.full((2, 5, 3, 1), 40, np.uint8)),
+    Box(-np.ones(3), np.array([1.0, np.inf, 2.0]), dtype=np.float64), Box(-1, 1, (0,), np.float32),
+    Box(-1, 1, (2, 2), np.float32), Box(0, 5, (2,), np.int64), Discrete(3), MultiDiscrete([2, 3]), None, "Box",
+    Dict({"image": Box(0, 255, SHAPE, np.uint8)}),
+]  # fmt: skip
 SPACES = st.one_of(
-    st.tuples(st.sampled_from(["observation_space", "action_space"]), BOXES),
+    st.tuples(st.sampled_from(["observation_space", "action_space"]), st.sampled_from(BOXES)),
     st.tuples(st.just("metadata"), st.sampled_from([None, 3])),
 )
 
 
 # What goes wrong, by the call that it goes wrong in.
 KINDS = {
-    "factory": {"code": st.one_of(RAISED, EXITED), "answer": returned(ODD)},
+    "factory": {"code": st.one_of(RAISED, EXITED), "answer": st.tuples(st.just("return"), ODD)},
     "spaces": {"answer": st.tuples(st.just("set"), SPACES)},
     "reset": {
         "code": st.one_of(RAISED, EXITED),
-        "answer": returned(st.one_of(TUPLES, ODD)),
+        "answer": WRONG_ANSWERS,
         "observation": part(0, OBSERVATIONS),
         "info": part(1, INFOS),
     },
     "step": {
         "code": st.one_of(RAISED, EXITED),
-        "answer": returned(st.one_of(TUPLES, ODD)),
+        "answer": WRONG_ANSWERS,
         "observation": part(0, OBSERVATIONS),
         "reward": part(1, REWARDS),
         "terminated": part(2, FLAGS),
@@ -464,10 +442,7 @@ if __name__ == "__main__":
 
 
 def test_a_program_ends_though_it_closed_nothing(tmp_path):
-    script = tmp_path / "unclosed.py"
-    script.write_text(UNCLOSED)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=60)
+    done = script(tmp_path / "unclosed.py", UNCLOSED, timeout=60)
     assert done.returncode == 0 and done.stderr == ""
     assert not any(psutil.pid_exists(int(pid)) for pid in done.stdout.split())
 
@@ -486,11 +461,11 @@ if __name__ == "__main__":
 
 
 def test_a_killed_parent_leaves_no_workers(tmp_path, folder):
-    script = tmp_path / "parent.py"
-    script.write_text(ORPHANS)
+    (tmp_path / "parent.py").write_text(ORPHANS)
     with injected(Fault("step", "sleep", 100), folder):
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        parent = subprocess.Popen([sys.executable, str(script)], env=environment, stdout=subprocess.PIPE, text=True)
+        full = [sys.executable, str(tmp_path / "parent.py")]
+        parent = subprocess.Popen(full, env=environment, stdout=subprocess.PIPE, text=True)
         workers = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
         assert len(workers) == 2
         time.sleep(0.2)  # one of them in the midst of its step
@@ -501,12 +476,6 @@ def test_a_killed_parent_leaves_no_workers(tmp_path, folder):
 
 
 # The command line
-
-
-def train(args, **variables):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
-    command = [sys.executable, "run.py", *map(str, args)]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=100)
 
 
 @pytest.mark.parametrize(
@@ -520,7 +489,7 @@ def train(args, **variables):
 def test_training_on_a_faulty_env_is_one_line(fault, envs, set_up, folder, tmp_path):
     run_dir = tmp_path / "run"
     with injected(fault, folder) as variables:
-        done = train([*TINY, "--env", FAULTY, "--num-envs", envs, "--run-dir", run_dir], **variables)
+        done = command(*TINY, "--env", FAULTY, "--num-envs", envs, "--run-dir", run_dir, **variables)
     lines = done.stderr.splitlines()
     assert done.returncode == 2, done.stderr
     assert len(lines) == 1, done.stderr

@@ -57,27 +57,6 @@ def test_the_value_heads_are_asked_only_where_j_needs_them(kind, c, needed):
     assert objective.needs_value is needed and model.calls == needed
 
 
-def test_rewards_of_a_model_without_value_heads():
-    """Dynamics and reward are all that it takes, and all that the gradient goes through."""
-
-    class Headless:
-        action_dim = 2
-
-        def step(self, state, action):
-            return state + action @ torch.ones(2, 3, dtype=torch.float64)
-
-        def reward(self, state):
-            return state.sum(-1)
-
-    state, actions = problem(3)
-    values, slope = value_and_gradient(Objective(0.5, kind="rewards"), Headless(), state, actions)
-    expected = sum(0.5**k * (state.sum(-1)[:, None] + 3 * actions[:, :, : k + 1].sum((2, 3))) for k in range(3))
-    torch.testing.assert_close(values, expected)
-    # The action of step k moves every reward from there on.
-    weight = 3 * torch.tensor([1 + 0.5 + 0.25, 0.5 + 0.25, 0.25], dtype=torch.float64)
-    torch.testing.assert_close(slope, weight[:, None].expand_as(slope))
-
-
 @pytest.mark.parametrize("kind", ["return", "lambda-return"])
 @pytest.mark.parametrize("horizon", [1, 2, 5])
 def test_the_reward_of_the_last_state_counts_once(kind, horizon):

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from dreamer_mpc.planners import Memory, make_planner
-from dreamer_mpc.planners.rollout import rollout
 from tests.support.latent_models import Linear, TwoBumps
 from tests.support.planning import plan
 
@@ -30,7 +29,7 @@ def executed_gap(name):
     return {"cem": 3e-3, "mppi": 5e-3}.get(name, 1e-4)
 
 
-# A concave quadratic: the optimum of all actions at once, by its normal equations
+# A concave quadratic whose optimum no action reaches
 
 
 def quadratic(cost=0.2):
@@ -39,44 +38,6 @@ def quadratic(cost=0.2):
     goal = torch.tensor([0.4, -0.3], dtype=torch.float64)
     nothing = torch.zeros(2, 2, dtype=torch.float64)
     return Linear(a, b, torch.eye(2, dtype=torch.float64), goal, cost, 0.9, nothing, gain=nothing)
-
-
-def best_actions(model, x, horizon):
-    """argmax of sum_k discount^{k-1} (-|x_k - goal|^2 - cost |a_{k-1}|^2), as one least squares problem."""
-    free, forced = [], torch.zeros(2 * horizon, 2 * horizon, dtype=torch.float64)
-    power = torch.eye(2, dtype=torch.float64)
-    responses = [model.b]  # of x to an action: one step later, two steps later, ...
-    for k in range(horizon):
-        power = model.a @ power
-        free.append(power @ x - model.goal)
-        for i in range(k + 1):
-            forced[2 * k : 2 * k + 2, 2 * i : 2 * i + 2] = responses[k - i]
-        responses.append(model.a @ responses[-1])
-    weight = (0.9 ** torch.arange(horizon, dtype=torch.float64)).repeat_interleave(2)
-    hessian = forced.T @ (weight[:, None] * forced) + model.cost * torch.diag(weight)
-    return torch.linalg.solve(hessian, -forced.T @ (weight * torch.cat(free))).view(horizon, 2)
-
-
-def j_of(planner, model, state, actions):
-    return planner.objective_function()(model, rollout(model, state, actions[:, None]))[:, 0]
-
-
-@every_search
-@pytest.mark.parametrize("objective", ["return", "rewards"])
-def test_the_optimum_of_a_concave_quadratic(name, objective):
-    """The value of the last state is its reward here, so that return and rewards are the same J."""
-    planner = make_planner(name, **BUDGETS[name], horizon=3, discount=0.9, objective=objective)
-    model = quadratic()
-    x = matrix([0.1, 0.2], [0.3, -0.6])
-    best = torch.stack([best_actions(model, row, 3) for row in x])
-    assert 0.2 < best.abs().max() < 0.9 and best.abs().min() > 0.01  # no bound in the way
-    state = torch.cat([x, torch.zeros_like(x)], dim=1)
-    result = plan(planner, model, state)
-    torch.testing.assert_close(result.action, best[:, 0], rtol=0, atol=executed_gap(name))
-    torch.testing.assert_close(result.actions, best, rtol=0, atol=executed_gap(name))
-    optimum = j_of(planner, model, state, best)
-    assert (result.value <= optimum + 1e-12).all()
-    torch.testing.assert_close(result.value, optimum, rtol=0, atol=2e-5)
 
 
 @every_search
@@ -143,6 +104,11 @@ def test_the_first_action_is_the_linear_quadratic_regulators(name, objective):
     assert 0.2 < best.abs().min() and best.abs().max() < 0.6
     result = plan(planner, double_integrator(), state)
     torch.testing.assert_close(result.action, best, rtol=0, atol=executed_gap(name))
+    x = state[:, :2]
+    for k in range(4):  # the whole plan, by the gains of the steps that are left
+        best = -x @ riccati(4 - k, NOTHING if objective == "rewards" else STATIONARY)[1].T
+        torch.testing.assert_close(result.actions[:, k], best, rtol=0, atol=executed_gap(name))
+        x = x @ A.T + best @ B.T
     torch.testing.assert_close(result.value, -cost_to_go(p, state), rtol=0, atol=2e-5)
     assert (result.value <= -cost_to_go(p, state) + 1e-12).all()
 

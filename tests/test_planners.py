@@ -11,7 +11,7 @@ import torch
 from jaxtyping import TypeCheckError
 
 from dreamer_mpc.planners import PLANNERS, LatentModel, Planner, Policy, SampledPolicy, make_planner, reset_memory
-from tests.support.latent_models import Bare, Broken, Counting, Noisy, Quadratic, Smooth
+from tests.support.latent_models import Bare, Broken, Noisy, Quadratic, Smooth
 from tests.support.planning import (
     ASCENDING,
     SEARCHING,
@@ -313,7 +313,7 @@ EVALUATIONS = {
 @pytest.mark.parametrize("name, expected", EVALUATIONS.items())
 @pytest.mark.parametrize("rows", [1, 2])
 def test_model_evaluations_at_the_defaults_are_the_steps_that_the_model_counts(name, expected, rows):
-    planner, model = make_planner(name), Counting(size=1, heads=1).requires_grad_(False)
+    planner, model = make_planner(name), Smooth(size=1, heads=1).requires_grad_(False)
     result = planner.plan(model, start(rows, size=1))
     assert model.count == rows * expected and result.model_evaluations == expected
 
@@ -326,14 +326,7 @@ COUNTED += [("mppi", {"policy_candidates": p}) for p in (0, 16)]
 
 @pytest.mark.parametrize("name, settings", COUNTED, ids=str)
 def test_model_evaluations_are_the_steps_that_the_model_counts(name, settings):
-    class CountingNoisy(Noisy):
-        count = 0
-
-        def step(self, state, action, noise=None):
-            self.count += state[..., 0].numel()
-            return super().step(state, action, noise)
-
-    planner, model = small(name, **settings), CountingNoisy()
+    planner, model = small(name, **settings), Noisy()
     first = plan(planner, model, start())
     assert model.count == 2 * first.model_evaluations == 2 * planner.model_evaluations > 0
     second = plan(planner, model, start(), first.memory)
@@ -344,38 +337,25 @@ def test_model_evaluations_are_the_steps_that_the_model_counts(name, settings):
 
 
 SHOOTING = [
-    ({}, {"horizon": 3}),
-    ({}, {"candidates": 18}),
-    ({}, {"iterations": 3}),
-    ({}, {"discount": 0.4}),
+    *[({}, {name: x}) for name, x in dict(horizon=3, candidates=18, iterations=3, discount=0.4).items()],
+    *[({}, {name: x}) for name, x in dict(uncertainty=1.0, reuse=0.7, latent_noise="fixed").items()],
     ({"objective": "lambda-return", "return_lambda": 0.2}, {"objective": "return"}),
     ({"objective": "return"}, {"objective": "rewards"}),
     ({"objective": "lambda-return"}, {"return_lambda": 0.2}),
-    ({}, {"uncertainty": 1.0}),
     ({"uncertainty": 1.0}, {"scale_penalty": True}),
-    ({}, {"reuse": 0.7}),
-    ({}, {"latent_noise": "fixed"}),
     ({"latent_noise": "fixed"}, {"latent_noise": "mean"}),
 ]
 ASCENT = SHOOTING + [
-    ({}, {"step_size": 0.3}),
-    ({}, {"grad_clip": 0.1}),
-    ({"uncertainty": 0.3}, {"penalty_gradient": False}),
-    ({}, {"choose_by": "after"}),
+    *[({}, {name: x}) for name, x in dict(step_size=0.3, grad_clip=0.1, choose_by="after").items()],
     ({}, {"mode_candidate": True}),
+    ({"uncertainty": 0.3}, {"penalty_gradient": False}),
 ]
+SAMPLING = dict(elites=3, policy_candidates=6, temperature=5.0, min_std=1.0, max_std=0.5)
 CHANGES = {
     "policy": [],
     **{name: ASCENT for name in ASCENDING},
     "cem": SHOOTING + [({}, {"elites": 3})],
-    "mppi": SHOOTING
-    + [
-        ({}, {"elites": 3}),
-        ({}, {"policy_candidates": 6}),
-        ({}, {"temperature": 5.0}),
-        ({}, {"min_std": 1.0}),
-        ({}, {"max_std": 0.5}),
-    ],
+    "mppi": SHOOTING + [({}, {name: value}) for name, value in SAMPLING.items()],
 }
 
 
@@ -519,7 +499,7 @@ def test_a_choice_that_does_not_exist_is_an_error_that_names_it():
 
 
 def test_the_policy_executes_its_mode_for_no_evaluation():
-    model, state = Counting(), start(rows=4)
+    model, state = Smooth(), start(rows=4)
     result = plan(Policy(), model, state)
     assert torch.equal(result.action, model.policy(state).mode)
     assert torch.equal(result.actions[:, 0], result.action)

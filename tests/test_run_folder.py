@@ -31,12 +31,6 @@ def files(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def test_create_makes_missing_parents_and_accepts_an_empty_folder(tmp_path):
-    assert RunFolder.create(tmp_path / "a" / "b").path.is_dir()
-    (tmp_path / "empty").mkdir()
-    assert RunFolder.create(tmp_path / "empty").is_run()
-
-
 def test_create_refuses_what_exists_and_names_the_three_ways_out(tmp_path):
     run = tmp_path / "x"
     RunFolder.create(run).write_config("seed: 1\n")
@@ -47,17 +41,16 @@ def test_create_refuses_what_exists_and_names_the_three_ways_out(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_run_that_never_started_does_not_block_its_folder(tmp_path):
-    RunFolder.create(tmp_path / "x")
+def test_create_accepts_no_folder_an_empty_one_and_one_where_no_run_has_started(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--run-dir"):
+        RunFolder.create(tmp_path / "file")
+    assert RunFolder.create(tmp_path / "a" / "b").path.is_dir()
+    (tmp_path / "x").mkdir()
+    assert RunFolder.create(tmp_path / "x").is_run()
     folder = RunFolder.create(tmp_path / "x")
     folder.write_versions({})
     with pytest.raises(UserError):
-        RunFolder.create(tmp_path / "x")
-
-
-def test_a_file_in_the_way_is_a_user_error(tmp_path):
-    (tmp_path / "x").write_text("")
-    with pytest.raises(UserError, match="--run-dir"):
         RunFolder.create(tmp_path / "x")
 
 

@@ -71,21 +71,15 @@ def test_iqm_leaves_out_the_outer_quarters():
 # coverage
 
 
-@pytest.mark.parametrize("episodes", [5, 10, 32])
-@pytest.mark.parametrize("strata", [1, 3])
-def test_the_interval_of_normal_returns_covers_as_it_says(episodes, strata):
-    assert t_coverage("normal", episodes, strata, samples=2000) == pytest.approx(0.95, abs=0.015)
+# A tenth of the episodes fail in the last: where none that were played did, nothing tells of them, so they are counted.
+COVERED = [("normal", episodes, strata, 0.95, 0.015) for episodes in (5, 10, 32) for strata in (1, 3)]
+COVERED += [("skewed", 5, 1, 0.90, 0.02), ("skewed", 10, 1, 0.92, 0.02), ("skewed", 32, 1, 0.94, 0.02)]
+COVERED += [("failures", 5, 1, 0.44, 0.03), ("failures", 10, 1, 0.69, 0.03), ("failures", 32, 1, 0.89, 0.03)]
 
 
-@pytest.mark.parametrize("episodes, covers", [(5, 0.90), (10, 0.92), (32, 0.94)])
-def test_the_interval_of_skewed_returns_covers_nearly(episodes, covers):
-    assert t_coverage("skewed", episodes, samples=2000) == pytest.approx(covers, abs=0.02)
-
-
-@pytest.mark.parametrize("episodes, covers", [(5, 0.44), (10, 0.69), (32, 0.89)])
-def test_no_interval_knows_of_failures_that_did_not_happen(episodes, covers):
-    """A tenth of the episodes fail; where none that were played did, nothing tells of them. So failures are counted."""
-    assert t_coverage("failures", episodes, samples=2000) == pytest.approx(covers, abs=0.03)
+@pytest.mark.parametrize("population, episodes, strata, covers, near", COVERED)
+def test_the_interval_covers_what_it_says_where_returns_are_normal(population, episodes, strata, covers, near):
+    assert t_coverage(population, episodes, strata, samples=2000) == pytest.approx(covers, abs=near)
 
 
 def test_populations_have_the_means_that_coverage_is_counted_against():
@@ -139,13 +133,6 @@ def test_failures_are_counted_in_each_stratum_by_itself():
     assert count_failed(levels) == 0, "10 is not far below 10"
     levels[2, 0] = levels[4, 1] = 1.0
     assert count_failed(levels) == 2
-
-
-@pytest.mark.parametrize("count, often", [(10, 0.018), (32, 0.036)])
-def test_normal_returns_have_few_failures(count, often):
-    """A standard deviation of 8 % of the mean, as the docstring says."""
-    x = np.random.default_rng(0).normal(100, 8, size=(4000, count))
-    assert np.mean([failed(row).any() for row in x]) == pytest.approx(often, abs=0.01)
 
 
 # several at once

@@ -136,18 +136,13 @@ def test_a_failed_run_goes_on_from_its_checkpoint_and_is_given_up_at_last(tmp_pa
     assert "dream-mpc" in other and sweep.entries[1].standing.eval_return == 7.0
 
 
-def test_a_run_that_never_began_and_says_why_is_not_tried_again(tmp_path):
-    sweep = Sweep(sweep_of(tmp_path, planners="policy"), FakeLauncher([2]), tmp_path / "logs", restarts=5)
+def test_a_run_that_never_began_is_not_tried_again_and_one_that_is_complete_is_not_started(tmp_path):
+    runs = sweep_of(tmp_path, planners="policy,dream-mpc")
+    write_metrics(runs[1], 8, 16, evaluated=True)
+    launcher = FakeLauncher([2])
+    sweep = Sweep(runs, launcher, tmp_path / "logs", restarts=5)
     sweep.work(Stop(), lambda: None)
-    assert sweep.entries[0].state == "failed" and sweep.entries[0].starts == 1
-
-
-def test_a_run_that_is_complete_is_not_started(tmp_path):
-    runs = sweep_of(tmp_path, planners="policy")
-    write_metrics(runs[0], 8, 16, evaluated=True)
-    launcher = FakeLauncher([])
-    Sweep(runs, launcher, tmp_path / "logs", restarts=0).work(Stop(), lambda: None)
-    assert not launcher.commands
+    assert sweep.entries[0].state == "failed" and sweep.entries[0].starts == 1 == len(launcher.commands)
 
 
 def test_no_more_runs_at_once_than_there_is_room(tmp_path):

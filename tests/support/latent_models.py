@@ -32,6 +32,7 @@ class Smooth(nn.Module):
     """A deterministic nonlinear model whose every part has parameters; K value heads that differ."""
 
     action_dim = 2
+    count = 0  # of the states that were stepped
 
     def __init__(
         self, size: int = 3, heads: int = 3, std: float = 0.5, distribution: type = Squashed, seed: int = 0
@@ -43,15 +44,11 @@ class Smooth(nn.Module):
             return nn.Parameter(torch.randn(*shape, generator=draw, dtype=torch.float64) / shape[0] ** 0.5)
 
         self.carry, self.push, self.twist = weight(size, size), weight(2, size), weight(2, size)
-        self.gain, self.heads, self.act, self.wide = (
-            weight(size),
-            weight(size, heads),
-            weight(size, 2),
-            weight(size, 2),
-        )
+        self.gain, self.heads, self.act, self.wide = weight(size), weight(size, heads), weight(size, 2), weight(size, 2)
         self.std, self.distribution = std, distribution
 
     def step(self, state, action):
+        self.count += state[..., 0].numel()
         return torch.tanh(state @ self.carry + action @ self.push + state * (action @ self.twist))
 
     def reward(self, state):
@@ -163,16 +160,6 @@ class Kinked(Smooth):
     def reward(self, state):
         zero = torch.where(state[..., 0] > 0.9, state[..., 0] - state[..., 0], 1.0)
         return super().reward(state) + zero.sqrt()
-
-
-class Counting(Smooth):
-    """`Smooth` that counts the states it steps."""
-
-    count = 0
-
-    def step(self, state, action):
-        self.count += state[..., 0].numel()
-        return super().step(state, action)
 
 
 class Bare:
