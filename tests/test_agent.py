@@ -40,7 +40,7 @@ def act(agent, planner, steps, seed=0, rows=2, noise=0.0, first=lambda t: [t == 
     return torch.stack(actions), carry
 
 
-@pytest.mark.parametrize("name, settings", PLANNERS)
+@pytest.mark.parametrize("name, settings", [*PLANNERS, CEM])
 def test_acting_repeats_under_a_seed(name, settings):
     agent, planner = make_agent(), make_planner(name, **settings)
     actions, carry = act(agent, planner, range(4))
@@ -200,14 +200,6 @@ def test_an_update_changes_all_parts_and_leaves_no_gradient():
     assert metrics["skipped"] == 0
 
 
-def test_learning_rates_belong_to_their_parts():
-    for still in PARTS:
-        agent = make_agent(**{f"{still}_lr": 0.0})
-        before = {part: snapshot(agent, part) for part in PARTS}
-        update(agent, make_batch())
-        assert [part for part in PARTS if same(before[part], snapshot(agent, part))] == [still]
-
-
 @pytest.mark.parametrize("make", [make_agent, make_planet])
 @pytest.mark.parametrize("warm", [False, True])
 def test_a_batch_that_is_not_finite_changes_nothing_and_is_counted(make, warm):
@@ -291,17 +283,6 @@ def test_planet_has_a_world_model_and_nothing_else():
     assert not hasattr(agent.model, "policy") and not hasattr(agent.model, "value")
 
 
-def test_planet_s_update_learns_the_world_model():
-    agent = make_planet()
-    before = snapshot(agent)
-    metrics = update(agent, make_batch())
-    assert not any(torch.equal(weight, before[name]) for name, weight in snapshot(agent).items())
-    assert not any(word in name for name in metrics for word in ("actor", "critic", "value", "imagined"))
-    assert metrics.keys() < update(make_agent(), make_batch()).keys()
-    assert all(x.isfinite() and x.shape == () for x in metrics.values())
-    assert metrics["skipped"] == 0 and all(p.grad is None for p in agent.model.parameters())
-
-
 def test_planet_s_world_model_is_the_dreamer_s():
     """Same seed, same batches, same world model, bit for bit: behaviour only reads it."""
     agents = [make_planet(), make_agent()]
@@ -309,17 +290,8 @@ def test_planet_s_world_model_is_the_dreamer_s():
     for seed in range(3):
         planet, dreamer = (update(agent, make_batch(seed), seed) for agent in agents)
         torch.testing.assert_close(planet, {name: dreamer[name] for name in planet}, rtol=0, atol=0)
+        assert not any(word in name for name in planet for word in ("actor", "critic", "value", "imagined"))
     assert same(*(snapshot(agent, "world_model") for agent in agents))
-
-
-def test_planet_acts_by_cem():
-    agent = make_planet()
-    update(agent, make_batch())
-    planner = make_planner(CEM[0], **CEM[1])
-    actions, carry = act(agent, planner, range(3))
-    assert actions.shape == (3, 2, ACTION_DIM) and actions.abs().max() <= 1
-    last = agent.act(planner, carry, make_batch().image[3, :2], torch.zeros(2, dtype=torch.bool))
-    assert last.model_evaluations == 20 * 2 * 3 and last.value.shape == (2,) and last.value.isfinite().all()
 
 
 def test_weights_of_one_kind_of_agent_do_not_load_into_the_other():

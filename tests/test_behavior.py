@@ -8,12 +8,8 @@ from torch import nn
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
 
 from dreamer_mpc.agents.behavior import BehaviorConfig
-from dreamer_mpc.agents.imagination import actor_loss, critic_loss
 from dreamer_mpc.networks import Actor, Critic, TanhNormal
 from dreamer_mpc.networks.heads import UnitNormal
-from dreamer_mpc.planners.rollout import imagine
-from dreamer_mpc.util.returns import lambda_return
-from tests.support.latent_models import Smooth
 
 
 def log_density(mean, std, x):
@@ -37,19 +33,6 @@ def test_mode_is_where_the_density_of_the_action_is_highest(std):
         best = torch.tanh(x[log_density(0.0, std, x).argmax()])
         zero = torch.zeros(2, dtype=torch.float64)
         torch.testing.assert_close(TanhNormal(zero, zero + std).mode.abs(), best.expand(2), rtol=0, atol=0.02)
-
-
-def test_samples_are_reparameterised():
-    mean, std = torch.tensor([0.3, -0.2]).requires_grad_(), torch.tensor([0.5, 1.0]).requires_grad_()
-    torch.manual_seed(0)
-    action = TanhNormal(mean, std).rsample()
-    torch.manual_seed(0)
-    noise = torch.randn(2)
-    slopes = torch.autograd.grad(action.sum(), [mean, std])
-    flat = 1 - action.detach() ** 2
-    torch.testing.assert_close(action, torch.tanh(mean + std * noise))
-    torch.testing.assert_close(slopes[0], flat)
-    torch.testing.assert_close(slopes[1], flat * noise)
 
 
 def test_a_new_actor_has_a_std_of_about_5_and_bounded_means():
@@ -88,54 +71,6 @@ def test_the_mask_belongs_to_the_frame_and_differs_between_heads():
     other = Critic(4, heads=3, layers=1, hidden=8, bootstrap=0.5)
     other.load_state_dict(critic.state_dict())
     assert torch.equal(other.mask(torch.arange(1000)), many)
-
-
-def test_critic_loss_is_the_loop_over_heads_and_kept_trajectories():
-    torch.manual_seed(0)
-    values, returns = torch.randn(3, 4, 5, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64)
-    mask = torch.tensor([[1, 0, 1, 1, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]]).bool()
-    expected = 0.0
-    for k in range(3):
-        kept = [m for m in range(5) if mask[k, m]]
-        errors = [0.5 * (values[k, t, m] - returns[t, m]).item() ** 2 for m in kept for t in range(4)]
-        expected += sum(errors) / max(len(errors), 1)
-    assert critic_loss(values, returns, mask).item() == pytest.approx(expected, rel=1e-12)
-
-
-class Fixed(Smooth):
-    """`Smooth` with a policy that has no randomness and reads the states it is told to, if any."""
-
-    shown = None
-
-    def policy(self, state):
-        if self.shown is not None:
-            state = self.shown.pop(0)
-        return super().policy(state)
-
-
-def loss_of(model, start, horizon=5):
-    states = imagine(model, start, horizon)
-    return actor_loss(lambda_return(model.reward(states)[:-1], model.value(states).mean(0)[1:], 0.9, 0.7))
-
-
-def test_actor_gradient_is_that_of_the_return_through_the_actions_alone():
-    """Finite differences with the policy's inputs held at the states of the unperturbed rollout."""
-    torch.manual_seed(3)
-    model, start = Fixed(std=0.0), torch.randn(4, 3, dtype=torch.float64)
-    gradient = torch.autograd.grad(loss_of(model, start), model.act)[0]
-    seen = [start, *imagine(model, start, 4).detach()]
-
-    origin, epsilon = model.act.detach().clone(), 1e-6
-    expected = torch.zeros_like(origin)
-    for i in range(origin.numel()):
-        losses = []
-        for sign in (1, -1):
-            vector = origin.flatten().clone()
-            vector[i] += sign * epsilon
-            model.act.data, model.shown = vector.view_as(origin), list(seen)
-            losses.append(loss_of(model, start).item())
-        expected.view(-1)[i] = (losses[0] - losses[1]) / (2 * epsilon)
-    torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_imagination_needs_a_next_value():

@@ -62,13 +62,6 @@ def test_a_rollout_and_its_gradients_are_those_of_single_steps(models):
     torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
 
 
-def test_a_rollout_s_gradient_is_that_of_finite_differences(models):
-    unrolled, _ = models
-    noise = double(2, T, Z)
-    inputs = (double(2, D + Z).requires_grad_(), double(2, T, A).tanh().requires_grad_())
-    assert torch.autograd.gradcheck(lambda s, a: unrolled.walk(s, a, noise), inputs)
-
-
 def test_a_rollout_without_gradients_keeps_nothing(models):
     unrolled, stepped = models
     state, actions, noise = double(2, D + Z), double(2, 3, T, A), double(2, 3, T, Z)

@@ -1,8 +1,5 @@
 """The commands as a user runs them: what they write, and one clear line where they are given something wrong."""
 
-import contextlib
-import gzip
-import io
 import json
 import subprocess
 from dataclasses import replace
@@ -30,7 +27,7 @@ from dreamer_mpc.training.trainer import default_run_dir
 from scripts import export_weights
 from tests.support.agents import CHEAP, TINY
 from tests.support.checkpoints import rewrite_as_version_2
-from tests.support.commands import ROOT, command, records
+from tests.support.commands import ROOT, command, quietly, records, train
 
 # Episodes of 100 agent steps, two updates a round: the whole loop in seconds.
 SHORT = [
@@ -69,11 +66,11 @@ def test_counters_are_exact(trained):
 
 
 def test_eval_prints_a_table_and_writes_it(trained, tmp_path):
-    done = command(
+    done = quietly(
         "eval", "--checkpoint", trained[0], "--planner", "dream-mpc,policy", "--episodes", 2, "--num-envs", 1,
         "--video", "--out", tmp_path, "--dream-mpc.horizon", 4,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     record = json.loads((tmp_path / "eval.json").read_text())
     assert [row["planner"] for row in record["results"]] == ["dream-mpc", "policy"]
     assert [row["model_evaluations"] for row in record["results"]] == [5 * 4, 0]
@@ -81,34 +78,7 @@ def test_eval_prints_a_table_and_writes_it(trained, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {
         "eval.json", "dream-mpc.mp4", "dream-mpc-decision.png", "policy.mp4",
     }  # fmt: skip
-    assert "95 %" in done.stdout and "dream-mpc" in done.stdout
-
-
-def test_eval_of_the_same_seeds_repeats(trained, tmp_path):
-    args = ["--checkpoint", str(trained[0]), "--planner", "dream-mpc", "--episodes", "1", "--num-envs", "1"]
-    returns = []
-    for name in ("a", "b"):
-        assert run.main(["eval", *args, "--out", str(tmp_path / name)]) == 0
-        returns.append(json.loads((tmp_path / name / "eval.json").read_text())["results"][0]["returns"])
-    assert returns[0] == returns[1]
-
-
-def test_resume_goes_on_from_the_last_checkpoint(trained, tmp_path):
-    folder = tmp_path / "copy"
-    subprocess.run(["cp", "-r", trained[0], folder], check=True)
-    before = load_checkpoint(find_checkpoint(folder))
-    done = command("--resume", folder, "--env-steps", 1000)
-    assert done.returncode == 0, done.stderr
-    assert "seed episodes" not in done.stdout
-    assert "changed from the saved run: env_steps: 800 -> 1000" in done.stdout
-    after = load_checkpoint(find_checkpoint(folder))
-    assert before.counters.updates == 4 and after.counters.updates > 4
-    assert after.counters.env_steps == 1000
-    # The optimizer went on counting, so its state was restored and not made anew.
-    steps = [c.agent["optimizers"]["actor"]["state"][0]["step"].item() for c in (before, after)]
-    assert steps == [before.counters.updates, after.counters.updates]
-    history = [row["env_steps"] for row in records(folder)]
-    assert history == sorted(history)
+    assert "95 %" in done.out and "dream-mpc" in done.out
 
 
 def test_a_resumed_run_takes_the_command_line_s_rates(trained):
@@ -135,13 +105,6 @@ def test_a_preset_or_folder_beside_resume_is_refused(trained, capsys):
         assert "does not go with --resume" in capsys.readouterr().err
 
 
-def test_a_replay_too_small_for_its_environments_is_one_line(tmp_path, capsys):
-    args = [*TINY, "--num-envs", "8", "--replay.capacity", "60"]
-    assert run.main([*args, "--run-dir", str(tmp_path / "run")]) == 2
-    error = capsys.readouterr().err
-    assert "--replay.capacity" in error and "--num-envs" in error and error.count("\n") == 1
-
-
 def test_a_replay_smaller_than_an_episode_trains(tmp_path):
     args = [*TINY, "--max-env-steps", "30", "--env-steps", "60", "--replay.capacity", "16"]
     assert run.main([*args, "--planner", "policy", "--run-dir", str(tmp_path / "run")]) == 0
@@ -151,14 +114,6 @@ def test_a_finished_run_says_how_to_go_on(trained, capsys):
     assert run.main(["--resume", str(trained[0])]) == 2
     error = capsys.readouterr().err
     assert "has reached its 800 env steps" in error and "--env-steps" in error and error.count("\n") == 1
-
-
-def test_a_resumed_agent_has_the_saved_weights(trained):
-    checkpoint = load_checkpoint(trained[0])
-    config = config_from_dict(checkpoint.config, "checkpoint")
-    agent = load_agent(checkpoint, config, checkpoint.action_dim, torch.device("cpu"))
-    saved = checkpoint.agent["model"]
-    assert all(torch.equal(value, saved[name]) for name, value in agent.model.state_dict().items())
 
 
 def test_exported_weights_are_evaluated_and_not_resumed(trained, tmp_path, capsys):
@@ -266,13 +221,6 @@ def test_train_says_what_is_wrong_in_one_line(name, tmp_path, capsys):
     assert not (tmp_path / "run" / "config.yaml").exists()  # nothing stands in the way of the next try
 
 
-def test_a_run_that_could_not_start_does_not_block_its_folder(tmp_path, capsys):
-    folder = str(tmp_path / "run")
-    for _ in range(2):
-        assert run.main(["--env", "cheeta-run", "--run-dir", folder, "--eval.num-envs", "1"]) == 2
-        assert "unknown env" in capsys.readouterr().err
-
-
 def test_an_unknown_key_in_a_preset_is_named(tmp_path, capsys):
     (tmp_path / "mine.yaml").write_text("dream_mpc:\n  horizn: 3\n")
     assert run.main(["--config", str(tmp_path / "mine.yaml")]) == 2
@@ -295,12 +243,6 @@ def test_eval_refuses_what_is_no_checkpoint(content, message, tmp_path, capsys):
     assert run.main(["eval", "--checkpoint", path]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
-
-
-def test_a_truncated_checkpoint_is_refused(trained, tmp_path, capsys):
-    content = find_checkpoint(trained[0]).read_bytes()
-    assert run.main(["eval", "--checkpoint", checkpoint_file(tmp_path, content[: len(content) // 2])]) == 2
-    assert "damaged or cut short" in capsys.readouterr().err
 
 
 def test_an_environment_with_another_action_size_is_refused(trained, capsys):
@@ -330,39 +272,18 @@ def test_no_opengl_is_one_line_with_the_packages(tmp_path):
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and "MUJOCO_GL" in done.stderr
 
 
-def test_any_gymnasium_env_can_be_trained_on(tmp_path):
-    done = command(
-        *TINY, "--env-steps", 400, "--max-env-steps", 100, "--train.every", 100, "--run-dir", tmp_path / "run",
-        "--planner", "policy",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert records(tmp_path / "run")[-1]["agent_steps"] == 400
-
-
 def test_two_environments_a_memory_map_and_tensorboard(tmp_path):
-    done = command(
+    output = train(
         *TINY, "--env-steps", 400, "--max-env-steps", 60, "--train.every", 100, "--run-dir", tmp_path / "run",
         "--num-envs", 2, "--replay.storage", "memmap", "--logger", "tensorboard",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert f"memory-mapped at {tmp_path / 'run' / 'replay.bin'}" in done.stdout
+    assert f"memory-mapped at {tmp_path / 'run' / 'replay.bin'}" in output
     assert not (tmp_path / "run" / "replay.bin").exists(), "the run is over"
     assert list((tmp_path / "run" / "tensorboard").iterdir())
     last = records(tmp_path / "run")[-1]
     assert (last["env_steps"], last["agent_steps"], last["episodes"]) == (400, 400, 5)
     assert last["updates"] == 1 + 3, "one for 100 env steps, and one before the first, after 60 of a seed episode"
-    assert "2 environments" in done.stdout and "interleaved" in done.stdout
-
-
-def test_train_profile_writes_a_trace(tmp_path):
-    folder = tmp_path / "run"
-    args = ["--env-steps", 64, "--num-envs", 2, "--train.updates", 6, "--planner", "policy", "--run-dir", folder]
-    done = command("train", *TINY, *args, "--profile")
-    assert done.returncode == 0, done.stderr
-    assert "https://ui.perfetto.dev" in done.stdout
-    events = json.loads(gzip.decompress((folder / "profile" / "trace.json.gz").read_bytes()))["traceEvents"]
-    assert {"plan", "update", "wait for environments", "store"} <= {event.get("name") for event in events}
-    assert records(folder)[-1]["env_steps"] == 64
+    assert "2 environments" in output and "interleaved" in output
 
 
 def test_readme_commands_and_ci_agree():
@@ -378,10 +299,8 @@ def test_readme_commands_and_ci_agree():
 @pytest.fixture(scope="module")
 def planet(tmp_path_factory):
     """A run with CEM, and what it printed."""
-    folder, output = tmp_path_factory.mktemp("runs") / "planet", io.StringIO()
-    with contextlib.redirect_stdout(output):
-        assert run.main([*TINY, *CHEAP, "--planner", "cem", "--run-dir", str(folder)]) == 0
-    return folder, output.getvalue()
+    folder = tmp_path_factory.mktemp("runs") / "planet"
+    return folder, train(*TINY, *CHEAP, "--planner", "cem", "--run-dir", folder)
 
 
 def parts(folder):
@@ -409,13 +328,6 @@ def test_cem_trains_planet(planet):
     assert not any("actor" in name or "critic" in name for name in updated)
 
 
-def test_cem_can_train_a_dreamer_when_asked(tmp_path, capsys):
-    args = ["--planner", "cem", "--agent", "dreamer", "--run-dir", str(tmp_path / "run")]
-    assert run.main([*TINY, *CHEAP, *args]) == 0
-    assert parts(tmp_path / "run")[1] == {"world_model", "actor", "critic"}
-    assert table_rows(capsys.readouterr().out) == ["cem", "policy"]
-
-
 @pytest.mark.parametrize("preset", ["default", "quick"])
 def test_the_planet_preset_is_the_planner_cem(preset):
     by_preset = resolve(load_presets(f"{preset},planet"))
@@ -425,15 +337,16 @@ def test_the_planet_preset_is_the_planner_cem(preset):
     assert by_preset != resolve(load_presets(preset))
 
 
-@pytest.mark.parametrize("planner", ["mppi", "grad-mpc", "policy-grad-mpc"])
+@pytest.mark.parametrize("planner", ["mppi", "grad-mpc", "policy-grad-mpc", "cem"])
 def test_a_dreamer_trains_with_each_planner(planner, tmp_path, capsys):
-    assert run.main([*TINY, *CHEAP, "--planner", planner, "--run-dir", str(tmp_path / "run")]) == 0
+    asked = ["--agent", "dreamer"] if planner == "cem" else []  # by itself it would train PlaNet
+    assert run.main([*TINY, *CHEAP, "--planner", planner, *asked, "--run-dir", str(tmp_path / "run")]) == 0
     assert parts(tmp_path / "run")[1] == {"world_model", "actor", "critic"}
     output = capsys.readouterr().out
     assert f"Dreamer, acted by {planner}" in output
     assert table_rows(output) == [planner, "policy"]
     assert records(tmp_path / "run")[-1]["eval/model_evaluations"] == {
-        "mppi": 16 * 2 * 3 + 2 * 2, "grad-mpc": 4 * 2 * 3, "policy-grad-mpc": 5 * 3,
+        "mppi": 16 * 2 * 3 + 2 * 2, "grad-mpc": 4 * 2 * 3, "policy-grad-mpc": 5 * 3, "cem": 20 * 2 * 4,
     }[planner]  # fmt: skip
 
 
@@ -511,6 +424,7 @@ def test_a_planet_run_is_resumed(planet, tmp_path, capsys):
     assert run.main(["--resume", str(folder), "--env-steps", "32"]) == 0
     output = capsys.readouterr().out
     assert "changed from the saved run: env_steps: 16 -> 32" in output and output.count("changed") == 1
+    assert "seed episodes" not in output
     assert "PlaNet (world model alone), acted by cem" in output
     after = load_checkpoint(folder)
     assert after.counters.env_steps == 32 and after.counters.updates > 1

@@ -1,5 +1,7 @@
 """Evaluation episodes and their pictures."""
 
+import copy
+
 import imageio.v2 as imageio
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from dreamer_mpc.evaluation.episodes import Evaluation, Trace, evaluate
 from dreamer_mpc.evaluation.visualize import decision, episode_video, imagine_open_loop
 from dreamer_mpc.planners import Memory, make_planner
 from envs import make_vector_env
-from tests.support.agents import make_agent
+from tests.support.agents import make_agent, same
 from tests.support.counting_env import CountingEnv, decode, encode, expected_reward
 from tests.support.recorder import Recorder
 
@@ -70,22 +72,6 @@ def test_the_agent_acts_without_noise_and_is_told_of_each_start():
     assert starts[:5] == [10, 11, 12, 13, 14]
 
 
-def test_a_planner_s_executed_action_is_its_plan():
-    class Recording:
-        plans = []
-
-        def plan(self, model, state, memory=None):
-            self.plans.append(DREAM.plan(model, state, memory))
-            return self.plans[-1]
-
-    planner = Recording()
-    result = evaluate(make_agent(), planner, make_envs(1), 1, seed=11, trace_steps=100)
-    assert len(planner.plans) == result.lengths[0] == len(result.trace.action)
-    for plan, action in zip(planner.plans, result.trace.action):
-        assert torch.equal(plan.action[0], action)
-    assert result.model_evaluations == DREAM.model_evaluations
-
-
 class Valued:
     """Dream-MPC that notes what it planned."""
 
@@ -97,9 +83,11 @@ class Valued:
         return self.plans[-1]
 
 
-def test_a_trace_s_value_is_j_of_the_plan_made_on_seeing_the_image():
+def test_what_is_executed_is_the_plan_and_a_trace_s_value_its_j():
     planner = Valued()
-    trace = evaluate(make_agent(), planner, make_envs(2), 2, seed=11, trace_steps=100).trace
+    result = evaluate(make_agent(), planner, make_envs(2), 2, seed=11, trace_steps=100)
+    assert result.model_evaluations == DREAM.model_evaluations
+    trace = result.trace
     assert len(trace.value) == len(trace.image) == 6
     for t, value in enumerate(trace.value):
         assert value == float(planner.plans[t].value[0])
@@ -114,12 +102,9 @@ def test_a_listener_is_told_of_every_step(trace_steps):
     result = evaluate(Still(), POLICY, make_envs(1), 3, seed=10, trace_steps=trace_steps, on_step=steps.append)
     assert result.lengths == [5, 6, 3]
     assert steps == list(range(1, 15))
-
-
-def test_a_listener_is_told_of_the_steps_of_all_rows_at_once():
-    steps = []
+    steps.clear()
     evaluate(Still(), POLICY, make_envs(3), 3, seed=10, on_step=steps.append)
-    assert steps == [1, 2, 3, 4, 5, 6], "as many as the longest episode"
+    assert steps == [1, 2, 3, 4, 5, 6], "of all rows at once: as many as the longest episode"
 
 
 def test_the_same_seed_gives_the_same_evaluation():
@@ -130,26 +115,16 @@ def test_the_same_seed_gives_the_same_evaluation():
     assert not torch.equal(runs[0].trace.action[0], runs[2].trace.action[0])
 
 
-def test_torch_s_generator_is_left_as_it_was():
-    agent, before = make_agent(), torch.get_rng_state()
-    evaluate(agent, DREAM, make_envs(1), 1, seed=10)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_torch_s_generator_does_not_change_an_evaluation():
+def test_torch_s_generator_and_an_evaluation_do_not_change_each_other_nor_the_agent():
     agent, returns = make_agent(), []
+    weights = copy.deepcopy(agent.model.state_dict())
     for seed in (1, 2):
         torch.manual_seed(seed)
+        before = torch.get_rng_state()
         returns.append(evaluate(agent, DREAM, make_envs(1), 2, seed=10).returns)
+        assert torch.equal(torch.get_rng_state(), before)
     assert (returns[0] == returns[1]).all()
-
-
-def test_the_agent_is_not_changed():
-    agent = make_agent()
-    before = {name: x.clone() for name, x in agent.model.state_dict().items()}
-    evaluate(agent, DREAM, make_envs(1), 1, seed=10)
-    assert all(torch.equal(x, before[name]) for name, x in agent.model.state_dict().items())
-    assert all(p.grad is None for p in agent.model.parameters())
+    assert same(agent.model.state_dict(), weights) and all(p.grad is None for p in agent.model.parameters())
 
 
 @pytest.fixture(scope="module")
@@ -195,15 +170,10 @@ def test_a_trace_s_memory_is_what_the_planner_was_given(traced):
         )
 
 
-@pytest.mark.parametrize("steps", [0, 4])
-def test_a_trace_is_no_longer_than_asked_and_of_episode_0(steps):
-    trace = evaluate(Still(), POLICY, make_envs(1), 2, seed=13, trace_steps=steps).trace
-    assert [decode(image) for image in trace.image] == [(13, step) for step in range(steps)]
-
-
-def test_a_trace_stops_where_episode_0_does():
-    trace = evaluate(Still(), POLICY, make_envs(1), 2, seed=12, trace_steps=100).trace
-    assert [decode(image) for image in trace.image] == [(12, step) for step in range(3)]
+@pytest.mark.parametrize("seed, asked, steps", [(13, 0, 0), (13, 4, 4), (12, 100, 3)])
+def test_a_trace_is_no_longer_than_asked_and_of_episode_0(seed, asked, steps):
+    trace = evaluate(Still(), POLICY, make_envs(1), 2, seed=seed, trace_steps=asked).trace
+    assert [decode(image) for image in trace.image] == [(seed, step) for step in range(steps)]
 
 
 def test_the_summary_counts_and_averages():
@@ -270,21 +240,12 @@ def test_an_episode_video_shows_real_frame_reconstruction_and_dream(traced, tmp_
     assert (shown["reconstruction"] == decode_all(state).numpy()).all()
     assert (shown["imagination"] == decode_all(dreamt).numpy()).all()
     expected = agent.model.reward(dreamt)
+    assert len(shown["footer"]) == 10
     for t, line in enumerate(shown["footer"]):
         paid = 0.0 if t == 0 else trace.reward[t - 1]
         assert line.split("reward")[1].split()[0] == f"{paid:.2f}"
         assert line.split("dreamed")[1].strip() == f"{expected[t]:.2f}"
         assert f"dreaming {t % 6:2d} steps ahead" in line
-
-
-def test_the_footer_says_j_of_the_plan_and_the_return_so_far(traced, tmp_path, monkeypatch):
-    agent, trace = traced
-    shown = []
-    monkeypatch.setattr(visualize, "side_by_side", lambda columns, footer: shown.extend(footer))
-    monkeypatch.setattr(visualize, "write_mp4", lambda *_: None)
-    episode_video(tmp_path / "episode.mp4", agent, trace)
-    assert len(shown) == 10
-    for t, line in enumerate(shown):
         assert line.startswith(f"step {t:3d} ")
         assert line.split(" J ")[1].split()[0] == f"{trace.value[t]:.1f}"
         assert line.split("return so far")[1].split()[0] == f"{sum(trace.reward[:t]):.1f}"
