@@ -20,18 +20,10 @@ from dreamer_mpc.runs.checkpoint import (
 )
 from dreamer_mpc.runs.payload import FORMAT_VERSION, read_payload, write_payload
 from dreamer_mpc.util.errors import UserError
+from tests.support.checkpoints import TRAINING_FIELDS as TRAINING
 from tests.support.checkpoints import as_version_2, equal, make_checkpoint
 
 DATA = Path(__file__).resolve().parent / "data"
-TRAINING = {
-    "training": {"finished": False, "returns": [1.0, float("nan")]},
-    "records": 3,
-    "collector": {"begun": torch.tensor([True, False])},
-    "replay": {"oldest": torch.tensor([0])},
-    "replay_files": [{"number": 0, "sha256": "0" * 64, "starts": [0], "ends": [5]}],
-    "replay_needs": {"2000": 0},
-    "random": {"torch": torch.arange(9, dtype=torch.uint8), "python": (3, (1, 2), None)},
-}
 
 
 def refused(path, words):

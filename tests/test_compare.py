@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import dreamer_mpc.evaluation.compare
-from dreamer_mpc.config import load_presets, to_dict
+from dreamer_mpc.config import Config, load_presets, parse, to_dict
 from dreamer_mpc.config.make import make_agent
 from dreamer_mpc.evaluation.compare import summarise
 from dreamer_mpc.evaluation.record import Record
@@ -26,7 +26,7 @@ from dreamer_mpc.report.progress import decided
 from dreamer_mpc.runs.checkpoint import Checkpoint, checkpoint_path, find_checkpoint, load_checkpoint, save_checkpoint
 from dreamer_mpc.util.counters import Counters
 from dreamer_mpc.util.intervals import holm, iqm, mean_interval, p_value
-from tests.support.agents import TINY
+from tests.support.agents import SIZES, TINY
 from tests.support.commands import ROOT, command, quietly
 
 SMALL = [
@@ -265,13 +265,6 @@ def test_of_many_settings_those_are_decided_that_outlive_the_correction(tmp_path
     assert decided({row["planner"]: row for row in summarise(record, ["policy", "b"], ["a"], 6)}["b"]), "asked alone"
 
 
-def test_failed_episodes_are_counted_on_each_checkpoint(tmp_path):
-    record = Record(tmp_path, {}, {})
-    record.rows += played("cem", [100, 101, 99, 98, 102, 20], "a") + played("cem", [20, 21, 19, 20, 22, 18], "b")
-    [row] = summarise(record, ["cem"], ["a", "b"], 6)
-    assert row["failed"] == 1
-
-
 def test_planner_settings_start_from_the_checkpoint_s(planet, tmp_path):
     """The PlaNet run was trained with a small CEM, which no option says here."""
     done(compare(planet, tmp_path, "--episodes", 1, settings=[]))
@@ -282,7 +275,7 @@ def test_planner_settings_start_from_the_checkpoint_s(planet, tmp_path):
 
 def dmc_run(folder):
     """A run folder with an untrained agent of cheetah-run, for episodes of 20 agent steps."""
-    config = dataclasses.replace(load_presets("quick"), max_env_steps=40)
+    config = dataclasses.replace(parse(Config, SIZES, load_presets("quick")), max_env_steps=40)
     torch.manual_seed(0)
     agent = make_agent(config, 6, torch.device("cpu"))
     checkpoint = Checkpoint(to_dict(config), Counters(), 6, agent.kind, agent.world_model_kind, agent.state_dict())

@@ -98,16 +98,6 @@ def test_update_does_not_synchronise(capture):
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_a_planet_agent_acts_by_cem():
-    agent = Dreamer(ACTION_DIM, device="cuda:0", behavior=None)
-    planner, carry, images = make_planner("cem"), agent.initial(2), random_batch(0).image[:, :2]
-    for t in range(6):
-        first = torch.full((2,), t == 0, device="cuda")
-        action, carry, evaluations, value = agent.act(planner, carry, images[t], first)
-        assert action.isfinite().all() and action.abs().max() <= 1 and value.isfinite().all()
-    assert evaluations == 120_000
-
-
 def test_captured_plans_follow_the_weights():
     """A graph reads the parameters where they are, so an update changes the next action."""
     agent = Dreamer(ACTION_DIM, device="cuda:0")

@@ -1,16 +1,14 @@
 """The replay on disk: what is written when, and that it comes back."""
 
-import hashlib
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load, save
 
 from dreamer_mpc.data.replay import Replay
-from dreamer_mpc.data.storage import Chunk, ReplayFiles, check_files
+from dreamer_mpc.data.storage import ReplayFiles, check_files
 from dreamer_mpc.util.errors import UserError
-from tests.support.replays import ACTION_DIM, SHAPE, append, make_replay, marked, sampled
+from tests.support.replays import ACTION_DIM, SHAPE, append, as_before, make_replay, marked, sampled
 
 
 def fill(replay, rng, frames, numbers, held):
@@ -130,17 +128,6 @@ def test_a_refused_write_is_made_up_for_by_the_next(tmp_path, monkeypatch):
     append(replay, [0], [(0, 20)])
     files.write()
     assert [(chunk.starts, chunk.ends) for chunk in files.chunks] == [([0], [21])]
-
-
-def as_before(folder, state):
-    """Rewrite the files as they were before they told where episodes terminate; the state that names them."""
-    chunks = []
-    for chunk in state:
-        path = folder / Chunk(**chunk).name
-        frames = load(path.read_bytes())
-        path.write_bytes(save({name: frames[name] for name in ("image", "action", "reward", "is_first")}))
-        chunks.append({**chunk, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
-    return chunks
 
 
 @pytest.mark.parametrize("before, capacity", [(45, 200), (45, 40)])

@@ -25,7 +25,7 @@ from tests.support.agents import CHEAP, TINY
 from tests.support.checkpoints import as_version_2
 from tests.support.commands import ROOT, records, train
 from tests.support.counting_env import CountingEnv
-from tests.test_replay_files import as_before
+from tests.support.replays import as_before
 
 # Two seed episodes of 8 steps, rounds of 8 env steps and 3 updates, an evaluation each 24.
 BASE = [
@@ -473,17 +473,6 @@ def test_a_memory_mapped_replay_is_resumed_alike(storage, run_folder, whole):
     (run_folder / "replay.bin").write_bytes(b"of a process that was killed")
     train("--resume", run_folder, "--replay.storage", storage)
     assert_same_run(run_folder, whole[1])
-
-
-def test_the_best_checkpoint_is_kept(whole, tmp_path):
-    folder = tmp_path / "run"
-    train(*whole[0], "--run-dir", folder, "--eval.every", 8, "--train.keep-checkpoints", 1)
-    [last] = list_checkpoints(folder / "checkpoints")
-    [best] = (folder / "checkpoints").glob("best.*")
-    returns = {row["env_steps"]: row["eval/return_mean"] for row in records(folder) if "eval/return_mean" in row}
-    at = max(returns, key=returns.get)
-    assert load_checkpoint(best).counters.env_steps == at
-    assert load_checkpoint(last).training["best_return"] == returns[at]
 
 
 # kills

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from dreamer_mpc.planners import MPPI, Memory, make_planner
+from dreamer_mpc.planners import MPPI, make_planner
 from tests.support.latent_models import Cliff, Noisy, Smooth, Spread
 from tests.support.planning import clamp, marked, plain_j, plain_mean_and_std, plan, previous_plan, start
 
@@ -142,34 +142,7 @@ def test_the_settings_of_the_plain_loop_reach_both_bounds_of_the_spread_and_draw
     close(result.actions, expected.candidates[torch.arange(6), expected.drawn])
 
 
-@pytest.mark.parametrize("name, std", [("cem", 1.0), ("mppi", 0.5)])
-@pytest.mark.parametrize("reuse", [0.0, 0.5, 1.0])
-def test_the_previous_mean_is_shifted_by_one_step_and_ends_in_zero(name, std, reuse):
-    more = {} if name == "cem" else dict(policy_candidates=0, max_std=std)
-    planner = make_planner(name, horizon=4, candidates=6, iterations=1, elites=2, reuse=reuse, **more)
-    memory = previous_plan()
-    result = plan(planner, Smooth(), start(), memory)
-    torch.manual_seed(0)
-    noise = torch.randn(2, 6, 4, 2, dtype=torch.float64)
-    zero = torch.zeros(2, 2, dtype=torch.float64)
-    shifted = torch.stack([memory.actions[:, 1], memory.actions[:, 2], memory.actions[:, 3], zero], dim=1)
-    close(result.candidates, (reuse * shifted[:, None] + std * noise).clamp(-1, 1), atol=1e-12)
-
-
 # MPPI's policy rollouts
-
-
-def test_the_policys_rollouts_stand_first_in_every_iteration():
-    model, state = Smooth(distribution=Spread, std=0.9), start()
-    expected = torch.zeros(2, 3, 3, 2, dtype=torch.float64)
-    current = state[:, None].expand(2, 3, 3)
-    for k in range(3):
-        expected[:, :, k] = model.policy(current).rsample().detach()
-        current = model.step(current, expected[:, :, k]).detach()
-    for iterations in (1, 3):
-        result = plan(small("mppi", iterations=iterations), model, state)
-        assert torch.equal(result.candidates[:, :3], expected)
-        assert result.candidates[:, 3:].unique().numel() > 12
 
 
 def test_fixed_noise_leads_the_policys_rollouts_as_it_leads_their_evaluation():
@@ -204,15 +177,6 @@ def test_the_executed_elite_is_drawn_by_its_weight():
     for c in range(8):
         deviation = (share[c] * (1 - share[c]) / rows) ** 0.5
         assert drawn[:, c].mean().item() == pytest.approx(share[c], abs=4 * deviation)
-
-
-def test_the_next_call_starts_from_the_mean_and_not_from_what_was_executed():
-    planner, model, state = small("mppi"), Smooth(), start()
-    result = plan(planner, model, state)
-    assert (result.actions != result.memory.actions).any(dim=(-1, -2)).all()
-    second = plan(planner, model, state, result.memory, seed=1)
-    executed = Memory(result.actions, torch.ones(2, dtype=torch.bool))
-    assert not torch.equal(second.candidates, plan(planner, model, state, executed, seed=1).candidates)
 
 
 # Candidates that break

@@ -21,6 +21,7 @@ from dreamer_mpc.training.trainer import Trainer
 from dreamer_mpc.util.errors import UserError
 from envs.rows import LocalVectorEnv
 from tests.support.agents import TINY
+from tests.support.commands import records
 from tests.support.counting_env import CountingEnv
 
 SHORT = [
@@ -58,10 +59,6 @@ def noted(events, name, function):
         return function(*args, **kwargs)
 
     return call
-
-
-def records(folder):
-    return [json.loads(line) for line in (RunFolder(folder).metrics).read_text().splitlines()]
 
 
 def test_one_environment_alternates_as_in_the_paper(tmp_path, monkeypatch):

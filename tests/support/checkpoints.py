@@ -6,6 +6,16 @@ from dreamer_mpc.data.collect import Counters
 from dreamer_mpc.runs.checkpoint import Checkpoint, as_payload, load_checkpoint
 from dreamer_mpc.runs.payload import write_payload
 
+TRAINING_FIELDS = {  # what a checkpoint of a run has beside its agent, with odd values
+    "training": {"finished": False, "returns": [1.0, float("nan")]},
+    "records": 3,
+    "collector": {"begun": torch.tensor([True, False])},
+    "replay": {"oldest": torch.tensor([0])},
+    "replay_files": [{"number": 0, "sha256": "0" * 64, "starts": [0], "ends": [5]}],
+    "replay_needs": {"2000": 0},
+    "random": {"torch": torch.arange(9, dtype=torch.uint8), "python": (3, (1, 2), None)},
+}
+
 
 class Bomb:
     """A pickle that creates a file when it is loaded."""

@@ -1,9 +1,13 @@
 """Replays whose frames say which they are."""
 
+import hashlib
+
 import numpy as np
 import torch
+from safetensors.torch import load, save
 
 from dreamer_mpc.data.replay import Replay
+from dreamer_mpc.data.storage import Chunk
 
 SHAPE = (2, 2, 3)
 ACTION_DIM = 2
@@ -37,6 +41,17 @@ def make_replay(capacity, lengths=(), streams=1, **settings):
     for number, length in enumerate(lengths):
         add_episode(replay, number, length, number % streams)
     return replay
+
+
+def as_before(folder, state):
+    """Rewrite the files as they were before they told where episodes terminate; the state that names them."""
+    chunks = []
+    for chunk in state:
+        path = folder / Chunk(**chunk).name
+        frames = load(path.read_bytes())
+        path.write_bytes(save({name: frames[name] for name in ("image", "action", "reward", "is_first")}))
+        chunks.append({**chunk, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
+    return chunks
 
 
 def sampled(batch):
