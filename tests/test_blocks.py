@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dreamer_mpc.kernels.blocks import block_convolution, from_one_pixel, upsample, upsample_blocks
+from dreamer_mpc.kernels.blocks import upsample
 from dreamer_mpc.kernels.fused import Layout, bias_act, from_blocks, to_blocks
 from dreamer_mpc.world_model.decoder import Decoder
 from dreamer_mpc.world_model.encoder import Encoder
@@ -41,18 +41,6 @@ def test_blocks_hold_their_pixels_row_by_row():
     assert torch.equal(from_blocks(blocks), x)
 
 
-@pytest.mark.parametrize("again", [False, True])
-def test_block_convolution_is_the_strided_convolution(again):
-    layer = nn.Conv2d(3, 5, 4, stride=2).double()
-    x = torch.randn(2, 10, 10, 3, **DOUBLE)
-
-    def expected():
-        y = F.relu(layer(first(x))).permute(0, 2, 3, 1)
-        return to_blocks(y) if again else y
-
-    assert_same_function(lambda: block_convolution(to_blocks(x), layer, again), expected, [x, *layer.parameters()])
-
-
 @pytest.mark.parametrize("size", [5, 6])
 @pytest.mark.parametrize("side", [1, 3, 5])
 def test_upsample_is_the_transposed_convolution(size, side):
@@ -63,22 +51,6 @@ def test_upsample_is_the_transposed_convolution(size, side):
     if size == 6:  # an odd kernel's blocks have a row too many
         blocks = lambda: first(from_blocks(upsample(x, layer, False)))  # noqa: E731
         assert_same_function(blocks, lambda: F.relu(layer(first(x))), inputs)
-
-
-@pytest.mark.parametrize("side", [2, 6])
-def test_upsample_blocks_is_the_transposed_convolution(side):
-    layer = nn.ConvTranspose2d(4, 3, 6, stride=2).double()
-    x = torch.randn(2, side, side, 4, **DOUBLE)
-    found = lambda: first(upsample_blocks(to_blocks(x), layer))  # noqa: E731
-    assert_same_function(found, lambda: layer(first(x)), [x, *layer.parameters()])
-
-
-@pytest.mark.parametrize("size", [5, 6])
-def test_from_one_pixel_is_the_transposed_convolution(size):
-    layer = nn.ConvTranspose2d(4, 3, size, stride=2).double()
-    x = torch.randn(2, 4, **DOUBLE)
-    found, expected = lambda: first(from_one_pixel(x, layer)), lambda: F.relu(layer(x[:, :, None, None]))
-    assert_same_function(found, expected, [x, *layer.parameters()])
 
 
 @pytest.mark.parametrize("layout", ["plain", "channels last"])

@@ -61,8 +61,10 @@ def without_rendering(env):
 
 
 @pytest.mark.filterwarnings("ignore:.*alternative render modes.*")
-def test_cheetah_run_is_a_gymnasium_env():
-    check_env(make("cheetah-run"))
+@pytest.mark.filterwarnings("ignore:.*different from the unwrapped.*")
+@pytest.mark.parametrize("name", ["cheetah-run", "tests.example_env:make"])
+def test_it_is_a_gymnasium_env(name):
+    check_env(make_env(name))
 
 
 @pytest.mark.parametrize("name", SAMPLE)
@@ -309,17 +311,6 @@ def odd_bounds():
 
 
 # An environment of one's own
-
-
-@pytest.mark.filterwarnings("ignore:.*alternative render modes.*")
-@pytest.mark.filterwarnings("ignore:.*different from the unwrapped.*")
-def test_the_example_env_runs():
-    env = make_env("tests.example_env:make")
-    check_env(env)
-    frames, rewards = roll(env, seed=0)
-    assert len(np.unique(frames.reshape(6, -1), axis=0)) == 6
-    assert (rewards > 0).all()
-    np.testing.assert_array_equal(env.render(), frames[-1])
 
 
 def test_a_custom_env_is_resized_rescaled_repeated_and_counted():

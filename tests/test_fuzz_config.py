@@ -163,8 +163,8 @@ def test_any_flag_of_the_other_commands(tmp_path, monkeypatch, capsys, schema, c
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("words", [["--seed", "1.5"], ["eval"], ["\N{SNOWMAN}"]])
-def test_as_a_user_runs_it(tmp_path, words):
-    done = subprocess.run([sys.executable, ROOT / "run.py", *words], capture_output=True, text=True, cwd=tmp_path)
+def test_as_a_user_runs_it(tmp_path):
+    full = [sys.executable, ROOT / "run.py", "--seed", "\N{SNOWMAN}"]
+    done = subprocess.run(full, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and re.fullmatch(r"error: [^\n]+\n", done.stderr), done.stderr
     assert list(tmp_path.iterdir()) == []

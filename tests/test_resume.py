@@ -260,36 +260,20 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(whole, run_folder
 # damage
 
 
-def damage_last_chunk(folder):
-    path = max((folder / "replay").iterdir())
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    return path
+HARM = {  # what becomes of the newest file of a folder
+    "damaged": ("replay", lambda x: x[: len(x) // 2] + bytes([x[len(x) // 2] ^ 1]) + x[len(x) // 2 + 1 :]),
+    "cut": ("replay", lambda x: x[:-100]),
+    "missing": ("replay", None),
+    "a checkpoint cut": ("checkpoints", lambda x: x[:1000]),
+}
 
 
-def cut_last_chunk(folder):
-    path = max((folder / "replay").iterdir())
-    path.write_bytes(path.read_bytes()[:-100])
-    return path
-
-
-def lose_last_chunk(folder):
-    path = max((folder / "replay").iterdir())
-    path.unlink()
-    return path
-
-
-def cut_checkpoint(folder):
-    path = find_checkpoint(folder)
-    path.write_bytes(path.read_bytes()[:1000])
-    return path
-
-
-@pytest.mark.parametrize("harm", [damage_last_chunk, cut_last_chunk, lose_last_chunk, cut_checkpoint])
-def test_what_is_damaged_is_named_and_the_checkpoint_before_it_used(harm, whole, run_folder):
+@pytest.mark.parametrize("what", HARM)
+def test_what_is_damaged_is_named_and_the_checkpoint_before_it_used(what, whole, run_folder):
     newest, before = list_checkpoints(run_folder / "checkpoints")[:-3:-1]
-    path = harm(run_folder)
+    name, harm = HARM[what]
+    path = max((run_folder / name).glob("ch*"))
+    path.write_bytes(harm(path.read_bytes())) if harm else path.unlink()
     output = train("--resume", run_folder)
     [line] = [line for line in output.splitlines() if "the one before it is used" in line]
     assert str(path) in line and line.endswith(f"the one before it is used: {before}")

@@ -238,7 +238,9 @@ def test_seed_episodes_are_exactly_as_many_as_asked(num_envs, episodes, tmp_path
         (["--planner", "policy", "--train-planner", "mppi"], None),
     ],
 )
-def test_the_policy_samples_while_collecting_and_takes_its_mode_in_evaluations(args, acts, tmp_path, monkeypatch):
+def test_the_policy_samples_while_collecting_and_takes_its_mode_in_evaluations(
+    args, acts, tmp_path, monkeypatch, capsys
+):
     played = []
     trainer = make_trainer(tmp_path, [], monkeypatch, "--env-steps", 30, *args)
     result = Evaluation(np.zeros(1), [1], 0.0, 1, 0, Trace())
@@ -249,6 +251,8 @@ def test_the_policy_samples_while_collecting_and_takes_its_mode_in_evaluations(a
     trainer.run()
     assert acting == {acts or trainer.config.mppi}
     assert played == [planner_from(trainer.config, trainer.config.planner)], "never one that samples"
+    two = "acted by policy (sampled while collecting) in training, mppi in evaluation, on"
+    assert (two in capsys.readouterr().out) == (args[:2] == ["--planner", "mppi"])
 
 
 def test_a_run_that_was_saved_before_the_setting_goes_on_with_the_mode():

@@ -5,7 +5,7 @@ import numpy as np
 
 
 class CountingEnv(gymnasium.Env):
-    """Step `step` of episode `episode` (both from 0, a reset's image is step 0), written into every pixel.
+    """Step `step` of episode `episode` (both from 0, a reset's image is step 0), as `encode` writes them.
 
     The reward on arriving there is `expected_reward(episode, step, action)` of the action that led there,
     which `info["action"]` repeats. Episodes last `length` steps and end as truncated, or as terminated if
@@ -47,14 +47,16 @@ def expected_reward(episode: int, step: int, action: np.ndarray) -> float:
 
 
 def encode(episode: int, step: int) -> np.ndarray:
-    """An image uint8 [64, 64, 3] that says `episode` (below 256) and `step` (below 65536)."""
-    return np.full((64, 64, 3), (episode, step % 256, step // 256), np.uint8)
+    """An image uint8 [64, 64, 3] that says `episode` (below 256) and `step` (below 65536); one pixel is inverted."""
+    image = np.full((64, 64, 3), (episode, step % 256, step // 256), np.uint8)
+    image[3, 20] = 255 - image[3, 20]
+    return image
 
 
 def decode(image: np.ndarray) -> tuple[int, int]:
-    """(episode, step) of an image; ValueError if its pixels differ, as a blend or a misplaced copy would."""
+    """(episode, step) of an image; ValueError if its pixels are others, as of a blend or a misplaced copy."""
     episode, low, high = (int(value) for value in image[0, 0])
-    if (image != image[0, 0]).any():
+    if (image != encode(episode, low + 256 * high)).any():
         raise ValueError("not an image of CountingEnv")
     return episode, low + 256 * high
 

@@ -11,17 +11,19 @@ from dreamer_mpc.data.storage import Chunk
 
 SHAPE = (2, 2, 3)
 ACTION_DIM = 2
+PLACES = torch.arange(4, dtype=torch.uint8).view(2, 2)
 
 
 def append(replay, rows, frames):
     """Append frame (episode, step) of `frames` to each stream of `rows`.
 
-    Its action is (episode, step), its reward 1000 episode + step, its image shows both, modulo 256; it is terminal
-    where 3 divides episode + 2 step.
+    Its action is (episode, step), its reward 1000 episode + step, its image shows both, modulo 256, and each pixel's
+    place; it is terminal where 3 divides episode + 2 step.
     """
     number, step = np.array(frames).T
     image = np.zeros((len(rows), *SHAPE), np.uint8)
     image[..., 0], image[..., 1] = number[:, None, None] % 256, step[:, None, None] % 256
+    image[..., 2] = PLACES
     reward, is_terminal = 1000.0 * number + step, marked(number, step)
     replay.append(np.array(rows), image, np.array(frames, np.float32), reward, step == 0, is_terminal)
 
@@ -64,4 +66,5 @@ def sampled(batch):
     assert torch.equal(batch.is_terminal, marked(number, step))
     assert (batch.image[..., 0] == (number % 256)[..., None, None]).all()
     assert (batch.image[..., 1] == (step % 256)[..., None, None]).all()
+    assert (batch.image[..., 2] == PLACES).all()
     return list(zip(number[0].int().tolist(), step[0].int().tolist()))
