@@ -268,12 +268,6 @@ def test_loading_shares_no_tensor_and_weights_load_alone():
     torch.testing.assert_close(agent.state_dict(), before, rtol=0, atol=0)
 
 
-def test_a_state_dict_has_plain_names():
-    names = make_agent().state_dict()["model"]
-    assert {name.split(".")[0] for name in names} == {"world_model", "actor", "critic"}
-    assert not any("_orig_mod" in name for name in names)
-
-
 # PlaNet: an agent without behaviour
 
 def test_planet_has_a_world_model_and_nothing_else():

@@ -2,10 +2,8 @@
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from dreamer_mpc.kernels.blocks import upsample
 from dreamer_mpc.kernels.fused import Layout, bias_act, from_blocks, to_blocks
 from dreamer_mpc.world_model.decoder import Decoder
 from dreamer_mpc.world_model.encoder import Encoder
@@ -39,18 +37,6 @@ def test_blocks_hold_their_pixels_row_by_row():
     assert blocks.shape == (2, 2, 3, 12)
     assert torch.equal(blocks[1, 1, 2], torch.cat([x[1, 2, 4], x[1, 2, 5], x[1, 3, 4], x[1, 3, 5]]))
     assert torch.equal(from_blocks(blocks), x)
-
-
-@pytest.mark.parametrize("size", [5, 6])
-@pytest.mark.parametrize("side", [1, 3, 5])
-def test_upsample_is_the_transposed_convolution(size, side):
-    layer = nn.ConvTranspose2d(4, 3, size, stride=2).double()
-    x = torch.randn(2, side, side, 4, **DOUBLE)
-    inputs = [x, *layer.parameters()]
-    assert_same_function(lambda: first(upsample(x, layer, True)), lambda: F.relu(layer(first(x))), inputs)
-    if size == 6:  # an odd kernel's blocks have a row too many
-        blocks = lambda: first(from_blocks(upsample(x, layer, False)))  # noqa: E731
-        assert_same_function(blocks, lambda: F.relu(layer(first(x))), inputs)
 
 
 @pytest.mark.parametrize("layout", ["plain", "channels last"])

@@ -54,8 +54,11 @@ def test_without_a_terminal_one_line_at_most_every_half_minute(clock):
             clock.now = float(second)
             progress.update(second * 10, second, "train")
         assert len(lines(console)) == int(99 // LINE_EVERY_S)
+        progress.line("x" * 200 + " [bold]y[/bold]")
     assert "env steps 300/10,000 (3.0 %)" in lines(console)[0]
     assert "env steps 990/10,000" in lines(console)[-1], "the end is said once"
+    assert lines(console)[-2] == "x" * 200 + " [bold]y[/bold]", "not wrapped"
+    assert "\x1b" not in console.file.getvalue()
 
 
 def test_without_a_terminal_every_evaluation_has_its_line(clock):
@@ -66,16 +69,6 @@ def test_without_a_terminal_every_evaluation_has_its_line(clock):
             progress.update(env_steps, 0)
             progress.update(env_steps, 0, eval_return=env_steps / 2)
     assert [re.search(r"eval ([\d.]+)", line)[1] for line in lines(console)] == ["50.0", "100.0", "150.0"]
-
-
-def test_plain_lines_have_no_escape_codes_and_are_not_wrapped(clock):
-    console = plain()
-    with Progress(1_000_000, console=console, clock=clock) as progress:
-        progress.line("x" * 200 + " [bold]y[/bold]")
-        progress.update(420_000, 21_000, "train", train_return=1.0, eval_return=2.0)
-    assert lines(console)[0] == "x" * 200 + " [bold]y[/bold]"
-    assert len(lines(console)) == 2
-    assert "\x1b" not in console.file.getvalue()
 
 
 @pytest.mark.parametrize("before", [0, 500_000])
