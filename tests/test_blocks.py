@@ -26,11 +26,6 @@ def assert_same_function(found, expected, inputs):
     torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)
 
 
-def first(x):
-    """Channels last to channels first."""
-    return x.permute(0, 3, 1, 2)
-
-
 def test_blocks_hold_their_pixels_row_by_row():
     x = torch.arange(2.0 * 4 * 6 * 3).view(2, 4, 6, 3)
     blocks = to_blocks(x)

@@ -226,7 +226,7 @@ def test_no_opengl_is_one_line_with_the_packages(tmp_path):
 
 def test_two_environments_a_memory_map_and_tensorboard(tmp_path):
     output = train(
-        *TINY, "--env-steps", 400, "--max-env-steps", 60, "--train.every", 100, "--run-dir", tmp_path / "run",
+        *TINY, *CHEAP, "--env-steps", 400, "--max-env-steps", 60, "--train.every", 100, "--run-dir", tmp_path / "run",
         "--num-envs", 2, "--replay.storage", "memmap", "--logger", "tensorboard",
     )  # fmt: skip
     assert f"memory-mapped at {tmp_path / 'run' / 'replay.bin'}" in output
