@@ -1,6 +1,7 @@
 """A run that is stopped, killed or refused by the disk, and resumed, against the one that was not: bit for bit."""
 
 import errno
+import functools
 import itertools
 import json
 import os
@@ -53,22 +54,24 @@ def kind(request, tmp_path_factory):
     return args, folder
 
 
+ADVANCE = Trainer._advance
+
+
+def stop(patch, number):
+    """The n-th update, step or evaluation from now on is interrupted by SIGTERM."""
+    calls = itertools.count(1)
+
+    def counted(self):
+        if next(calls) == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        ADVANCE(self)
+
+    patch.setattr(Trainer, "_advance", counted)
+
+
 @pytest.fixture
 def stop_at(monkeypatch):
-    """Call with n: the n-th update, step or evaluation from then on is interrupted by SIGTERM."""
-    advance = Trainer._advance
-
-    def at(number):
-        calls = itertools.count(1)
-
-        def counted(self):
-            if next(calls) == number:
-                os.kill(os.getpid(), signal.SIGTERM)
-            advance(self)
-
-        monkeypatch.setattr(Trainer, "_advance", counted)
-
-    return at
+    return functools.partial(stop, monkeypatch)
 
 
 # The seed episodes are 16 or 8 steps; then rounds of 3 updates and 8 steps, or of 4 steps with updates in them.
@@ -104,13 +107,20 @@ def whole(tmp_path_factory):
     return args, folder
 
 
-@pytest.fixture
-def run_folder(whole, stop_at, tmp_path):
+@pytest.fixture(scope="module")
+def stopped(whole, tmp_path_factory):
     """A run like `whole`, stopped after 31 env steps, amid the second round."""
-    stop_at(38)
-    output = train(*whole[0], "--run-dir", tmp_path / "run")
-    assert "stopped at 31 env steps" in output
-    return tmp_path / "run"
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        stop(patch, 38)
+        assert "stopped at 31 env steps" in train(*whole[0], "--run-dir", folder)
+    return folder
+
+
+@pytest.fixture
+def run_folder(stopped, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(stopped, tmp_path / "run")
 
 
 def rewrite_as_format_2(folder):
