@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from dreamer_mpc.agents.behavior import BehaviorConfig
-from dreamer_mpc.agents.dreamer import Act, Carry, Dreamer
+from dreamer_mpc.agents.dreamer import Dreamer
+from dreamer_mpc.agents.protocol import Act, Agent, Carry
 from dreamer_mpc.data.collect import Collector, Counters, episode_seed
 from dreamer_mpc.data.replay import Replay
 from dreamer_mpc.planners import make_planner
@@ -20,11 +21,12 @@ from tests.test_agent import BEHAVIOR, WORLD, make_agent, one_thread  # noqa: F4
 PLANNER = make_planner("policy")
 
 
-class Recorder(Dreamer):
+class Recorder(Agent):
     """An agent that notes what it sees; its n-th action is (n / 100, row / 10)."""
 
+    kind, world_model_kind, device, model = "dreamer", "gaussian", torch.device("cpu"), None
+
     def __init__(self):
-        self.device = torch.device("cpu")
         self.calls = []  # (carry, decoded images, is_first, action_noise)
 
     def initial(self, batch):

@@ -5,7 +5,7 @@ import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from dreamer_mpc.agents.behavior import BehaviorConfig, make_behavior
 from dreamer_mpc.agents.imagination import actor_loss, critic_loss, imagine, own_returns
 from dreamer_mpc.agents.latents import Latents, LatentWorld, UnrolledLatents, UnrolledWorld
+from dreamer_mpc.agents.protocol import Act, AgentKind, Carry, Faults, WorldModelKind
 from dreamer_mpc.kernels.graphs import Aside, Captured
-from dreamer_mpc.planners import Planner, reset_memory
+from dreamer_mpc.planners import Planner
 from dreamer_mpc.util.checks import check_ranges
 from dreamer_mpc.util.returns import lambda_return
 from dreamer_mpc.world_model import Batch, WorldModel, WorldModelConfig
@@ -60,34 +61,6 @@ def one_thread(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-class Carry(NamedTuple):
-    """What acting hands from one step to the next, for B environments."""
-
-    state: Float[Tensor, "B S"]
-    action: Float[Tensor, "B A"]  # the action that was executed last
-    memory: Any  # the planner's
-
-    def reset(self, done: Bool[Tensor, " B"]) -> "Carry":
-        """Rows where an episode ended start over."""
-        return self._replace(memory=reset_memory(self.memory, done))
-
-
-class Act(NamedTuple):
-    """One step of acting."""
-
-    action: Float[Tensor, "B A"]  # to execute
-    carry: Carry  # for the next call
-    model_evaluations: int  # of the plan, per environment
-    value: Float[Tensor, " B"]  # J of the plan
-
-
-class Faults(NamedTuple):
-    """Updates that were skipped."""
-
-    in_a_row: int  # up to the last update
-    index: Int64[Tensor, "T B"] | None  # frames of replay of the first one since this was last asked; None: no such
-
-
 class SkippedUpdates:
     """Counts updates that were skipped and keeps the first one's frames, on the device: nobody waits until asked."""
 
@@ -121,7 +94,7 @@ class Dreamer:
     convolutions run in the layouts of `world_model/blocks.py`; without, by plain modules under autograd.
     """
 
-    world_model_kind = "gaussian"
+    world_model_kind: WorldModelKind = "gaussian"
 
     def __init__(
         self,
@@ -135,7 +108,7 @@ class Dreamer:
         kernels: bool = True,
     ):
         self.behavior, self.optimizer = behavior, optimizer
-        self.kind = "planet" if behavior is None else "dreamer"
+        self.kind: AgentKind = "planet" if behavior is None else "dreamer"
         self.device = torch.device(device)
         self.bf16, self.kernels = bf16 and self.device.type == "cuda", kernels
         world = WorldModel(world_model, action_dim, kernels, self.bf16)
