@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 from jaxtyping import Float
 
-from dreamer_mpc.agents.dreamer import Dreamer
+from dreamer_mpc.agents.protocol import Agent
 from dreamer_mpc.config import (
     ALL,
     CompareConfig,
@@ -184,7 +184,7 @@ class Comparison:
         self,
         label: str,
         checkpoint: str,
-        agent: Dreamer,
+        agent: Agent,
         envs: gymnasium.vector.VectorEnv,
         progress: ComparisonProgress,
         video_steps: int,
@@ -208,7 +208,7 @@ class Comparison:
                 self._write_visuals(label, agent, result, progress)
             video_steps = 0
 
-    def _write_visuals(self, label: str, agent: Dreamer, result: Evaluation, progress: ComparisonProgress) -> None:
+    def _write_visuals(self, label: str, agent: Agent, result: Evaluation, progress: ComparisonProgress) -> None:
         try:
             for path in write_visuals(self.record.stem(label), agent, self.planners[label], result, self.trained.env):
                 progress.line(f"wrote {path}")

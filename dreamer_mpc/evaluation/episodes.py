@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dreamer_mpc.agents.dreamer import Act, Carry, Dreamer
+from dreamer_mpc.agents.protocol import Act, Agent, Carry
 from dreamer_mpc.planners import Planner
 from dreamer_mpc.util.device import preserved_rng
 from dreamer_mpc.util.intervals import count_failed, mean_interval
@@ -57,7 +57,7 @@ class Evaluation:
 
 
 def evaluate(
-    agent: Dreamer,
+    agent: Agent,
     planner: Planner,
     envs: gymnasium.vector.VectorEnv,
     episodes: int,
@@ -76,7 +76,7 @@ def evaluate(
 
 
 def _evaluate(
-    agent: Dreamer,
+    agent: Agent,
     planner: Planner,
     envs: gymnasium.vector.VectorEnv,
     episodes: int,

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from dreamer_mpc.agents.dreamer import Dreamer, LatentWorld
+from dreamer_mpc.agents.latents import LatentWorld
+from dreamer_mpc.agents.protocol import Agent
 from dreamer_mpc.evaluation.episodes import Evaluation, Trace
 from dreamer_mpc.planners import PLANNERS, Ascent, Planner
 from dreamer_mpc.planners.rollout import rollout
@@ -33,7 +34,7 @@ def imagine_open_loop(
     return torch.cat(imagined)
 
 
-def write_visuals(stem: Path, agent: Dreamer, planner: Planner, evaluation: Evaluation, env: str) -> list[Path]:
+def write_visuals(stem: Path, agent: Agent, planner: Planner, evaluation: Evaluation, env: str) -> list[Path]:
     """`<stem>.mp4` of an evaluation's traced episode and `<stem>-decision.png` from its middle; what was written."""
     video, picture = stem.with_name(f"{stem.name}.mp4"), stem.with_name(f"{stem.name}-decision.png")
     episode_video(video, agent, evaluation.trace)
@@ -42,7 +43,7 @@ def write_visuals(stem: Path, agent: Dreamer, planner: Planner, evaluation: Eval
 
 
 @torch.no_grad()
-def episode_video(path: Path, agent: Dreamer, trace: Trace, fps: int = 25) -> None:
+def episode_video(path: Path, agent: Agent, trace: Trace, fps: int = 25) -> None:
     """One MP4: real frame, reconstruction, and open-loop imagination from the same start, side by side.
 
     In the frame: J of the plan made on seeing it (-inf where the planner fell back to the policy), the return so far.
@@ -65,12 +66,12 @@ def episode_video(path: Path, agent: Dreamer, trace: Trace, fps: int = 25) -> No
     write_mp4(path, side_by_side(columns, footer=footer), fps)
 
 
-def _decode(agent: Dreamer, state: Float[Tensor, "T S"], chunk: int = 250) -> UInt8[np.ndarray, "T H W C"]:
+def _decode(agent: Agent, state: Float[Tensor, "T S"], chunk: int = 250) -> UInt8[np.ndarray, "T H W C"]:
     return np.concatenate([agent.model.world_model.decode(part).cpu().numpy() for part in state.split(chunk)])
 
 
 @torch.no_grad()
-def decision(path: Path, agent: Dreamer, planner: Planner, trace: Trace, t: int, env: str) -> bool:
+def decision(path: Path, agent: Agent, planner: Planner, trace: Trace, t: int, env: str) -> bool:
     """One picture of a plan from the state at step `t`: decoded before and after the ascent, with J under each.
 
     The plan is made anew, with draws of its own that also give the candidates without the ascent. Both J are taken
@@ -98,7 +99,7 @@ def decision(path: Path, agent: Dreamer, planner: Planner, trace: Trace, t: int,
     return True
 
 
-def _replan(agent: Dreamer, planner: Ascent, state: Float[Tensor, "1 S"], memory):
+def _replan(agent: Agent, planner: Ascent, state: Float[Tensor, "1 S"], memory):
     with preserved_rng(agent.device):
         torch.manual_seed(0)
         return planner.plan(agent.model, state, memory)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from safetensors.torch import save
 
-from dreamer_mpc.agents.dreamer import Dreamer, Faults
+from dreamer_mpc.agents.protocol import Agent, Faults
 from dreamer_mpc.data.replay import Replay
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import atomic_path
@@ -20,7 +20,7 @@ class FaultWatch:
     def __init__(self, folder: Path, replay: Replay, limit: int):
         self._folder, self._replay, self._limit = folder, replay, limit
 
-    def check(self, agent: Dreamer, updates: int, metrics: dict[str, float]) -> list[str]:
+    def check(self, agent: Agent, updates: int, metrics: dict[str, float]) -> list[str]:
         """Lines for the user, about the updates before `updates` whose means are `metrics`; waits for the device.
 
         UserError after too many skipped ones in a row.

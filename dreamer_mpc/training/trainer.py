@@ -208,7 +208,7 @@ class Trainer:
             "1 environment: collecting and updating take turns (sequential, as in the paper)"
             if config.num_envs == 1
             else f"{config.num_envs} environments, planned in one batch: they step while updates run (interleaved)",
-            *self.agent.forms.reasons,
+            *self.agent.notes,
             self.replay_line,
             *self._notes,
         ]
