@@ -321,12 +321,12 @@ MUTATIONS = [
         "SeedSequence([seed, number])", "tests/test_collect.py::test_every_episode_has_a_seed_of_its_own",
     ),
     loop(
-        "updates owed again and again", "training/ratio", "self.issued += missing", "self.issued = missing",
-        "tests/test_ratio.py::test_what_is_asked_twice_is_owed_once",
+        "updates owed again and again", "training/schedule", "self.issued += missing", "self.issued = missing",
+        "tests/test_schedule.py::test_what_is_asked_twice_is_owed_once",
     ),
     loop(
-        "the first round's updates never owed", "training/ratio",
-        "return self.lead + max", "return max", "tests/test_ratio.py",
+        "the first round's updates never owed", "training/schedule",
+        "return self.lead + max", "return max", "tests/test_schedule.py",
     ),
     # evaluating, and what is kept
     loop(
@@ -387,7 +387,7 @@ MUTATIONS = [
         EVALUATION + "test_one_planner_trains_and_another_one_evaluates",
     ),
     loop(
-        "no noise while collecting", "training/trainer", "send(self.train_planner, config.train.action_noise)",
+        "no noise while collecting", "training/trainer", "send(self.train_planner, self.config.train.action_noise)",
         "send(self.train_planner, 0.0)", EVALUATION + "test_noise_is_for_the_training_alone",
     ),
     loop(

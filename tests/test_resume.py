@@ -77,10 +77,10 @@ def stop_at(monkeypatch):
     def at(number):
         calls = itertools.count(1)
 
-        def counted(self):
+        def counted(self, due):
             if next(calls) == number:
                 os.kill(os.getpid(), signal.SIGTERM)
-            advance(self)
+            advance(self, due)
 
         monkeypatch.setattr(Trainer, "_advance", counted)
 
@@ -171,7 +171,7 @@ def test_an_evaluation_is_given_up_and_made_first_on_resume(whole, tmp_path, mon
 def test_a_second_interrupt_stops_at_once_and_the_checkpoint_before_is_whole(whole, run_folder, monkeypatch):
     before = find_checkpoint(run_folder).read_bytes()
 
-    def interrupted(self):
+    def interrupted(self, due):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -331,9 +331,9 @@ def disk(monkeypatch):
 def test_training_goes_on_while_the_disk_is_full_and_is_saved_when_it_is_not(whole, disk, tmp_path, monkeypatch):
     calls, advance = itertools.count(1), Trainer._advance
 
-    def filled(self):
+    def filled(self, due):
         disk.full = 20 <= next(calls) < 45
-        advance(self)
+        advance(self, due)
 
     monkeypatch.setattr(Trainer, "_advance", filled)
     output = train(*whole[0], "--run-dir", tmp_path / "run", "--train.checkpoint-seconds", 0)

@@ -35,7 +35,7 @@ from dreamer_mpc.runs.logger import Logger
 from dreamer_mpc.runs.saving import Saver
 from dreamer_mpc.training.faults import FaultWatch
 from dreamer_mpc.training.profiling import Profiler
-from dreamer_mpc.training.ratio import UpdateRatio
+from dreamer_mpc.training.schedule import Due, Pace, Schedule
 from dreamer_mpc.training.state import MetricMeans, TrainingState
 from dreamer_mpc.util.device import choose_device, device_name
 from dreamer_mpc.util.errors import UserError
@@ -76,7 +76,11 @@ class Trainer:
         self.planner = planner_from(config, config.planner)
         self.train_planner = training_planner(config)
         self.counters = Counters(**payload["counters"]) if payload else Counters()
-        self.state = TrainingState.from_state_dict(payload["training"], self.device) if payload else TrainingState()
+        pace = Pace.of(config)
+        self.state = TrainingState(Schedule(pace))
+        if payload:
+            self.state = TrainingState.from_state_dict(payload["training"], pace, self.device)
+        self.schedule = self.state.schedule
         self._config_dict = to_dict(config)
         self._records = payload["records"] if payload else 0  # of metrics
         self.evaluation: Evaluation | None = None  # the last one
@@ -124,7 +128,6 @@ class Trainer:
 
     def _restore(self, payload: dict[str, Any]) -> None:
         """Everything but networks, counters and the loop's state, which are there already."""
-        config, state, env_steps = self.config, self.state, self.counters.env_steps
         self.replay.load_state_dict(payload["replay"])
         self._saver.restore(payload)
         saved = trained_config(payload, "the checkpoint")
@@ -135,11 +138,7 @@ class Trainer:
                 f"{plural(len(broken), 'episode')} in progress could not be repeated from seed and actions and "
                 "counts as ended: this environment does not repeat itself, or was changed"
             )
-        if state.ratio:
-            state.ratio.end = config.env_steps
-            if (state.ratio.updates, state.ratio.every) != (config.train.updates, config.train.every):
-                state.ratio = self._new_ratio(lead=0)  # a lead was made before
-        state.finished &= env_steps >= config.env_steps
+        self.schedule.resumed(self.counters.env_steps)
         restore_global_state(payload["random"], self.device)
 
     def run(self) -> None:
@@ -211,37 +210,32 @@ class Trainer:
         ]
 
     def _loop(self) -> None:
-        """Between two of its rounds, updates and steps the run can stop: then the state is whole."""
-        state, interval = self.state, self.config.train.checkpoint_seconds
-        while not state.finished:
+        """Between two of the things that it does the run can stop: then the state is whole."""
+        while (due := self.schedule.due(self.counters.env_steps)) is not Due.NOTHING:
             self._stop.check()
-            if not state.seeding and not state.evaluation_due and self._round_is_over():
+            if due is Due.RECORD:
                 self._end_round()
                 continue
             try:
-                self._advance()
+                self._advance(due)
             except (EnvError, UserError, torch.OutOfMemoryError):
                 self._save()  # what was trained is not lost
                 raise
-            if time.monotonic() - self._tried_at >= interval:
+            if self.schedule.save_due(time.monotonic() - self._tried_at):
                 self._save()
 
-    def _advance(self) -> None:
+    def _advance(self, due: Due) -> None:
         """An evaluation, a step of the environments, or an update between them."""
-        if self.state.evaluation_due:
+        if due is Due.EVALUATION:
             self._evaluate()
-        elif self.state.seeding:
+        elif due is Due.SEED_STEP:
             self._step_at_random()
-        elif self.state.updates_left:
-            self.state.updates_left -= 1
-            self._update(self.state.updates_left + 1)
+        elif due is Due.UPDATE:
+            self._update(self.schedule.take_update())
             self._show("updating")
-        elif self.config.num_envs == 1:
-            self._step()
-            self._show("collecting")
         else:
             self._step()
-            self._show("training")
+            self._show("collecting" if self.config.num_envs == 1 else "training")
 
     def _step_at_random(self) -> None:
         """A step of the seed episodes, and what follows them."""
@@ -255,47 +249,21 @@ class Trainer:
             return
         self._logger.write(asdict(counters), self._collected())
         self._progress.line(f"{len(state.returns)} seed episodes, mean return {np.mean(state.returns):.1f}")
-        state.seeding, state.returns, state.ratio = False, [], self._new_ratio(lead=self.config.train.updates)
-        state.round_end = counters.env_steps
-        state.evaluation_due = counters.env_steps >= self.config.env_steps
-        self._begin_round()
-        if self.config.num_envs > 1:  # the first round's updates come before the first planned step, as in the paper
-            state.updates_left = state.ratio.issue(counters.env_steps)
-        if state.evaluation_due:
+        state.returns = []
+        self.schedule.seeded(counters.env_steps)
+        if self.schedule.evaluation_due:
             self._save(say=True)
 
-    def _new_ratio(self, lead: int) -> UpdateRatio:
-        train = self.config.train
-        return UpdateRatio(train.updates, train.every, self.counters.env_steps, self.config.env_steps, lead=lead)
-
-    def _begin_round(self) -> None:
-        """Sequential: updates, then steps until `round_end`. Interleaved: at least one step, updates during each.
-
-        An interleaved run makes the first round's updates before its first step too.
-        """
-        state, train, env_steps = self.state, self.config.train, self.counters.env_steps
-        state.round_end = min(state.round_end, env_steps) + train.every  # the last one of a run may have been shorter
-        if self.config.num_envs == 1:
-            state.updates_left = train.updates
-        else:
-            state.round_end = max(state.round_end, env_steps + 1)
-
-    def _round_is_over(self) -> bool:
-        end = min(self.state.round_end, self.config.env_steps)
-        return self.counters.env_steps >= end and not self.state.updates_left
-
     def _end_round(self) -> None:
-        state, counters, config = self.state, self.counters, self.config
+        state, counters = self.state, self.counters
         metrics = state.metrics.read()
         self._logger.write(asdict(counters), metrics | self._collected())
         for line in self._faults.check(self.agent, counters.updates, metrics):
             self._progress.line(line)
         self._show("", train_return=state.returns[-1] if state.returns else None)
         state.metrics, state.returns = MetricMeans(), []
-        next_evaluation = (state.evaluated_at // config.eval.every + 1) * config.eval.every
-        state.evaluation_due = counters.env_steps >= min(next_evaluation, config.env_steps)
-        self._begin_round()
-        if state.evaluation_due or self._unsaved:
+        self.schedule.recorded(counters.env_steps)
+        if self.schedule.evaluation_due or self._unsaved:
             self._save(say=True)
 
     def _collected(self) -> dict[str, float]:
@@ -306,13 +274,10 @@ class Trainer:
         return mean | {f"train/{name}": count for name, count in counts.items() if count}
 
     def _step(self) -> None:
-        """A step of the environments; of several, with the updates that are owed when it has ended."""
-        state, counters, config = self.state, self.counters, self.config
-        self.collector.send(self.train_planner, config.train.action_noise)
-        if config.num_envs > 1:
-            owed = state.ratio.issue(counters.env_steps + config.num_envs * config.action_repeat)
-            for left in range(owed, 0, -1):
-                self._update(left)
+        """A step of the environments, with the updates that go on beside it."""
+        self.collector.send(self.train_planner, self.config.train.action_noise)
+        for left in range(self.schedule.take_updates_beside(self.counters.env_steps), 0, -1):
+            self._update(left)
         self._receive()
         self._profiler.after_step()
 
@@ -352,7 +317,7 @@ class Trainer:
         self._progress.line(f"{plural(self._saves, 'checkpoint')} took {seconds:.1f} s, {share:.1%} of the run")
 
     def _evaluate(self) -> None:
-        config, counters, state = self.config, self.counters, self.state
+        config, counters = self.config, self.counters
         self._profiler.finish()  # an evaluation would swell it
         self._show("evaluating")
         trace_steps = config.eval.video_steps if config.eval.video else 0
@@ -380,9 +345,8 @@ class Trainer:
             except OSError as error:  # a full disk or no ffmpeg costs the video, not the run
                 self._progress.line(f"no video at {counters.env_steps:,} env steps: {error}")
         self._keep_if_best(summary["return_mean"])
-        state.evaluation_due, state.evaluated_at = False, counters.env_steps
-        state.finished = counters.env_steps >= config.env_steps
-        if state.finished:
+        self.schedule.evaluated(counters.env_steps)
+        if self.schedule.finished:
             self._save(last=True)
 
     def _keep_if_best(self, mean_return: float) -> None:
@@ -429,7 +393,7 @@ class Trainer:
 
     def _position(self) -> tuple[Any, ...]:
         """Changes with everything that a checkpoint should hold."""
-        return (*asdict(self.counters).values(), self.state.evaluation_due, self.state.finished)
+        return (*asdict(self.counters).values(), self.schedule.evaluation_due, self.schedule.finished)
 
     def _payload(self) -> dict[str, Any]:
         return {
