@@ -355,29 +355,27 @@ MUTATIONS = [
         EVALUATION + "test_an_evaluation_has_a_seed_of_its_own",
     ),
     loop(
-        "training environments from seed 0", "training/trainer", "self.counters, config.seed)", "self.counters, 0)",
+        "training environments from seed 0", "training/setup", "replay, counters, config.seed)", "replay, counters, 0)",
         EVALUATION + "test_a_training_s_seed_does_not_reach_an_evaluation_nor_the_other_way_round",
     ),
     loop(
-        "replay drawn from seed 0", "training/trainer", "memmap=memmap, seed=config.seed)", "memmap=memmap, seed=0)",
+        "replay drawn from seed 0", "training/setup", "memmap=memmap, seed=config.seed)", "memmap=memmap, seed=0)",
         EVALUATION + "test_what_is_drawn_from_replay_depends_on_the_training_s_seed",
     ),
     loop(
-        "the worst checkpoint kept", "training/trainer",
-        "best = -math.inf if self.state.best_return is None else self.state.best_return\n"
-        "        if self._unsaved or not mean_return > best:",
-        "best = math.inf if self.state.best_return is None else self.state.best_return\n"
-        "        if self._unsaved or not mean_return < best:",
+        "the worst checkpoint kept", "training/checkpoints",
+        "best = -math.inf if best is None else best\n        if self.unsaved or not mean_return > best:",
+        "best = math.inf if best is None else best\n        if self.unsaved or not mean_return < best:",
         EVALUATION + "test_the_best_evaluation_s_checkpoint_is_kept",
     ),
     loop(
-        "the last of equals kept, or one without a return", "training/trainer",
+        "the last of equals kept, or one without a return", "training/checkpoints",
         "not mean_return > best", "mean_return < best",
         EVALUATION + "test_the_best_evaluation_s_checkpoint_is_kept",
     ),
     loop(
         "the newest checkpoint kept", "training/trainer",
-        "self.state.best_return = mean_return", "self.state.best_return = None",
+        'self.state.best_return = summary["return_mean"]', "self.state.best_return = None",
         EVALUATION + "test_the_best_evaluation_s_checkpoint_is_kept",
     ),
     loop(

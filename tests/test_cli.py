@@ -26,7 +26,7 @@ from dreamer_mpc.config import (
 )
 from dreamer_mpc.planners import PLANNERS
 from dreamer_mpc.runs.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
-from dreamer_mpc.training.trainer import default_run_dir
+from dreamer_mpc.training.setup import default_run_dir
 from scripts import export_weights
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -16,6 +16,7 @@ import time
 import pytest
 import torch
 
+import dreamer_mpc.training.setup
 import dreamer_mpc.training.trainer
 import run
 from dreamer_mpc.runs.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
@@ -191,7 +192,10 @@ def test_a_second_interrupt_amid_a_save_leaves_the_checkpoint_before(whole, run_
         os.kill(os.getpid(), signal.SIGINT)
         replace(*args)
 
-    monkeypatch.setattr(Trainer, "_claim_folder", lambda self: monkeypatch.setattr(os, "replace", interrupted))
+    def begin_folder(*_):
+        monkeypatch.setattr(os, "replace", interrupted)
+
+    monkeypatch.setattr(dreamer_mpc.training.trainer, "begin_folder", begin_folder)
     train("--resume", run_folder, "--train.checkpoint-seconds", "0", code=130)
     monkeypatch.undo()
     train("--resume", run_folder)
@@ -199,13 +203,13 @@ def test_a_second_interrupt_amid_a_save_leaves_the_checkpoint_before(whole, run_
 
 
 def test_a_stop_during_set_up_leaves_nothing_in_the_way(whole, tmp_path, monkeypatch):
-    make_agent = dreamer_mpc.training.trainer.make_agent
+    make_agent = dreamer_mpc.training.setup.make_agent
 
     def interrupted(*args):
         os.kill(os.getpid(), signal.SIGTERM)
         return make_agent(*args)
 
-    monkeypatch.setattr(dreamer_mpc.training.trainer, "make_agent", interrupted)
+    monkeypatch.setattr(dreamer_mpc.training.setup, "make_agent", interrupted)
     assert "stopped before the first step: there was nothing to save" in train(
         *whole[0], "--run-dir", tmp_path / "run"
     )
