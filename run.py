@@ -39,7 +39,8 @@ def train_until(stop, args: Sequence[str], started: float) -> int:
 
     from dreamer_mpc import config as settings
     from dreamer_mpc.runs.resume import open_run
-    from dreamer_mpc.training.trainer import Trainer, claim_folder
+    from dreamer_mpc.training.setup import claim_folder
+    from dreamer_mpc.training.trainer import Trainer
     from dreamer_mpc.util.errors import UserError
 
     resume, saved = settings.option(args, "resume"), None
