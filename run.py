@@ -134,8 +134,8 @@ def evaluate_checkpoint(args: Sequence[str]) -> int:
             raise UserError(f"cannot write to {out} ({error.strerror}): name another folder with --out") from error
         for name, planner in planners.items():
             with console.status(f"{name}: {config.episodes} episodes of {trained.env}"):
-                trace_steps = VIDEO_STEPS if config.video else 0
-                result = evaluate(agent, planner, envs, config.episodes, config.seed, trace_steps)
+                recorded_steps = VIDEO_STEPS if config.video else 0
+                result = evaluate(agent, planner, envs, config.episodes, config.seed, recorded_steps)
             rows.append({"planner": name, **result.summary(), "returns": result.returns.tolist()})
             if config.video:
                 for file in write_visuals(out / name, agent, planner, result, trained.env):

@@ -18,7 +18,7 @@ from envs import reset_rows
 
 
 @dataclass
-class Trace:
+class EpisodeRecording:
     """The first steps of one episode, for videos: T images, and what the agent made of them."""
 
     image: list[np.ndarray] = field(default_factory=list)  # uint8 [H, W, C]
@@ -27,6 +27,16 @@ class Trace:
     reward: list[float] = field(default_factory=list)  # paid for that action
     value: list[float] = field(default_factory=list)  # J of the plan made on seeing the image
     memory: list = field(default_factory=list)  # of the planner, one row, before it planned
+
+    def append(self, image: np.ndarray, before: Carry, act: Act, reward: float, is_first: bool) -> None:
+        """Row 0 of a step."""
+        self.image.append(image)
+        self.state.append(act.carry.state[0])
+        self.action.append(act.action[0])
+        self.reward.append(reward)
+        self.value.append(float(act.value[0]))
+        memory = None if before.memory is None or is_first else type(before.memory)(*(x[:1] for x in before.memory))
+        self.memory.append(memory)
 
 
 @dataclass
@@ -38,7 +48,7 @@ class Evaluation:
     ms_per_action: float  # median wall time of one call: observe, plan, copy back
     batch: int  # environments planned for in that call
     model_evaluations: int  # per action
-    trace: Trace
+    recording: EpisodeRecording
 
     def summary(self) -> dict[str, float | None]:
         """What is logged and tabulated; None is what so few episodes do not tell."""
@@ -62,17 +72,17 @@ def evaluate(
     envs: gymnasium.vector.VectorEnv,
     episodes: int,
     seed: int,
-    trace_steps: int = 0,
+    recorded_steps: int = 0,
     on_step: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Run `episodes` episodes, episode e from environment seed `seed + e`, side by side over the rows of `envs`.
 
-    The first `trace_steps` steps of episode 0 are kept. `on_step` is told after each step how many there were. torch's
-    generator is left as it was found, so that an evaluation does not change the training around it.
+    The first `recorded_steps` steps of episode 0 are kept. `on_step` is told after each step how many there were.
+    torch's generator is left as it was found, so that an evaluation does not change the training around it.
     """
     with preserved_rng(agent.device):
         torch.manual_seed(seed)
-        return _evaluate(agent, planner, envs, episodes, seed, trace_steps, on_step)
+        return _evaluate(agent, planner, envs, episodes, seed, recorded_steps, on_step)
 
 
 def _evaluate(
@@ -81,14 +91,14 @@ def _evaluate(
     envs: gymnasium.vector.VectorEnv,
     episodes: int,
     seed: int,
-    trace_steps: int,
+    recorded_steps: int,
     on_step: Callable[[int], None] | None,
 ) -> Evaluation:
     rows = envs.num_envs
     episode = np.arange(rows)  # the episode each row plays; those past the last are idle
     image, _ = envs.reset(seed=[seed + int(e) for e in episode])
     is_first = np.ones(rows, dtype=bool)
-    carry, trace, times = agent.initial(rows), Trace(), []
+    carry, recording, times = agent.initial(rows), EpisodeRecording(), []
     returns, lengths = np.zeros(episodes), [0] * episodes
     next_episode = rows
     while (episode < episodes).any():
@@ -99,8 +109,8 @@ def _evaluate(
         times.append(time.perf_counter() - start)
         seen = image
         image, reward, terminated, truncated, _ = envs.step(executed)
-        if episode[0] == 0 and len(trace.image) < trace_steps:
-            _remember(trace, seen[0], carry, act, float(reward[0]), bool(is_first[0]))
+        if episode[0] == 0 and len(recording.image) < recorded_steps:
+            recording.append(seen[0], carry, act, float(reward[0]), bool(is_first[0]))
         carry = act.carry
         for i in np.flatnonzero(episode < episodes):
             returns[episode[i]] += reward[i]
@@ -113,15 +123,4 @@ def _evaluate(
             image, _ = reset_rows(envs, is_first, seeds)
         if on_step:
             on_step(len(times))
-    return Evaluation(returns, lengths, 1e3 * float(np.median(times)), rows, act.model_evaluations, trace)
-
-
-def _remember(trace: Trace, image: np.ndarray, before: Carry, act: Act, reward: float, is_first: bool) -> None:
-    """Append row 0 of a step."""
-    trace.image.append(image)
-    trace.state.append(act.carry.state[0])
-    trace.action.append(act.action[0])
-    trace.reward.append(reward)
-    trace.value.append(float(act.value[0]))
-    memory = None if before.memory is None or is_first else type(before.memory)(*(x[:1] for x in before.memory))
-    trace.memory.append(memory)
+    return Evaluation(returns, lengths, 1e3 * float(np.median(times)), rows, act.model_evaluations, recording)
