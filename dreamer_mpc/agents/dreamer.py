@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dreamer_mpc.agents.behavior import BehaviorConfig, make_behavior
 from dreamer_mpc.agents.imagination import actor_loss, critic_loss, own_returns
 from dreamer_mpc.agents.latents import Latents, LatentWorld, UnrolledLatents, UnrolledWorld
-from dreamer_mpc.agents.protocol import Act, AgentKind, Carry, Faults
+from dreamer_mpc.agents.protocol import Act, AgentKind, Carry, SkippedUpdates
 from dreamer_mpc.kernels.cell import has_triton
 from dreamer_mpc.kernels.choice import choose_forms
 from dreamer_mpc.kernels.graphs import Aside, Captured
@@ -64,7 +64,7 @@ def one_thread(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-class SkippedUpdates:
+class SkippedUpdateCounter:
     """Counts updates that were skipped and keeps the first one's frames, on the device: nobody waits until asked."""
 
     def __init__(self, device: torch.device):
@@ -80,12 +80,12 @@ class SkippedUpdates:
         self._index.copy_(torch.where(skipped & ~self._caught, index, self._index))
         self._caught.logical_or_(skipped)
 
-    def read(self) -> Faults:
+    def read(self) -> SkippedUpdates:
         """What was noted; the next frames are caught anew. Waits for the device."""
         in_a_row, caught = torch.stack([self.in_a_row, self._caught.long()]).tolist()
         index = self._index.clone() if caught else None
         self._caught.zero_()
-        return Faults(in_a_row, index)
+        return SkippedUpdates(in_a_row, index)
 
 
 class Dreamer:
@@ -133,7 +133,7 @@ class Dreamer:
             )
             for name, part, rate in learners
         }
-        self._skipped = SkippedUpdates(self.device)
+        self._skipped = SkippedUpdateCounter(self.device)
         self.capture = self.forms.graphs
         self.update = Captured(self._update) if self.capture else self._update
         self._acts: dict[tuple[Planner, float], Any] = {}
@@ -189,7 +189,8 @@ class Dreamer:
     def _update(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
         """One gradient step on world model and, with behavior, actor and critic; metrics stay on the device.
 
-        A step in which any loss or gradient is not finite changes no parameter and counts as `skipped`; see `faults`.
+        A step in which any loss or gradient is not finite changes no parameter and counts as `skipped`: see
+        `skipped_updates`.
         """
         world, gradients, learned = self.model.world_model, {}, {}
         inference = world.infer(batch, self._amp())
@@ -258,7 +259,7 @@ class Dreamer:
     def _amp(self, wanted: bool = True) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16 and wanted)
 
-    def faults(self) -> Faults:
+    def skipped_updates(self) -> SkippedUpdates:
         """Updates that were skipped, since this was last asked; waits for the device."""
         return self._skipped.read()
 

@@ -34,8 +34,8 @@ class Act(NamedTuple):
     value: Float[Tensor, " B"]  # J of the plan
 
 
-class Faults(NamedTuple):
-    """Updates that were skipped."""
+class SkippedUpdates(NamedTuple):
+    """Updates that changed nothing, as a loss or gradient was not finite."""
 
     in_a_row: int  # up to the last update
     index: Int64[Tensor, "T B"] | None  # frames of replay of the first one since this was last asked; None: no such
@@ -76,7 +76,7 @@ class Agent(Protocol):
         `skipped` is 1 where a loss or gradient was not finite and nothing was changed, else 0.
         """
 
-    def faults(self) -> Faults:
+    def skipped_updates(self) -> SkippedUpdates:
         """Updates that were skipped, since this was last asked; waits for the device."""
 
     def state_dict(self) -> dict[str, Any]:

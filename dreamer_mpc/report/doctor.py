@@ -177,12 +177,9 @@ def _frame_milliseconds(quality: str) -> float:
 
 
 def _memory_gib() -> tuple[float, float]:
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return pages, pages
-    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) / 2**20, pages
+    from dreamer_mpc.util.memory import available_memory, total_memory
+
+    return available_memory() / GIB, total_memory() / GIB
 
 
 def _release(version: str) -> tuple[int, ...]:

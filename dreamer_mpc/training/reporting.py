@@ -6,12 +6,12 @@ from collections.abc import Iterator
 import torch
 
 from dreamer_mpc.config import Config
-from dreamer_mpc.data.replay import GIB
 from dreamer_mpc.evaluation.episodes import Evaluation
 from dreamer_mpc.planners import Planner, SampledPolicy
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.training.schedule import Due
 from dreamer_mpc.util.device import device_name
+from dreamer_mpc.util.memory import GIB
 
 AGENTS = {"dreamer": "Dreamer", "planet": "PlaNet (world model alone)"}
 PHASES = {Due.SEED_STEP: "seed episodes", Due.UPDATE: "updating", Due.EVALUATION: "evaluating"}

@@ -10,24 +10,19 @@ from dreamer_mpc.agents.protocol import Agent
 from dreamer_mpc.config import Config, check_start, to_yaml, trained_config, training_planner
 from dreamer_mpc.config.make import env_settings, load_agent, make_agent, make_envs, replay_capacity, side_by_side_envs
 from dreamer_mpc.data.collect import Collector, Counters
-from dreamer_mpc.data.replay import GIB, Replay, check_storage, choose_storage, frame_bytes, free_disk
+from dreamer_mpc.data.replay import Replay, check_storage, choose_storage, frame_bytes
 from dreamer_mpc.report.progress import plural
 from dreamer_mpc.runs.checkpoint import Checkpoint
-from dreamer_mpc.runs.folder import RunFolder
+from dreamer_mpc.runs.folder import RunFolder, default_run_dir
 from dreamer_mpc.runs.saving import Saver
 from dreamer_mpc.util.device import choose_device, device_name
 from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.memory import GIB, free_disk
 from dreamer_mpc.util.stop import Stop
 from envs import try_env
 from envs.rows import RowVectorEnv
 
 NOTHING_SAVED = "stopped before the first step: there was nothing to save"
-
-
-def default_run_dir(config: Config) -> str:
-    """runs/<env>-<planner>-seed<seed>, the training's planner in it where that is another."""
-    other = f"-trained-by-{config.trained_by}" if config.trained_by != config.planner else ""
-    return f"runs/{config.env.replace(':', '.')}-{config.planner}{other}-seed{config.seed}"
 
 
 def claim_folder(config: Config) -> RunFolder:

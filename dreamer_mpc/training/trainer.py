@@ -20,10 +20,10 @@ from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.runs.logger import Logger
 from dreamer_mpc.training import reporting
 from dreamer_mpc.training.checkpoints import Checkpoints, Position
-from dreamer_mpc.training.faults import FaultWatch
 from dreamer_mpc.training.profiling import Profiler
 from dreamer_mpc.training.schedule import Due, Pace, Schedule
 from dreamer_mpc.training.setup import NOTHING_SAVED, begin_folder, open_parts
+from dreamer_mpc.training.skipped import SkippedUpdateWatch
 from dreamer_mpc.training.state import MetricMeans, TrainingState
 from dreamer_mpc.util.device import choose_device
 from dreamer_mpc.util.errors import UserError
@@ -66,7 +66,7 @@ class Trainer:
             self._opened = opened.pop_all()
         self.envs, self.eval_envs, self.agent = parts.envs, parts.eval_envs, parts.agent
         self.replay, self.collector, self._saver, self._notes = parts.replay, parts.collector, parts.saver, parts.notes
-        self._faults = FaultWatch(folder.diagnosis, self.replay, config.train.max_skipped_in_a_row)
+        self._skipped = SkippedUpdateWatch(folder.skipped_updates, self.replay, config.train.max_skipped_in_a_row)
         if checkpoint:
             self.schedule.resumed(self.counters.env_steps)
             restore_global_state(checkpoint.random, self.device)
@@ -189,7 +189,7 @@ class Trainer:
         state, counters = self.state, self.counters
         metrics = state.metrics.read()
         self._logger.write(asdict(counters), metrics | self._collected())
-        self._say(self._faults.check(self.agent, counters.updates, metrics))
+        self._say(self._skipped.check(self.agent, counters.updates, metrics))
         self._show(train_return=state.returns[-1] if state.returns else None)
         state.metrics, state.returns = MetricMeans(), []
         self.schedule.recorded(counters.env_steps)
