@@ -385,7 +385,7 @@ MUTATIONS = [
     ),
     loop(
         "the newest checkpoint kept", "training/trainer",
-        'self.state.best_return = summary["return_mean"]', "self.state.best_return = None",
+        'self.state.best_return = row["return_mean"]', "self.state.best_return = None",
         EVALUATION + "test_the_best_evaluation_s_checkpoint_is_kept",
     ),
     loop(

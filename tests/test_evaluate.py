@@ -207,20 +207,20 @@ def test_a_trace_stops_where_episode_0_does():
 
 
 def test_the_summary_counts_and_averages():
-    summary = Evaluation(np.array([1.0, 2.0, 6.0]), [1, 1, 1], 5.0, 2, 75, EpisodeRecording()).summary()
+    summary = Evaluation(np.array([1.0, 2.0, 6.0]), [1, 1, 1], 5.0, 2, 75, EpisodeRecording()).row("cem")
     assert summary["return_mean"] == 3
     assert summary["return_std"] == pytest.approx(7**0.5)
     assert (summary["return_low"], summary["return_high"], summary["failed_episodes"]) == (None, None, None), "too few"
     assert (summary["episodes"], summary["model_evaluations"], summary["ms_per_action"]) == (3, 75, 5.0)
-    assert Evaluation(np.array([4.0]), [1], 5.0, 2, 75, EpisodeRecording()).summary()["return_std"] == 0
+    assert Evaluation(np.array([4.0]), [1], 5.0, 2, 75, EpisodeRecording()).row("cem")["return_std"] == 0
 
 
 def test_the_summary_of_five_episodes_and_more_has_an_interval_and_counts_failures():
-    summary = Evaluation(np.array([98.0, 99, 100, 101, 102]), [1] * 5, 5.0, 2, 75, EpisodeRecording()).summary()
+    summary = Evaluation(np.array([98.0, 99, 100, 101, 102]), [1] * 5, 5.0, 2, 75, EpisodeRecording()).row("cem")
     half = 2.7764 * 0.5**0.5  # Student's t of 4 degrees of freedom, standard error sqrt(2.5 / 5)
     assert (summary["return_low"], summary["return_high"]) == pytest.approx((100 - half, 100 + half), abs=1e-3)
     assert summary["failed_episodes"] == 0
-    one_fell = Evaluation(np.array([98.0, 99, 100, 101, 102, 20]), [1] * 6, 5.0, 2, 75, EpisodeRecording()).summary()
+    one_fell = Evaluation(np.array([98.0, 99, 100, 101, 102, 20]), [1] * 6, 5.0, 2, 75, EpisodeRecording()).row("cem")
     assert one_fell["failed_episodes"] == 1
 
 

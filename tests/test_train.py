@@ -47,7 +47,7 @@ def make_trainer(folder, events, monkeypatch, *args):
     monkeypatch.setattr(Dreamer, "act", noted(events, "plan", act))
     trainer.agent.update = noted(events, "update", update)
     envs.step_async, envs.step_wait = noted(events, "send", envs.step_async), noted(events, "receive", envs.step_wait)
-    result = Evaluation(np.zeros(1), [1], 0.0, 1, 0, EpisodeRecording())
+    result = Evaluation(np.zeros(1), [1], 1.0, 1, 0, EpisodeRecording())
     monkeypatch.setattr("dreamer_mpc.training.trainer.evaluate", noted(events, "evaluate", lambda *_, **__: result))
     return trainer
 
@@ -244,7 +244,7 @@ def test_seed_episodes_are_exactly_as_many_as_asked(num_envs, episodes, tmp_path
 def test_the_policy_samples_while_collecting_and_takes_its_mode_in_evaluations(args, acts, tmp_path, monkeypatch):
     played = []
     trainer = make_trainer(tmp_path, [], monkeypatch, "--env-steps", 30, *args)
-    result = Evaluation(np.zeros(1), [1], 0.0, 1, 0, EpisodeRecording())
+    result = Evaluation(np.zeros(1), [1], 1.0, 1, 0, EpisodeRecording())
     evaluate = "dreamer_mpc.training.trainer.evaluate"
     monkeypatch.setattr(evaluate, lambda _, planner, *__, **___: played.append(planner) or result)
     acting, act = set(), Dreamer.act

@@ -97,7 +97,7 @@ def evaluations(returns, monkeypatch):
 
     def fake(agent, *_, **__):
         evaluated.append({name: weight.clone() for name, weight in agent.model.state_dict().items()})
-        return Evaluation(np.array([float(next(left))]), [1], 0.0, 1, 0, EpisodeRecording())
+        return Evaluation(np.array([float(next(left))]), [1], 1.0, 1, 0, EpisodeRecording())
 
     monkeypatch.setattr("dreamer_mpc.training.trainer.evaluate", fake)
     return evaluated

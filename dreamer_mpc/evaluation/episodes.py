@@ -11,9 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dreamer_mpc.agents.protocol import Act, Agent, Carry
+from dreamer_mpc.evaluation.summary import summarise_scores
 from dreamer_mpc.planners import Planner
+from dreamer_mpc.report.rows import Row
 from dreamer_mpc.util.device import preserved_rng
-from dreamer_mpc.util.intervals import count_failed, mean_interval
 from envs import reset_rows
 
 
@@ -50,20 +51,10 @@ class Evaluation:
     model_evaluations: int  # per action
     recording: EpisodeRecording
 
-    def summary(self) -> dict[str, float | None]:
-        """What is logged and tabulated; None is what so few episodes do not tell."""
-        scores = self.returns[:, None]
-        low, high = mean_interval(scores) or (None, None)
-        return {
-            "return_mean": float(self.returns.mean()),
-            "return_std": float(self.returns.std(ddof=1)) if len(self.returns) > 1 else 0.0,
-            "return_low": low,
-            "return_high": high,
-            "failed_episodes": count_failed(scores),
-            "ms_per_action": self.ms_per_action,
-            "model_evaluations": self.model_evaluations,
-            "episodes": len(self.returns),
-        }
+    def row(self, planner: str) -> Row:
+        """What is logged and tabulated, under the name of the planner."""
+        ms, envs = [self.ms_per_action], [self.batch]
+        return summarise_scores(planner, self.returns[:, None], None, ms, envs, self.model_evaluations)
 
 
 def evaluate(

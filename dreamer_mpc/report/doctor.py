@@ -6,9 +6,11 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from dreamer_mpc.util.errors import UserError
 
 GIB = 2**30
 MIN_FREE_DISK_GIB = 5
@@ -23,6 +25,13 @@ class Finding:
 
     status: str
     text: str
+
+
+def main(args: Sequence[str]) -> int:
+    """Say whether this machine can run the project."""
+    if args:
+        raise UserError("doctor takes no options")
+    return doctor()
 
 
 def doctor() -> int:

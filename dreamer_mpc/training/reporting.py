@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import torch
 
 from dreamer_mpc.config import Config
-from dreamer_mpc.evaluation.episodes import Evaluation
 from dreamer_mpc.planners import Planner, SampledPolicy
+from dreamer_mpc.report.rows import Row
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.training.schedule import Due
 from dreamer_mpc.util.device import device_name
@@ -42,12 +42,11 @@ def phase(due: Due, num_envs: int) -> str:
     return PHASES[due]
 
 
-def evaluated(evaluation: Evaluation, env_steps: int) -> str:
+def evaluated(row: Row, env_steps: int) -> str:
     """The result of an evaluation."""
-    summary = evaluation.summary()
     return (
-        f"evaluation at {env_steps:,} env steps: return {summary['return_mean']:.1f} "
-        f"± {summary['return_std']:.1f} over {summary['episodes']} episodes"
+        f"evaluation at {env_steps:,} env steps: return {row['return_mean']:.1f} "
+        f"± {row['return_std']:.1f} over {row['episodes']} episodes"
     )
 
 

@@ -15,6 +15,7 @@ from dreamer_mpc.data.collect import Counters
 from dreamer_mpc.evaluation.episodes import Evaluation, evaluate
 from dreamer_mpc.evaluation.visualize import write_visuals
 from dreamer_mpc.report.progress import Progress
+from dreamer_mpc.report.rows import to_metrics
 from dreamer_mpc.runs.checkpoint import Checkpoint
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.runs.logger import Logger
@@ -209,15 +210,14 @@ class Trainer:
             config.eval.video_steps if config.eval.video else 0,
             on_step=lambda _: self._stop.check(),
         )
-        summary = self.evaluation.summary()
-        logged = {f"eval/{name}": value for name, value in summary.items() if value is not None}
-        self._logger.write(asdict(self.counters), logged)
-        self._show(eval_return=summary["return_mean"])
-        self._progress.line(reporting.evaluated(self.evaluation, env_steps))
+        row = self.evaluation.row(config.planner)
+        self._logger.write(asdict(self.counters), to_metrics(row))
+        self._show(eval_return=row["return_mean"])
+        self._progress.line(reporting.evaluated(row, env_steps))
         if config.eval.video and config.eval.video_steps:
             self._draw(self.evaluation)
-        if self._checkpoints.keep_best(env_steps, summary["return_mean"], self.state.best_return):
-            self.state.best_return = summary["return_mean"]
+        if self._checkpoints.keep_best(env_steps, row["return_mean"], self.state.best_return):
+            self.state.best_return = row["return_mean"]
         self.schedule.evaluated(env_steps)
         if self.schedule.finished:
             self._save(last=True)
