@@ -14,7 +14,7 @@ from dreamer_mpc.report.plot import COMPARE, draw_comparison
 from dreamer_mpc.report.progress import ComparisonProgress, EvaluationProgress, comparison_table, results_table
 from dreamer_mpc.report.rows import to_comparison, to_evaluation
 from dreamer_mpc.util.device import device_name
-from dreamer_mpc.util.files import to_csv, write_text
+from dreamer_mpc.util.files import to_csv
 
 
 def evaluate_checkpoint(args: Sequence[str]) -> int:
@@ -43,9 +43,8 @@ def evaluate_checkpoint(args: Sequence[str]) -> int:
         "torch": torch.__version__,
         "results": results,
     }
-    file = episodes.folder / "eval.json"
-    write_text(file, json.dumps(record, indent=1) + "\n")
-    print(f"wrote {file}")
+    episodes.write("eval.json", json.dumps(record, indent=1) + "\n")
+    print(f"wrote {episodes.folder / 'eval.json'}")
     return 0
 
 

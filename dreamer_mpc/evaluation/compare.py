@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import gymnasium
@@ -37,6 +37,7 @@ from dreamer_mpc.util.intervals import holm
 
 BASELINE = "policy"
 VIDEO_STEPS = 250
+Shown = EvaluationProgress | ComparisonProgress  # what the user sees while episodes are played
 
 
 def contestants(config: CompareConfig, subjects: list[Subject]) -> tuple[dict[str, Planner], list[str]]:
@@ -81,6 +82,7 @@ def swept(config: CompareConfig, sweep: str) -> dict[str, Planner]:
     return planners
 
 
+@dataclass
 class Comparison:
     """Planners on checkpoints of one task, and the record of their episodes. An evaluation is a comparison of one.
 
@@ -89,19 +91,14 @@ class Comparison:
     returns as one that was not.
     """
 
-    def __init__(
-        self,
-        config: EpisodeSettings,
-        trained: Config,
-        subjects: dict[str, Subject],
-        planners: dict[str, Planner],
-        record: Episodes,
-        device: torch.device,
-        batch: int | None = None,
-    ):
-        self.config, self.trained, self.device, self.batch = config, trained, device, batch
-        self.subjects, self.planners, self.record = subjects, planners, record  # by their names in the record
-        self.left_out: list[str] = []  # planners of `all` that some checkpoint cannot run
+    config: EpisodeSettings
+    trained: Config
+    subjects: dict[str, Subject]  # by their names in the record, as are planners
+    planners: dict[str, Planner]
+    record: Episodes
+    device: torch.device
+    batch: int | None = None
+    left_out: list[str] = field(default_factory=list)  # planners of `all` that some checkpoint cannot run
 
     @classmethod
     def of_one(cls, config: EvalConfig, subject: Subject) -> "Comparison":
@@ -136,16 +133,14 @@ class Comparison:
         folder = Path(config.out) if config.out else first.run.comparison
         record = Record(folder, made_with, checkpoints, config.overwrite)
         named = {record.names[sha256]: subject for sha256, subject in by_content.items()}
-        comparison = cls(config, trained, named, planners, record, device)
-        comparison.left_out = left_out
-        return comparison
+        return cls(config, trained, named, planners, record, device, left_out=left_out)
 
     def played(self) -> int:
         """Episodes that are there, of those that are wanted."""
         counts = (len(self.record.of(label, name)) for label in self.planners for name in self.subjects)
         return sum(min(count, self.config.episodes) for count in counts)
 
-    def play(self, show: Callable[[int, int], EvaluationProgress | ComparisonProgress]) -> None:
+    def play(self, show: Callable[[int, int], Shown]) -> None:
         """Play the episodes that are missing, and write the videos that are.
 
         `show` makes what the user sees, of how many episodes there are in all and how many of them already.
@@ -175,7 +170,7 @@ class Comparison:
         checkpoint: str,
         agent: Agent,
         envs: gymnasium.vector.VectorEnv,
-        progress: EvaluationProgress | ComparisonProgress,
+        progress: Shown,
         video_steps: int,
     ) -> None:
         """One planner's missing episodes on one checkpoint. A video that is missing costs the first batch again."""
@@ -193,9 +188,7 @@ class Comparison:
                 self._write_visuals(label, agent, result, progress)
             video_steps = 0
 
-    def _write_visuals(
-        self, label: str, agent: Agent, result: Evaluation, progress: EvaluationProgress | ComparisonProgress
-    ) -> None:
+    def _write_visuals(self, label: str, agent: Agent, result: Evaluation, progress: Shown) -> None:
         try:
             for path in write_visuals(self.record.stem(label), agent, self.planners[label], result, self.trained.env):
                 progress.line(f"wrote {path}")

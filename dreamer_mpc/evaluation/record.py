@@ -21,7 +21,7 @@ EPISODE_COLUMNS = (
 
 
 class Episodes:
-    """Episodes that were played, in memory, and the folder where their videos and pictures go."""
+    """Episodes that were played, in memory, and the folder where what comes of them goes."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -49,6 +49,11 @@ class Episodes:
                 result.model_evaluations, device, torch.__version__, datetime.now(UTC).date().isoformat(),
             )  # fmt: skip
             self.rows.append(dict(zip(EPISODE_COLUMNS, values, strict=True)))
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file of the folder, whole or not at all; UserError where the disk refuses it."""
+        with _usable(self.folder):
+            write_text(self.folder / name, text)
 
     def stem(self, label: str) -> Path:
         """What the names of a planner's files begin with."""
@@ -91,11 +96,6 @@ class Record(Episodes):
         """The same, in episodes.csv too."""
         super().add(label, checkpoint, first, seed, result, device)
         self.write("episodes.csv", to_csv(self.rows))
-
-    def write(self, name: str, text: str) -> None:
-        """Write a file of the folder, whole or not at all; UserError where the disk refuses it."""
-        with _usable(self.folder):
-            write_text(self.folder / name, text)
 
     def visuals(self, label: str) -> list[Path]:
         """Video and picture of a planner, whether they are there or not."""

@@ -35,7 +35,7 @@ def imagine_open_loop(
 
 
 def write_visuals(stem: Path, agent: Agent, planner: Planner, evaluation: Evaluation, env: str) -> list[Path]:
-    """`<stem>.mp4` of an evaluation's traced episode and `<stem>-decision.png` from its middle; what was written."""
+    """`<stem>.mp4` of an evaluation's recorded episode and `<stem>-decision.png` from its middle; what was written."""
     video, picture = stem.with_name(f"{stem.name}.mp4"), stem.with_name(f"{stem.name}-decision.png")
     episode_video(video, agent, evaluation.recording)
     drawn = decision(picture, agent, planner, evaluation.recording, len(evaluation.recording.image) // 2, env)
