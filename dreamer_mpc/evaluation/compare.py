@@ -154,7 +154,7 @@ class Comparison:
         try:
             with show(total, self.played()) as progress:
                 for number, (checkpoint, subject) in enumerate(self.subjects.items()):
-                    settings = replace(subject.trained, compile=config.compile)
+                    settings = replace(subject.trained, env=self.trained.env, compile=config.compile)
                     agent = load_agent(subject.checkpoint, settings, envs.single_action_space.shape[0], self.device)
                     if number == 0:
                         record.begin()
