@@ -331,12 +331,12 @@ MUTATIONS = [
         "SeedSequence([seed, number])", "tests/test_collect.py::test_every_episode_has_a_seed_of_its_own",
     ),
     loop(
-        "updates owed again and again", "training/ratio", "self.issued += missing", "self.issued = missing",
-        "tests/test_ratio.py::test_what_is_asked_twice_is_owed_once",
+        "updates owed again and again", "training/schedule", "self.issued += missing", "self.issued = missing",
+        "tests/test_schedule.py::test_what_is_asked_twice_is_owed_once",
     ),
     loop(
-        "the first round's updates never owed", "training/ratio",
-        "return self.lead + max", "return max", "tests/test_ratio.py",
+        "the first round's updates never owed", "training/schedule",
+        "return self.lead + max", "return max", "tests/test_schedule.py",
     ),
     # evaluating, and what is kept
     loop(
@@ -365,29 +365,27 @@ MUTATIONS = [
         EVALUATION + "test_an_evaluation_has_a_seed_of_its_own",
     ),
     loop(
-        "training environments from seed 0", "training/trainer", "self.counters, config.seed)", "self.counters, 0)",
+        "training environments from seed 0", "training/setup", "replay, counters, config.seed)", "replay, counters, 0)",
         EVALUATION + "test_a_training_s_seed_does_not_reach_an_evaluation_nor_the_other_way_round",
     ),
     loop(
-        "replay drawn from seed 0", "training/trainer", "memmap=memmap, seed=config.seed)", "memmap=memmap, seed=0)",
+        "replay drawn from seed 0", "training/setup", "memmap=memmap, seed=config.seed)", "memmap=memmap, seed=0)",
         EVALUATION + "test_what_is_drawn_from_replay_depends_on_the_training_s_seed",
     ),
     loop(
-        "the worst checkpoint kept", "training/trainer",
-        "best = -math.inf if self.state.best_return is None else self.state.best_return\n"
-        "        if self._unsaved or not mean_return > best:",
-        "best = math.inf if self.state.best_return is None else self.state.best_return\n"
-        "        if self._unsaved or not mean_return < best:",
+        "the worst checkpoint kept", "training/checkpoints",
+        "best = -math.inf if best is None else best\n        if self.unsaved or not mean_return > best:",
+        "best = math.inf if best is None else best\n        if self.unsaved or not mean_return < best:",
         EVALUATION + "test_the_best_evaluation_s_checkpoint_is_kept",
     ),
     loop(
-        "the last of equals kept, or one without a return", "training/trainer",
+        "the last of equals kept, or one without a return", "training/checkpoints",
         "not mean_return > best", "mean_return < best",
         EVALUATION + "test_the_best_evaluation_s_checkpoint_is_kept",
     ),
     loop(
         "the newest checkpoint kept", "training/trainer",
-        "self.state.best_return = mean_return", "self.state.best_return = None",
+        'self.state.best_return = row["return_mean"]', "self.state.best_return = None",
         EVALUATION + "test_the_best_evaluation_s_checkpoint_is_kept",
     ),
     loop(
@@ -397,7 +395,7 @@ MUTATIONS = [
         EVALUATION + "test_one_planner_trains_and_another_one_evaluates",
     ),
     loop(
-        "no noise while collecting", "training/trainer", "send(self.train_planner, config.train.action_noise)",
+        "no noise while collecting", "training/trainer", "send(self.train_planner, self.config.train.action_noise)",
         "send(self.train_planner, 0.0)", EVALUATION + "test_noise_is_for_the_training_alone",
     ),
     loop(

@@ -162,8 +162,8 @@ def victim(inside: str | None, number: int) -> None:
         shared = mmap.mmap(file.fileno(), POSITION.size)  # outlives a killed process
     advance = Trainer._advance
 
-    def noted(self):
-        advance(self)
+    def noted(self, due):
+        advance(self, due)
         POSITION.pack_into(shared, 0, self.counters.env_steps, self.counters.updates)
 
     Trainer._advance = noted

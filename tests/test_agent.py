@@ -7,6 +7,7 @@ import torch
 from torch.distributions import Normal
 
 from dreamer_mpc.agents.dreamer import THREADED_ROWS
+from dreamer_mpc.agents.protocol import Agent
 from dreamer_mpc.kernels.graphs import Captured
 from dreamer_mpc.planners import make_planner
 from tests.support.agents import ACTION_DIM, make_agent, make_batch, make_planet, same
@@ -38,6 +39,14 @@ def act(agent, planner, steps, seed=0, rows=2, noise=0.0, first=lambda t: [t == 
         action, carry, *_ = agent.act(planner, carry, images[t, :rows], torch.tensor(first(t)), noise)
         actions.append(action)
     return torch.stack(actions), carry
+
+
+@pytest.mark.parametrize("make, kind", [(make_agent, "dreamer"), (make_planet, "planet")])
+def test_a_dreamer_is_an_agent_and_says_which(make, kind):
+    agent = make()
+    assert isinstance(agent, Agent)
+    assert (agent.kind, agent.world_model_kind) == (kind, "gaussian")
+    assert any(name.startswith("actor.") for name in agent.state_dict()["model"]) == (kind == "dreamer")
 
 
 @pytest.mark.parametrize("name, settings", [*PLANNERS, CEM])

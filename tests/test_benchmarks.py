@@ -28,7 +28,8 @@ from benchmarks import (
     targets,
     update,
 )
-from dreamer_mpc.agents.dreamer import Act, Carry, Dreamer
+from dreamer_mpc.agents.dreamer import Dreamer
+from dreamer_mpc.agents.protocol import Act, Carry
 from dreamer_mpc.config import Config
 from dreamer_mpc.planners import CEM, DreamMPC, GradMPC, Policy
 from dreamer_mpc.world_model import WorldModelConfig

@@ -1,6 +1,5 @@
 """Checkpoints, of today's format and of the one before it; which files there are, are found, and are kept."""
 
-import dataclasses
 import errno
 import os
 from pathlib import Path
@@ -76,7 +75,7 @@ def test_a_file_that_the_program_of_format_2_wrote_is_read():
 @pytest.mark.parametrize("field, known", [("agent_kind", "dreamer, planet"), ("world_model_kind", "gaussian")])
 def test_a_kind_that_is_not_known_is_named_with_those_that_are(field, known, tmp_path):
     path = tmp_path / "a.safetensors"
-    save_checkpoint(path, dataclasses.replace(make_checkpoint(), **{field: "of\ntomorrow"}))
+    write_payload(path, as_payload(make_checkpoint()) | {field: "of\ntomorrow"})
     refused(path, rf"holds the {field[:-5].replace('_', ' ')} 'of\\ntomorrow', this code knows {known}: check out")
 
 

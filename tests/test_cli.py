@@ -22,8 +22,8 @@ from dreamer_mpc.config import (
 from dreamer_mpc.config.make import load_agent
 from dreamer_mpc.planners import PLANNERS
 from dreamer_mpc.runs.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from dreamer_mpc.runs.folder import default_run_dir
 from dreamer_mpc.runs.payload import FORMAT_VERSION, read_payload
-from dreamer_mpc.training.trainer import default_run_dir
 from scripts import export_weights
 from tests.support.agents import CHEAP, SIZES, TINY
 from tests.support.checkpoints import rewrite_as_version_2

@@ -18,16 +18,19 @@ import pytest
 import torch
 
 import dreamer_mpc.evaluation.compare
-from dreamer_mpc.config import Config, load_presets, parse, to_dict
-from dreamer_mpc.config.make import make_agent
+from dreamer_mpc.config import Config, EvalConfig, load_presets, parse, planner_from, to_dict
+from dreamer_mpc.config.make import load_agent, make_agent, make_envs, side_by_side_envs
 from dreamer_mpc.evaluation.compare import summarise
+from dreamer_mpc.evaluation.episodes import evaluate
 from dreamer_mpc.evaluation.record import Record
+from dreamer_mpc.evaluation.subject import Subject
 from dreamer_mpc.report.progress import decided
+from dreamer_mpc.report.rows import COMPARISON, from_comparison
 from dreamer_mpc.runs.checkpoint import Checkpoint, checkpoint_path, find_checkpoint, load_checkpoint, save_checkpoint
 from dreamer_mpc.util.counters import Counters
 from dreamer_mpc.util.intervals import holm, iqm, mean_interval, p_value
 from tests.support.agents import SIZES, TINY
-from tests.support.commands import ROOT, command, quietly
+from tests.support.commands import ROOT, command, quietly, records
 
 SMALL = [
     "--dream-mpc.horizon", "3", "--dream-mpc.candidates", "2",
@@ -183,6 +186,54 @@ def test_an_episode_is_what_eval_plays_from_its_seed(six, trained, tmp_path):
         done(quietly("eval", "--checkpoint", trained, "--out", tmp_path, *args))
         for row in json.loads((tmp_path / "eval.json").read_text())["results"]:
             assert float(returns(folder, row["planner"])[episode]) == row["returns"][0]
+
+
+@pytest.mark.parametrize("episodes, num_envs", [(3, 2), (2, 1), (2, 4)])
+def test_an_evaluation_plays_its_episodes_in_one_batch(trained, tmp_path, episodes, num_envs):
+    """A row takes the next episode as its own ends, under the draws of one seed: returns are what they always were."""
+    args = ["--planner", "dream-mpc,policy", "--episodes", episodes, "--num-envs", num_envs, "--device", "cpu", *SMALL]
+    done(quietly("eval", "--checkpoint", trained, "--out", tmp_path, *args))
+    subject = Subject.load(trained)
+    config = parse(EvalConfig, ["--checkpoint", str(trained), *SMALL], EvalConfig(checkpoint=str(trained)))
+    envs = make_envs(subject.trained, side_by_side_envs(num_envs, episodes), torch.device("cpu"))
+    agent = load_agent(subject.checkpoint, subject.trained, envs.single_action_space.shape[0], torch.device("cpu"))
+    record = json.loads((tmp_path / "eval.json").read_text())
+    assert record["num_envs"] == envs.num_envs
+    for row in record["results"]:
+        planner = planner_from(config, row["planner"])
+        assert row["returns"] == evaluate(agent, planner, envs, episodes, 10_000).returns.tolist()
+    envs.close()
+
+
+def test_rows_have_the_names_that_files_of_before_have(six, trained, tmp_path):
+    """Scripts of users read them: results that lie about would be read no more."""
+    with (six[0] / "compare.csv").open() as file:
+        assert file.readline().strip() == (
+            "planner,episodes,checkpoints,return,return_low,return_high,return_std,failed,iqm,difference,"
+            "difference_low,difference_high,difference_p,difference_p_holm,ms_per_action,actions_per_s,"
+            "model_evaluations,num_envs,device,torch,date"
+        )
+    done(quietly("eval", "--checkpoint", trained, "--out", tmp_path, "--planner", "policy", "--episodes", 1))
+    record = json.loads((tmp_path / "eval.json").read_text())
+    assert list(record) == ["checkpoint", "env", "env_steps", "seed", "num_envs", "device", "torch", "results"]
+    assert list(record["results"][0]) == [
+        "planner", "return_mean", "return_std", "return_low", "return_high", "failed_episodes", "ms_per_action",
+        "model_evaluations", "episodes", "returns",
+    ]  # fmt: skip
+    logged = [key for row in records(trained) for key in row if key.startswith("eval/")]
+    assert set(logged) == {
+        "eval/return_mean", "eval/return_std", "eval/ms_per_action", "eval/model_evaluations", "eval/episodes",
+    }  # fmt: skip
+
+
+def test_a_row_is_read_as_it_was_written(six):
+    for cells in table(six[0] / "compare.csv"):
+        row = from_comparison(cells)
+        assert row["return_mean"] == float(cells["return"]) and row["model_evaluations"] == EVALUATIONS[row["planner"]]
+        assert (row["difference_mean"] is None) == (row["planner"] == "policy")
+        assert {COMPARISON[field]: "" if value is None else str(value) for field, value in row.items()}.items() <= (
+            cells.items()
+        )
 
 
 def test_the_table_says_what_compare_csv_does(six):

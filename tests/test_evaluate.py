@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dreamer_mpc.evaluation import visualize
-from dreamer_mpc.evaluation.episodes import Evaluation, Trace, evaluate
+from dreamer_mpc.evaluation.episodes import EpisodeRecording, Evaluation, evaluate
 from dreamer_mpc.evaluation.visualize import decision, episode_video, imagine_open_loop
 from dreamer_mpc.planners import Memory, make_planner
 from envs import make_vector_env
@@ -84,21 +84,21 @@ class Valued:
 
 def test_what_is_executed_is_the_plan_and_a_trace_s_value_its_j():
     planner = Valued()
-    result = evaluate(make_agent(), planner, make_envs(2), 2, seed=11, trace_steps=100)
+    result = evaluate(make_agent(), planner, make_envs(2), 2, seed=11, recorded_steps=100)
     assert result.model_evaluations == DREAM.model_evaluations
-    trace = result.trace
-    assert len(trace.value) == len(trace.image) == 6
-    for t, value in enumerate(trace.value):
+    recording = result.recording
+    assert len(recording.value) == len(recording.image) == 6
+    for t, value in enumerate(recording.value):
         assert value == float(planner.plans[t].value[0])
-        assert torch.equal(planner.plans[t].action[0], trace.action[t])
-        assert decode(trace.image[t]) == (11, t)
-    assert len(set(trace.value)) == 6, "each plan has its own"
+        assert torch.equal(planner.plans[t].action[0], recording.action[t])
+        assert decode(recording.image[t]) == (11, t)
+    assert len(set(recording.value)) == 6, "each plan has its own"
 
 
-@pytest.mark.parametrize("trace_steps", [0, 2])
-def test_a_listener_is_told_of_every_step(trace_steps):
+@pytest.mark.parametrize("recorded_steps", [0, 2])
+def test_a_listener_is_told_of_every_step(recorded_steps):
     steps = []
-    result = evaluate(Still(), POLICY, make_envs(1), 3, seed=10, trace_steps=trace_steps, on_step=steps.append)
+    result = evaluate(Still(), POLICY, make_envs(1), 3, seed=10, recorded_steps=recorded_steps, on_step=steps.append)
     assert result.lengths == [5, 6, 3]
     assert steps == list(range(1, 15))
     steps.clear()
@@ -108,10 +108,10 @@ def test_a_listener_is_told_of_every_step(trace_steps):
 
 def test_the_same_seed_gives_the_same_evaluation():
     agent = make_agent()
-    runs = [evaluate(agent, DREAM, make_envs(2), 3, seed=seed, trace_steps=9) for seed in (10, 10, 14)]
+    runs = [evaluate(agent, DREAM, make_envs(2), 3, seed=seed, recorded_steps=9) for seed in (10, 10, 14)]
     assert (runs[0].returns == runs[1].returns).all()
-    assert all(map(torch.equal, runs[0].trace.action, runs[1].trace.action))
-    assert not torch.equal(runs[0].trace.action[0], runs[2].trace.action[0])
+    assert all(map(torch.equal, runs[0].recording.action, runs[1].recording.action))
+    assert not torch.equal(runs[0].recording.action[0], runs[2].recording.action[0])
 
 
 def test_torch_s_generator_and_an_evaluation_do_not_change_each_other_nor_the_agent():
@@ -127,69 +127,69 @@ def test_torch_s_generator_and_an_evaluation_do_not_change_each_other_nor_the_ag
 
 
 @pytest.fixture(scope="module")
-def traced():
-    """An agent, and its trace of episode 0: 10 steps, while row 1 plays shorter episodes."""
+def recorded():
+    """An agent, and its recording of episode 0: 10 steps, while row 1 plays shorter episodes."""
     agent = make_agent()
     return agent, evaluate(
-        agent, DREAM, make_envs(2, "tests.support.counting_env:make"), 4, seed=3, trace_steps=100
-    ).trace
+        agent, DREAM, make_envs(2, "tests.support.counting_env:make"), 4, seed=3, recorded_steps=100
+    ).recording
 
 
-def test_a_trace_is_aligned(traced):
-    agent, trace = traced
-    assert [decode(image) for image in trace.image] == [(0, step) for step in range(10)]
-    assert len(trace.state) == len(trace.action) == len(trace.reward) == len(trace.memory) == 10
-    for t, (action, reward) in enumerate(zip(trace.action, trace.reward)):
+def test_a_trace_is_aligned(recorded):
+    agent, recording = recorded
+    assert [decode(image) for image in recording.image] == [(0, step) for step in range(10)]
+    assert len(recording.state) == len(recording.action) == len(recording.reward) == len(recording.memory) == 10
+    for t, (action, reward) in enumerate(zip(recording.action, recording.reward)):
         assert reward == pytest.approx(expected_reward(0, t + 1, action.numpy()), rel=1e-5)
 
 
-def test_a_trace_s_states_follow_from_its_images_and_actions(traced):
-    agent, trace = traced
+def test_a_trace_s_states_follow_from_its_images_and_actions(recorded):
+    agent, recording = recorded
     rssm, world = agent.model.world_model.rssm, agent.model.world_model
     state, action = torch.zeros(24), torch.zeros(2)
-    embed = world.encode(torch.from_numpy(np.stack(trace.image)))
+    embed = world.encode(torch.from_numpy(np.stack(recording.image)))
     for t in range(10):
         _, posterior, prior = rssm.observe(
             embed[t, None, None], action[None, None], torch.tensor([[t == 0]]), state[None]
         )
-        deter, stoch = trace.state[t].split([16, 8])
+        deter, stoch = recording.state[t].split([16, 8])
         torch.testing.assert_close(rssm.prior(deter).mean, prior.mean[0, 0], rtol=1e-4, atol=1e-5)
         assert ((stoch - posterior.mean[0, 0]) / posterior.std[0, 0]).abs().max() < 5
-        state, action = trace.state[t], trace.action[t]
+        state, action = recording.state[t], recording.action[t]
 
 
-def test_a_trace_s_memory_is_what_the_planner_was_given(traced):
-    _, trace = traced
-    assert trace.memory[0] is None
+def test_a_trace_s_memory_is_what_the_planner_was_given(recorded):
+    _, recording = recorded
+    assert recording.memory[0] is None
     for t in range(1, 10):
-        assert isinstance(trace.memory[t], Memory)
-        assert trace.memory[t].actions.shape == (1, 3, 2)
-        assert torch.equal(trace.memory[t].actions[0, 0], trace.action[t - 1]), (
+        assert isinstance(recording.memory[t], Memory)
+        assert recording.memory[t].actions.shape == (1, 3, 2)
+        assert torch.equal(recording.memory[t].actions[0, 0], recording.action[t - 1]), (
             "the plan made one step before"
         )
 
 
 @pytest.mark.parametrize("seed, asked, steps", [(13, 0, 0), (13, 4, 4), (12, 100, 3)])
-def test_a_trace_is_no_longer_than_asked_and_of_episode_0(seed, asked, steps):
-    trace = evaluate(Still(), POLICY, make_envs(1), 2, seed=seed, trace_steps=asked).trace
-    assert [decode(image) for image in trace.image] == [(seed, step) for step in range(steps)]
+def test_a_recording_is_no_longer_than_asked_and_of_episode_0(seed, asked, steps):
+    recording = evaluate(Still(), POLICY, make_envs(1), 2, seed=seed, recorded_steps=asked).recording
+    assert [decode(image) for image in recording.image] == [(seed, step) for step in range(steps)]
 
 
 def test_the_summary_counts_and_averages():
-    summary = Evaluation(np.array([1.0, 2.0, 6.0]), [1, 1, 1], 5.0, 2, 75, Trace()).summary()
+    summary = Evaluation(np.array([1.0, 2.0, 6.0]), [1, 1, 1], 5.0, 2, 75, EpisodeRecording()).row("cem")
     assert summary["return_mean"] == 3
     assert summary["return_std"] == pytest.approx(7**0.5)
     assert (summary["return_low"], summary["return_high"], summary["failed_episodes"]) == (None, None, None), "too few"
     assert (summary["episodes"], summary["model_evaluations"], summary["ms_per_action"]) == (3, 75, 5.0)
-    assert Evaluation(np.array([4.0]), [1], 5.0, 2, 75, Trace()).summary()["return_std"] == 0
+    assert Evaluation(np.array([4.0]), [1], 5.0, 2, 75, EpisodeRecording()).row("cem")["return_std"] == 0
 
 
 def test_the_summary_of_five_episodes_and_more_has_an_interval_and_counts_failures():
-    summary = Evaluation(np.array([98.0, 99, 100, 101, 102]), [1] * 5, 5.0, 2, 75, Trace()).summary()
+    summary = Evaluation(np.array([98.0, 99, 100, 101, 102]), [1] * 5, 5.0, 2, 75, EpisodeRecording()).row("cem")
     half = 2.7764 * 0.5**0.5  # Student's t of 4 degrees of freedom, standard error sqrt(2.5 / 5)
     assert (summary["return_low"], summary["return_high"]) == pytest.approx((100 - half, 100 + half), abs=1e-3)
     assert summary["failed_episodes"] == 0
-    one_fell = Evaluation(np.array([98.0, 99, 100, 101, 102, 20]), [1] * 6, 5.0, 2, 75, Trace()).summary()
+    one_fell = Evaluation(np.array([98.0, 99, 100, 101, 102, 20]), [1] * 6, 5.0, 2, 75, EpisodeRecording()).row("cem")
     assert one_fell["failed_episodes"] == 1
 
 
@@ -212,61 +212,61 @@ def test_a_dream_is_the_prior_s_mean_and_restarts_from_what_is_seen(monkeypatch,
         torch.testing.assert_close(dreamt[t], expected)
 
 
-def test_an_episode_video_shows_real_frame_reconstruction_and_dream(traced, tmp_path, monkeypatch):
-    agent, trace = traced
+def test_an_episode_video_shows_real_frame_reconstruction_and_dream(recorded, tmp_path, monkeypatch):
+    agent, recording = recorded
     shown = {}
     monkeypatch.setattr(
         visualize, "side_by_side", lambda columns, footer: shown.update(columns, footer=footer)
     )
     monkeypatch.setattr(visualize, "write_mp4", lambda *_: None)
     monkeypatch.setattr(visualize, "DREAM_STEPS", 6)
-    episode_video(tmp_path / "episode.mp4", agent, trace)
-    assert (shown["real"] == np.stack(trace.image)).all()
-    state = torch.stack(trace.state)
-    dreamt = imagine_open_loop(agent.model, state, torch.stack(trace.action))
+    episode_video(tmp_path / "episode.mp4", agent, recording)
+    assert (shown["real"] == np.stack(recording.image)).all()
+    state = torch.stack(recording.state)
+    dreamt = imagine_open_loop(agent.model, state, torch.stack(recording.action))
     decode_all = agent.model.world_model.decode
     assert (shown["reconstruction"] == decode_all(state).numpy()).all()
     assert (shown["imagination"] == decode_all(dreamt).numpy()).all()
     expected = agent.model.reward(dreamt)
     assert len(shown["footer"]) == 10
     for t, line in enumerate(shown["footer"]):
-        paid = 0.0 if t == 0 else trace.reward[t - 1]
+        paid = 0.0 if t == 0 else recording.reward[t - 1]
         assert line.split("reward")[1].split()[0] == f"{paid:.2f}"
         assert line.split("dreamed")[1].strip() == f"{expected[t]:.2f}"
         assert f"dreaming {t % 6:2d} steps ahead" in line
         assert line.startswith(f"step {t:3d} ")
-        assert line.split(" J ")[1].split()[0] == f"{trace.value[t]:.1f}"
-        assert line.split("return so far")[1].split()[0] == f"{sum(trace.reward[:t]):.1f}"
+        assert line.split(" J ")[1].split()[0] == f"{recording.value[t]:.1f}"
+        assert line.split("return so far")[1].split()[0] == f"{sum(recording.reward[:t]):.1f}"
 
 
-def test_pictures_leave_torch_s_generator_as_it_was(traced, tmp_path, monkeypatch):
-    agent, trace = traced
+def test_pictures_leave_torch_s_generator_as_it_was(recorded, tmp_path, monkeypatch):
+    agent, recording = recorded
     monkeypatch.setattr(visualize, "write_mp4", lambda *_: None)
     monkeypatch.setattr(visualize, "decision_picture", lambda *_, **__: None)
     before = torch.get_rng_state()
-    episode_video(tmp_path / "episode.mp4", agent, trace)
+    episode_video(tmp_path / "episode.mp4", agent, recording)
     assert torch.equal(torch.get_rng_state(), before)
-    decision(tmp_path / "decision.png", agent, DREAM, trace, 5, "counting")
+    decision(tmp_path / "decision.png", agent, DREAM, recording, 5, "counting")
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("t", [0, 5])
-def test_a_decision_shows_the_same_plan_before_and_after_the_ascent(traced, tmp_path, monkeypatch, t):
-    agent, trace = traced
+def test_a_decision_shows_the_same_plan_before_and_after_the_ascent(recorded, tmp_path, monkeypatch, t):
+    agent, recording = recorded
     drawn = []
     monkeypatch.setattr(visualize, "decision_picture", lambda *args, **options: drawn.append((args, options)))
     planner = make_planner("dream-mpc", horizon=3, candidates=3, step_size=1e-3, latent_noise="mean")
-    assert decision(tmp_path / "decision.png", agent, planner, trace, t, "counting")
+    assert decision(tmp_path / "decision.png", agent, planner, recording, t, "counting")
     (_, before, after, j_before, j_after, actions_before, actions_after), options = drawn[0]
     assert before.shape == after.shape == (3, 64, 64, 3)
     assert j_after > j_before, "a small step along the gradient"
     change = np.linalg.norm(actions_after - actions_before)
     assert 0 < change <= 1e-3 * planner.grad_clip
-    assert (options["real"] == trace.image[t]).all()
+    assert (options["real"] == recording.image[t]).all()
 
 
 @pytest.mark.parametrize("planner", [POLICY, make_planner("dream-mpc", horizon=3, iterations=0)])
-def test_a_planner_that_does_not_ascend_draws_nothing(traced, tmp_path, planner):
-    agent, trace = traced
-    assert not decision(tmp_path / "decision.png", agent, planner, trace, 0, "counting")
+def test_a_planner_that_does_not_ascend_draws_nothing(recorded, tmp_path, planner):
+    agent, recording = recorded
+    assert not decision(tmp_path / "decision.png", agent, planner, recording, 0, "counting")
     assert list(tmp_path.iterdir()) == []

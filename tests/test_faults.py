@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 import dreamer_mpc.runs.logger
 import run
-from dreamer_mpc.agents.dreamer import Dreamer, SkippedUpdates
+from dreamer_mpc.agents.dreamer import Dreamer, SkippedUpdateCounter
 from dreamer_mpc.data.replay import Replay
 from dreamer_mpc.runs.checkpoint import load_checkpoint
 from dreamer_mpc.runs.folder import RunFolder
@@ -28,17 +28,17 @@ RUN = [
 
 
 def test_the_first_skipped_frames_are_kept_until_asked_for():
-    skipped = SkippedUpdates(torch.device("cpu"))
+    skipped = SkippedUpdateCounter(torch.device("cpu"))
     index = [torch.full((2, 3), i) for i in range(7)]
     outcomes = [False, True, True, False, True]
     for i, outcome in enumerate(outcomes):
         skipped.note(torch.tensor(outcome), index[i])
-    faults = skipped.read()
-    assert faults.in_a_row == 1 and torch.equal(faults.index, index[1])
+    read = skipped.read()
+    assert read.in_a_row == 1 and torch.equal(read.index, index[1])
     assert skipped.read().index is None
     skipped.note(torch.tensor(True), index[5])
-    faults = skipped.read()
-    assert faults.in_a_row == 2 and torch.equal(faults.index, index[5])
+    read = skipped.read()
+    assert read.in_a_row == 2 and torch.equal(read.index, index[5])
     skipped.note(torch.tensor(False), index[6])
     assert skipped.read() == (0, None)
 
@@ -85,7 +85,7 @@ def test_skipped_updates_in_a_row_are_counted_on_after_a_stop():
     agents = [Dreamer(2), Dreamer(2)]
     agents[0]._skipped.in_a_row += 7
     agents[1].load_state_dict(agents[0].state_dict())
-    assert agents[1].faults().in_a_row == 7
+    assert agents[1].skipped_updates().in_a_row == 7
 
 
 def test_weights_that_grow_without_bound_are_met_as_well(tmp_path):

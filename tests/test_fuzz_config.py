@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+import dreamer_mpc.training.setup
 import dreamer_mpc.training.trainer
 import run
 from dreamer_mpc.config import CompareConfig, Config, EvalConfig, load_presets
@@ -55,7 +56,7 @@ def start(tmp_path, monkeypatch, capsys):
             raise Accepted(config)
 
     monkeypatch.setattr(dreamer_mpc.training.trainer, "Trainer", Trainer)
-    monkeypatch.setattr(dreamer_mpc.training.trainer, "try_env", lambda *_, **__: None)  # tests/test_fuzz_envs.py's
+    monkeypatch.setattr(dreamer_mpc.training.setup, "try_env", lambda *_, **__: None)  # tests/test_fuzz_envs.py's
 
     def call(*words):
         before = sorted(tmp_path.rglob("*"))

@@ -239,10 +239,10 @@ def test_a_run_on_the_gpu_is_stopped_and_resumed(tmp_path, monkeypatch):
     args = [*TINY, "--env-steps", "96", "--num-envs", "2", "--planner", "dream-mpc", "--replay.storage", "gpu"]
     advance = Trainer._advance
 
-    def stopped(self):
+    def stopped(self, due):
         if self.counters.env_steps == 40:
             os.kill(os.getpid(), signal.SIGTERM)
-        advance(self)
+        advance(self, due)
 
     monkeypatch.setattr(Trainer, "_advance", stopped)
     assert run.main([*args, "--run-dir", str(tmp_path / "run")]) == 0

@@ -129,10 +129,10 @@ def test_on_a_terminal_lines_go_above_the_bar_and_the_cursor_comes_back_after_an
 
 def test_the_results_table_fits_80_columns():
     keys = "planner return_mean return_std return_low return_high ms_per_action model_evaluations failed_episodes"
-    keys += " episodes"
-    short = ("policy", 612.34, 12.1, 601.0, 622.0, 0.3, 0, 1, 10)
-    long = ("policy-grad-mpc", 645.0, 112.0, 590.2, 700.1, 130.25, 120_000, 12, 100)
-    few = ("cem", 52.0, 4.0, None, None, 0.3, 120_000, None, 3)
+    keys += " episodes num_envs"
+    short = ("policy", 612.34, 12.1, 601.0, 622.0, 0.3, 0, 1, 10, 2)
+    long = ("policy-grad-mpc", 645.0, 112.0, 590.2, 700.1, 130.25, 120_000, 12, 100, 2)
+    few = ("cem", 52.0, 4.0, None, None, 0.3, 120_000, None, 3, 2)
     rows = [dict(zip(keys.split(), values, strict=True)) for values in (short, long, few)]
     console = plain()
     console.print(results_table(rows))
@@ -140,6 +140,7 @@ def test_the_results_table_fits_80_columns():
     assert "…" not in text
     for words in ("612.3 ± 12.1", "[601.0, 622.0]", "130.25", "120,000", "95 %", "from 5 episodes on"):
         assert words in text
+    assert "for 2 environments at once" in " ".join(text.split())
     own = {line.split()[0]: line.split() for line in text.splitlines() if line.split()}
     assert own["policy"][-3:] == ["1", "of", "10"] and own["policy-grad-mpc"][-3:] == ["12", "of", "100"]
     assert own["cem"][1:] == ["52.0", "±", "4.0", "–", "0.30", "120,000", "–", "of", "3"]
@@ -217,13 +218,13 @@ def test_on_a_terminal_a_comparison_s_lines_stay_and_the_cursor_comes_back(clock
 
 
 def row(label, value=845.1, difference=32.8, width=100.0, **more):
-    """A row of compare.csv, as far as the table reads it."""
+    """A row, as far as the table reads it."""
     values = {"planner": label, "episodes": 10, "checkpoints": 5, "num_envs": 10, "model_evaluations": 75}
-    values |= {"return": value, "return_low": value - width, "return_high": value + width}
+    values |= {"return_mean": value, "return_low": value - width, "return_high": value + width}
     paired = difference is not None
-    values |= {"difference": difference, "difference_low": paired and difference - width}
+    values |= {"difference_mean": difference, "difference_low": paired and difference - width}
     values |= {"difference_high": paired and difference + width, "difference_p_holm": 0.2 if paired else None}
-    return values | {"failed": 0, "ms_per_action": 2.31} | more
+    return values | {"failed_episodes": 0, "ms_per_action": 2.31} | more
 
 
 def printed(rows, width=80):
@@ -235,7 +236,8 @@ def printed(rows, width=80):
 def test_the_comparison_table_fits_80_columns():
     rows = [row(label, 899.0, None if label == "policy" else -782.8) for label in LABELS]
     rows[0] |= {"ms_per_action": 0.312, "model_evaluations": 0}
-    rows[4] |= {"ms_per_action": 1232.31, "model_evaluations": 120_000, "failed": 12, "difference_p_holm": 0.05}
+    rows[4] |= {"ms_per_action": 1232.31, "model_evaluations": 120_000}
+    rows[4] |= {"failed_episodes": 12, "difference_p_holm": 0.05}
     shown = printed(rows)
     assert all(len(line) <= 80 for line in shown) and "…" not in "".join(shown)
     own = {line.split()[0]: line for line in shown if line.split() and line.split()[0] in LABELS}
@@ -244,7 +246,7 @@ def test_the_comparison_table_fits_80_columns():
     assert own["cem"].split()[1:] == [
         "899", "[799,", "999]", "12", "*", "-783", "[-883,", "-683]", "1,232", "120,000",
     ]  # fmt: skip
-    none = ("return_low", "return_high", "difference_low", "difference_high", "difference_p_holm", "failed")
+    none = ("return_low", "return_high", "difference_low", "difference_high", "difference_p_holm", "failed_episodes")
     none = dict.fromkeys(none)
     assert "cem 845 – – +33 – 2.31 75" in " ".join(" ".join(printed([row("cem", **none)])).split())
     assert own["mppi"].split()[5:8] == ["-783", "[-883,", "-683]"], "not decided, not marked"

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from dreamer_mpc.data.replay import GIB, ReplayConfig, choose_storage, frame_bytes
+from dreamer_mpc.data.replay import ReplayConfig, choose_storage, frame_bytes
 from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.memory import GIB
 from tests.support.replays import ACTION_DIM, SHAPE, add_episode, append, make_replay, sampled
 
 

@@ -15,6 +15,7 @@ import time
 import pytest
 from safetensors.torch import load
 
+import dreamer_mpc.training.setup
 import dreamer_mpc.training.trainer
 from dreamer_mpc.runs.checkpoint import as_payload, find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
 from dreamer_mpc.runs.payload import FORMAT_VERSION, read_payload, write_payload
@@ -61,10 +62,10 @@ def stop(patch, number):
     """The n-th update, step or evaluation from now on is interrupted by SIGTERM."""
     calls = itertools.count(1)
 
-    def counted(self):
+    def counted(self, due):
         if next(calls) == number:
             os.kill(os.getpid(), signal.SIGTERM)
-        ADVANCE(self)
+        ADVANCE(self, due)
 
     patch.setattr(Trainer, "_advance", counted)
 
@@ -187,7 +188,7 @@ def test_an_evaluation_is_given_up_and_made_first_on_resume(whole, tmp_path, mon
 def test_a_second_interrupt_stops_at_once_and_the_checkpoint_before_is_whole(whole, run_folder, monkeypatch):
     before = find_checkpoint(run_folder).read_bytes()
 
-    def interrupted(self):
+    def interrupted(self, due):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -207,7 +208,10 @@ def test_a_second_interrupt_amid_a_save_leaves_the_checkpoint_before(whole, run_
         os.kill(os.getpid(), signal.SIGINT)
         replace(*args)
 
-    monkeypatch.setattr(Trainer, "_claim_folder", lambda self: monkeypatch.setattr(os, "replace", interrupted))
+    def begin_folder(*_):
+        monkeypatch.setattr(os, "replace", interrupted)
+
+    monkeypatch.setattr(dreamer_mpc.training.trainer, "begin_folder", begin_folder)
     train("--resume", run_folder, "--train.checkpoint-seconds", "0", code=130)
     monkeypatch.undo()
     train("--resume", run_folder)
@@ -215,13 +219,13 @@ def test_a_second_interrupt_amid_a_save_leaves_the_checkpoint_before(whole, run_
 
 
 def test_a_stop_during_set_up_leaves_nothing_in_the_way(whole, tmp_path, monkeypatch):
-    make_agent = dreamer_mpc.training.trainer.make_agent
+    make_agent = dreamer_mpc.training.setup.make_agent
 
     def interrupted(*args):
         os.kill(os.getpid(), signal.SIGTERM)
         return make_agent(*args)
 
-    monkeypatch.setattr(dreamer_mpc.training.trainer, "make_agent", interrupted)
+    monkeypatch.setattr(dreamer_mpc.training.setup, "make_agent", interrupted)
     assert "stopped before the first step: there was nothing to save" in train(
         *whole[0], "--run-dir", tmp_path / "run"
     )
@@ -330,9 +334,9 @@ def disk(monkeypatch):
 def test_training_goes_on_while_the_disk_is_full_and_is_saved_when_it_is_not(whole, disk, tmp_path, monkeypatch):
     calls, advance = itertools.count(1), Trainer._advance
 
-    def filled(self):
+    def filled(self, due):
         disk.full = 20 <= next(calls) < 45
-        advance(self)
+        advance(self, due)
 
     monkeypatch.setattr(Trainer, "_advance", filled)
     output = train(*whole[0], "--run-dir", tmp_path / "run", "--train.checkpoint-seconds", 0)

@@ -167,3 +167,11 @@ def test_a_folder_that_a_run_was_killed_in_before_it_began_is_free(tmp_path, lef
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(UserError, match="exists"):
         RunFolder.create(tmp_path)
+
+
+def test_a_checkpoint_belongs_to_the_run_around_it(tmp_path):
+    """Where `eval` and `compare` write; a file that was copied out of its run has the folder that it lies in."""
+    assert RunFolder.of_checkpoint(tmp_path / "run" / "checkpoints" / "a.safetensors").path == tmp_path / "run"
+    copied = RunFolder.of_checkpoint(tmp_path / "a.safetensors")
+    assert (copied.evaluation, copied.comparison) == (tmp_path / "eval", tmp_path / "compare")
+    assert {copied.evaluation.name, copied.comparison.name, copied.skipped_updates.name} <= set(WRITTEN)

@@ -12,7 +12,7 @@ import torch
 from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.config import Config, config_from_dict, load_presets, parse, planner_from, to_dict
 from dreamer_mpc.config.make import replay_capacity
-from dreamer_mpc.evaluation.episodes import Evaluation, Trace
+from dreamer_mpc.evaluation.episodes import EpisodeRecording, Evaluation
 from dreamer_mpc.planners import Policy, SampledPolicy
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.runs.resume import open_run
@@ -48,7 +48,7 @@ def make_trainer(folder, events, monkeypatch, *args):
     monkeypatch.setattr(Dreamer, "act", noted(events, "plan", act))
     trainer.agent.update = noted(events, "update", update)
     envs.step_async, envs.step_wait = noted(events, "send", envs.step_async), noted(events, "receive", envs.step_wait)
-    result = Evaluation(np.zeros(1), [1], 0.0, 1, 0, Trace())
+    result = Evaluation(np.zeros(1), [1], 1.0, 1, 0, EpisodeRecording())
     monkeypatch.setattr("dreamer_mpc.training.trainer.evaluate", noted(events, "evaluate", lambda *_, **__: result))
     return trainer
 
@@ -243,7 +243,7 @@ def test_the_policy_samples_while_collecting_and_takes_its_mode_in_evaluations(
 ):
     played = []
     trainer = make_trainer(tmp_path, [], monkeypatch, "--env-steps", 30, *args)
-    result = Evaluation(np.zeros(1), [1], 0.0, 1, 0, Trace())
+    result = Evaluation(np.zeros(1), [1], 1.0, 1, 0, EpisodeRecording())
     evaluate = "dreamer_mpc.training.trainer.evaluate"
     monkeypatch.setattr(evaluate, lambda _, planner, *__, **___: played.append(planner) or result)
     acting, act = set(), Dreamer.act

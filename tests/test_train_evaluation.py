@@ -8,7 +8,7 @@ import torch
 
 from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.config import Config, load_presets, parse
-from dreamer_mpc.evaluation.episodes import Evaluation, Trace, evaluate
+from dreamer_mpc.evaluation.episodes import EpisodeRecording, Evaluation, evaluate
 from dreamer_mpc.runs.checkpoint import list_checkpoints, load_checkpoint
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.runs.resume import open_run
@@ -97,7 +97,7 @@ def evaluations(returns, monkeypatch):
 
     def fake(agent, *_, **__):
         evaluated.append({name: weight.clone() for name, weight in agent.model.state_dict().items()})
-        return Evaluation(np.array([float(next(left))]), [1], 0.0, 1, 0, Trace())
+        return Evaluation(np.array([float(next(left))]), [1], 1.0, 1, 0, EpisodeRecording())
 
     monkeypatch.setattr("dreamer_mpc.training.trainer.evaluate", fake)
     return evaluated

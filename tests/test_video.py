@@ -136,10 +136,10 @@ def test_the_decision_picture_shows_the_change_that_was_made(tmp_path):
 
 
 def result(planner, value, evaluations, spread=10.0, difference=None):
-    """A row of compare.csv, as far as the picture reads it."""
-    values = {"planner": planner, "return": value, "return_low": value - spread, "return_high": value + spread}
+    """A row, as far as the picture reads it."""
+    values = {"planner": planner, "return_mean": value, "return_low": value - spread, "return_high": value + spread}
     low, high = (None, None) if difference is None else (difference - spread, difference + spread)
-    differences = {"difference": difference, "difference_low": low, "difference_high": high}
+    differences = {"difference_mean": difference, "difference_low": low, "difference_high": high}
     differences["difference_p_holm"] = None if difference is None else 0.2
     return values | differences | {"model_evaluations": evaluations}
 

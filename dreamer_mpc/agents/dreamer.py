@@ -5,7 +5,7 @@ import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from dreamer_mpc.agents.behavior import BehaviorConfig, make_behavior
 from dreamer_mpc.agents.imagination import actor_loss, critic_loss, own_returns
 from dreamer_mpc.agents.latents import Latents, LatentWorld, UnrolledLatents, UnrolledWorld
+from dreamer_mpc.agents.protocol import Act, AgentKind, Carry, SkippedUpdates
 from dreamer_mpc.kernels.cell import has_triton
 from dreamer_mpc.kernels.choice import choose_forms
 from dreamer_mpc.kernels.graphs import Aside, Captured
-from dreamer_mpc.planners import Planner, reset_memory
+from dreamer_mpc.planners import Planner
 from dreamer_mpc.planners.rollout import imagine
 from dreamer_mpc.util.checks import check_ranges
 from dreamer_mpc.util.returns import lambda_return
-from dreamer_mpc.world_model import Batch, WorldModel, WorldModelConfig
+from dreamer_mpc.world_model import Batch, WorldModel, WorldModelConfig, WorldModelKind
 
 THREADED_ROWS = 512  # latent states stepped at once from which a plan on a CPU gains by several threads
 
@@ -63,35 +64,7 @@ def one_thread(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-class Carry(NamedTuple):
-    """What acting hands from one step to the next, for B environments."""
-
-    state: Float[Tensor, "B S"]
-    action: Float[Tensor, "B A"]  # the action that was executed last
-    memory: Any  # the planner's
-
-    def reset(self, done: Bool[Tensor, " B"]) -> "Carry":
-        """Rows where an episode ended start over."""
-        return self._replace(memory=reset_memory(self.memory, done))
-
-
-class Act(NamedTuple):
-    """One step of acting."""
-
-    action: Float[Tensor, "B A"]  # to execute
-    carry: Carry  # for the next call
-    model_evaluations: int  # of the plan, per environment
-    value: Float[Tensor, " B"]  # J of the plan
-
-
-class Faults(NamedTuple):
-    """Updates that were skipped."""
-
-    in_a_row: int  # up to the last update
-    index: Int64[Tensor, "T B"] | None  # frames of replay of the first one since this was last asked; None: no such
-
-
-class SkippedUpdates:
+class SkippedUpdateCounter:
     """Counts updates that were skipped and keeps the first one's frames, on the device: nobody waits until asked."""
 
     def __init__(self, device: torch.device):
@@ -107,12 +80,12 @@ class SkippedUpdates:
         self._index.copy_(torch.where(skipped & ~self._caught, index, self._index))
         self._caught.logical_or_(skipped)
 
-    def read(self) -> Faults:
+    def read(self) -> SkippedUpdates:
         """What was noted; the next frames are caught anew. Waits for the device."""
         in_a_row, caught = torch.stack([self.in_a_row, self._caught.long()]).tolist()
         index = self._index.clone() if caught else None
         self._caught.zero_()
-        return Faults(in_a_row, index)
+        return SkippedUpdates(in_a_row, index)
 
 
 class Dreamer:
@@ -136,7 +109,7 @@ class Dreamer:
         kernels: bool = True,
     ):
         self.behavior, self.optimizer = behavior, optimizer
-        self.kind = "planet" if behavior is None else "dreamer"
+        self.kind: AgentKind = "planet" if behavior is None else "dreamer"
         self.device = torch.device(device)
         sizes = {name: getattr(world_model, name) for name in ("deter", "stoch", "hidden")}
         units = behavior.actor_hidden if behavior else 0
@@ -145,7 +118,7 @@ class Dreamer:
         )
         self.bf16, self.kernels = self.forms.bf16, self.forms.kernels
         world = WorldModel(world_model, action_dim, kernels, self.bf16)
-        self.world_model_kind = world.kind
+        self.world_model_kind: WorldModelKind = world.kind
         learners = [("world_model", world, optimizer.world_model_lr)]
         if behavior is None:
             self.model = (UnrolledWorld if kernels else LatentWorld)(world, action_dim)
@@ -160,10 +133,15 @@ class Dreamer:
             )
             for name, part, rate in learners
         }
-        self._skipped = SkippedUpdates(self.device)
+        self._skipped = SkippedUpdateCounter(self.device)
         self.capture = self.forms.graphs
         self.update = Captured(self._update) if self.capture else self._update
         self._acts: dict[tuple[Planner, float], Any] = {}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Why a fast form does not fit, where one does not."""
+        return self.forms.reasons
 
     def initial(self, batch: int) -> Carry:
         """What acting starts from."""
@@ -211,7 +189,8 @@ class Dreamer:
     def _update(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
         """One gradient step on world model and, with behavior, actor and critic; metrics stay on the device.
 
-        A step in which any loss or gradient is not finite changes no parameter and counts as `skipped`; see `faults`.
+        A step in which any loss or gradient is not finite changes no parameter and counts as `skipped`: see
+        `skipped_updates`.
         """
         world, gradients, learned = self.model.world_model, {}, {}
         inference = world.infer(batch, self._amp())
@@ -280,7 +259,7 @@ class Dreamer:
     def _amp(self, wanted: bool = True) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16 and wanted)
 
-    def faults(self) -> Faults:
+    def skipped_updates(self) -> SkippedUpdates:
         """Updates that were skipped, since this was last asked; waits for the device."""
         return self._skipped.read()
 

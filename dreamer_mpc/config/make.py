@@ -7,6 +7,7 @@ import gymnasium
 import torch
 
 from dreamer_mpc.agents.dreamer import Dreamer
+from dreamer_mpc.agents.protocol import Agent
 from dreamer_mpc.config.resolve import Trained, agent_of
 from dreamer_mpc.config.schema import Config
 from dreamer_mpc.util.errors import UserError
@@ -29,7 +30,7 @@ def env_settings(config: Config) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names}
 
 
-def make_agent(config: Config, action_dim: int, device: torch.device) -> Dreamer:
+def make_agent(config: Config, action_dim: int, device: torch.device) -> Agent:
     """The agent that `config` describes, its weights drawn from torch's generator."""
     return Dreamer(
         action_dim,
@@ -43,7 +44,7 @@ def make_agent(config: Config, action_dim: int, device: torch.device) -> Dreamer
     )
 
 
-def load_agent(checkpoint: Trained, config: Config, action_dim: int, device: torch.device) -> Dreamer:
+def load_agent(checkpoint: Trained, config: Config, action_dim: int, device: torch.device) -> Agent:
     """An agent with the weights of a checkpoint; UserError where the environment has another action size."""
     trained = checkpoint.action_dim
     if trained != action_dim:

@@ -1,11 +1,12 @@
 """What settings mean together: planners by name, which agent is trained, and what cannot go together."""
 
 import dataclasses
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dreamer_mpc.agents.protocol import AgentKind
 from dreamer_mpc.config.load import config_from_dict, first_lines
 from dreamer_mpc.config.schema import Config, PlannerSettings
 from dreamer_mpc.planners import PLANNERS, Planner, SampledPolicy, make_planner
@@ -21,7 +22,7 @@ class Trained(Protocol):
 
     config: dict[str, Any]
     action_dim: int
-    agent_kind: str
+    agent_kind: AgentKind
     agent: dict[str, Any]
 
 
@@ -69,7 +70,7 @@ def with_setting(planner: Planner, name: str, setting: str, value: str) -> Plann
         raise UserError(f"{name}.{setting}={value}: {first_lines(error)}") from error
 
 
-def agent_of(config: Config) -> Literal["dreamer", "planet"]:
+def agent_of(config: Config) -> AgentKind:
     """What `config` trains: with `agent: auto`, an actor and a critic where a planner needs one of them."""
     if config.agent != "auto":
         return config.agent

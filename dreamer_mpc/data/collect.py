@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.profiler import record_function
 
-from dreamer_mpc.agents.dreamer import Carry, Dreamer
+from dreamer_mpc.agents.protocol import Agent, Carry
 from dreamer_mpc.data.reenact import reenact
 from dreamer_mpc.data.replay import Replay
 from dreamer_mpc.planners import Planner
@@ -47,7 +47,7 @@ class Collector:
     def __init__(
         self,
         envs: RowVectorEnv,
-        agent: Dreamer,
+        agent: Agent,
         replay: Replay,
         counters: Counters,
         seed: int,

@@ -1,14 +1,12 @@
 """Sequence replay: uint8 rings of frames, one a training environment, each frame stored once."""
 
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import psutil
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
@@ -16,13 +14,11 @@ from torch import Tensor
 from dreamer_mpc.util.checks import check_ranges
 from dreamer_mpc.util.device import to_device
 from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.memory import GIB, available_memory, fits, free_disk
 from dreamer_mpc.util.randomness import generator_state, restore_generator
 from dreamer_mpc.world_model import Batch
 
 Storage = Literal["auto", "gpu", "ram", "memmap"]
-GIB = 2**30
-CGROUP = Path("/sys/fs/cgroup")
-HEADROOM = 0.9  # share of the free memory that the replay may take
 
 
 @dataclass(frozen=True)
@@ -329,44 +325,25 @@ def choose_storage(
     UserError where they do not fit.
     """
 
-    def fits(free: int) -> bool: return required <= HEADROOM * free  # fmt: skip
-
     size = f"replay {required / GIB:.2f} GiB"
     check_storage(storage, device)
     if device.type == "cuda" and storage in ("auto", "gpu"):
         free, total = torch.cuda.mem_get_info(device)
-        if fits(free):
+        if fits(required, free):
             return device, None, f"{size} on {device} ({required / total:.0%} of its memory)"
         if storage == "gpu":
             raise UserError(f"{size} does not fit {device}: {free / GIB:.2f} GiB free; {_remedy('ram or memmap')}")
     if storage == "memmap":
         file = folder / "replay.bin"
         free = free_disk(folder) + (file.stat().st_blocks * 512 if file.exists() else 0)  # it will be replaced
-        if not fits(free):
+        if not fits(required, free):
             raise UserError(f"{size} does not fit the disk of {folder}: {free / GIB:.2f} GiB free; {_remedy('ram')}")
         return torch.device("cpu"), file, f"{size} memory-mapped at {file}"
     free = available_memory()
-    if not fits(free):
+    if not fits(required, free):
         raise UserError(f"{size} does not fit RAM: {free / GIB:.2f} GiB available; {_remedy('memmap')}")
     return torch.device("cpu"), None, f"{size} in RAM ({free / GIB:.0f} GiB available)"
 
 
 def _remedy(other: str) -> str:
     return f"lower --replay.capacity or use --replay.storage {other}"
-
-
-def free_disk(folder: Path) -> int:
-    """Bytes that can still be written to `folder`, which need not exist yet."""
-    existing = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
-    return shutil.disk_usage(existing).free
-
-
-def available_memory() -> int:
-    """Bytes of RAM that can still be had, under the container's limit (cgroup v2) where there is one."""
-    free = psutil.virtual_memory().available
-    try:
-        limit = CGROUP.joinpath("memory.max").read_text().strip()
-        used = int(CGROUP.joinpath("memory.current").read_text())
-    except (OSError, ValueError):
-        return free
-    return free if limit == "max" else min(free, int(limit) - used)

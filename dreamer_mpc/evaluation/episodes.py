@@ -10,15 +10,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dreamer_mpc.agents.dreamer import Act, Carry, Dreamer
+from dreamer_mpc.agents.protocol import Act, Agent, Carry
+from dreamer_mpc.evaluation.summary import summarise_scores
 from dreamer_mpc.planners import Planner
+from dreamer_mpc.report.rows import Row
 from dreamer_mpc.util.device import preserved_rng
-from dreamer_mpc.util.intervals import count_failed, mean_interval
 from envs import reset_rows
 
 
 @dataclass
-class Trace:
+class EpisodeRecording:
     """The first steps of one episode, for videos: T images, and what the agent made of them."""
 
     image: list[np.ndarray] = field(default_factory=list)  # uint8 [H, W, C]
@@ -27,6 +28,16 @@ class Trace:
     reward: list[float] = field(default_factory=list)  # paid for that action
     value: list[float] = field(default_factory=list)  # J of the plan made on seeing the image
     memory: list = field(default_factory=list)  # of the planner, one row, before it planned
+
+    def append(self, image: np.ndarray, before: Carry, act: Act, reward: float, is_first: bool) -> None:
+        """Row 0 of a step."""
+        self.image.append(image)
+        self.state.append(act.carry.state[0])
+        self.action.append(act.action[0])
+        self.reward.append(reward)
+        self.value.append(float(act.value[0]))
+        memory = None if before.memory is None or is_first else type(before.memory)(*(x[:1] for x in before.memory))
+        self.memory.append(memory)
 
 
 @dataclass
@@ -38,57 +49,47 @@ class Evaluation:
     ms_per_action: float  # median wall time of one call: observe, plan, copy back
     batch: int  # environments planned for in that call
     model_evaluations: int  # per action
-    trace: Trace
+    recording: EpisodeRecording
 
-    def summary(self) -> dict[str, float | None]:
-        """What is logged and tabulated; None is what so few episodes do not tell."""
-        scores = self.returns[:, None]
-        low, high = mean_interval(scores) or (None, None)
-        return {
-            "return_mean": float(self.returns.mean()),
-            "return_std": float(self.returns.std(ddof=1)) if len(self.returns) > 1 else 0.0,
-            "return_low": low,
-            "return_high": high,
-            "failed_episodes": count_failed(scores),
-            "ms_per_action": self.ms_per_action,
-            "model_evaluations": self.model_evaluations,
-            "episodes": len(self.returns),
-        }
+    def row(self, planner: str) -> Row:
+        """What is logged and tabulated, under the name of the planner."""
+        ms, envs = [self.ms_per_action], [self.batch]
+        return summarise_scores(planner, self.returns[:, None], None, ms, envs, self.model_evaluations)
 
 
 def evaluate(
-    agent: Dreamer,
+    agent: Agent,
     planner: Planner,
     envs: gymnasium.vector.VectorEnv,
     episodes: int,
     seed: int,
-    trace_steps: int = 0,
+    recorded_steps: int = 0,
     on_step: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Run `episodes` episodes, episode e from environment seed `seed + e`, side by side over the rows of `envs`.
 
-    The first `trace_steps` steps of episode 0 are kept. `on_step` is told after each step how many there were. torch's
-    generator is left as it was found, so that an evaluation does not change the training around it.
+    The first `recorded_steps` steps of episode 0 are kept. `on_step` is told after each step how many there were.
+    torch's generator is left as it was found, so that an evaluation does not change the training around it.
     """
     with preserved_rng(agent.device):
         torch.manual_seed(seed)
-        return _evaluate(agent, planner, envs, episodes, seed, trace_steps, on_step)
+        return _evaluate(agent, planner, envs, episodes, seed, recorded_steps, on_step)
 
 
 def _evaluate(
-    agent: Dreamer,
+    agent: Agent,
     planner: Planner,
     envs: gymnasium.vector.VectorEnv,
     episodes: int,
     seed: int,
-    trace_steps: int,
+    recorded_steps: int,
     on_step: Callable[[int], None] | None,
 ) -> Evaluation:
     rows = envs.num_envs
     episode = np.arange(rows)  # the episode each row plays; those past the last are idle
     image, _ = envs.reset(seed=[seed + int(e) for e in episode])
     is_first = np.ones(rows, dtype=bool)
-    carry, trace, times = agent.initial(rows), Trace(), []
+    carry, recording, times = agent.initial(rows), EpisodeRecording(), []
     returns, lengths = np.zeros(episodes), [0] * episodes
     next_episode = rows
     while (episode < episodes).any():
@@ -99,8 +100,8 @@ def _evaluate(
         times.append(time.perf_counter() - start)
         seen = image
         image, reward, terminated, truncated, _ = envs.step(executed)
-        if episode[0] == 0 and len(trace.image) < trace_steps:
-            _remember(trace, seen[0], carry, act, float(reward[0]), bool(is_first[0]))
+        if episode[0] == 0 and len(recording.image) < recorded_steps:
+            recording.append(seen[0], carry, act, float(reward[0]), bool(is_first[0]))
         carry = act.carry
         for i in np.flatnonzero(episode < episodes):
             returns[episode[i]] += reward[i]
@@ -113,15 +114,4 @@ def _evaluate(
             image, _ = reset_rows(envs, is_first, seeds)
         if on_step:
             on_step(len(times))
-    return Evaluation(returns, lengths, 1e3 * float(np.median(times)), rows, act.model_evaluations, trace)
-
-
-def _remember(trace: Trace, image: np.ndarray, before: Carry, act: Act, reward: float, is_first: bool) -> None:
-    """Append row 0 of a step."""
-    trace.image.append(image)
-    trace.state.append(act.carry.state[0])
-    trace.action.append(act.action[0])
-    trace.reward.append(reward)
-    trace.value.append(float(act.value[0]))
-    memory = None if before.memory is None or is_first else type(before.memory)(*(x[:1] for x in before.memory))
-    trace.memory.append(memory)
+    return Evaluation(returns, lengths, 1e3 * float(np.median(times)), rows, act.model_evaluations, recording)

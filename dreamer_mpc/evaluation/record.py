@@ -1,4 +1,4 @@
-"""The episodes of a comparison in a folder, kept batch by batch."""
+"""The episodes of a comparison: in memory, or in a folder, kept batch by batch."""
 
 import contextlib
 import csv
@@ -20,7 +20,51 @@ EPISODE_COLUMNS = (
 )  # fmt: skip
 
 
-class Record:
+class Episodes:
+    """Episodes that were played, in memory, and the folder where what comes of them goes."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.rows: list[dict[str, Any]] = []  # an episode each
+
+    def begin(self) -> None:
+        """Make the folder, now that what could fail at the start has not."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {self.folder} ({error.strerror}): name another folder with --out"
+            ) from error
+
+    def of(self, label: str, checkpoint: str) -> list[dict[str, Any]]:
+        """The episodes of one planner on one checkpoint, in order."""
+        rows = [row for row in self.rows if (row["planner"], row["checkpoint"]) == (label, checkpoint)]
+        return sorted(rows, key=lambda row: row["episode"])
+
+    def add(self, label: str, checkpoint: str, first: int, seed: int, result: Evaluation, device: str) -> None:
+        """Keep a batch: episodes `first` and on, played on environment seeds from `seed` on."""
+        for i, (total, length) in enumerate(zip(result.returns, result.lengths, strict=True)):
+            values = (
+                label, checkpoint, first + i, seed + i, float(total), length, result.ms_per_action, result.batch,
+                result.model_evaluations, device, torch.__version__, datetime.now(UTC).date().isoformat(),
+            )  # fmt: skip
+            self.rows.append(dict(zip(EPISODE_COLUMNS, values, strict=True)))
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file of the folder, whole or not at all; UserError where the disk refuses it."""
+        with _usable(self.folder):
+            write_text(self.folder / name, text)
+
+    def stem(self, label: str) -> Path:
+        """What the names of a planner's files begin with."""
+        return self.folder / label.replace(" ", "-").replace("=", "-")
+
+    def lacks_video(self, label: str) -> bool:
+        """Whether a video of a planner is still to be written."""
+        return True
+
+
+class Record(Episodes):
     """episodes.csv has a row an episode; compare.json says what they were made with.
 
     So another comparison is not mixed into this one. Nothing is written, and with `overwrite` nothing removed, before
@@ -28,9 +72,9 @@ class Record:
     """
 
     def __init__(self, folder: Path, made_with: dict[str, Any], checkpoints: dict[str, str], overwrite: bool = False):
-        self.folder, self.overwrite = folder, overwrite
+        super().__init__(folder)
+        self.overwrite = overwrite
         self.made_with = made_with | {"checkpoints": dict(checkpoints)}
-        self.rows: list[dict[str, Any]] = []
         if not overwrite:
             with _usable(folder):
                 self.made_with = self._merged(made_with, checkpoints)
@@ -48,34 +92,19 @@ class Record:
                     path.unlink(missing_ok=True)
         self.write("compare.json", json.dumps(self.made_with, indent=1) + "\n")
 
-    def of(self, label: str, checkpoint: str) -> list[dict[str, Any]]:
-        """The episodes of one planner on one checkpoint, in order."""
-        rows = [row for row in self.rows if (row["planner"], row["checkpoint"]) == (label, checkpoint)]
-        return sorted(rows, key=lambda row: row["episode"])
-
     def add(self, label: str, checkpoint: str, first: int, seed: int, result: Evaluation, device: str) -> None:
-        """Keep a batch: episodes `first` and on, played on environment seeds from `seed` on."""
-        for i, (total, length) in enumerate(zip(result.returns, result.lengths, strict=True)):
-            values = (
-                label, checkpoint, first + i, seed + i, float(total), length, result.ms_per_action, result.batch,
-                result.model_evaluations, device, torch.__version__, datetime.now(UTC).date().isoformat(),
-            )  # fmt: skip
-            self.rows.append(dict(zip(EPISODE_COLUMNS, values, strict=True)))
+        """The same, in episodes.csv too."""
+        super().add(label, checkpoint, first, seed, result, device)
         self.write("episodes.csv", to_csv(self.rows))
-
-    def write(self, name: str, text: str) -> None:
-        """Write a file of the folder, whole or not at all; UserError where the disk refuses it."""
-        with _usable(self.folder):
-            write_text(self.folder / name, text)
-
-    def stem(self, label: str) -> Path:
-        """What the names of a planner's files begin with."""
-        return self.folder / label.replace(" ", "-").replace("=", "-")
 
     def visuals(self, label: str) -> list[Path]:
         """Video and picture of a planner, whether they are there or not."""
         stem = self.stem(label)
         return [stem.with_name(f"{stem.name}.mp4"), stem.with_name(f"{stem.name}-decision.png")]
+
+    def lacks_video(self, label: str) -> bool:
+        """Whether a video of a planner is still to be written: one that is there is not written again."""
+        return self.overwrite or not self.visuals(label)[0].exists()
 
     def _merged(self, new: dict[str, Any], checkpoints: dict[str, str]) -> dict[str, Any]:
         """What is there and what comes, together; UserError where they contradict each other."""

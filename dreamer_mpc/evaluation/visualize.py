@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from dreamer_mpc.agents.dreamer import Dreamer, LatentWorld
-from dreamer_mpc.evaluation.episodes import Evaluation, Trace
+from dreamer_mpc.agents.latents import LatentWorld
+from dreamer_mpc.agents.protocol import Agent
+from dreamer_mpc.evaluation.episodes import EpisodeRecording, Evaluation
 from dreamer_mpc.planners import PLANNERS, Ascent, Planner
 from dreamer_mpc.planners.rollout import rollout
 from dreamer_mpc.report.video import decision_picture, side_by_side, write_mp4
@@ -33,44 +34,44 @@ def imagine_open_loop(
     return torch.cat(imagined)
 
 
-def write_visuals(stem: Path, agent: Dreamer, planner: Planner, evaluation: Evaluation, env: str) -> list[Path]:
-    """`<stem>.mp4` of an evaluation's traced episode and `<stem>-decision.png` from its middle; what was written."""
+def write_visuals(stem: Path, agent: Agent, planner: Planner, evaluation: Evaluation, env: str) -> list[Path]:
+    """`<stem>.mp4` of an evaluation's recorded episode and `<stem>-decision.png` from its middle; what was written."""
     video, picture = stem.with_name(f"{stem.name}.mp4"), stem.with_name(f"{stem.name}-decision.png")
-    episode_video(video, agent, evaluation.trace)
-    drawn = decision(picture, agent, planner, evaluation.trace, len(evaluation.trace.image) // 2, env)
+    episode_video(video, agent, evaluation.recording)
+    drawn = decision(picture, agent, planner, evaluation.recording, len(evaluation.recording.image) // 2, env)
     return [video, picture] if drawn else [video]
 
 
 @torch.no_grad()
-def episode_video(path: Path, agent: Dreamer, trace: Trace, fps: int = 25) -> None:
+def episode_video(path: Path, agent: Agent, recording: EpisodeRecording, fps: int = 25) -> None:
     """One MP4: real frame, reconstruction, and open-loop imagination from the same start, side by side.
 
     In the frame: J of the plan made on seeing it (-inf where the planner fell back to the policy), the return so far.
     """
-    state, action = torch.stack(trace.state), torch.stack(trace.action)  # [T, S], [T, A]
+    state, action = torch.stack(recording.state), torch.stack(recording.action)  # [T, S], [T, A]
     imagined = imagine_open_loop(agent.model, state, action)
     expected = agent.model.reward(imagined).tolist()
-    paid = np.array([0.0, *trace.reward])  # the reward on arriving at frame t
+    paid = np.array([0.0, *recording.reward])  # the reward on arriving at frame t
     so_far = paid.cumsum()
     footer = [
-        f"step {t:3d}   J {trace.value[t]:.1f}   return so far {so_far[t]:.1f}   "
+        f"step {t:3d}   J {recording.value[t]:.1f}   return so far {so_far[t]:.1f}   "
         f"dreaming {t % DREAM_STEPS:2d} steps ahead   reward {paid[t]:.2f}   dreamed {expected[t]:.2f}"
         for t in range(len(state))
     ]
     columns = {
-        "real": np.stack(trace.image),
+        "real": np.stack(recording.image),
         "reconstruction": _decode(agent, state),
         "imagination": _decode(agent, imagined),
     }
     write_mp4(path, side_by_side(columns, footer=footer), fps)
 
 
-def _decode(agent: Dreamer, state: Float[Tensor, "T S"], chunk: int = 250) -> UInt8[np.ndarray, "T H W C"]:
+def _decode(agent: Agent, state: Float[Tensor, "T S"], chunk: int = 250) -> UInt8[np.ndarray, "T H W C"]:
     return np.concatenate([agent.model.world_model.decode(part).cpu().numpy() for part in state.split(chunk)])
 
 
 @torch.no_grad()
-def decision(path: Path, agent: Dreamer, planner: Planner, trace: Trace, t: int, env: str) -> bool:
+def decision(path: Path, agent: Agent, planner: Planner, recording: EpisodeRecording, t: int, env: str) -> bool:
     """One picture of a plan from the state at step `t`: decoded before and after the ascent, with J under each.
 
     The plan is made anew, with draws of its own that also give the candidates without the ascent. Both J are taken
@@ -79,9 +80,9 @@ def decision(path: Path, agent: Dreamer, planner: Planner, trace: Trace, t: int,
     """
     if not isinstance(planner, Ascent) or planner.iterations == 0:
         return False
-    state = trace.state[t][None]
-    after = _replan(agent, planner, state, trace.memory[t])
-    before = _replan(agent, dataclasses.replace(planner, iterations=0), state, trace.memory[t])
+    state = recording.state[t][None]
+    after = _replan(agent, planner, state, recording.memory[t])
+    before = _replan(agent, dataclasses.replace(planner, iterations=0), state, recording.memory[t])
     chosen = after.candidate_values[0].argmax()
     objective = planner.objective_function()
     frames, values, actions = [], [], []
@@ -94,11 +95,11 @@ def decision(path: Path, agent: Dreamer, planner: Planner, trace: Trace, t: int,
         actions.append(sequence[0, 0].cpu().numpy())
     name = next((name for name, kind in PLANNERS.items() if type(planner) is kind), type(planner).__name__)
     title = f"{env}, step {t}: one decision of {name} (N = {planner.candidates}, I = {planner.iterations})"
-    decision_picture(path, *frames, *values, *actions, real=trace.image[t], title=title)
+    decision_picture(path, *frames, *values, *actions, real=recording.image[t], title=title)
     return True
 
 
-def _replan(agent: Dreamer, planner: Ascent, state: Float[Tensor, "1 S"], memory):
+def _replan(agent: Agent, planner: Ascent, state: Float[Tensor, "1 S"], memory):
     with preserved_rng(agent.device):
         torch.manual_seed(0)
         return planner.plan(agent.model, state, memory)

@@ -11,6 +11,7 @@ from dreamer_mpc.util.files import atomic_path
 
 if TYPE_CHECKING:
     from dreamer_mpc.report.curves import Curve, Published
+    from dreamer_mpc.report.rows import Row
 
 COLORS = {"dream-mpc": "C0", "dreamer": "C1", "planet": "C2", "sac-ae": "C7"}
 OTHER_COLORS = ("C3", "C4", "C5", "C6", "C8", "C9")
@@ -100,8 +101,8 @@ def _over_seeds(curves):
     return steps, returns.min(0), returns.mean(0), returns.max(0)
 
 
-def comparison_picture(path: str | Path, rows: list[dict], title: str) -> None:
-    """Write a PNG of planners, keys as in compare.csv, differences None where there are none.
+def comparison_picture(path: str | Path, rows: "list[Row]", title: str) -> None:
+    """Write a PNG of planners, differences None where there are none.
 
     Planners: returns as bars, and against model evaluations. A sweep, where returns are close to each other: returns,
     and paired differences to the bare policy, as points, full where a difference is decided after the correction over
@@ -150,13 +151,13 @@ def _draw_planners(figure, rows, colors):
 
 
 def _draw_sweep(figure, rows, colors):
-    paired = any(row["difference"] is not None for row in rows)
+    paired = any(row["difference_mean"] is not None for row in rows)
     panels = [("return", f"return ({_mean_of(rows)})")]
     panels += [("difference", f"paired difference to the bare policy ({_mean_of(rows)})")] if paired else []
     columns = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (key, label) in zip(columns, panels, strict=True):
         for place, (row, color) in enumerate(zip(rows, colors, strict=True)):
-            if row[key] is None:  # the policy itself
+            if row[f"{key}_mean"] is None:  # the policy itself
                 axes.axvline(0, color=color)
                 continue
             value, low, high = _interval(row, key)
@@ -175,8 +176,8 @@ def _draw_sweep(figure, rows, colors):
 
 def _interval(row, key):
     """Mean, low and high, without an interval all the same."""
-    low, high = row[f"{key}_low"], row[f"{key}_high"]
-    return row[key], row[key] if low is None else low, row[key] if high is None else high
+    mean, low, high = (row[f"{key}_{name}"] for name in ("mean", "low", "high"))
+    return mean, mean if low is None else low, mean if high is None else high
 
 
 def _mean_of(rows):

@@ -6,9 +6,11 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from dreamer_mpc.util.errors import UserError
 
 GIB = 2**30
 MIN_FREE_DISK_GIB = 5
@@ -23,6 +25,13 @@ class Finding:
 
     status: str
     text: str
+
+
+def main(args: Sequence[str]) -> int:
+    """Say whether this machine can run the project."""
+    if args:
+        raise UserError("doctor takes no options")
+    return doctor()
 
 
 def doctor() -> int:
@@ -177,12 +186,9 @@ def _frame_milliseconds(quality: str) -> float:
 
 
 def _memory_gib() -> tuple[float, float]:
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return pages, pages
-    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) / 2**20, pages
+    from dreamer_mpc.util.memory import available_memory, total_memory
+
+    return available_memory() / GIB, total_memory() / GIB
 
 
 def _release(version: str) -> tuple[int, ...]:

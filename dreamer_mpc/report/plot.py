@@ -2,20 +2,33 @@
 
 import csv
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
+from dreamer_mpc.config import PlotConfig, parse
 from dreamer_mpc.report.charts import comparison_picture, curves_picture
 from dreamer_mpc.report.curves import CURVES, Curve, gather, published, read_curves, write_curves
 from dreamer_mpc.report.progress import plural
+from dreamer_mpc.report.rows import from_comparison
 from dreamer_mpc.util.errors import UserError
 
 COMPARE = "compare.csv"
-NUMBERS = ("return", "model_evaluations", "episodes", "checkpoints")
-# Empty with few episodes; differences also for the policy, and without it.
-MAYBE = ("return_low", "return_high", "difference", "difference_low", "difference_high", "difference_p_holm")
+
+
+def main(args: Sequence[str]) -> int:
+    """Draw the figures of a folder from its CSV files, gathered from runs first where some are given."""
+    config = parse(PlotConfig, args, prog="run.py plot")
+    written = plot(Path(config.folder), config.runs, config.until)
+    if config.runs:
+        Console(width=None if sys.stdout.isatty() else 120).print(final_table(read_curves(written[0])))
+    for path in written:
+        print(f"wrote {path}")
+    return 0
 
 
 def plot(folder: Path, runs: tuple[str, ...] = (), until: int | None = None) -> list[Path]:
@@ -46,11 +59,9 @@ def draw_comparison(folder: Path) -> Path:
     path = folder / COMPARE
     try:
         with path.open(newline="") as file:
-            rows = list(csv.DictReader(file, strict=True))
-        rows = [row | {key: float(row[key]) for key in NUMBERS} for row in rows]
-        rows = [row | {key: float(row[key]) if row[key] else None for key in MAYBE} for row in rows]
+            rows = [from_comparison(cells) for cells in csv.DictReader(file, strict=True)]
         env = json.loads((folder / "compare.json").read_text())["env"]
-        first = {key: int(rows[0][key]) for key in ("checkpoints", "episodes")}
+        first = rows[0]
     except (OSError, ValueError, KeyError, TypeError, IndexError, csv.Error) as error:
         raise UserError(f"{path} or compare.json beside it is damaged ({error}): run compare again") from error
     title = f"{env}: {plural(first['checkpoints'], 'checkpoint')}, {plural(first['episodes'], 'episode')} each"

@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from dreamer_mpc.report.rows import Row
 from dreamer_mpc.util.intervals import FEWEST
 
 WINDOW_S = 60.0
@@ -150,12 +151,8 @@ class Progress(_Lines):
         return row
 
 
-def results_table(rows: list[dict]) -> Table:
-    """The table that `eval` prints, one row for each planner.
-
-    Keys of a row: planner, return_mean, return_std, return_low and return_high (95 % interval of the mean),
-    ms_per_action, model_evaluations (an action), failed_episodes, episodes; None is a dash. KeyError if one is missing.
-    """
+def results_table(rows: list[Row]) -> Table:
+    """The table that `eval` prints, one row for each planner; None is a dash."""
     table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("planner", no_wrap=True)
     for name in ("return\nmean ± std", "95 %\ninterval", "ms per\naction", "model\nevals", "failed of\nepisodes"):
@@ -169,7 +166,10 @@ def results_table(rows: list[dict]) -> Table:
             f"{row['model_evaluations']:,.0f}",
             f"{_count(row['failed_episodes'])} of {row['episodes']:d}",
         )
-    table.caption = f"95 % intervals: Student's t, from {FEWEST} episodes on; failed: far below the others."
+    table.caption = (
+        f"95 % intervals: Student's t, from {FEWEST} episodes on; failed: far below the others. "
+        f"ms per action: one call of observing and planning, for {rows[0]['num_envs']} environments at once."
+    )
     return table
 
 
@@ -192,6 +192,29 @@ def _rate(value):
 
 def _return(value):
     return "-" if value is None else f"{float(value):.1f}"
+
+
+class EvaluationProgress(_Lines):
+    """Context manager that shows which planner plays: a spinner on a terminal, nothing elsewhere."""
+
+    def __init__(self, env: str, *, console=None):
+        self._console, self._env, self._spinner = console or Console(), env, None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        if self._spinner:
+            self._spinner.stop()
+
+    def start(self, label: str, first: int, count: int) -> None:
+        """`count` episodes are played now under `label`."""
+        self._spinner = self._console.status(f"{label}: {count} episodes of {self._env}")
+        self._spinner.start()
+
+    def finish(self, returns: Iterable[float], lengths: Sequence[int], counted: bool = True) -> None:
+        """The episodes that were started have ended."""
+        self._spinner.stop()
 
 
 class ComparisonProgress(_Lines):
@@ -242,8 +265,8 @@ class ComparisonProgress(_Lines):
         self.line(f"{self._label}: mean return {mean:.1f} in {duration(self._clock() - self._started)}")
 
 
-def comparison_table(rows: list[dict]) -> Table:
-    """The table that `compare` prints, one row for each planner; keys as in compare.csv."""
+def comparison_table(rows: list[Row]) -> Table:
+    """The table that `compare` prints, one row for each planner."""
     table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("planner", overflow="fold")
     columns = ("return\n[95 %]", "failed", "difference to\npolicy [95 %]", "ms per\naction", "model\nevals")
@@ -253,7 +276,7 @@ def comparison_table(rows: list[dict]) -> Table:
         table.add_row(
             str(row["planner"]),
             _with_interval(row, "return"),
-            _count(row["failed"]),
+            _count(row["failed_episodes"]),
             _with_interval(row, "difference", sign="+", mark="* " if decided(row) else ""),
             _short(row["ms_per_action"]),
             f"{row['model_evaluations']:,d}",
@@ -268,13 +291,13 @@ def comparison_table(rows: list[dict]) -> Table:
 
 
 def _differences(rows):
-    if all(row["difference"] is None for row in rows):
+    if all(row["difference_mean"] is None for row in rows):
         return ""
     words = [words for words in ("Differences are of the same environment seeds", compared(rows)) if words]
     return "; ".join(words) + ". "
 
 
-def compared(rows: list[dict]) -> str:
+def compared(rows: list[Row]) -> str:
     """In words, how many differences of a comparison were tested at once; nothing where none was."""
     tested = sum(row["difference_p_holm"] is not None for row in rows)
     if tested < 2:
@@ -282,15 +305,15 @@ def compared(rows: list[dict]) -> str:
     return f"{tested} compared, each interval by itself; *: decided after Holm's correction over all {tested} (5 %)"
 
 
-def decided(row: dict) -> bool:
-    """Whether a row of compare.csv differs from the bare policy, at 5 % after the correction over all of its rows."""
+def decided(row: Row) -> bool:
+    """Whether a row differs from the bare policy, at 5 % after the correction over all rows."""
     return row["difference_p_holm"] is not None and row["difference_p_holm"] <= 0.05
 
 
 def _with_interval(row, name, sign="", mark=""):
-    if row[name] is None:
+    value, low, high = (row[f"{name}_{key}"] for key in ("mean", "low", "high"))
+    if value is None:
         return "–"
-    value, low, high = (row[key] for key in (name, f"{name}_low", f"{name}_high"))
     digits = f"{sign}.{0 if abs(value) >= 10 else 1}f"
     return Text(f"{mark}{value:{digits}} ") + _interval(low, high, digits)
 

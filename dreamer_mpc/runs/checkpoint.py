@@ -7,16 +7,18 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from torch import Tensor
 
+from dreamer_mpc.agents.protocol import AgentKind
 from dreamer_mpc.runs.payload import SUFFIX, archive, read_payload, write_payload
 from dreamer_mpc.util.counters import Counters
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import atomic_path
+from dreamer_mpc.world_model import WorldModelKind
 
-KINDS = {"agent_kind": ("dreamer", "planet"), "world_model_kind": ("gaussian",)}  # that this program knows
+KINDS = {"agent_kind": get_args(AgentKind), "world_model_kind": get_args(WorldModelKind)}  # that this program knows
 AGENT = {
     "config": dict, "counters": dict, "action_dim": int, "agent_kind": str, "world_model_kind": str, "agent": dict,
 }  # fmt: skip
@@ -34,8 +36,8 @@ class Checkpoint:
     config: dict[str, Any]  # that it was trained with, as `to_dict` gives it
     counters: Counters
     action_dim: int
-    agent_kind: str  # of `KINDS`
-    world_model_kind: str
+    agent_kind: AgentKind
+    world_model_kind: WorldModelKind
     agent: dict[str, Any]  # `model`, its weights by name, and what the agent itself needs to go on learning
     training: dict[str, Any] | None = None  # where the loop stands
     records: int | None = None  # of metrics that were logged

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from dreamer_mpc.config import Config
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import temporary_path, write_text
 
@@ -61,6 +62,11 @@ class RunFolder:
             raise UserError(f"{path} is no run folder (no config.yaml in it): name a folder that a run wrote")
         return folder
 
+    @classmethod
+    def of_checkpoint(cls, file: Path) -> "RunFolder":
+        """The run that a checkpoint file belongs to: a file that lies in no checkpoints/ has its own folder for one."""
+        return cls(file.parent.parent if file.parent.name == "checkpoints" else file.parent)
+
     @property
     def config(self) -> Path:
         return self.path / "config.yaml"
@@ -82,8 +88,19 @@ class RunFolder:
         return self.path / "replay"
 
     @property
-    def diagnosis(self) -> Path:
+    def skipped_updates(self) -> Path:
+        """Frames of the first update that was skipped; the folder has the name that runs of before have."""
         return self.path / "diagnosis"
+
+    @property
+    def evaluation(self) -> Path:
+        """Where `eval` writes, unless told otherwise."""
+        return self.path / "eval"
+
+    @property
+    def comparison(self) -> Path:
+        """Where `compare` writes, unless told otherwise."""
+        return self.path / "compare"
 
     @property
     def videos(self) -> Path:
@@ -154,6 +171,17 @@ class RunFolder:
                 shutil.rmtree(entry)
             else:  # a link goes, what it points to stays
                 entry.unlink(missing_ok=True)
+
+
+def default_run_dir(config: Config) -> str:
+    """runs/<env>-<planner>-seed<seed>, the training's planner in it where that is another."""
+    other = f"-trained-by-{config.trained_by}" if config.trained_by != config.planner else ""
+    return f"runs/{run_name(config.env, config.planner + other, config.seed)}"
+
+
+def run_name(env: str, planner: str, seed: int | str) -> str:
+    """What the folder of a run is called."""
+    return f"{env.replace(':', '.')}-{planner}-seed{seed}"
 
 
 def source_commit(file: Path) -> str | None:

@@ -24,7 +24,7 @@ from dreamer_mpc.config import (
     planner_names,
     resolve,
 )
-from dreamer_mpc.runs.folder import RunFolder
+from dreamer_mpc.runs.folder import RunFolder, run_name
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.stop import Stop, Stopped
 
@@ -92,7 +92,7 @@ def list_runs(sweep: SweepConfig, rest: Sequence[str]) -> list[Run]:
     default = load_presets(option(rest, "config") or "default")
     runs = []
     for env, planner, seed in itertools.product(_words(sweep.envs), planner_names(sweep.planners), _words(sweep.seeds)):
-        folder = Path(sweep.out) / f"{env.replace(':', '.')}-{planner}-seed{seed}"
+        folder = Path(sweep.out) / run_name(env, planner, seed)
         own = ("--env", env, "--planner", planner, "--seed", seed, "--run-dir", str(folder))
         config = resolve(parse(Config, [*rest, *own], default, prog="run.py sweep"))
         check_start(config)

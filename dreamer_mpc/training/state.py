@@ -1,12 +1,12 @@
-"""What the training loop knows beside its counters: where its round stands, and what is due."""
+"""What the training loop knows beside its counters."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dreamer_mpc.training.ratio import UpdateRatio
+from dreamer_mpc.training.schedule import Pace, Schedule
 
 
 class MetricMeans:
@@ -39,28 +39,23 @@ class MetricMeans:
 
 @dataclass
 class TrainingState:
-    """Where the loop of a run stands between two updates or steps."""
+    """All that the loop of a run knows between two of the things it does, but for its counters."""
 
-    seeding: bool = True  # the seed episodes are not over
+    schedule: Schedule
     returns: list[float] = field(default_factory=list)  # of the seed episodes, or of this round's
     metrics: MetricMeans = field(default_factory=MetricMeans)  # of this round's updates
-    round_end: int = 0  # env steps
-    updates_left: int = 0  # to make before the next step: a round's, or with several environments the first round's
-    ratio: UpdateRatio | None = None  # once the seed episodes are over
-    evaluated_at: int = 0  # env steps
-    evaluation_due: bool = False
     best_return: float | None = None  # mean return of the best evaluation
-    finished: bool = False  # evaluated at its end
     terminates: bool = False  # an episode of this run was terminated, and the user told what that means
 
     def state_dict(self) -> dict[str, Any]:
-        plain = {name: value for name, value in vars(self).items() if name not in ("metrics", "ratio")}
-        ratio = None if self.ratio is None else asdict(self.ratio)
-        return plain | {"returns": list(self.returns), "metrics": self.metrics.state_dict(), "ratio": ratio}
+        plain = {name: value for name, value in vars(self).items() if name != "schedule"}
+        plain |= {"returns": list(self.returns), "metrics": self.metrics.state_dict()}
+        return plain | self.schedule.state_dict()
 
     @classmethod
-    def from_state_dict(cls, state: dict[str, Any], device: torch.device) -> "TrainingState":
-        metrics = MetricMeans()
+    def from_state_dict(cls, state: dict[str, Any], pace: Pace, device: torch.device) -> "TrainingState":
+        metrics, own = MetricMeans(), {name for name in cls.__dataclass_fields__ if name in state}
         metrics.load_state_dict(state["metrics"], device)
-        ratio = None if state["ratio"] is None else UpdateRatio(**state["ratio"])
-        return cls(**{**state, "metrics": metrics, "ratio": ratio, "returns": list(state["returns"])})
+        schedule = Schedule.from_state_dict({name: state[name] for name in state.keys() - own}, pace)
+        plain = {name: state[name] for name in own}
+        return cls(schedule, **{**plain, "metrics": metrics, "returns": list(state["returns"])})

@@ -1,6 +1,6 @@
 """Images to latent states, latent dynamics, and back."""
 
-from dreamer_mpc.world_model.protocol import Batch, WorldModelProtocol
+from dreamer_mpc.world_model.protocol import Batch, WorldModelKind, WorldModelProtocol
 from dreamer_mpc.world_model.world_model import WorldModel, WorldModelConfig
 
-__all__ = ["Batch", "WorldModel", "WorldModelConfig", "WorldModelProtocol"]
+__all__ = ["Batch", "WorldModel", "WorldModelConfig", "WorldModelKind", "WorldModelProtocol"]

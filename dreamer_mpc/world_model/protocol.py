@@ -1,10 +1,12 @@
 """What agents need of a world model, whatever its latent state is."""
 
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
+
+WorldModelKind = Literal["gaussian"]
 
 
 class Batch(NamedTuple):
@@ -30,7 +32,7 @@ class WorldModelProtocol(Protocol):
     `loss` the scalar to descend and the mean of each of its terms, named, of what `infer` returned.
     """
 
-    kind: ClassVar[str]
+    kind: ClassVar[WorldModelKind]
     state_dim: int  # S
     noise_dim: int  # Z, of one step's draws
 

@@ -13,7 +13,7 @@ from dreamer_mpc.networks.heads import Prediction, UnitNormal
 from dreamer_mpc.util.checks import WIDEST, check_most, check_ranges
 from dreamer_mpc.world_model.decoder import Decoder
 from dreamer_mpc.world_model.encoder import Encoder, preprocess, to_image
-from dreamer_mpc.world_model.protocol import Batch
+from dreamer_mpc.world_model.protocol import Batch, WorldModelKind
 from dreamer_mpc.world_model.rssm import RSSM, Gaussian, gaussian_kl
 
 
@@ -86,7 +86,7 @@ class WorldModelConfig:
 class WorldModel(nn.Module):
     """Encoder, RSSM with Gaussian states, decoder and reward head (paper, Table 18); see `WorldModelProtocol`."""
 
-    kind: ClassVar[str] = "gaussian"
+    kind: ClassVar[WorldModelKind] = "gaussian"
 
     def __init__(self, config: WorldModelConfig, action_dim: int, kernels: bool = True, bf16: bool = False):
         super().__init__()

@@ -2,15 +2,17 @@
 
 import torch
 
-from dreamer_mpc.agents.dreamer import Act, Carry, Dreamer
+from dreamer_mpc.agents.protocol import Act, Agent, Carry
 from tests.support.counting_env import decode
 
 
-class Recorder(Dreamer):
+class Recorder(Agent):
     """An agent that notes what it sees; its n-th action is (n / 100, row / 10)."""
 
+    kind, world_model_kind, device, model = "dreamer", "gaussian", torch.device("cpu"), None
+    notes = ()
+
     def __init__(self):
-        self.device = torch.device("cpu")
         self.calls = []  # (carry, decoded images, is_first, action_noise)
 
     def initial(self, batch):

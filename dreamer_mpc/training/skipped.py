@@ -1,17 +1,17 @@
-"""What is left for people to look at where updates are not finite."""
+"""What is done about skipped updates: the frames of the first are kept for people to look at, too many end the run."""
 
 import json
 from pathlib import Path
 
 from safetensors.torch import save
 
-from dreamer_mpc.agents.dreamer import Dreamer, Faults
+from dreamer_mpc.agents.protocol import Agent, SkippedUpdates
 from dreamer_mpc.data.replay import Replay
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import atomic_path
 
 
-class FaultWatch:
+class SkippedUpdateWatch:
     """Saves the frames of the first update of a run that was skipped to `folder`, and ends the run after too many.
 
     `limit` updates in a row are too many.
@@ -20,18 +20,18 @@ class FaultWatch:
     def __init__(self, folder: Path, replay: Replay, limit: int):
         self._folder, self._replay, self._limit = folder, replay, limit
 
-    def check(self, agent: Dreamer, updates: int, metrics: dict[str, float]) -> list[str]:
+    def check(self, agent: Agent, updates: int, metrics: dict[str, float]) -> list[str]:
         """Lines for the user, about the updates before `updates` whose means are `metrics`; waits for the device.
 
         UserError after too many skipped ones in a row.
         """
-        faults = agent.faults()
-        lines = [] if faults.index is None or self._saved() else [self._save(faults, updates, metrics)]
-        if faults.in_a_row >= self._limit:
+        skipped = agent.skipped_updates()
+        lines = [] if skipped.index is None or self._saved() else [self._save(skipped, updates, metrics)]
+        if skipped.in_a_row >= self._limit:
             saved = self._saved()
             look = f"look at the frames in {saved[0]}" if saved else "look at the rewards in metrics.jsonl"
             raise UserError(
-                f"{faults.in_a_row} updates in a row had a loss or gradient that is not finite and changed nothing: "
+                f"{skipped.in_a_row} updates in a row had a loss or gradient that is not finite and changed nothing: "
                 f"{look}, and lower --optimizer.world-model-lr, --optimizer.actor-lr, --optimizer.critic-lr or "
                 "--optimizer.grad-clip, or try --precision fp32"
             )
@@ -40,15 +40,15 @@ class FaultWatch:
     def _saved(self) -> list[Path]:
         return sorted(self._folder.glob("update-*.safetensors"))
 
-    def _save(self, faults: Faults, updates: int, metrics: dict[str, float]) -> str:
+    def _save(self, skipped: SkippedUpdates, updates: int, metrics: dict[str, float]) -> str:
         """Write the frames [T, B, ...] as replay has them, and their `index`; a line that says so."""
-        frames = {name: value.contiguous() for name, value in self._replay.look_up(faults.index).items()}
+        frames = {name: value.contiguous() for name, value in self._replay.look_up(skipped.index).items()}
         about = {"updates": str(updates), "metrics": json.dumps(metrics)}
         path = self._folder / f"update-{updates:08d}.safetensors"
         what = "an update had a loss or gradient that is not finite and was skipped"
         try:
             with atomic_path(path) as temporary:
-                temporary.write_bytes(save({**frames, "index": faults.index.cpu()}, about))
+                temporary.write_bytes(save({**frames, "index": skipped.index.cpu()}, about))
         except OSError as error:
             return f"{what}; its frames cannot be saved ({error.strerror})"
         return f"{what}; its frames are in {path}"

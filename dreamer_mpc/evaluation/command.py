@@ -1,0 +1,73 @@
+"""`run.py eval` and `run.py compare`: both play a `Comparison`, and write what comes of it each in its own files."""
+
+import json
+import sys
+from collections.abc import Sequence
+
+import torch
+from rich.console import Console
+
+from dreamer_mpc import config as settings
+from dreamer_mpc.evaluation.compare import Comparison
+from dreamer_mpc.evaluation.subject import Subject
+from dreamer_mpc.report.plot import COMPARE, draw_comparison
+from dreamer_mpc.report.progress import ComparisonProgress, EvaluationProgress, comparison_table, results_table
+from dreamer_mpc.report.rows import to_comparison, to_evaluation
+from dreamer_mpc.util.device import device_name
+from dreamer_mpc.util.files import to_csv
+
+
+def evaluate_checkpoint(args: Sequence[str]) -> int:
+    """Evaluate a checkpoint under each named planner and print one table."""
+    checkpoint = settings.option(args, "checkpoint")
+    subject = None if checkpoint is None else Subject.load(checkpoint)
+    default = subject and settings.with_planners_of(subject.trained, settings.EvalConfig(checkpoint=checkpoint))
+    config = settings.parse(settings.EvalConfig, args, default, prog="run.py eval")
+    comparison = Comparison.of_one(config, subject)
+    env, episodes = comparison.trained.env, comparison.record
+    comparison.play(lambda *_: EvaluationProgress(env))
+    rows = comparison.rows()
+    Console().print(results_table(rows))
+    results = [
+        {**to_evaluation(row), "returns": [episode["return"] for episode in episodes.of(row["planner"], name)]}
+        for row in rows
+        for name in comparison.subjects
+    ]
+    record = {
+        "checkpoint": str(subject.path),
+        "env": env,
+        "env_steps": subject.checkpoint.counters.env_steps,
+        "seed": config.seed,
+        "num_envs": rows[0]["num_envs"],
+        "device": device_name(comparison.device),
+        "torch": torch.__version__,
+        "results": results,
+    }
+    episodes.write("eval.json", json.dumps(record, indent=1) + "\n")
+    print(f"wrote {episodes.folder / 'eval.json'}")
+    return 0
+
+
+def compare_checkpoints(args: Sequence[str]) -> int:
+    """Evaluate checkpoints under every planner, on the same episode seeds: table, CSV and picture."""
+    checkpoint = settings.option(args, "checkpoint")
+    first = None if checkpoint is None else Subject.load(checkpoint)
+    default = first and settings.with_planners_of(first.trained, settings.CompareConfig(checkpoint=(checkpoint,)))
+    config = settings.parse(settings.CompareConfig, args, default, prog="run.py compare")
+    comparison = Comparison.of_several(config, [first, *map(Subject.load, config.checkpoint[1:])])
+    if comparison.left_out:
+        print(f"left out, as they need an actor or a critic: {', '.join(comparison.left_out)}")
+    try:
+        comparison.play(ComparisonProgress)
+    except KeyboardInterrupt:
+        how = "without --overwrite " if config.overwrite else ""
+        print(f"\ninterrupted: the same command {how}goes on from here", file=sys.stderr)
+        return 130
+    rows, record = comparison.rows(), comparison.record
+    record.write(COMPARE, to_csv(map(to_comparison, rows)))
+    draw_comparison(record.folder)
+    # A file or pipe has no width of its own; long labels should stay on their line there.
+    Console(width=None if sys.stdout.isatty() else 120).print(comparison_table(rows))
+    folder = record.folder
+    print(f"wrote {folder / 'compare.csv'}, {folder / 'compare.png'}; every episode: {folder / 'episodes.csv'}")
+    return 0

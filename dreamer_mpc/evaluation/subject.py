@@ -1,0 +1,56 @@
+"""The trained agents that are evaluated."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dreamer_mpc.config import Config, trained_config
+from dreamer_mpc.runs.checkpoint import Checkpoint, load_checkpoint, load_newest
+from dreamer_mpc.runs.folder import RunFolder
+from dreamer_mpc.util.errors import UserError
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained agent to evaluate: a checkpoint, and the configuration it was trained with."""
+
+    path: Path
+    checkpoint: Checkpoint
+    trained: Config
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Subject":
+        """From a checkpoint file, or the newest one of a run folder that is whole; UserError where there is none.
+
+        Damaged ones are named on the terminal.
+        """
+
+        def read(file: Path) -> "Subject":
+            checkpoint = load_checkpoint(file)
+            return cls(file, checkpoint, trained_config(checkpoint, str(file)))
+
+        _, subject, notes = load_newest(path, read)
+        for note in notes:
+            print(note)
+        return subject
+
+    @property
+    def run(self) -> RunFolder:
+        """The folder of its run."""
+        return RunFolder.of_checkpoint(self.path)
+
+    def task(self) -> dict[str, Any]:
+        """What makes returns comparable."""
+        return {key: getattr(self.trained, key) for key in ("env", "action_repeat", "camera", "max_env_steps")}
+
+
+def same_task(subjects: list[Subject]) -> None:
+    """UserError unless all were trained on one task."""
+    first = subjects[0]
+    for other in subjects[1:]:
+        for key, value in first.task().items():
+            if other.task()[key] != value:
+                raise UserError(
+                    f"checkpoints of different tasks: {first.path} was trained with {key} {value}, {other.path} with "
+                    f"{key} {other.task()[key]}; compare one task at a time"
+                )

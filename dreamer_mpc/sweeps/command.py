@@ -1,0 +1,34 @@
+"""`run.py sweep`."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from dreamer_mpc import config as settings
+from dreamer_mpc.report.progress import SweepProgress, plural
+from dreamer_mpc.sweeps.launch import LocalLauncher, alone_in, choose_gpus
+from dreamer_mpc.sweeps.sweep import Sweep, list_runs
+from dreamer_mpc.util.stop import Stop, Stopped
+
+
+def main(args: Sequence[str]) -> int:
+    """Train every planner in every environment with every seed, several runs at once; 1 where one failed."""
+    config, rest = settings.parse_some(settings.SweepConfig, args, prog="run.py sweep")
+    runs = list_runs(config, rest)
+    launcher = LocalLauncher(config.jobs_per_gpu, choose_gpus(runs[0].config.device))
+    sweep = Sweep(runs, launcher, Path(config.out) / "logs", config.restarts)
+    # A file or pipe has no width of its own.
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    with alone_in(Path(config.out)), Stop() as stop, SweepProgress(sweep.entries, console=console) as progress:
+        try:
+            sweep.work(stop, progress.update)
+        except Stopped as stopped:
+            progress.line(str(stopped))
+            return 0
+    for entry in sweep.failed:
+        print(f"failed: {entry.run.name} ({entry.reason}); what it printed: {sweep.log(entry)}", file=sys.stderr)
+    print(f"{plural(len(runs) - len(sweep.failed), 'run')} of {len(runs)} complete in {config.out}")
+    print(f"curves: python run.py plot {config.out} --runs {config.out}")
+    return 1 if sweep.failed else 0

@@ -1,0 +1,83 @@
+"""`run.py train`. What takes long to import is imported once a signal can stop the run, and its time counted."""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from dreamer_mpc.util.stop import Stop, Stopped
+
+if TYPE_CHECKING:
+    from dreamer_mpc.config import Config
+    from dreamer_mpc.report.rows import Row
+    from dreamer_mpc.runs.resume import SavedRun
+    from dreamer_mpc.training.trainer import Trainer
+
+
+def main(args: Sequence[str]) -> int:
+    """Train an agent, evaluating and saving as it goes; then print the last evaluation under policy and planner."""
+    started = time.monotonic()
+    with Stop() as stop:
+        try:
+            _train(stop, args, started)
+        except Stopped as stopped:
+            print(stopped)
+    return 0
+
+
+def _train(stop: Stop, args: Sequence[str], started: float) -> None:
+    """Raises `Stopped` where `stop` asks for it."""
+    from rich.console import Console
+
+    from dreamer_mpc.report.progress import results_table
+    from dreamer_mpc.training.setup import claim_folder
+    from dreamer_mpc.training.trainer import Trainer
+
+    config, saved = _settings(args)
+    folder = saved.folder if saved else claim_folder(config)
+    with contextlib.closing(Trainer(config, folder, saved and saved.checkpoint, started, stop)) as trainer:
+        trainer.run()
+        rows = _final_rows(trainer, lambda _: stop.check(f"stopped; the run in {folder.path} is complete"))
+    Console().print(results_table(rows))
+    print(f"run folder: {folder.path}")
+    print(f"compare:    python run.py compare --checkpoint {folder.path}")
+
+
+def _settings(args: Sequence[str]) -> "tuple[Config, SavedRun | None]":
+    """What `args` ask for: a new run, or with --resume one that goes on, whose settings hold unless given again."""
+    from dreamer_mpc import config as settings
+    from dreamer_mpc.runs.resume import open_run
+    from dreamer_mpc.util.errors import UserError
+
+    resume = settings.option(args, "resume")
+    if resume is None:
+        default = settings.load_presets(settings.option(args, "config") or "default")
+        return settings.parse(settings.Config, args, default, prog="run.py train"), None
+    for name in ("config", "run-dir"):
+        if settings.option(args, name) is not None:
+            raise UserError(f"--{name} does not go with --resume, whose run has its own: leave one of them out")
+    if "--overwrite" in args:
+        raise UserError("--overwrite does not go with --resume: one starts again, the other goes on")
+    saved = open_run(resume)
+    default = dataclasses.replace(saved.config, resume=resume, overwrite=False, profile=False)
+    config = settings.parse(settings.Config, args, default, prog="run.py train")
+    saved.check(config)
+    changes = [f"changed from the saved run: {line}" for line in settings.differences(default, config)]
+    print(*saved.notes, *changes, sep="\n", end="\n" * bool(saved.notes or changes))
+    return config, saved
+
+
+def _final_rows(trainer: "Trainer", on_step: Callable[[int], None]) -> "list[Row]":
+    """The last evaluation, and the bare policy on the same episode seeds beside it; `on_step` as in `evaluate`."""
+    from dreamer_mpc.evaluation.episodes import evaluate
+    from dreamer_mpc.planners import make_planner
+
+    config = trainer.config
+    rows = [trainer.evaluation.row(config.planner)]
+    if config.planner != "policy" and config.agent == "dreamer":
+        episodes, seed = config.eval.episodes, config.eval.seed
+        policy = make_planner("policy")
+        bare = evaluate(trainer.agent, policy, trainer.eval_envs, episodes, seed, on_step=on_step)
+        rows.append(bare.row("policy"))
+    return rows

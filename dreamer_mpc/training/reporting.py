@@ -1,0 +1,80 @@
+"""What a training tells its user, in words."""
+
+import time
+from collections.abc import Iterator
+
+import torch
+
+from dreamer_mpc.config import Config
+from dreamer_mpc.planners import Planner, SampledPolicy
+from dreamer_mpc.report.rows import Row
+from dreamer_mpc.runs.folder import RunFolder
+from dreamer_mpc.training.schedule import Due
+from dreamer_mpc.util.device import device_name
+from dreamer_mpc.util.memory import GIB
+
+AGENTS = {"dreamer": "Dreamer", "planet": "PlaNet (world model alone)"}
+PHASES = {Due.SEED_STEP: "seed episodes", Due.UPDATE: "updating", Due.EVALUATION: "evaluating"}
+
+
+def introduction(config: Config, train_planner: Planner, device: torch.device, folder: RunFolder) -> Iterator[str]:
+    """What is trained, how, and where."""
+    acting = config.planner
+    if config.train_planner not in (None, config.planner):
+        acting = f"{config.train_planner} in training, {config.planner} in evaluation,"
+    if isinstance(train_planner, SampledPolicy):
+        acting = acting.replace("policy", "policy (sampled while collecting)", 1)
+    yield f"{config.env}: {AGENTS[config.agent]}, acted by {acting} on {device_name(device)}, run folder {folder.path}"
+    yield (
+        f"{config.env_steps:,} env steps = {config.env_steps // config.action_repeat:,} agent steps "
+        f"(action repeat {config.action_repeat}); {config.train.updates} updates every {config.train.every:,} env steps"
+    )
+    if config.num_envs == 1:
+        yield "1 environment: collecting and updating take turns (sequential, as in the paper)"
+    else:
+        yield f"{config.num_envs} environments, planned in one batch: they step while updates run (interleaved)"
+
+
+def phase(due: Due, num_envs: int) -> str:
+    """What a run is said to be doing."""
+    if due is Due.STEP:
+        return "collecting" if num_envs == 1 else "training"
+    return PHASES[due]
+
+
+def evaluated(row: Row, env_steps: int) -> str:
+    """The result of an evaluation."""
+    return (
+        f"evaluation at {env_steps:,} env steps: return {row['return_mean']:.1f} "
+        f"± {row['return_std']:.1f} over {row['episodes']} episodes"
+    )
+
+
+def terminated(env: str) -> str:
+    """What a user must know whose environment terminates."""
+    return f"{env} terminated an episode: the agent does not model that yet, imagination and values go on past it"
+
+
+def peak_memory(device: torch.device) -> Iterator[str]:
+    """Of a GPU."""
+    if device.type == "cuda":
+        yield f"peak GPU memory {torch.cuda.max_memory_allocated(device) / GIB:.2f} GiB"
+
+
+class SetUpTime:
+    """Says once, after the first update of this process, how long that took since `started`, `time.monotonic`."""
+
+    def __init__(self, started: float, device: torch.device):
+        self.started, self.seed_seconds = started, 0.0  # of seed episodes
+        self._device, self._said = device, False
+
+    def after_update(self) -> Iterator[str]:
+        """A line after the first one, which is waited for."""
+        if self._said:
+            return
+        self._said = True
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        seconds = time.monotonic() - self.started - self.seed_seconds
+        beside = f", beside {self.seed_seconds:.1f} s of seed episodes" if self.seed_seconds else ""
+        yield f"set-up before the first update: {seconds:.1f} s{beside}"

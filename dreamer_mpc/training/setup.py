@@ -1,0 +1,126 @@
+"""What a training needs before its first step: a folder, environments, an agent, a replay; from a checkpoint or new."""
+
+import contextlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from dreamer_mpc.agents.protocol import Agent
+from dreamer_mpc.config import Config, check_start, to_yaml, trained_config, training_planner
+from dreamer_mpc.config.make import env_settings, load_agent, make_agent, make_envs, replay_capacity, side_by_side_envs
+from dreamer_mpc.data.collect import Collector, Counters
+from dreamer_mpc.data.replay import Replay, check_storage, choose_storage, frame_bytes
+from dreamer_mpc.report.progress import plural
+from dreamer_mpc.runs.checkpoint import Checkpoint
+from dreamer_mpc.runs.folder import RunFolder, default_run_dir
+from dreamer_mpc.runs.saving import Saver
+from dreamer_mpc.util.device import choose_device, device_name
+from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.memory import GIB, free_disk
+from dreamer_mpc.util.stop import Stop
+from envs import try_env
+from envs.rows import RowVectorEnv
+
+NOTHING_SAVED = "stopped before the first step: there was nothing to save"
+
+
+def claim_folder(config: Config) -> RunFolder:
+    """The folder of a new run, once settings and environment were tried. UserError, or EnvError as `try_env`."""
+    check_start(config)
+    replay_capacity(config)
+    check_storage(config.replay.storage, choose_device(config.device))
+    try_env(config.env, config.num_envs, **env_settings(config))
+    path = Path(config.run_dir or default_run_dir(config))
+    # What is to be overwritten is deleted when the new run is ready to start, not before.
+    return RunFolder(path) if config.overwrite and path.exists() else RunFolder.create(path)
+
+
+def begin_folder(folder: RunFolder, config: Config, device: torch.device) -> None:
+    """Write what the run is made with. A run that could not be set up leaves its folder as it was: only now."""
+    if config.overwrite and not config.resume:
+        RunFolder.create(folder.path, overwrite=True)
+    try:
+        folder.write_config(to_yaml(config))
+        folder.write_versions({"device": device_name(device)})
+    except OSError as error:
+        raise UserError(
+            f"cannot write run folder {folder.path} ({error.strerror}): free space or change --run-dir"
+        ) from error
+
+
+@dataclass
+class Parts:
+    """What a training works with, and lines for the user about it."""
+
+    envs: RowVectorEnv
+    eval_envs: RowVectorEnv
+    agent: Agent
+    replay: Replay
+    collector: Collector
+    saver: Saver
+    notes: list[str] = field(default_factory=list)
+
+
+def open_parts(
+    config: Config,
+    folder: RunFolder,
+    counters: Counters,
+    checkpoint: Checkpoint | None,
+    stop: Stop,
+    opened: contextlib.ExitStack,
+) -> Parts:
+    """Everything as `config` describes it, or as `checkpoint` left it; `opened` gets what must be closed.
+
+    Weights of a new agent are drawn from torch's generator.
+    """
+    device, capacity = choose_device(config.device), replay_capacity(config)
+    envs = make_envs(config, config.num_envs, device)
+    opened.callback(envs.close)
+    eval_envs = make_envs(config, side_by_side_envs(config.eval.num_envs, config.eval.episodes), device)
+    opened.callback(eval_envs.close)
+    action_dim = envs.single_action_space.shape[0]
+    if checkpoint:
+        agent = load_agent(checkpoint, config, action_dim, device)
+    else:
+        agent = make_agent(config, action_dim, device)
+    stop.check(NOTHING_SAVED)
+    replay, line = _make_replay(config, folder, capacity, action_dim, device, opened)
+    collector = Collector(envs, agent, replay, counters, config.seed)
+    saver = Saver(folder, replay, config.train.keep_checkpoints)
+    parts = Parts(envs, eval_envs, agent, replay, collector, saver, [line])
+    if checkpoint:
+        _restore(parts, config, checkpoint)
+    else:
+        collector.begin(config.train.seed_episodes)  # one that cannot even be reset leaves no run folder
+    return parts
+
+
+def _make_replay(
+    config: Config,
+    folder: RunFolder,
+    capacity: int,
+    action_dim: int,
+    device: torch.device,
+    opened: contextlib.ExitStack,
+) -> tuple[Replay, str]:
+    required = capacity * frame_bytes(action_dim)
+    place, memmap, line = choose_storage(config.replay.storage, required, device, folder.path)
+    if memmap:
+        opened.callback(memmap.unlink, missing_ok=True)  # its frames are saved elsewhere
+    replay = Replay(capacity, action_dim, config.num_envs, device=place, memmap=memmap, seed=config.seed)
+    saved = f"saved as it grows, at last {required / GIB:.2f} GiB on disk"
+    return replay, f"{line}, {capacity:,} frames; {saved} ({free_disk(folder.path) / GIB:.0f} GiB free)"
+
+
+def _restore(parts: Parts, config: Config, checkpoint: Checkpoint) -> None:
+    """Replay and episodes in progress; networks are there already."""
+    parts.replay.load_state_dict(checkpoint.replay)
+    parts.saver.restore(checkpoint)
+    same_planner = training_planner(trained_config(checkpoint, "the checkpoint")) == training_planner(config)
+    broken = parts.collector.load_state_dict(checkpoint.collector, with_memory=same_planner)
+    if broken:
+        parts.notes.append(
+            f"{plural(len(broken), 'episode')} in progress could not be repeated from seed and actions and "
+            "counts as ended: this environment does not repeat itself, or was changed"
+        )

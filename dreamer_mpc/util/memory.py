@@ -1,0 +1,37 @@
+"""How much memory and disk there is, and how much of it one thing may take."""
+
+import shutil
+from pathlib import Path
+
+import psutil
+
+GIB = 2**30
+CGROUP = Path("/sys/fs/cgroup")
+HEADROOM = 0.9  # share of what is free that one thing may take
+
+
+def fits(required: int, free: int) -> bool:
+    """Whether `required` bytes may be taken where `free` are."""
+    return required <= HEADROOM * free
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes that can still be written to `folder`, which need not exist yet."""
+    existing = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
+    return shutil.disk_usage(existing).free
+
+
+def available_memory() -> int:
+    """Bytes of RAM that can still be had, under the container's limit (cgroup v2) where there is one."""
+    free = psutil.virtual_memory().available
+    try:
+        limit = CGROUP.joinpath("memory.max").read_text().strip()
+        used = int(CGROUP.joinpath("memory.current").read_text())
+    except (OSError, ValueError):
+        return free
+    return free if limit == "max" else min(free, int(limit) - used)
+
+
+def total_memory() -> int:
+    """Bytes of RAM of this machine."""
+    return psutil.virtual_memory().total
