@@ -78,21 +78,22 @@ def test_a_rollout_without_gradients_keeps_nothing(models):
     torch.testing.assert_close(*states, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("mode", [False, True])
 @pytest.mark.parametrize("blend", [False, True])
-def test_a_policy_rollout_takes_the_policy_s_actions_in_the_states_they_lead_to(models, monkeypatch, blend):
+def test_a_policy_rollout_takes_the_policy_s_actions_in_the_states_they_lead_to(models, monkeypatch, blend, mode):
     unrolled, stepped = models
     state, noise, eps = double(2, 3, D + Z), double(2, 3, T, Z), double(T, 6, A)
-    previous, weight = double(2, 3, T, A).tanh(), torch.rand(2, 3, dtype=torch.float64)
+    previous, weight = double(2, 3, T, A).tanh(), torch.rand(2, 3, T, dtype=torch.float64)
     monkeypatch.setattr(latents, "_draw", lambda steps, rows, size: eps)
     settings = {"previous": previous, "weight": weight} if blend else {}
-    (actions,), states = policy_rollout(unrolled, state, T, noise=noise, **settings)
+    (actions,), states = policy_rollout(unrolled, state, T, noise=noise, mode=mode, **settings)
     current, leaves, visited = state, [], []
     for t in range(T):
         with torch.no_grad():
             policy = stepped.policy(current)
-            action = torch.tanh(policy.mean + policy.std * eps[t].view(2, 3, A))
+            action = policy.mode if mode else torch.tanh(policy.mean + policy.std * eps[t].view(2, 3, A))
             if blend:
-                share = weight[..., None]
+                share = weight[..., t, None]
                 action = (share * previous[:, :, t] + (1 - share) * action).clamp(-1, 1)
         leaves.append(action.requires_grad_())
         current = stepped.step(current, action, noise[:, :, t])
