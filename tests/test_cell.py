@@ -10,6 +10,7 @@ from dreamer_mpc.planners.rollout import FusedRollouts, imagine, policy_rollout,
 from dreamer_mpc.world_model import WorldModelConfig
 from dreamer_mpc.world_model.rssm import RSSM
 from tests.support.agents import make_agent
+from tests.support.planning import PAPER
 
 T, B, A, E, D, Z = 6, 4, 2, 5, 7, 3
 SMALL = WorldModelConfig(
@@ -126,10 +127,13 @@ def test_imagination_and_the_actor_s_gradient_are_those_of_single_steps(models, 
     torch.testing.assert_close(*grads, rtol=1e-8, atol=1e-12)
 
 
+MEAN = PAPER | {"latent_noise": "mean"}
 PLANS = {
-    "dream-mpc": {"iterations": 2},
-    "dream-mpc chosen after": {"choose_by": "after", "reuse": 0.5},
-    "dream-mpc with the mode": {"mode_candidate": True},
+    "dream-mpc": MEAN | {"iterations": 2},
+    "dream-mpc chosen after": MEAN | {"choose_by": "after", "reuse": 0.5},
+    "dream-mpc with the mode": MEAN | {"mode_candidate": True},
+    "dream-mpc as it is": {"draws": 4, "reuse": 0.5},
+    "dream-mpc of one action": {"draws": 4, "open_loop": 1, "iterations": 1},
     "policy-grad-mpc": {},
     "grad-mpc": {"candidates": 20, "iterations": 2, "horizon": 4},
     "cem": {"candidates": 20, "elites": 5, "iterations": 2, "horizon": 4},
@@ -143,7 +147,8 @@ def test_a_plan_is_the_same_walked_at_once_or_step_by_step(models, monkeypatch, 
     # Without noise in the policy and in the model, whatever is drawn in another order does not matter.
     monkeypatch.setattr(models[0].actor, "min_std", 0.0)
     monkeypatch.setattr(models[0].actor, "raw_init_std", -1e3)
-    planner = make_planner(name.split()[0], latent_noise="mean", **PLANS[name])
+    settings = {} if "draws" in PLANS[name] else {"latent_noise": "mean"}
+    planner = make_planner(name.split()[0], **PLANS[name] | settings)
     state = double(2, D + Z)
     plans = []
     for model in models:

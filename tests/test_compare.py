@@ -31,15 +31,15 @@ from tests.support.agents import TINY
 from tests.support.commands import ROOT, command, quietly
 
 SMALL = [
-    "--dream-mpc.horizon", "3", "--dream-mpc.candidates", "2",
+    "--dream-mpc.horizon", "3", "--dream-mpc.candidates", "2", "--dream-mpc.draws", "2",
     "--policy-grad-mpc.horizon", "3", "--policy-grad-mpc.candidates", "4",
     "--grad-mpc.horizon", "3", "--grad-mpc.candidates", "4", "--grad-mpc.iterations", "2",
     "--cem.horizon", "4", "--cem.candidates", "20", "--cem.elites", "4", "--cem.iterations", "2",
     "--mppi.horizon", "3", "--mppi.candidates", "16", "--mppi.elites", "4", "--mppi.iterations", "2",
     "--mppi.policy-candidates", "2",
 ]  # fmt: skip
-# What SMALL costs an action: N * I * H, and the policy rollouts of MPPI.
-EVALUATIONS = {"policy": 0, "dream-mpc": 6, "policy-grad-mpc": 12, "grad-mpc": 24, "cem": 160, "mppi": 96 + 2 * 2}
+# What SMALL costs an action: N * I * H, and the policy rollouts of MPPI; Dream-MPC: proposals, and 1 + 2 * 4 by 2 draws.
+EVALUATIONS = {"policy": 0, "dream-mpc": 6 + 6 * 9 * 2, "policy-grad-mpc": 12, "grad-mpc": 24, "cem": 160, "mppi": 96 + 2 * 2}
 
 
 def compare(checkpoint, out, *args, settings=SMALL):

@@ -154,15 +154,18 @@ def latent_step(
 
 
 def draw_noise(
-    model: LatentDynamics, state: Float[Tensor, "*b S"], horizon: int, kind: LatentNoise
+    model: LatentDynamics, state: Float[Tensor, "*b S"], horizon: int, kind: LatentNoise, setting: str = ""
 ) -> Float[Tensor, "*b H Z"] | None:
-    """What the model's random steps use: None (each step draws afresh), draws to be reused, or zeros (the mean)."""
+    """What the model's random steps use: None (each step draws afresh), draws to be reused, or zeros (the mean).
+
+    ValueError, naming the `setting` that asks for it, where the model does not take its draws.
+    """
     if kind == "fresh":
         return None
     if not isinstance(model, OffersNoise):
         raise ValueError(
-            f"latent_noise={kind!r} needs a model with noise(state) and step(state, action, noise); "
-            f"{type(model).__name__} has no noise method: use latent_noise='fresh'"
+            f"{setting or f'latent_noise={kind!r}'} needs a model with noise(state) and step(state, action, noise); "
+            f"{type(model).__name__} has no noise method: use latent_noise='fresh'{' and draws=1' if setting else ''}"
         )
     draws = model.noise(state[..., None, :].expand(*state.shape[:-1], horizon, -1))
     return draws if kind == "fixed" else torch.zeros_like(draws)

@@ -69,7 +69,8 @@ def make_walk(kind, rows, steps, sizes, device) -> Walk:
         mode = kind == "policy's mode"
         std = 0.3 if mode else 5.0  # where it is wide there are two modes, and rounding decides between them
         actor = Actor(d + z, a, sizes.layers, sizes.units, init_std=std).to(device)
-        blend = () if kind == "policy alone" else (4 * action, torch.rand(steps, rows, device=device))  # some beyond the bounds
+        weight = torch.rand(steps, rows, device=device)
+        blend = () if kind == "policy alone" else (4 * action, weight)  # some beyond the bounds
         action = cell.Acting(actor.weights(), None if mode else torch.randn_like(action), *blend)
     return Walk(weights, state, action, draw(x), noise, None, grads)
 
