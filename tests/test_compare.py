@@ -38,8 +38,10 @@ SMALL = [
     "--mppi.horizon", "3", "--mppi.candidates", "16", "--mppi.elites", "4", "--mppi.iterations", "2",
     "--mppi.policy-candidates", "2",
 ]  # fmt: skip
-# What SMALL costs an action: N * I * H, and the policy rollouts of MPPI; Dream-MPC: proposals, and 1 + 2 * 4 by 2 draws.
-EVALUATIONS = {"policy": 0, "dream-mpc": 6 + 6 * 9 * 2, "policy-grad-mpc": 12, "grad-mpc": 24, "cem": 160, "mppi": 96 + 2 * 2}
+# What SMALL costs an action: N * I * H, and the policy rollouts of MPPI; of Dream-MPC, 1 + I * X times by M draws.
+DREAM_MPC = 2 * 3 * (1 + 2 * (1 + 2 * 4))
+MPPI = 96 + 2 * 2
+EVALUATIONS = {"policy": 0, "dream-mpc": DREAM_MPC, "policy-grad-mpc": 12, "grad-mpc": 24, "cem": 160, "mppi": MPPI}
 
 
 def compare(checkpoint, out, *args, settings=SMALL):
