@@ -1,12 +1,14 @@
 """Dream-MPC's presets: which one a name means, what runs that exist keep, and that the paper's is what it was."""
 
 import dataclasses
+from typing import get_args
 
 import pytest
 import torch
 
 from dreamer_mpc.config import Config, config_from_dict, load_presets, planner_from, planner_presets, to_dict, to_yaml
 from dreamer_mpc.planners import DreamMPC, PolicyGradMPC
+from dreamer_mpc.planners.ascent import Habit
 from dreamer_mpc.util.errors import UserError
 from tests.support.latent_models import Noisy
 from tests.support.planning import PAPER, plan, start
@@ -57,10 +59,6 @@ def test_a_run_that_exists_keeps_the_settings_it_was_made_with(lacking, tmp_path
 
 
 def test_the_released_preset_has_every_habit():
-    from typing import get_args
-
-    from dreamer_mpc.planners.ascent import Habit
-
     planner = planner_from(Config(), "dream-mpc-released")
     assert set(planner.habits) == set(get_args(Habit)) and planner.scale_penalty and not planner.penalty_gradient
     torch.manual_seed(0)
