@@ -3,7 +3,7 @@
     python -m benchmarks.ascent pretrained/cheetah-run
 
 40 states, every fifth of the first 200 of an episode driven by the policy (environment seed 10000), rendered as the
-agent was trained; 5 candidates each. First the choice, with default settings, then the ascent:
+agent was trained; 5 candidates each. First the choice, with the paper's settings, then the ascent:
 
 - The candidates share the state and so, with a narrow policy, nearly the first action; their later actions answer each
   candidate's own latent draw, and J scores a candidate on that draw. So J is also taken in expectation, the mean over
@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dreamer_mpc.agents.dreamer import Dreamer
-from dreamer_mpc.config import config_from_dict
+from dreamer_mpc.config import config_from_dict, load_presets
 from dreamer_mpc.config.make import load_agent, make_envs
 from dreamer_mpc.planners import DreamMPC, Policy
 from dreamer_mpc.planners.objective import ensemble_std
@@ -141,13 +141,13 @@ def main(argv: list[str] | None = None) -> None:
     states = episode_states(agent, envs)
     envs.close()
     print(f"{args.checkpoint}, {config.env}, rendered {config.render_quality}: {len(states)} states")
-    planner = DreamMPC()
+    planner = load_presets("planner/dream-mpc-paper").dream_mpc
     print(*describe(choice(agent, planner, states, args.draws), planner.uncertainty), sep="\n")
     print("latent_noise  iterations  grad_clip   mean dJ  median dJ  share up  first action")
     for noise in ("fresh", "mean"):
         for iterations, clip in [(1, 0.3), (1, 1.0), (1, 3.0), (1, 10.0), (5, 1.0)]:
-            planner = DreamMPC(latent_noise=noise, iterations=iterations, grad_clip=clip)
-            d, moved = change(agent, planner, states)
+            variant = dataclasses.replace(planner, latent_noise=noise, iterations=iterations, grad_clip=clip)
+            d, moved = change(agent, variant, states)
             numbers = f"{d.mean():8.3f}  {d.median():9.3f}  {(d > 0).float().mean():8.2f}  {moved.mean():12.3f}"
             print(f"{noise:12}  {iterations:10}  {clip:9}  {numbers}")
 

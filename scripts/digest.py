@@ -2,9 +2,10 @@
 
     python -m scripts.digest [--tree CHECKOUT]
 
-The preset `quick` for some updates with seed 0: Dream-MPC and PlaNet, with one environment (sequential) and with two. A
-digest is a SHA-256 of every logged number but times, and one of every tensor of the last checkpoint's agent, whatever
-its name; both are equal for two states of the code that train bit for bit alike on one machine.
+The preset `quick` for some updates with seed 0: Dream-MPC with the paper's settings and PlaNet, with one environment
+(sequential) and with two. A digest is a SHA-256 of every logged number but times, and one of every tensor of the last
+checkpoint's agent, whatever its name; both are equal for two states of the code that train bit for bit alike on one
+machine.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from safetensors import safe_open
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = [
-    "--config", "quick", "--env", "cheetah-run", "--device", "cpu", "--seed", "0", "--max-env-steps", "100",
+    "--env", "cheetah-run", "--device", "cpu", "--seed", "0", "--max-env-steps", "100",
     "--env-steps", "400", "--train.every", "50", "--train.updates", "3", "--eval.every", "200", "--eval.episodes", "1",
     "--eval.num-envs", "1", "--eval.no-video",
 ]  # fmt: skip
@@ -53,11 +54,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tree", type=Path, default=ROOT, help="checkout whose run.py trains; default: this one")
     tree = parser.parse_args(argv).tree
+    paper = (tree / "configs/planner/dream-mpc-paper.yaml").exists()  # before there was one, those were the defaults
+    presets = "quick,planner/dream-mpc-paper" if paper else "quick"
     settings = os.environ | {"OMP_NUM_THREADS": "1"}  # sums of several threads are not alike on all machines
     for name, args in RUNS.items():
         with tempfile.TemporaryDirectory() as folder:
             run = Path(folder) / "run"
-            command = [sys.executable, str(tree / "run.py"), *SHORT, *args, "--run-dir", str(run)]
+            command = [sys.executable, str(tree / "run.py"), "--config", presets, *SHORT, *args, "--run-dir", str(run)]
             subprocess.run(command, cwd=tree, env=settings, check=True, stdout=subprocess.DEVNULL)
             print(f"{name:28} metrics {digest(run)[0]}  weights {digest(run)[1]}", flush=True)
 

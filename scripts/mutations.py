@@ -239,11 +239,12 @@ MUTATIONS = [
         "tests/test_objective.py::test_the_reward_of_the_last_state_counts_once",
     ),
     planner(
-        "spread of a sample, not of all heads", "objective", "correction=0", "correction=1",
+        "spread of a sample, not of all heads", "objective", "correction=int(self.released_penalty)", "correction=1",
         "tests/test_objective.py::test_ensemble_std_divides_by_the_number_of_heads",
     ),
     planner(
-        "previous plan not shifted", "shooting", "torch.cat([memory.actions[:, 1:], last], dim=1)", "memory.actions",
+        "previous plan not shifted", "shooting", "torch.cat([memory.actions[..., 1:, :], last], dim=-2)",
+        "memory.actions",
         "tests/test_ascent.py::test_proposals_blend_with_the_previous_plan_shifted_by_one_step",
     ),
     planner(
@@ -257,13 +258,54 @@ MUTATIONS = [
         "tests/test_ascent.py::test_proposals_blend_with_the_previous_plan_shifted_by_one_step",
     ),
     planner(
-        "one clip for all candidates", "ascent", "grad.flatten(2).norm(dim=-1)[:, :, None, None]",
-        "grad.flatten(1).norm(dim=-1)[:, None, None, None]",
+        "one clip for all candidates", "steps", "grad.flatten(-2).norm(dim=-1)[..., None, None]",
+        "grad.norm().expand(*grad.shape[:-2], 1, 1)",
         "tests/test_ascent.py::test_gradient_is_clipped_per_candidate",
     ),
     planner(
-        "descent for ascent", "ascent", "(actions + step).clamp", "(actions - step).clamp",
+        "descent for ascent", "steps", "actions + length * moves", "actions - length * moves",
         "tests/test_ascent.py::test_a_small_step_raises_j_of_every_candidate",
+    ),
+    planner(
+        "the unmoved plan not among the trials", "ascent", "best = best.join(self._evaluate(",
+        "best = (self._evaluate(",
+        "tests/test_draws.py::test_the_line_search_never_lowers_mean_j",
+    ),
+    planner(
+        "the shortest step for the best", "ascent", "self._scores(best.values).argmax(2)",
+        "torch.full_like(best.values[:, :, 0, 0], -1, dtype=torch.long)",
+        "tests/test_draws.py::test_one_step_of_the_ascent_is_that_of_a_plain_loop",
+    ),
+    planner(
+        "each trial on draws of its own", "ascent", "trials, noise, climbs=left > 0))",
+        "trials, self._draws(model, state), climbs=left > 0))",
+        "tests/test_draws.py::test_all_candidates_and_iterations_see_the_same_draws",
+    ),
+    planner(
+        "one draw for the mean over draws", "ascent", "score = values.mean(-1)", "score = values[..., 0]",
+        "tests/test_draws.py::test_the_executed_action_spreads_over_seeds_as_one_over_the_root_of_the_draws",
+    ),
+    planner(
+        "the gradient of one draw", "ascent", ".unflatten(1, each).mean(3)\n        actions",
+        ".unflatten(1, each)[:, :, :, 0]\n        actions",
+        "tests/test_draws.py::test_one_step_of_the_ascent_is_that_of_a_plain_loop",
+    ),
+    planner(
+        "the plan's rest is zero, not the policy's", "ascent", "share[..., self.ascended :] = 0", "pass",
+        "tests/test_draws.py::test_one_step_of_the_ascent_is_that_of_a_plain_loop",
+    ),
+    planner(
+        "the policy samples where its mode is asked for", "rollout", "policy.mode if mode else policy.rsample()",
+        "policy.rsample()",
+        "tests/test_draws.py::test_one_step_of_the_ascent_is_that_of_a_plain_loop",
+    ),
+    planner(
+        "recklessness for caution", "ascent", "score = score - self.caution", "score = score + self.caution",
+        "tests/test_draws.py::test_caution_keeps_the_policy_s_action_where_the_draws_do_not_agree",
+    ),
+    planner(
+        "a unit step without the root of its size", "ascent", "(self.ascended * grad.shape[-1]) ** 0.5", "1.0",
+        "tests/test_draws.py::test_one_step_of_the_ascent_is_that_of_a_plain_loop",
     ),
     planner(
         "worst candidate executed", "protocol", "values.argmax(dim=1)", "values.argmin(dim=1)",

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from dreamer_mpc.planners import DreamMPC, PolicyGradMPC
-from dreamer_mpc.planners.ascent import ascend
 from dreamer_mpc.planners.objective import Objective
 from dreamer_mpc.planners.rollout import rollout
+from dreamer_mpc.planners.steps import ascend, clipped, norm_of
 from tests.support.latent_models import Cliff, Deaf, Kinked, Noisy, Quadratic, Smooth, Spread
 from tests.support.planning import (
     ASCENDING,
+    PAPER,
     SMALL,
     plain_ascent,
     plain_gradient,
@@ -137,7 +138,7 @@ def test_the_mode_candidate_is_the_policys_mode_rolled_out():
 def test_policy_grad_mpc_is_dream_mpc_without_reuse_and_penalty(settings):
     model, state, memory = Noisy(), start(), previous_plan()
     settings = SMALL["policy-grad-mpc"] | settings
-    plain, dream = PolicyGradMPC(**settings), DreamMPC(**settings, reuse=0.0, uncertainty=0.0)
+    plain, dream = PolicyGradMPC(**settings), DreamMPC(**PAPER | settings | {"reuse": 0.0, "uncertainty": 0.0})
     same(plan(plain, model, state, memory), plan(dream, model, state, memory))
 
 
@@ -170,22 +171,22 @@ def test_a_gradient_that_is_not_finite_leaves_its_candidate_where_it_was():
 
 
 def test_gradient_is_clipped_per_candidate():
-    actions = torch.zeros(2, 2, 2, 1)
     grad = torch.tensor([3.0, 4.0, 0.3, 0.4, 30.0, 40.0, 0.0, 0.0]).view(2, 2, 2, 1)
-    moved = ascend(actions, grad, step_size=0.5, grad_clip=1.0).flatten()
-    torch.testing.assert_close(moved, torch.tensor([0.3, 0.4, 0.15, 0.2, 0.3, 0.4, 0.0, 0.0]))
-    assert not ascend(actions, grad, step_size=0.5, grad_clip=0.0).any()
+    shortened = clipped(grad, 1.0, norm_of(grad)).flatten()
+    torch.testing.assert_close(shortened, torch.tensor([0.6, 0.8, 0.3, 0.4, 0.6, 0.8, 0.0, 0.0]))
+    assert not clipped(grad, 0.0, norm_of(grad)).any()
 
 
-def test_ascent_stays_in_bounds_and_skips_gradients_that_are_not_finite():
-    actions = torch.full((1, 3, 2, 1), 0.9)
-    grad = torch.tensor([[5.0, -50.0], [torch.nan, 1.0], [torch.inf, 1.0]]).view(1, 3, 2, 1)
-    moved = ascend(actions, grad, step_size=1.0, grad_clip=1000.0).flatten()
-    torch.testing.assert_close(moved, torch.tensor([1.0, -1.0, 0.9, 0.9, 0.9, 0.9]))
+def test_ascent_skips_gradients_that_are_not_finite():
+    actions = torch.full((1, 3, 1, 2, 1), 0.9)
+    grad = torch.tensor([[5.0, -50.0], [torch.nan, 1.0], [torch.inf, 1.0]]).view(1, 3, 1, 2, 1)
+    moved = ascend(actions, clipped(grad, 1000.0, norm_of(grad)), (0.1, 0.01))  # [1, 3, 2, 2, 1]
+    expected = torch.tensor([1.4, -4.1, 0.95, 0.4, *[0.9] * 8])
+    torch.testing.assert_close(moved.flatten(), expected)
 
 
 def test_a_small_step_raises_j_of_every_candidate():
-    planner = DreamMPC(horizon=5, step_size=0.02, choose_by="after")
+    planner = DreamMPC(**PAPER | dict(horizon=5, step_size=0.02, choose_by="after"))
     model, state = Quadratic(), start(size=2) * 0.5
     before = plan(replace(planner, step_size=0.0), model, state).candidate_values
     assert (plan(planner, model, state).candidate_values > before).all()

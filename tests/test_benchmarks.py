@@ -35,6 +35,7 @@ from dreamer_mpc.planners import CEM, DreamMPC, GradMPC, Policy
 from dreamer_mpc.world_model import WorldModelConfig
 from envs import make_vector_env
 from tests.support import agents
+from tests.support.planning import PAPER
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER = os.environ.get("DREAMER_MPC_PEER", "/tmp/peer")
@@ -301,7 +302,7 @@ def test_heads_compares_values_with_the_rewards_that_follow(monkeypatch):
 def test_ascent_tells_luck_from_a_better_plan():
     torch.manual_seed(0)
     agent = Dreamer(2, WorldModelConfig(deter=8, stoch=4, hidden=8), device="cpu")
-    planner, states = DreamMPC(horizon=3), torch.randn(2, 12)
+    planner, states = DreamMPC(**PAPER | {"horizon": 3}), torch.randn(2, 12)
     found = ascent.choice(agent, planner, states, draws=40)
     assert found.seen.shape == found.expected.shape == (2, 5) and found.heads.shape == (5, 10)
     torch.manual_seed(0)

@@ -10,6 +10,7 @@ from dreamer_mpc.planners.rollout import FusedRollouts, imagine, policy_rollout,
 from dreamer_mpc.world_model import WorldModelConfig
 from dreamer_mpc.world_model.rssm import RSSM
 from tests.support.agents import make_agent
+from tests.support.planning import PAPER
 
 T, B, A, E, D, Z = 6, 4, 2, 5, 7, 3
 SMALL = WorldModelConfig(
@@ -71,21 +72,22 @@ def test_a_rollout_without_gradients_keeps_nothing(models):
     torch.testing.assert_close(*states, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("mode", [False, True])
 @pytest.mark.parametrize("blend", [False, True])
-def test_a_policy_rollout_takes_the_policy_s_actions_in_the_states_they_lead_to(models, monkeypatch, blend):
+def test_a_policy_rollout_takes_the_policy_s_actions_in_the_states_they_lead_to(models, monkeypatch, blend, mode):
     unrolled, stepped = models
     state, noise, eps = double(2, 3, D + Z), double(2, 3, T, Z), double(T, 6, A)
-    previous, weight = double(2, 3, T, A).tanh(), torch.rand(2, 3, dtype=torch.float64)
+    previous, weight = double(2, 3, T, A).tanh(), torch.rand(2, 3, T, dtype=torch.float64)
     monkeypatch.setattr(latents, "_draw", lambda steps, rows, size: eps)
     settings = {"previous": previous, "weight": weight} if blend else {}
-    (actions,), states = policy_rollout(unrolled, state, T, noise=noise, **settings)
+    (actions,), states = policy_rollout(unrolled, state, T, noise=noise, mode=mode, **settings)
     current, leaves, visited = state, [], []
     for t in range(T):
         with torch.no_grad():
             policy = stepped.policy(current)
-            action = torch.tanh(policy.mean + policy.std * eps[t].view(2, 3, A))
+            action = policy.mode if mode else torch.tanh(policy.mean + policy.std * eps[t].view(2, 3, A))
             if blend:
-                share = weight[..., None]
+                share = weight[..., t, None]
                 action = (share * previous[:, :, t] + (1 - share) * action).clamp(-1, 1)
         leaves.append(action.requires_grad_())
         current = stepped.step(current, action, noise[:, :, t])
@@ -118,10 +120,13 @@ def test_imagination_and_the_actor_s_gradient_are_those_of_single_steps(models, 
     torch.testing.assert_close(*grads, rtol=1e-8, atol=1e-12)
 
 
+MEAN = PAPER | {"latent_noise": "mean"}
 PLANS = {
-    "dream-mpc": {"iterations": 2},
-    "dream-mpc chosen after": {"choose_by": "after", "reuse": 0.5},
-    "dream-mpc with the mode": {"mode_candidate": True},
+    "dream-mpc": MEAN | {"iterations": 2},
+    "dream-mpc chosen after": MEAN | {"choose_by": "after", "reuse": 0.5},
+    "dream-mpc with the mode": MEAN | {"mode_candidate": True},
+    "dream-mpc as it is": {"draws": 4, "reuse": 0.5},
+    "dream-mpc of one action": {"draws": 4, "open_loop": 1, "iterations": 1},
     "policy-grad-mpc": {},
     "grad-mpc": {"candidates": 20, "iterations": 2, "horizon": 4},
     "cem": {"candidates": 20, "elites": 5, "iterations": 2, "horizon": 4},
@@ -135,7 +140,8 @@ def test_a_plan_is_the_same_walked_at_once_or_step_by_step(models, monkeypatch, 
     # Without noise in the policy and in the model, whatever is drawn in another order does not matter.
     monkeypatch.setattr(models[0].actor, "min_std", 0.0)
     monkeypatch.setattr(models[0].actor, "raw_init_std", -1e3)
-    planner = make_planner(name.split()[0], latent_noise="mean", **PLANS[name])
+    settings = {} if "draws" in PLANS[name] else {"latent_noise": "mean"}
+    planner = make_planner(name.split()[0], **PLANS[name] | settings)
     state = double(2, D + Z)
     plans = []
     for model in models:

@@ -142,7 +142,7 @@ def test_a_configuration_survives_yaml_and_checkpoints(tmp_path):
 
 def test_presets_add_up_in_order():
     config = load_presets("quick,planner/dream-mpc-released")
-    assert config.dream_mpc.scale_penalty and not config.dream_mpc.penalty_gradient
+    assert config.dream_mpc.scale_penalty and not config.dream_mpc.penalty_gradient and config.dream_mpc.draws == 1
     assert config.world_model == load_presets("quick").world_model
     assert load_presets("default") == Config(), "the schema's defaults"
     world = parse(Config, ["--world-model.deter", "77"], config).world_model

@@ -18,30 +18,34 @@ import pytest
 import torch
 
 import dreamer_mpc.evaluation.compare
-from dreamer_mpc.config import Config, EvalConfig, load_presets, parse, planner_from, to_dict
+from dreamer_mpc.config import Config, EvalConfig, load_presets, parse, planner_from, to_dict, with_planners_of
 from dreamer_mpc.config.make import load_agent, make_agent, make_envs, side_by_side_envs
 from dreamer_mpc.evaluation.compare import summarise
 from dreamer_mpc.evaluation.episodes import evaluate
 from dreamer_mpc.evaluation.record import Record
 from dreamer_mpc.evaluation.subject import Subject
+from dreamer_mpc.planners import PolicyGradMPC
 from dreamer_mpc.report.progress import decided
 from dreamer_mpc.report.rows import COMPARISON, from_comparison
 from dreamer_mpc.runs.checkpoint import Checkpoint, checkpoint_path, find_checkpoint, load_checkpoint, save_checkpoint
 from dreamer_mpc.util.counters import Counters
+from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.intervals import holm, iqm, mean_interval, p_value
 from tests.support.agents import SIZES, TINY
 from tests.support.commands import ROOT, command, quietly, records
 
 SMALL = [
-    "--dream-mpc.horizon", "3", "--dream-mpc.candidates", "2",
+    "--dream-mpc.horizon", "3", "--dream-mpc.candidates", "2", "--dream-mpc.draws", "2",
     "--policy-grad-mpc.horizon", "3", "--policy-grad-mpc.candidates", "4",
     "--grad-mpc.horizon", "3", "--grad-mpc.candidates", "4", "--grad-mpc.iterations", "2",
     "--cem.horizon", "4", "--cem.candidates", "20", "--cem.elites", "4", "--cem.iterations", "2",
     "--mppi.horizon", "3", "--mppi.candidates", "16", "--mppi.elites", "4", "--mppi.iterations", "2",
     "--mppi.policy-candidates", "2",
 ]  # fmt: skip
-# What SMALL costs an action: N * I * H, and the policy rollouts of MPPI.
-EVALUATIONS = {"policy": 0, "dream-mpc": 6, "policy-grad-mpc": 12, "grad-mpc": 24, "cem": 160, "mppi": 96 + 2 * 2}
+# What SMALL costs an action: N * I * H; MPPI: and its policy rollouts; Dream-MPC: as `model_evaluations` says.
+DREAM_MPC = 2 * 3 * (1 + 2 * (1 + 2))
+MPPI = 96 + 2 * 2
+EVALUATIONS = {"policy": 0, "dream-mpc": DREAM_MPC, "policy-grad-mpc": 12, "grad-mpc": 24, "cem": 160, "mppi": MPPI}
 
 
 def compare(checkpoint, out, *args, settings=SMALL):
@@ -194,7 +198,8 @@ def test_an_evaluation_plays_its_episodes_in_one_batch(trained, tmp_path, episod
     args = ["--planner", "dream-mpc,policy", "--episodes", episodes, "--num-envs", num_envs, "--device", "cpu", *SMALL]
     done(quietly("eval", "--checkpoint", trained, "--out", tmp_path, *args))
     subject = Subject.load(trained)
-    config = parse(EvalConfig, ["--checkpoint", str(trained), *SMALL], EvalConfig(checkpoint=str(trained)))
+    default = with_planners_of(subject.trained, EvalConfig(checkpoint=str(trained)))
+    config = parse(EvalConfig, ["--checkpoint", str(trained), *SMALL], default)
     envs = make_envs(subject.trained, side_by_side_envs(num_envs, episodes), torch.device("cpu"))
     agent = load_agent(subject.checkpoint, subject.trained, envs.single_action_space.shape[0], torch.device("cpu"))
     record = json.loads((tmp_path / "eval.json").read_text())
@@ -439,6 +444,16 @@ def test_ctrl_c_ends_a_comparison_with_its_workers(trained, tmp_path):
     assert not left
 
 
+def test_a_record_from_before_a_setting_goes_on(tmp_path):
+    """What was not there was off."""
+    young = {"draws": 1, "line_search": (), "step_scale": "gradient", "open_loop": 0, "caution": 0.0}
+    whole = {**dataclasses.asdict(PolicyGradMPC()), **young}
+    Record(tmp_path, {"planners": {"a": {k: v for k, v in whole.items() if k not in young}}}, {}).begin()
+    Record(tmp_path, {"planners": {"a": whole}}, {}).begin()
+    with pytest.raises(UserError, match=r"other planners a \(draws 1 -> 2\)"):
+        Record(tmp_path, {"planners": {"a": whole | {"draws": 2}}}, {})
+
+
 def test_fewer_episodes_add_up_the_first_ones_and_keep_the_others(trained, six, tmp_path, plays):
     folder = shutil.copytree(six[0], tmp_path / "copy")
     done(compare(trained, folder, "--episodes", 2))
@@ -625,7 +640,7 @@ def test_planners_and_swept_settings_stand_beside_each_other(trained, tmp_path, 
     assert all((row["difference"] != "") == (compared and row["planner"] != "policy") for row in rows)
     assert compared or not ("compared" in output or "decided" in output)
     if list(expected)[-1] == "dream-mpc iterations=4":
-        assert [int(row["model_evaluations"]) for row in rows] == [0, 6, 12, 24]
+        assert [int(row["model_evaluations"]) for row in rows] == [0, *(6 + 2 * 6 * (1 + 2 * i) for i in (1, 2, 4))]
     if "cem horizon=3" in expected:  # the default is one step: the same episodes under two names
         assert returns(tmp_path, "dream-mpc") == returns(tmp_path, "dream-mpc iterations=1")
         assert returns(tmp_path, "dream-mpc") != returns(tmp_path, "dream-mpc iterations=2")

@@ -255,7 +255,8 @@ def test_a_decision_shows_the_same_plan_before_and_after_the_ascent(recorded, tm
     agent, recording = recorded
     drawn = []
     monkeypatch.setattr(visualize, "decision_picture", lambda *args, **options: drawn.append((args, options)))
-    planner = make_planner("dream-mpc", horizon=3, candidates=3, step_size=1e-3, latent_noise="mean")
+    plain = {"line_search": (), "step_scale": "gradient"}
+    planner = make_planner("dream-mpc", horizon=3, candidates=3, step_size=1e-3, latent_noise="mean", **plain)
     assert decision(tmp_path / "decision.png", agent, planner, recording, t, "counting")
     (_, before, after, j_before, j_after, actions_before, actions_after), options = drawn[0]
     assert before.shape == after.shape == (3, 64, 64, 3)

@@ -1,15 +1,19 @@
 """Fast paths against the eager code, on a GPU; skipped without one."""
 
+from dataclasses import asdict
+
 import pytest
 import torch
 
 from dreamer_mpc.agents.dreamer import Dreamer
+from dreamer_mpc.config import load_presets
 from dreamer_mpc.kernels import cell, fused
 from dreamer_mpc.planners import make_planner
 from dreamer_mpc.world_model import WorldModel, WorldModelConfig
 from dreamer_mpc.world_model.encoder import preprocess
 from tests.support.agents import TINY, make_batch
 from tests.support.cell_walks import KINDS, Sizes, assert_near, walk_both
+from tests.support.planning import PAPER
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 ACTION_DIM = 3
@@ -30,8 +34,10 @@ def random_batch(seed):
 
 PLANS = {
     "dream-mpc": {},
-    "dream-mpc after": {"iterations": 3, "choose_by": "after"},
-    "dream-mpc fixed": {"latent_noise": "fixed"},
+    "dream-mpc paper": PAPER,
+    "dream-mpc released": asdict(load_presets("planner/dream-mpc-released").dream_mpc),
+    "dream-mpc after": PAPER | {"iterations": 3, "choose_by": "after"},
+    "dream-mpc fixed": PAPER | {"latent_noise": "fixed"},
     "policy-grad-mpc": {},
     "grad-mpc": {"candidates": 100, "iterations": 3},
     "cem": {"candidates": 200, "elites": 20, "iterations": 3},

@@ -17,6 +17,7 @@ from tests.support.planning import (
     SEARCHING,
     SMALL,
     TENSORS,
+    kind,
     marked,
     memory_for,
     plan,
@@ -31,7 +32,7 @@ every_search = pytest.mark.parametrize("name", SEARCHING)
 
 
 def test_the_planners_tested_here_are_all_there_are():
-    assert list(SMALL) == list(PLANNERS)
+    assert list(dict.fromkeys(map(kind, SMALL))) == list(PLANNERS)
 
 
 # What every plan promises
@@ -229,7 +230,7 @@ def test_actions_are_finite_even_where_the_policy_is_not(name):
     result = plan(small(name), Broken("policy"), state)
     same(result, plan(small(name), Broken("nothing"), state), rows=[0])
     assert result.action.isfinite().all() and result.candidates.isfinite().all()
-    assert result.fallback.tolist() == [False, name in ("policy", "dream-mpc", "policy-grad-mpc")]
+    assert result.fallback.tolist() == [False, kind(name) in ("policy", "dream-mpc", "policy-grad-mpc")]
     if name == "mppi":  # its samples are whole
         assert result.candidate_values[1].isfinite().tolist() == 4 * [False] + 12 * [True]
 
@@ -295,7 +296,7 @@ def test_mean_noise_plans_in_the_model_without_noise(name):
     assert model.given and not any(draw.any() for draw in model.given)
 
 
-@every_search
+@pytest.mark.parametrize("name", [name for name in SEARCHING if name != "dream-mpc as it is"])
 def test_fixed_noise_is_the_same_in_every_iteration(name):
     model, planner = Noisy(), small(name, iterations=3, latent_noise="fixed")
     plan(planner, model, start())
@@ -306,7 +307,7 @@ def test_fixed_noise_is_the_same_in_every_iteration(name):
 
 
 EVALUATIONS = {
-    "policy": 0, "dream-mpc": 75, "policy-grad-mpc": 75, "grad-mpc": 120_000, "cem": 120_000, "mppi": 9264,
+    "policy": 0, "dream-mpc": 95, "policy-grad-mpc": 75, "grad-mpc": 120_000, "cem": 120_000, "mppi": 9264,
 }  # fmt: skip
 
 
@@ -349,6 +350,16 @@ ASCENT = SHOOTING + [
     *[({}, {name: x}) for name, x in dict(step_size=0.3, grad_clip=0.1, choose_by="after").items()],
     ({}, {"mode_candidate": True}),
     ({"uncertainty": 0.3}, {"penalty_gradient": False}),
+    ({}, {"draws": 3}),
+    ({"draws": 3}, {"line_search": (0.5, 0.1)}),
+    ({"line_search": (0.1,)}, {"line_search": (0.5, 0.1)}),
+    ({}, {"step_scale": "unit"}),
+    ({}, {"direction": "random"}),
+    ({"draws": 3}, {"open_loop": 2}),
+    ({"draws": 5, "line_search": (0.3, 0.1), "step_scale": "unit"}, {"caution": 3.0}),
+    ({"reuse": 0.5}, {"habits": ("blend",)}),
+    *[({"iterations": 3, "step_size": 1.0, "grad_clip": 0.4}, {"habits": (habit,)}) for habit in ("clamp", "clip")],
+    *[({"uncertainty": 1.0}, {"habits": (habit,)}) for habit in ("heads", "penalty")],
 ]
 SAMPLING = dict(elites=3, policy_candidates=6, temperature=5.0, min_std=1.0, max_std=0.5)
 CHANGES = {
@@ -359,7 +370,7 @@ CHANGES = {
 }
 
 
-@every_planner
+@pytest.mark.parametrize("name", PLANNERS)
 def test_every_setting_is_in_the_list_of_changes(name):
     assert is_dataclass(PLANNERS[name])
     assert {key for _, change in CHANGES[name] for key in change} == {field.name for field in fields(PLANNERS[name])}
@@ -382,12 +393,12 @@ def test_every_setting_changes_the_plan(name, base, change):
 
 def test_make_planner_passes_settings_on():
     for name, settings in SMALL.items():
-        planner = make_planner(name, **settings)
-        assert type(planner) is PLANNERS[name]
+        planner = make_planner(kind(name), **settings)
+        assert type(planner) is PLANNERS[kind(name)]
         assert all(getattr(planner, key) == value for key, value in settings.items())
 
 
-@every_planner
+@pytest.mark.parametrize("name", PLANNERS)
 def test_an_unknown_setting_is_an_error_that_lists_the_known(name):
     with pytest.raises(ValueError) as error:
         make_planner(name, horizn=3)
@@ -410,6 +421,11 @@ BAD = {
     "uncertainty": [NAN, INF, -INF],
     "reuse": [-0.01, 1.01, NAN],
     "step_size": [-0.01, NAN, INF],
+    "draws": [0, -1],
+    "line_search": [(-0.01,), (0.1, NAN), (INF,)],
+    "open_loop": [-1],
+    "caution": [-0.01, NAN, INF],
+    "habits": [("clop",)],
     "grad_clip": [-0.01, NAN, INF],
     "elites": [0, -1, 17],  # 16 candidates
     "policy_candidates": [-1, 17],
@@ -417,11 +433,11 @@ BAD = {
     "min_std": [-0.01, NAN, INF],
     "max_std": [-0.01, 0.04, NAN, INF],  # min_std is 0.05
 }
-CHOICES = ["objective", "latent_noise", "choose_by"]
+CHOICES = ["objective", "latent_noise", "choose_by", "step_scale", "direction"]
 SWITCHES = ["scale_penalty", "penalty_gradient", "mode_candidate"]
 
 
-@every_planner
+@pytest.mark.parametrize("name", PLANNERS)
 def test_every_setting_that_is_not_a_switch_has_values_that_are_refused(name):
     assert {field.name for field in fields(PLANNERS[name])} <= {*BAD, *CHOICES, *SWITCHES}
 
@@ -436,7 +452,8 @@ OUT_OF_RANGE = [
 
 @pytest.mark.parametrize("name, setting, value", [*OUT_OF_RANGE, ("cem", "iterations", 0), ("mppi", "iterations", 0)])
 def test_a_value_out_of_range_is_an_error_that_names_it(name, setting, value):
-    with pytest.raises(ValueError, match=f"{setting} must be .*{value}"):
+    last = value[-1] if isinstance(value, tuple) else value
+    with pytest.raises(ValueError, match=f"{setting} must be .*{last}"):
         small(name, **{setting: value})
 
 

@@ -71,13 +71,13 @@ def test_a_model_that_says_so_walks_itself():
 
 def test_blended_actions_are_where_the_policy_acts_from():
     model, state, horizon = Smooth(), double(2, 3, 3), 4
-    previous, weight = double(2, 3, horizon, 2).tanh(), torch.rand(2, 3, dtype=torch.float64)
+    previous, weight = double(2, 3, horizon, 2).tanh(), torch.rand(2, 3, horizon, dtype=torch.float64)
     torch.manual_seed(0)
     leaves, states = policy_rollout(model, state, horizon, previous, weight)
     torch.manual_seed(0)
     current = state
     for k in range(horizon):
-        share = weight[..., None]
+        share = weight[..., k, None]
         action = (share * previous[:, :, k] + (1 - share) * model.policy(current).rsample()).clamp(-1, 1)
         torch.testing.assert_close(leaves[k][..., 0, :], action)
         current = model.step(current, action)

@@ -76,16 +76,17 @@ class UnrolledLatents(Latents, UnrolledWorld, FusedPolicyRollouts):
         state: Float[Tensor, "*b S"],
         horizon: int,
         previous: Float[Tensor, "*b H A"] | None = None,
-        weight: Float[Tensor, "*b"] | None = None,
+        weight: Float[Tensor, "*b H"] | None = None,
         noise: Float[Tensor, "*b H Z"] | None = None,
+        mode: bool = False,
     ) -> Proposals:
-        """The policy's samples, blended with `previous` by `weight`, and the states that they lead to."""
+        """The policy's samples or mode, blended with `previous` by `weight`, and the states that they lead to."""
         rssm, batch = self.world_model.rssm, state.shape[:-1]
         rows = state.reshape(-1, rssm.state_dim)
         noise = _draw(horizon, rows, rssm.stoch) if noise is None else _time_first(noise)
-        acting = Acting(self.actor.weights(), _draw(horizon, rows, self.action_dim))
+        acting = Acting(self.actor.weights(), None if mode else _draw(horizon, rows, self.action_dim))
         if previous is not None:
-            acting = acting._replace(previous=_time_first(previous), weight=weight.reshape(-1).contiguous())
+            acting = acting._replace(previous=_time_first(previous), weight=_time_first(weight[..., None])[..., 0])
         taken, trace = rssm.unroll(rows, acting, noise, save=torch.is_grad_enabled())
         actions = taken.transpose(0, 1).unflatten(0, batch)
         states = trace.states

@@ -19,12 +19,23 @@ from dreamer_mpc.util.errors import UserError
 PRESETS = Path(__file__).resolve().parents[2] / "configs"
 MOST_YAML = 2**17  # characters
 DEEPEST_YAML = 8  # collections in each other
-EARLIER = {"train": {"policy_action": "mode"}}  # what was done before there was such a setting
+# What was done before there were such settings, or while their default was another.
+EARLIER = {
+    "train": {"policy_action": "mode"},
+    "dream_mpc": {
+        "horizon": 15, "candidates": 5, "iterations": 1, "objective": "return", "return_lambda": 0.95,
+        "uncertainty": 0.1, "reuse": 0.1, "mode_candidate": False, "draws": 1, "line_search": [],
+        "step_scale": "gradient", "open_loop": 0, "caution": 0.0,
+    },
+}  # fmt: skip
 T = TypeVar("T")
 
 
 def load_presets(names: str) -> Config:
-    """The presets `names`, merged in order over the defaults; UserError on an unknown preset, key or value."""
+    """The presets `names`, merged in order over the defaults; UserError on an unknown preset, key or value.
+
+    A file that says which preset it comes from is a run's own: what it was saved without is as the program was then.
+    """
     merged = OmegaConf.structured(Config)
     for name in names.split(","):
         path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
@@ -32,7 +43,8 @@ def load_presets(names: str) -> Config:
             known = sorted(str(p.relative_to(PRESETS).with_suffix("")) for p in PRESETS.rglob("*.yaml"))
             raise UserError(f"no preset {name!r}: known are {', '.join(known)}, or give a YAML file")
         try:
-            merged = OmegaConf.merge(merged, _read_yaml(path))
+            values = _read_yaml(path)
+            merged = OmegaConf.merge(merged, EARLIER if "config" in values else {}, values)
         except (OmegaConfBaseException, ValueError, TypeError, OverflowError) as error:
             raise UserError(f"{path}: {first_lines(error)}") from error
     return _build(merged, names)

@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dreamer_mpc.agents.protocol import AgentKind
-from dreamer_mpc.config.load import config_from_dict, first_lines
+from dreamer_mpc.config.load import PRESETS, config_from_dict, first_lines, load_presets
 from dreamer_mpc.config.schema import Config, PlannerSettings
 from dreamer_mpc.planners import PLANNERS, Planner, SampledPolicy, make_planner
 from dreamer_mpc.util.errors import UserError
@@ -26,10 +26,19 @@ class Trained(Protocol):
     agent: dict[str, Any]
 
 
+def planner_presets() -> list[str]:
+    """Names of the presets of single planners: a planner's own name, and what sets it apart."""
+    return sorted(path.stem for path in (PRESETS / "planner").glob("*.yaml"))
+
+
 def planner_from(config: PlannerSettings, name: str) -> Planner:
-    """The planner `name` with its group of settings in `config`; UserError on an unknown name."""
+    """The planner `name` with its group of settings in `config`, or that of a preset; UserError on an unknown name."""
+    if name in planner_presets():
+        kind = max((kind for kind in PLANNERS if name.startswith(kind)), key=len)
+        return planner_from(load_presets(f"planner/{name}"), kind)
     if name not in PLANNERS:
-        raise UserError(f"unknown planner {name!r}: known are {', '.join(PLANNERS)}")
+        presets = ", ".join(planner_presets())
+        raise UserError(f"unknown planner {name!r}: known are {', '.join(PLANNERS)}; and the presets {presets}")
     group = getattr(config, name.replace("-", "_"), None)
     return make_planner(name) if group is None else group
 

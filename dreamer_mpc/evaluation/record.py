@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from dreamer_mpc.evaluation.episodes import Evaluation
+from dreamer_mpc.planners import Ascent
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import to_csv, write_text
 
@@ -116,6 +118,8 @@ class Record(Episodes):
             return new | {"checkpoints": dict(checkpoints)}
         known = {sha256: name for name, sha256 in old["checkpoints"].items()}
         new = new | {"checkpoints": {known.get(sha256, name): sha256 for name, sha256 in checkpoints.items()}}
+        old["planners"] = {name: _completed(settings) for name, settings in old["planners"].items()}
+        new["planners"] = {name: _completed(settings) for name, settings in new["planners"].items()}
         for key, value in new.items():
             entries = value if isinstance(value, dict) else {}
             changed = [
@@ -161,6 +165,14 @@ def _read_made_with(path: Path) -> dict[str, Any] | None:
     if not all(isinstance(group, dict) for group in groups):
         raise _damaged(path)
     return made_with
+
+
+def _completed(settings: Any) -> Any:
+    """A planner's settings as a file holds them; of a gradient planner also those that are younger than the file."""
+    if not isinstance(settings, dict):
+        return settings
+    younger = asdict(Ascent()) if "step_size" in settings else {}
+    return json.loads(json.dumps(younger | settings))
 
 
 def _difference(old: Any, new: Any) -> str:

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from dreamer_mpc.kernels.choice import misfit
-from dreamer_mpc.kernels.policy import PolicyWeights
+from dreamer_mpc.kernels.policy import PolicyWeights, tanh_normal_mode
 
 try:  # comes with torch where that is built for CUDA
     from dreamer_mpc.kernels import cell_triton
@@ -53,12 +53,15 @@ class Trace(NamedTuple):
 
 
 class Acting(NamedTuple):
-    """The policy in the loop: a_t = w p_t + (1 - w) tanh(mean + std noise_t), clamped to [-1, 1]."""
+    """The policy in the loop: a_t = w_t p_t + (1 - w_t) tanh(mean + std noise_t), clamped to [-1, 1].
+
+    Without noise it is the policy's mode that takes the place of its sample.
+    """
 
     actor: PolicyWeights
-    noise: Float[Tensor, "T M A"]
+    noise: Float[Tensor, "T M A"] | None
     previous: Float[Tensor, "T M A"] | None = None  # p
-    weight: Float[Tensor, " M"] | None = None  # w
+    weight: Float[Tensor, "T M"] | None = None  # w
 
 
 def unroll(
@@ -85,7 +88,7 @@ def unroll(
     x, hidden = noise.new_empty(kept, rows, width), noise.new_empty(kept, rows, width)
     gates, stats = (noise.new_empty(steps, rows, size) if save else None for size in (4 * d, 2 * z))
     trace = Trace(deter, stoch, x, gates, hidden, stats)
-    action = torch.empty_like(acting.noise) if acting else action.contiguous()
+    action = noise.new_empty(steps, rows, acting.actor.actions) if acting else action.contiguous()
     inputs = (cell, trace, action, acting, add, noise, keep, min_std)
     if _on_gpu(noise, d, z, width, action.shape[-1], acting.actor.units if acting else 0):
         _unroll_triton(*inputs, bf16)
@@ -107,8 +110,8 @@ def has_triton() -> bool:
 def _unroll_triton(cell, trace, action, acting, add, noise, keep, min_std, bf16) -> None:
     policy = {}
     if acting:
-        policy = {"actor": acting.actor, "actor_noise": acting.noise.contiguous(), "previous": acting.previous}
-        policy["weight"] = acting.weight
+        policy = {"actor": acting.actor, "previous": acting.previous, "weight": acting.weight}
+        policy["actor_noise"] = None if acting.noise is None else acting.noise.contiguous()
     weights = tuple(w.detach() for w in cell)
     kept = (trace.x, trace.gates, trace.hidden, trace.stats)
     inputs = (action, add.contiguous(), noise.contiguous(), keep)
@@ -170,23 +173,29 @@ class _Policy:
         factor.chunk(2)[0].div_(actor.mean_scale)
         shift.chunk(2)[1].fill_(actor.raw_init_std)
         self.last = torch.addcmul(shift, bias, factor), weight * factor
-        self.mean_scale, self.noise, self.least = actor.mean_scale, _steps(noise), _steps(actor.min_std * noise)
+        self.mean_scale, self.min_std = actor.mean_scale, actor.min_std
+        self.noise = None  # the mode is taken
+        if noise is not None:
+            self.noise, self.least = _steps(noise), _steps(actor.min_std * noise)
         self.kept = None  # of the previous plan's actions, and the share of the policy's
         if acting.previous is not None:
-            weight = acting.weight[:, None]
-            self.kept, self.share = _steps(weight * acting.previous), 1 - weight
+            weight = acting.weight[..., None]
+            self.kept, self.share = _steps(weight * acting.previous), _steps(1 - weight)
 
     def act(self, x: Float[Tensor, "M S"], t: int, out: Float[Tensor, "M A"]) -> None:
         """Fill `out` with actions of step t in states x."""
         for bias, weight in self.hidden:
             x = F.elu_(torch.addmm(bias, x, weight))
         mean, raw = torch.addmm(self.last[0], x, self.last[1]).chunk(2, dim=-1)
-        action = torch.addcmul(self.least[t], F.softplus(raw), self.noise[t])
-        action = action.add_(mean.tanh_(), alpha=self.mean_scale)
-        if self.kept is None:
-            torch.tanh(action, out=out)
+        if self.noise is None:
+            action = tanh_normal_mode(self.mean_scale * mean.tanh_(), F.softplus(raw) + self.min_std)
         else:
-            torch.addcmul(self.kept[t], self.share, action.tanh_(), out=out).clamp_(-1, 1)
+            action = torch.addcmul(self.least[t], F.softplus(raw), self.noise[t])
+            action = action.add_(mean.tanh_(), alpha=self.mean_scale).tanh_()
+        if self.kept is None:
+            out.copy_(action)
+        else:
+            torch.addcmul(self.kept[t], self.share[t], action, out=out).clamp_(-1, 1)
 
 
 class _Deltas(NamedTuple):

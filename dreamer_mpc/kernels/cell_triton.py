@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dreamer_mpc.kernels.policy import PolicyWeights
+from dreamer_mpc.kernels.policy import MODE_ITERATIONS, PolicyWeights
 
 
 @triton.jit
@@ -36,6 +36,17 @@ def _softplus(x):
 def _tanh(x):
     e = tl.exp(-2 * tl.abs(x))
     return tl.where(x < 0, -1.0, 1.0) * (1 - e) / (1 + e)
+
+
+@triton.jit
+def _tanh_normal_mode(mean, std, STEPS: tl.constexpr):
+    """See `policy.tanh_normal_mode`."""
+    shift = 2 * std * std
+    x = mean + tl.where(mean < 0, -shift, shift)
+    for _ in tl.static_range(STEPS):
+        t = _tanh(x)
+        x -= (x - mean - shift * t) / tl.maximum(1 - shift + shift * t * t, 1e-6)
+    return _tanh(x)
 
 
 @triton.jit
@@ -125,7 +136,8 @@ def _forward(
     T, M, init_std, min_action_std, mean_scale,
     D: tl.constexpr, Z: tl.constexpr, A: tl.constexpr, X: tl.constexpr, U: tl.constexpr, LAYERS: tl.constexpr,
     MIN_STD: tl.constexpr, HIDDEN_STRIDE: tl.constexpr, ACTOR_STRIDE: tl.constexpr, STEP_ADD: tl.constexpr,
-    KEEP: tl.constexpr, SAVE: tl.constexpr, BLEND: tl.constexpr, G: tl.constexpr, SD: tl.constexpr,
+    KEEP: tl.constexpr, SAVE: tl.constexpr, BLEND: tl.constexpr, MODE_STEPS: tl.constexpr, G: tl.constexpr,
+    SD: tl.constexpr,
     SX: tl.constexpr, SU: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, BX: tl.constexpr, BU: tl.constexpr,
     ZP: tl.constexpr, AP: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -171,9 +183,12 @@ def _forward(
             raw += _bias(actor_bias + LAYERS * U + A, acts, ar)
             mean = mean_scale * _tanh(mean / mean_scale)
             std = _softplus(raw + init_std) + min_action_std
-            a = _tanh(mean + std * _load(actor_noise, now, live, acts, ar, A))
+            if MODE_STEPS > 0:
+                a = _tanh_normal_mode(mean, std, MODE_STEPS)
+            else:
+                a = _tanh(mean + std * _load(actor_noise, now, live, acts, ar, A))
             if BLEND:
-                share = tl.load(weight + at, mask=live, other=0.0)[:, None]
+                share = tl.load(weight + now, mask=live, other=0.0)[:, None]
                 a = share * _load(previous, now, live, acts, ar, A) + (1 - share) * a
                 a = tl.minimum(tl.maximum(a, -1.0), 1.0)
             a = tl.where(ar[None, :], a, 0.0)
@@ -386,12 +401,14 @@ def forward(
     width = max(deter.shape[-1], hidden.shape[-1], actor.units if actor is not None else 0)
     launch = _launch(rows, width, noise.device, bf16, alone=gates is None)
     teams = triton.cdiv(rows, launch["BM"])
-    policy, scalars = {"U": 16, "LAYERS": 0, "ACTOR_STRIDE": 1, "BLEND": False}, (0.0, 0.0, 1.0)
+    policy = {"U": 16, "LAYERS": 0, "ACTOR_STRIDE": 1, "BLEND": False, "MODE_STEPS": 0}
+    scalars = (0.0, 0.0, 1.0)
     actor_in = actor_mid = actor_out = actor_bias = scratch = None
     if actor is not None:
         actor_in, actor_mid, actor_out, actor_bias = _actor_weights(actor, bf16)
         units, layers = actor_in.shape[0], 1 + len(actor_mid)
         policy = {"U": units, "LAYERS": layers, "ACTOR_STRIDE": actor_in.stride(0), "BLEND": previous is not None}
+        policy["MODE_STEPS"] = MODE_ITERATIONS if actor_noise is None else 0
         scratch = noise.new_empty(2, rows, units)
         scalars = (actor.raw_init_std, actor.min_std, actor.mean_scale)
     w_in, w_ih, w_hh, w_hidden, w_out = _product([w_in, w_ih, w_hh, w_hidden, w_out], bf16)

@@ -8,10 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dreamer_mpc.kernels.policy import PolicyWeights
+from dreamer_mpc.kernels.policy import PolicyWeights, tanh_normal_mode
 from dreamer_mpc.networks.mlp import MLP
-
-MODE_ITERATIONS = 8
 
 
 class TanhNormal(NamedTuple):
@@ -22,19 +20,8 @@ class TanhNormal(NamedTuple):
 
     @property
     def mode(self) -> Float[Tensor, "*b A"]:
-        """Where the density is highest.
-
-        In x before the tanh, log p = -(x - mean)^2 / (2 std^2) + 2 log cosh x + const; its maximum on the mean's side
-        solves x = mean + 2 std^2 tanh x, found by Newton's steps from the outside, where they are monotone. With a wide
-        Gaussian the density piles up at the bounds, so the median tanh(mean) would be another action.
-        """
-        shift = 2 * self.std.square()
-        base, x = 1 - shift, self.mean + torch.where(self.mean < 0, -shift, shift)
-        for _ in range(MODE_ITERATIONS):
-            t = torch.tanh(x)
-            slope = torch.addcmul(base, shift, t * t).clamp_min(1e-6)
-            x = torch.addcdiv(x, torch.addcmul(x - self.mean, shift, t, value=-1), slope, value=-1)
-        return torch.tanh(x)
+        """Where the density is highest."""
+        return tanh_normal_mode(self.mean, self.std)
 
     def rsample(self) -> Float[Tensor, "*b A"]:
         """A reparameterised sample."""

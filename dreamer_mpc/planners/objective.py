@@ -13,9 +13,9 @@ from dreamer_mpc.util.returns import lambda_return
 ObjectiveKind = Literal["return", "lambda-return", "rewards"]
 
 
-def ensemble_std(values: Float[Tensor, "K *b"]) -> Float[Tensor, "*b"]:
+def ensemble_std(values: Float[Tensor, "K *b"], correction: int = 0) -> Float[Tensor, "*b"]:
     """Standard deviation over value heads (paper, Eq. 6); its gradient is 0, not NaN, where all heads agree."""
-    return values.var(dim=0, correction=0).clamp_min(1e-16).sqrt()
+    return values.var(dim=0, correction=min(correction, len(values) - 1)).clamp_min(1e-16).sqrt()
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,11 @@ class Objective:
 
     v and u are mean and standard deviation of the value heads, c the `uncertainty` coefficient. `value(s)` already
     includes `reward(s)`, so the reward of s_H is not added again. `scale_penalty` multiplies u by v and
-    `penalty_gradient=False` cuts its gradient: both are habits of the authors' released code. With
-    `kind="lambda-return"`, J is the lambda-return of s_1 over the same penalised rewards and values; with
-    `kind="rewards"` (PlaNet) it is the discounted sum of all H penalised rewards, and the model needs no value heads
-    unless there is a penalty.
+    `penalty_gradient=False` cuts its gradient: both are habits of the authors' released code, as are
+    `released_penalty` (u unbiased, its sum not discounted, that of s_H counted twice) and `two_heads` (v is the mean
+    of two heads, drawn anew at each call). With `kind="lambda-return"`, J is the lambda-return of s_1 over the same
+    penalised rewards and values; with `kind="rewards"` (PlaNet) it is the discounted sum of all H penalised rewards,
+    and the model needs no value heads unless there is a penalty.
     """
 
     discount: float = 0.99
@@ -38,17 +39,27 @@ class Objective:
     lambda_: float = 0.95
     scale_penalty: bool = False
     penalty_gradient: bool = True
+    released_penalty: bool = False
+    two_heads: bool = False
 
     def __call__(self, model: LatentDynamics, states: Float[Tensor, "B N H S"]) -> Float[Tensor, "B N"]:
         gains = model.reward(states)  # [B, N, H]
-        if self.needs_value:
-            every_state = self.uncertainty != 0 or self.kind == "lambda-return"
-            values = model.value(states if every_state else states[:, :, -1:])  # [K, B, N, H or 1]
-            value = values.mean(0)
-            if self.uncertainty != 0:
-                penalty = self.uncertainty * self._spread(values)  # [B, N, H]
-                gains, value = gains - penalty, value - penalty
-            if self.kind == "lambda-return" and states.shape[2] > 1:
+        if not self.needs_value:
+            return self._sum(gains, None)
+        every_state = self.uncertainty != 0 or self.kind == "lambda-return"
+        values = model.value(states if every_state else states[:, :, -1:])  # [K, B, N, H or 1]
+        value = self._mean(values)
+        if self.uncertainty == 0:
+            return self._sum(gains, value)
+        penalty = self.uncertainty * self._spread(values)  # [B, N, H]
+        if self.released_penalty:
+            return self._sum(gains, value) - penalty.sum(2) - penalty[:, :, -1]
+        return self._sum(gains - penalty, value - penalty)
+
+    def _sum(self, gains: Float[Tensor, "B N H"], value: Float[Tensor, "B N _"] | None) -> Float[Tensor, "B N"]:
+        """J of rewards and values that the penalty has been taken from."""
+        if value is not None:
+            if self.kind == "lambda-return" and gains.shape[2] > 1:
                 r_t, v_tp1 = gains.movedim(2, 0)[:-1], value.movedim(2, 0)[1:]
                 return lambda_return(r_t, v_tp1, self.discount, self.lambda_)[0]
             if self.kind != "rewards":
@@ -61,8 +72,13 @@ class Objective:
         """Whether J reads the model's value heads."""
         return self.kind != "rewards" or self.uncertainty != 0
 
+    def _mean(self, values: Float[Tensor, "K B N H"]) -> Float[Tensor, "B N H"]:
+        if self.two_heads and len(values) > 2:  # sorting random numbers asks nothing of the host, as randperm does
+            values = values[torch.rand(len(values), device=values.device).argsort()[:2]]
+        return values.mean(0)
+
     def _spread(self, values: Float[Tensor, "K B N H"]) -> Float[Tensor, "B N H"]:
-        spread = ensemble_std(values)
+        spread = ensemble_std(values, correction=int(self.released_penalty))
         if self.scale_penalty:
             spread = spread * values.mean(0)
         return spread if self.penalty_gradient else spread.detach()

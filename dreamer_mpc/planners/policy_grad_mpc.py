@@ -36,13 +36,14 @@ class PolicyGradMPC(Ascent):
         self,
         model: LatentDynamics,
         state: Float[Tensor, "B N S"],
-        previous: Float[Tensor, "B N H A"] | None = None,
-        weight: Float[Tensor, "B N"] | None = None,
-        noise: Float[Tensor, "B N H Z"] | None = None,
+        horizon: int,
+        previous: Float[Tensor, "B N h A"] | None = None,
+        weight: Float[Tensor, "B N h"] | None = None,
+        noise: Float[Tensor, "B N h Z"] | None = None,
     ) -> Proposals:
-        if self.mode_candidate:  # two rules at once are walked step by step
-            return super()._walk(model, state, previous, weight, noise)
-        return policy_rollout(model, state, self.horizon, previous, weight, noise)
+        if self.mode_candidate and self.candidates > 1:  # two rules at once are walked step by step
+            return super()._walk(model, state, horizon, previous, weight, noise)
+        return policy_rollout(model, state, horizon, previous, weight, noise, self.mode_candidate)
 
     @property
     def requires(self) -> tuple[str, ...]:

@@ -51,7 +51,7 @@ class LatentModel(LatentDynamics, Protocol):
 class Memory(NamedTuple):
     """The previous plan, handed from one call of `plan` to the next."""
 
-    actions: Float[Tensor, "B H A"]
+    actions: Float[Tensor, "B *N H A"]  # N: of each candidate, where each goes on with its own
     valid: Bool[Tensor, " B"]  # False where there is no previous plan: an episode's start, or a fallback
 
     def reset(self, done: Bool[Tensor, " B"]) -> "Memory":

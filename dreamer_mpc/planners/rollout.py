@@ -51,8 +51,9 @@ class FusedPolicyRollouts(FusedRollouts):
         state: Float[Tensor, "*b S"],
         horizon: int,
         previous: Float[Tensor, "*b H A"] | None,
-        weight: Float[Tensor, "*b"] | None,
+        weight: Float[Tensor, "*b H"] | None,
         noise: Float[Tensor, "*b H Z"] | None,
+        mode: bool,
     ) -> Proposals:
         """See `policy_rollout`."""
 
@@ -83,16 +84,22 @@ def policy_rollout(
     state: Float[Tensor, "*b S"],
     horizon: int,
     previous: Float[Tensor, "*b H A"] | None = None,
-    weight: Float[Tensor, "*b"] | None = None,
+    weight: Float[Tensor, "*b H"] | None = None,
     noise: Float[Tensor, "*b H Z"] | None = None,
+    mode: bool = False,
 ) -> Proposals:
-    """The policy's samples, blended with `previous` by `weight`, in the states that the blended actions lead to.
+    """The policy's samples, or its `mode`, blended with `previous` by `weight`, in the states that they lead to.
 
-    Of the model, `step` and `policy` are used.
+    Weight 1 takes the previous action as it is. Of the model, `step` and `policy` are used.
     """
     if isinstance(model, FusedPolicyRollouts):
-        return model.walk_policy(state, horizon, previous, weight, noise)
-    return closed_loop(model, state, horizon, lambda s: model.policy(s).rsample(), previous, weight, noise)
+        return model.walk_policy(state, horizon, previous, weight, noise, mode)
+
+    def act(state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b A"]:
+        policy = model.policy(state)
+        return policy.mode if mode else policy.rsample()
+
+    return closed_loop(model, state, horizon, act, previous, weight, noise)
 
 
 def closed_loop(
@@ -101,7 +108,7 @@ def closed_loop(
     horizon: int,
     act: Callable[[Float[Tensor, "*b S"]], Float[Tensor, "*b A"]],
     previous: Float[Tensor, "*b H A"] | None = None,
-    weight: Float[Tensor, "*b"] | None = None,
+    weight: Float[Tensor, "*b H"] | None = None,
     noise: Float[Tensor, "*b H Z"] | None = None,
 ) -> Proposals:
     """As `policy_rollout`, but acting by any rule `act`; in [-1, 1]."""
@@ -110,7 +117,7 @@ def closed_loop(
         with torch.no_grad():
             action = act(state.detach())
             if previous is not None:
-                share = weight[..., None]
+                share = weight[..., k, None]
                 action = share * previous[..., k, :] + (1 - share) * action
             leaf = action.clamp(-1, 1)[..., None, :]
         leaves.append(leaf.requires_grad_(torch.is_grad_enabled()))
@@ -147,17 +154,20 @@ def latent_step(
 
 
 def draw_noise(
-    model: LatentDynamics, state: Float[Tensor, "*b S"], horizon: int, kind: LatentNoise
+    model: LatentDynamics, state: Float[Tensor, "*b S"], horizon: int, kind: LatentNoise, setting: str = ""
 ) -> Float[Tensor, "*b H Z"] | None:
-    """What the model's random steps use: None (each step draws afresh), draws to be reused, or zeros (the mean)."""
+    """What the model's random steps use: None (each step draws afresh), draws to be reused, or zeros (the mean).
+
+    ValueError, naming the `setting` that asks for it, where the model does not take its draws.
+    """
     if kind == "fresh":
         return None
     if not isinstance(model, OffersNoise):
         raise ValueError(
-            f"latent_noise={kind!r} needs a model with noise(state) and step(state, action, noise); "
-            f"{type(model).__name__} has no noise method: use latent_noise='fresh'"
+            f"{setting or f'latent_noise={kind!r}'} needs a model with noise(state) and step(state, action, noise); "
+            f"{type(model).__name__} has no noise method: use latent_noise='fresh'{' and draws=1' if setting else ''}"
         )
-    draws = torch.stack([model.noise(state) for _ in range(horizon)], dim=-2)
+    draws = model.noise(state[..., None, :].expand(*state.shape[:-1], horizon, -1))
     return draws if kind == "fixed" else torch.zeros_like(draws)
 
 

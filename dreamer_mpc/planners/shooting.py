@@ -63,15 +63,24 @@ class Shooting:
         return draw_noise(model, self._expand(state), self.horizon, self.latent_noise)
 
     def _previous(
-        self, model: LatentDynamics, state: Float[Tensor, "B S"], memory: Memory | None, repeat_last: bool
-    ) -> tuple[Float[Tensor, "B H A"], Float[Tensor, "B 1 1"]]:
-        """The previous plan shifted by one step, its new last action repeated or zero, and its weight: `reuse` or 0."""
-        shape = (len(state), self.horizon, model.action_dim)
+        self,
+        model: LatentDynamics,
+        state: Float[Tensor, "B S"],
+        memory: Memory | None,
+        repeat_last: bool,
+        each: bool = False,
+    ) -> tuple[Float[Tensor, "B *N H A"], Float[Tensor, "B 1 1"]]:
+        """The previous plan shifted by one step, its new last action repeated or zero, and its weight: `reuse` or 0.
+
+        `each`: that of each candidate.
+        """
+        sizes = (self.candidates, self.horizon) if each else (self.horizon,)
+        shape = (len(state), *sizes, model.action_dim)
         if memory is None:
             return state.new_zeros(shape), state.new_zeros(len(state), 1, 1)
         if memory.actions.shape != shape:
             raise ValueError(f"memory has actions {list(memory.actions.shape)}, this call needs {list(shape)}")
-        last = memory.actions[:, -1:] if repeat_last else torch.zeros_like(memory.actions[:, -1:])
-        shifted = torch.cat([memory.actions[:, 1:], last], dim=1)
-        shifted = torch.where(memory.valid[:, None, None], shifted, 0.0)
+        last = memory.actions[..., -1:, :] if repeat_last else torch.zeros_like(memory.actions[..., -1:, :])
+        shifted = torch.cat([memory.actions[..., 1:, :], last], dim=-2)
+        shifted = torch.where(memory.valid.view(-1, *[1] * (len(shape) - 1)), shifted, 0.0)
         return shifted, self.reuse * memory.valid[:, None, None].to(state.dtype)

@@ -33,6 +33,13 @@ def check_most(settings: Any, most: int, *names: str) -> None:
                 raise ValueError(f"{name} must be at most {most}, got {str(number)[:20]}")
 
 
+def check_each(name: str, values: tuple[str, ...], known: Any) -> None:
+    """ValueError unless each of `values` is one of those of the Literal `known`."""
+    for value in values:
+        if value not in get_args(known):
+            raise ValueError(f"{name} must be among {', '.join(get_args(known))}, got {value!r}")
+
+
 def check_choices(settings: Any) -> None:
     """ValueError unless each field typed as a Literal holds one of its values."""
     for name, annotation in get_type_hints(type(settings)).items():

@@ -8,7 +8,7 @@ from torch import Tensor
 from dreamer_mpc.kernels import cell
 from dreamer_mpc.networks import Actor
 
-KINDS = ("observe", "rollout", "policy", "policy alone")
+KINDS = ("observe", "rollout", "policy", "policy alone", "policy's mode")
 
 
 class Sizes(NamedTuple):
@@ -66,9 +66,12 @@ def make_walk(kind, rows, steps, sizes, device) -> Walk:
         keep = (torch.rand(steps, rows, device=device) > 0.2).float()
         return Walk(weights, state, action, draw(steps, rows, x), noise, keep, [*grads, draw(steps, rows, 2 * z)])
     if kind.startswith("policy"):
-        actor = Actor(d + z, a, sizes.layers, sizes.units).to(device)
-        blend = (4 * action, torch.rand(rows, device=device)) if kind == "policy" else ()  # some beyond the bounds
-        action = cell.Acting(actor.weights(), torch.randn_like(action), *blend)
+        mode = kind == "policy's mode"
+        std = 0.3 if mode else 5.0  # where it is wide there are two modes, and rounding decides between them
+        actor = Actor(d + z, a, sizes.layers, sizes.units, init_std=std).to(device)
+        weight = torch.rand(steps, rows, device=device)
+        blend = () if kind == "policy alone" else (4 * action, weight)  # some beyond the bounds
+        action = cell.Acting(actor.weights(), None if mode else torch.randn_like(action), *blend)
     return Walk(weights, state, action, draw(x), noise, None, grads)
 
 

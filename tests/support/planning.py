@@ -1,12 +1,17 @@
 """What the tests of the planners share: small settings, small problems, and J in plain numbers."""
 
+from dataclasses import asdict
+
 import torch
 
+from dreamer_mpc.config import load_presets
 from dreamer_mpc.planners import Memory, Plan, make_planner
 
+PAPER = asdict(load_presets("planner/dream-mpc-paper").dream_mpc)  # Dream-MPC's settings there
 SMALL = {
     "policy": {},
-    "dream-mpc": dict(horizon=4, candidates=3, iterations=1, uncertainty=0.3, discount=0.9),
+    "dream-mpc": PAPER | dict(horizon=4, candidates=3, iterations=1, uncertainty=0.3, discount=0.9),
+    "dream-mpc as it is": dict(horizon=4, candidates=3, open_loop=2, uncertainty=0.3, discount=0.9, reuse=0.1),
     "policy-grad-mpc": dict(horizon=4, candidates=3, iterations=2, discount=0.9),
     "grad-mpc": dict(horizon=4, candidates=3, iterations=2, discount=0.9),
     "cem": dict(horizon=4, candidates=16, iterations=2, elites=6, reuse=0.4, discount=0.9, objective="return"),
@@ -18,7 +23,12 @@ TENSORS = ["action", "actions", "value", "candidates", "candidate_values"]
 
 
 def small(name, **settings):
-    return make_planner(name, **SMALL[name] | settings)
+    return make_planner(kind(name), **SMALL[name] | settings)
+
+
+def kind(name):
+    """The planner's own name, of one that is there with several settings."""
+    return name.split()[0]
 
 
 def start(rows=2, size=3, seed=0):
