@@ -104,7 +104,8 @@ def _over_seeds(curves):
 def comparison_picture(path: str | Path, rows: "list[Row]", title: str) -> None:
     """Write a PNG of planners, differences None where there are none.
 
-    Planners: returns as bars, and against model evaluations. A sweep, where returns are close to each other: returns,
+    Planners: returns as bars, with the paired differences to the bare policy in figures, those that are decided marked;
+    and returns against model evaluations. A sweep, where returns are close to each other: returns,
     and paired differences to the bare policy, as points, full where a difference is decided after the correction over
     all of them. With 95 % intervals where there are any.
     """
@@ -129,6 +130,10 @@ def _draw_planners(figure, rows, colors):
         value, low, high = _interval(row, "return")
         bars.barh(place, value, color=color, alpha=0.75)
         bars.plot([low, high], [place, place], color="black", linewidth=1.6, solid_capstyle="butt")
+        if row["difference_mean"] is not None:
+            words = f"{row['difference_mean']:+.0f}{' *' if decided(row) else ''}"
+            bars.annotate(words, (high, place), (6, 0), textcoords="offset points", va="center", fontsize=9,
+                          weight="bold" if decided(row) else "normal")  # fmt: skip
         if row["model_evaluations"]:
             x = _beside(row["model_evaluations"], [r["model_evaluations"] for r in rows], place)
             cost.errorbar(x, value, [[value - low], [high - value]], fmt="o", color=color, capsize=3)
@@ -142,7 +147,10 @@ def _draw_planners(figure, rows, colors):
                           fontsize=9, color=color, ha="right")  # fmt: skip
     _name_rows(bars, [row["planner"] for row in rows])
     bars.set(xlabel=f"return ({_mean_of(rows)})")
+    if words := compared(rows):
+        bars.set_title(f"difference to the policy beside each bar; {words}", loc="left", fontsize=9)
     bars.axvline(0, color="black", linewidth=0.8)
+    bars.margins(x=0.12)
     bars.grid(alpha=0.25, axis="x")
     cost.set(xscale="log", xlabel="model evaluations per action", ylabel="return")
     cost.grid(alpha=0.25)
