@@ -25,14 +25,15 @@ OUT_OF_MEMORY = {
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether a GPU or the host had no memory left."""
+    """Whether the error means that a GPU or the host ran out of memory."""
     import torch
 
     words = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)
 
 
-# Where each command is. One is imported when it is called: `doctor` must run where torch cannot be imported.
+# The function of each command. It is imported only when the command is called, because `doctor` must also run where
+# torch cannot be imported.
 COMMANDS = {
     "train": "dreamer_mpc.training.command:main",
     "eval": "dreamer_mpc.evaluation.command:evaluate_checkpoint",
@@ -44,13 +45,13 @@ COMMANDS = {
 
 
 def command(word: str) -> Callable[[Sequence[str]], int]:
-    """The function behind a word of the command line: it takes the options and gives the exit code."""
+    """The function that runs a command: it takes the options and returns the exit code."""
     module, _, function = COMMANDS[word].partition(":")
     return getattr(importlib.import_module(module), function)
 
 
 def main(args: Sequence[str]) -> int:
-    """Run one command; errors that a user can mend are one line and exit code 2."""
+    """Run one command; an error that the user can fix is printed as one line, with exit code 2."""
     if args and args[0] in ("-h", "--help"):
         print(USAGE)
         args = ["train", "--help"]
