@@ -239,7 +239,7 @@ class Dreamer:
     def _descend(
         self, gradients: dict[str, tuple[Tensor, ...]], losses: Float[Tensor, " L"], index: Int64[Tensor, "T B"]
     ) -> dict[str, Float[Tensor, ""]]:
-        """Clip and apply gradients; all steps are skipped together if a loss or gradient is not finite. No host sync."""
+        """Clip and apply gradients; all steps are skipped together where a loss or gradient is not finite. No sync."""
         norms = {}
         for name, grads in gradients.items():
             for parameter, grad in zip(self._parameters(name), grads, strict=True):
@@ -270,7 +270,7 @@ class Dreamer:
         return {"model": self.model.state_dict(), "optimizers": optimizers, "skipped_in_a_row": skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state_dict`; if it has no optimizers (a checkpoint for acting only), they keep their initial state."""
+        """Restore `state_dict`; without optimizers (a checkpoint for acting only) they keep their initial state."""
         self.model.load_state_dict(state["model"])
         self._skipped.in_a_row.copy_(state.get("skipped_in_a_row", torch.tensor(0)))
         for name, optimizer in state.get("optimizers", {}).items():

@@ -83,7 +83,7 @@ class Config(PlannerSettings):
     """Train a Dreamer agent from pixels whose actions are chosen by a planner in latent imagination."""
 
     config: str = "default"
-    """Preset: a name in configs/ (default, quick, ...) or a YAML file; several, joined by commas, are merged in order."""
+    """Preset: a name in configs/ (default, quick, ...) or a YAML file; several, joined by commas, are merged."""
     env: str = "cheetah-run"
     """dm_control task as domain-task, or module:factory for your own gymnasium.Env."""
     planner: PlannerName = "dream-mpc"

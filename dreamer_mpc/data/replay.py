@@ -270,7 +270,7 @@ class _Episodes:
         self._count += 1
 
     def _forget(self) -> None:
-        """Drop episodes without frames, and grow the table if it is still more than half full."""
+        """Drop episodes without frames, and make room for as many new ones as remain, at least 64."""
         kept, begun = self.lengths() > 0, self._open >= 0
         kept[self._open[begun]] = True  # one that has just begun has no frame yet
         self._open[begun] = (np.cumsum(kept) - 1)[self._open[begun]]
@@ -291,7 +291,7 @@ def _upload(device: torch.device, *arrays: np.ndarray) -> list[Tensor]:
 
 
 def _map_file(path: Path, size: int) -> Tensor:
-    """A new file of `size` bytes, mapped as uint8. Its space is allocated now: a full disk later would kill the process.
+    """A new file of `size` bytes, mapped as uint8. Its space is allocated now: a disk that is full later kills the process.
 
     UserError where there is not enough.
     """

@@ -173,7 +173,7 @@ class Comparison:
         progress: Shown,
         video_steps: int,
     ) -> None:
-        """Play one planner's missing episodes on one checkpoint. For a missing video the first batch is played again."""
+        """Play one planner's missing episodes on one checkpoint; a missing video needs the first batch again."""
         config, record, planner = self.config, self.record, self.planners[label]
         while video_steps or len(record.of(label, checkpoint)) < config.episodes:
             there = len(record.of(label, checkpoint))
