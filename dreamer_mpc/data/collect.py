@@ -167,7 +167,7 @@ class Collector:
         }
 
     def load_state_dict(self, state: dict[str, Any], with_memory: bool = True) -> list[int]:
-        """Restore `state_dict` and play the episodes in progress again up to their last step; replay holds their frames.
+        """Restore `state_dict` and play the episodes in progress again up to their last step; replay has their frames.
 
         Returns the rows where that gives a different image or return: their episode counts as ended. `with_memory`:
         the same planner acts as before.

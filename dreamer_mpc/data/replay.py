@@ -291,7 +291,7 @@ def _upload(device: torch.device, *arrays: np.ndarray) -> list[Tensor]:
 
 
 def _map_file(path: Path, size: int) -> Tensor:
-    """A new file of `size` bytes, mapped as uint8. Its space is allocated now: a disk that is full later kills the process.
+    """A new file of `size` bytes, mapped as uint8. Space is allocated now: a disk that fills later kills the process.
 
     UserError where there is not enough.
     """

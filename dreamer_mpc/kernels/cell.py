@@ -37,7 +37,7 @@ class Cell(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """A sequence's states, the first included, and the tensors for its backward pass (None where that is not needed)."""
+    """A sequence's states, the first included, and the tensors for the backward pass (None where not needed)."""
 
     deter: Float[Tensor, "T1 M D"]
     stoch: Float[Tensor, "T1 M Z"]
@@ -75,7 +75,7 @@ def unroll(
     save: bool = True,
     bf16: bool = False,
 ) -> tuple[Float[Tensor, "T M A"], Trace]:
-    """Roll the cell out from `state`, without autograd. `add` is added before the hidden layer: a bias [X], or [T, M, X].
+    """Roll the cell out from `state`; no autograd. `add` is added before the hidden layer: a bias [X], or [T, M, X].
 
     `bf16`: on a GPU, products of bf16 numbers, summed in fp32; the states are fp32.
     """
@@ -119,8 +119,9 @@ def _unroll_triton(cell, trace, action, acting, add, noise, keep, min_std, bf16)
 
 
 def _unroll_torch(cell, trace, action, acting, add, noise, keep, min_std) -> None:
-    # On a CPU a plan costs mostly the overhead of its many small calls. So views of the buffers that steps fill are made
-    # once, before the loop; and no step adds or multiplies by a Python number, which torch would convert to a tensor first.
+    # On a CPU a plan costs mostly the overhead of its many small calls. So views of the buffers that steps fill are
+    # made once, before the loop; and no step adds or multiplies by a Python number, which torch would first convert
+    # to a tensor.
     (_, rows, z), d, save = noise.shape, trace.deter.shape[-1], trace.gates is not None
     deters, stochs, actions, draws, least = map(_steps, (trace.deter, trace.stoch, action, noise, min_std * noise))
     xs, hiddens = _steps(trace.x), _steps(trace.hidden)
@@ -212,7 +213,7 @@ class _Deltas(NamedTuple):
 
 
 def _backward(cell: Cell, trace: Trace, noise, keep, g_deter, g_stoch, g_stats=None, bf16=False) -> _Deltas:
-    """Backpropagate through time. `g_*` [T, M, *] are gradients of the outputs of `unroll`; weight gradients follow later."""
+    """Backpropagate through time; `g_*` [T, M, *] are gradients of the outputs of `unroll`. No weight gradients yet."""
     z, width, d = noise.shape[-1], trace.hidden.shape[-1], trace.deter.shape[-1]
     actions = cell.w_in.shape[1] - z
     if _on_gpu(noise, d, z, width, actions):

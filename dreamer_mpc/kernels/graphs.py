@@ -18,9 +18,8 @@ class Captured:
 
     Inputs and outputs are tensors in tuples, named tuples, dicts, lists or None. The first calls run eagerly, so that
     libraries and optimizers are initialised and every tensor that the function changes is changed by a real call; the
-    next call records. One graph is kept per set of input shapes. Random numbers continue from torch's generator as in an
-    eager
-    call. The function must not synchronise with the host or depend on tensor values in Python.
+    next call records. One graph is kept per set of input shapes. Random numbers continue from torch's generator as in
+    an eager call. The function must not synchronise with the host or depend on tensor values in Python.
     """
 
     def __init__(self, function: Callable[..., Any]):

@@ -73,7 +73,7 @@ class Objective:
         return self.kind != "rewards" or self.uncertainty != 0
 
     def _mean(self, values: Float[Tensor, "K B N H"]) -> Float[Tensor, "B N H"]:
-        if self.two_heads and len(values) > 2:  # argsort of random numbers does not synchronise with the host, randperm does
+        if self.two_heads and len(values) > 2:  # argsort of random numbers, unlike randperm, does not synchronise
             values = values[torch.rand(len(values), device=values.device).argsort()[:2]]
         return values.mean(0)
 
