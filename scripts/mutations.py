@@ -1,11 +1,11 @@
-"""Break the code in one place after another, and see that the tests named for each place fail.
+"""Break the code in one place after another, and check that the tests named for each place fail.
 
-    python -m scripts.mutations              # all of them, one after another: minutes
+    all mutations, one after another: takes minutes
     python -m scripts.mutations --only "smallest head for the mean"
     python -m scripts.mutations --list > docs/mutations.md
 
 Each row of `MUTATIONS` replaces one piece of one file, in a copy of the tree, and runs its tests there. Exit code 1
-where a change survives them, where a piece is not found exactly once, or where the tests do not run.
+if a change survives them, if a piece is not found exactly once, or if the tests do not run.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LEFT_OUT = (".*", "results", "runs", "__pycache__", "*.egg-info")
-SECONDS = 240  # that the tests of one row may take
+SECONDS = 240  # time limit of the tests of one row
 
 REFERENCE = "tests/test_reference_update.py::test_two_updates_are_the_reference_s"
 CLOSED_LOOP = "tests/test_closed_loop.py::test_actor_and_critic_reach_the_optimum"
