@@ -69,7 +69,7 @@ class Family(Protocol):
 
 @dataclass
 class Trajectory:
-    """One imagined trajectory: H states, and what is computed from them. Index 0 of each list is the first state s_1."""
+    """One imagined trajectory: H states and values computed from them. Index 0 of each list is the first state, s_1."""
 
     start: Vector
     actions: list[Vector] = field(default_factory=list)  # a_0 .. a_{H-1}; actions[t] led into states[t]
