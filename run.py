@@ -24,14 +24,6 @@ OUT_OF_MEMORY = {
 }
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Whether the error means that a GPU or the host ran out of memory."""
-    import torch
-
-    words = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)
-
-
 # The function of each command. It is imported only when the command is called, because `doctor` must also run where
 # torch cannot be imported.
 COMMANDS = {
@@ -67,7 +59,9 @@ def main(args: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
+        from dreamer_mpc.util.memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
             raise
         print(f"error: {OUT_OF_MEMORY[word == 'train']}", file=sys.stderr)
         return 2

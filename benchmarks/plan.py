@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import ceilings, common, peers, roofline
 from dreamer_mpc.agents.dreamer import THREADED_ROWS, Dreamer, one_thread
-from dreamer_mpc.config import planner_from
+from dreamer_mpc.config import planner_from, planner_presets
 from dreamer_mpc.config.make import make_agent
 from dreamer_mpc.kernels.graphs import WARMUP_CALLS, Captured
 from dreamer_mpc.planners import PLANNERS, Ascent, Planner
@@ -68,9 +68,10 @@ def measure(agent: Dreamer, planner: Planner, batch: int, args: argparse.Namespa
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, write."""
     parser = common.parser(__doc__)
-    parser.add_argument("--planners", nargs="+", choices=PLANNERS, help="default: all")
+    names = [*PLANNERS, *planner_presets()]
+    parser.add_argument("--planners", nargs="+", choices=names, help="default: all but presets")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8], help="environments planned for at once")
-    parser.add_argument("--kernels-off", nargs="*", choices=PLANNERS, default=["dream-mpc", "cem"],
+    parser.add_argument("--kernels-off", nargs="*", choices=names, default=["dream-mpc", "cem"],
                         help="planners that are also timed without kernels")  # fmt: skip
     parser.add_argument("--peer", type=Path, help="checkout of the peer to time as well, or a JSON of benchmarks.peers")
     args, rest = parser.parse_known_args(argv)

@@ -205,8 +205,7 @@ def test_out_of_memory_names_what_to_lower_and_saves_what_was_trained(tmp_path, 
     output = train(*RUN, "--run-dir", tmp_path / "run", code=2)
     last = output.splitlines()[-1]
     assert last.startswith("error: out of memory") and "--replay.batch-size" in last and "--replay.storage" in last
-    if isinstance(error, torch.OutOfMemoryError):
-        assert load_checkpoint(tmp_path / "run").counters.updates == 4, "a checkpoint is written then"
+    assert load_checkpoint(tmp_path / "run").counters.updates == 4, "a checkpoint is written then"
 
 
 def test_out_of_memory_in_an_evaluation(tmp_path, monkeypatch, capsys):

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import asdict, replace
 
 import numpy as np
-import torch
 from torch.profiler import record_function
 
 from dreamer_mpc.config import Config, planner_from, resolve, to_dict, training_planner
@@ -28,6 +27,7 @@ from dreamer_mpc.training.skipped import SkippedUpdateWatch
 from dreamer_mpc.training.state import MetricMeans, TrainingState
 from dreamer_mpc.util.device import choose_device
 from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.memory import is_out_of_memory
 from dreamer_mpc.util.randomness import global_state, restore_global_state, seed_everything
 from dreamer_mpc.util.stop import Stop, Stopped
 from envs import EnvError
@@ -125,8 +125,9 @@ class Trainer:
                 continue
             try:
                 self._advance(due)
-            except (EnvError, UserError, torch.OutOfMemoryError):
-                self._save()  # what was trained is not lost
+            except Exception as error:
+                if isinstance(error, (EnvError, UserError)) or is_out_of_memory(error):
+                    self._save()  # what was trained is not lost
                 raise
             if self.schedule.save_due(self._checkpoints.seconds_since_try()):
                 self._save()

@@ -35,3 +35,11 @@ def available_memory() -> int:
 def total_memory() -> int:
     """Bytes of RAM of this machine."""
     return psutil.virtual_memory().total
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a GPU or the host had no memory left."""
+    import torch  # here, as `doctor` must run where it cannot be imported
+
+    words = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)
