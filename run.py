@@ -16,7 +16,7 @@ USAGE = """usage: python run.py [train] --env cheetah-run --planner dream-mpc   
 """
 
 
-# Of training, and of playing episodes.
+# True: for training; False: for evaluation.
 OUT_OF_MEMORY = {
     True: "out of memory: lower --replay.batch-size, --replay.sequence-length, --behavior.horizon or --num-envs, "
     "or keep the replay elsewhere (--replay.storage ram or memmap)",

@@ -5,7 +5,7 @@ import numpy as np
 
 
 class DotEnv(gymnasium.Env):
-    """A dot on a 64x64 image that a 2-D action moves; the reward is larger near the centre."""
+    """A dot on a 64x64 image that a 2-D action moves; the nearer to the centre, the more reward."""
 
     observation_space = gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
     action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)

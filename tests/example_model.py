@@ -20,7 +20,7 @@ class PointMass:
     def value(self, state):  # [*, 2] -> [K, *], each including the reward of its state
         return torch.stack([10 * self.reward(state), 11 * self.reward(state)])
 
-    def policy(self, state):  # an uninformed policy
+    def policy(self, state):  # a policy that knows nothing
         mean = torch.zeros_like(state[..., :1])
         return TanhNormal(mean, mean + 0.3)
 

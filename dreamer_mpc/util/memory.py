@@ -38,7 +38,7 @@ def total_memory() -> int:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether a GPU or the host had no memory left."""
+    """Whether the error means that a GPU or the host ran out of memory."""
     import torch  # here, as `doctor` must run where it cannot be imported
 
     words = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
