@@ -150,7 +150,7 @@ def measure(peer: Peer, args: Any) -> list[dict[str, Any]]:
 
 
 def rows(source: Path, kind: str, words: Sequence[Any], seconds: float, repeats: int | None) -> list[dict[str, Any]]:
-    """Rows whose name has `kind` in it, from a process of its own that times the checkout `source`.
+    """Rows whose name contains `kind`, from a separate process that times the checkout `source`.
 
     Or from `source` itself, where that is a JSON file of such a process.
     """

@@ -32,7 +32,7 @@ EVALUATION = "tests/test_train_evaluation.py::"
 class Mutation:
     """One change that must not go unnoticed."""
 
-    name: str  # what is broken, in words
+    name: str  # the fault, in words
     file: str
     old: str  # occurs once in the file
     new: str
@@ -328,7 +328,7 @@ MUTATIONS = [
         "mode in place of a sample while collecting", "policy", "distribution.rsample()", "distribution.mode",
         "tests/test_planners.py::test_the_sampled_policy_executes_samples",
     ),
-    # what is stored, and what is drawn from it
+    # replay: storing and sampling
     loop(
         "sequences begin one frame too late", "data/replay", "- length + 1 - before_end", "- length + 2 - before_end",
         "tests/test_replay.py::test_starts_are_uniform_over_every_place_that_fits",
@@ -384,7 +384,7 @@ MUTATIONS = [
         "updates of the first round missing", "training/schedule",
         "return self.lead + max", "return max", "tests/test_schedule.py",
     ),
-    # evaluating, and what is kept
+    # evaluation, and keeping checkpoints
     loop(
         "exploration noise in evaluations", "evaluation/episodes", "agent.act(planner, carry, *tensors)",
         "agent.act(planner, carry, *tensors, 0.3)",

@@ -176,7 +176,7 @@ def test_flops_of_an_update_are_proportional_to_the_batch():
 
 
 def test_flops_of_plans():
-    """Every step of the model costs what its matrices do; iterations are extrapolated exactly."""
+    """The cost of a model step is that of its matrix products; iterations are extrapolated exactly."""
     config, planner = small(), CEM(horizon=3, candidates=10, iterations=4, elites=2)
     d, z, x, a = config.world_model.deter, config.world_model.stoch, config.world_model.hidden, common.ACTION_DIM
     step = (z + a) * x + 3 * d * (x + d) + d * x + x * 2 * z

@@ -122,7 +122,7 @@ def another(trained, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def six(trained, tmp_path_factory):
-    """All six planners, five episodes each: the folder, and what was printed."""
+    """All six planners with five episodes for each: the folder, and the output."""
     folder = tmp_path_factory.mktemp("six")
     return folder, done(compare(trained, folder, "--episodes", 5)).out
 

@@ -17,7 +17,7 @@ AT_ONCE = replace(TURNS, in_flight=10)
 def events(schedule, env_steps, step, seed_steps=0):
     """All actions of a run until its end, as letters, and its final state.
 
-    s: a step of `step` env steps, with a figure for the updates beside it; u: an update; r: a record; E: an evaluation.
+    s: a step of `step` env steps, with the number of concurrent updates; u: an update; r: a record; E: an evaluation.
     """
     done = []
     while (due := schedule.due(env_steps)) is not Due.NOTHING:

@@ -210,7 +210,7 @@ class CompareConfig(EpisodeSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """Train every planner in every environment with every seed, several runs at once, each in its own process.
+    """Train every planner in every environment with every seed, several runs in parallel, each in its own process.
 
     All other options are those of train and apply to all runs. After an interruption, the same command continues.
     """
@@ -235,7 +235,7 @@ class SweepConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PlotConfig:
-    """Draw curves.csv and compare.csv of a folder, and of all folders below it, as pictures beside them.
+    """Draw curves.csv and compare.csv of a folder, and of all folders below it, as pictures in the same folder.
 
     With --runs, gather the evaluations of those runs first, into curves.csv and final.csv of the folder.
     """

@@ -119,7 +119,7 @@ def _small_matmul(
 
 @triton.jit
 def _meet(counter, target, G: tl.constexpr):
-    """Wait until the whole team has stored what it computed."""
+    """Wait until every program of the team has stored its results."""
     tl.debug_barrier()
     if G > 1:
         tl.atomic_add(counter, 1, sem="release", scope="gpu")
@@ -392,7 +392,7 @@ def forward(
     actor: PolicyWeights | None = None, actor_noise: Tensor | None = None, previous: Tensor | None = None,
     weight: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """Fill deter[1:], stoch[1:] and what is kept, from deter[0] and stoch[0]; with `actor`, `action` too.
+    """Fill deter[1:], stoch[1:] and the saved tensors from deter[0] and stoch[0]; with `actor`, also `action`.
 
     `bf16`: products of bf16 numbers, summed in fp32.
     """

@@ -73,7 +73,7 @@ class WorldModelConfig:
     reward_scale: float = 1.0
     """Weight of half the squared error of the reward, likewise; the paper's base code: 2."""
     kl_scale: float = 1.0
-    """Weight of max(KL, free nats); 1 in the paper's base code too, but beside errors that weigh twice ours."""
+    """Weight of max(KL, free nats); also 1 in the paper's base code, where the squared errors have twice our weight."""
 
     def __post_init__(self):
         sizes = ("deter", "stoch", "hidden", "encoder_channels", "decoder_dense", "decoder_channels", "reward_hidden")
