@@ -16,7 +16,7 @@ USAGE = """usage: python run.py [train] --env cheetah-run --planner dream-mpc   
 """
 
 
-# Of training, and of playing episodes.
+# True: for training; False: for evaluation.
 OUT_OF_MEMORY = {
     True: "out of memory: lower --replay.batch-size, --replay.sequence-length, --behavior.horizon or --num-envs, "
     "or keep the replay elsewhere (--replay.storage ram or memmap)",
@@ -24,7 +24,8 @@ OUT_OF_MEMORY = {
 }
 
 
-# Where each command is. One is imported when it is called: `doctor` must run where torch cannot be imported.
+# The function of each command. It is imported only when the command is called, because `doctor` must also run where
+# torch cannot be imported.
 COMMANDS = {
     "train": "dreamer_mpc.training.command:main",
     "eval": "dreamer_mpc.evaluation.command:evaluate_checkpoint",
@@ -36,13 +37,13 @@ COMMANDS = {
 
 
 def command(word: str) -> Callable[[Sequence[str]], int]:
-    """The function behind a word of the command line: it takes the options and gives the exit code."""
+    """The function that runs a command: it takes the options and returns the exit code."""
     module, _, function = COMMANDS[word].partition(":")
     return getattr(importlib.import_module(module), function)
 
 
 def main(args: Sequence[str]) -> int:
-    """Run one command; errors that a user can mend are one line and exit code 2."""
+    """Run one command; an error that the user can fix is printed as one line, with exit code 2."""
     if args and args[0] in ("-h", "--help"):
         print(USAGE)
         args = ["train", "--help"]

@@ -1,10 +1,10 @@
-"""All benchmarks in one run, each in a process of its own, and the table of targets at the end.
+"""All benchmarks in one run, each in its own process, and the table of targets at the end.
 
     python -m benchmarks --peer CHECKOUT --out results/benchmarks
 
-Writes <name>.json of each and table.md. A part that fails is reported, and the others go on. Settings of a run
-(`--device cpu`, `--config quick`) are handed to every part but the peer. The whole run may be made beside, on another
-GPU of the same machine, and read with --end-to-end-result.
+Writes <name>.json for each part and table.md. A part that fails is reported, and the others continue. Settings of a run
+(`--device cpu`, `--config quick`) are passed to every part but the peer. The whole run may be measured separately, on
+another GPU of the same machine, and read with --end-to-end-result.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from dreamer_mpc.config import option
 from dreamer_mpc.util.device import choose_device
 
 PARTS = ("ceilings", "peers", "update", "plan", "collect", "end_to_end")
-LIMIT_S = {"end_to_end": 4 * 3600}  # of the others: an option
+LIMIT_S = {"end_to_end": 4 * 3600}  # the limit of the other parts is an option
 
 
 def run_part(name: str, words: Sequence[str], out: Path, limit: float) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def run_part(name: str, words: Sequence[str], out: Path, limit: float) -> dict[s
 
 
 def end(process: subprocess.Popen) -> None:
-    """Kill a part and all that it started."""
+    """Kill a part and all processes that it started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 
@@ -88,7 +88,7 @@ def words_for(name: str, args: argparse.Namespace, rest: Sequence[str], cuda: bo
 
 
 def notes(results: targets.Results, args: argparse.Namespace, seconds: dict[str, float]) -> list[str]:
-    """What the table stands with."""
+    """The heading of the table: machine, versions, date."""
     about = next((record for record in results.values() if "error" not in record), {})
     packages = about.get("packages", {})
     lines = [f"{about.get('device')}; CPU {about.get('cpu')}, {about.get('cpu_cores')} cores; {about.get('date')}"]
@@ -136,7 +136,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> targets.Results:
     """Run, print, write."""
     words = sys.argv[1:] if argv is None else argv
-    # What follows an --...-extra may begin with dashes, which argparse would not take for its value.
+    # The value of an --...-extra option may begin with dashes, which argparse would not accept as a value.
     joined = re.sub(r"(--[a-z-]+-extra)\0", r"\1=", "\0".join(words))
     args, rest = make_parser().parse_known_args(joined.split("\0"))
     cuda = choose_device(common.parse_settings(rest).device).type == "cuda"

@@ -1,18 +1,18 @@
-"""What Dream-MPC has to choose from, and whether its ascent raises J: over states of one episode of a checkpoint.
+"""The spread of J among Dream-MPC's candidates, and the effect of its ascent on J, on states of one episode.
 
     python -m benchmarks.ascent pretrained/cheetah-run
 
-40 states, every fifth of the first 200 of an episode driven by the policy (environment seed 10000), rendered as the
-agent was trained; 5 candidates each. First the choice, with the paper's settings, then the ascent:
+40 states, every fifth of the first 200 of an episode under the policy (environment seed 10000), rendered as in the
+agent's training; 5 candidates each. First the choice, with the paper's settings, then the ascent:
 
-- The candidates share the state and so, with a narrow policy, nearly the first action; their later actions answer each
-  candidate's own latent draw, and J scores a candidate on that draw. So J is also taken in expectation, the mean over
-  512 draws that all candidates of a state share, and on one new draw for each, which is what a later iteration of the
-  ascent sees. Standard deviations over the five candidates of a state are averaged over states; the correlation is of
-  both J within a state, likewise. Then the value heads: the correlation of each two over the last states of all
-  candidates, and the penalty of these states beside their values.
-- Candidates before and after the ascent come from the same draws; both J are taken under the prior's mean, so they
-  differ by the actions alone.
+- The candidates of a state start from the same state and so, with a narrow policy, from nearly the same first action.
+  Their later actions depend on each candidate's own latent draw, and J evaluates a candidate on that draw. So J is also
+  taken in expectation (mean over 512 draws shared by all candidates of a state), and on one new draw for each, as in a
+  later iteration of the ascent. Standard deviations over the five candidates of a state are averaged over states, and
+  so is the correlation of both J in a state. Then the value heads: the correlation of each pair over the last states
+  of all candidates, and the penalty of these states relative to their values.
+- Candidates before and after the ascent come from the same draws; both J are computed under the prior's mean, so that
+  they differ only by the actions.
 """
 
 import argparse
@@ -32,18 +32,18 @@ from dreamer_mpc.planners.rollout import draw_noise, rollout
 from dreamer_mpc.runs.checkpoint import load_checkpoint
 
 DRAWS = 512
-AT_ONCE = 16  # draws walked side by side
+AT_ONCE = 16  # draws rolled out at once
 
 
 class Choice(NamedTuple):
-    """What a planner chooses from in B states."""
+    """The candidates of a planner in B states."""
 
-    seen: Float[Tensor, "B N"]  # J of the proposals as the planner sees them, each on the draw that it answered
-    expected: Float[Tensor, "B N"]  # J of the same actions, the mean over draws that all share
+    seen: Float[Tensor, "B N"]  # J of the proposals as computed by the planner, each on its own draw
+    expected: Float[Tensor, "B N"]  # J of the same actions, mean over draws that all candidates share
     deviation: Float[Tensor, "B N"]  # standard deviation of J over those draws
-    again: Float[Tensor, "R B N"]  # J of the same actions, each candidate on a new draw of its own, R times
+    again: Float[Tensor, "R B N"]  # J of the same actions, each candidate on its own new draw, R times
     first: Float[Tensor, "B N A"]  # first actions of the proposals
-    last: Float[Tensor, "B N A"]  # their last ones
+    last: Float[Tensor, "B N A"]  # last actions of the proposals
     heads: Float[Tensor, "K BN"]  # value heads in the last states of all proposals
 
 
@@ -63,7 +63,7 @@ def episode_states(agent: Dreamer, envs, steps: int = 200, every: int = 5) -> Fl
 
 @torch.no_grad()
 def choice(agent: Dreamer, planner: DreamMPC, states: Float[Tensor, "B S"], draws: int = DRAWS) -> Choice:
-    """The proposals of `planner` before any ascent, and what J makes of them."""
+    """The proposals of `planner` before any ascent, and their J in the three forms."""
     torch.manual_seed(0)
     proposed = dataclasses.replace(planner, iterations=0).plan(agent.model, states)
     objective, values = planner.objective_function(), []
@@ -83,13 +83,13 @@ def choice(agent: Dreamer, planner: DreamMPC, states: Float[Tensor, "B S"], draw
 def _shared_noise(
     agent: Dreamer, planner: DreamMPC, states: Float[Tensor, "B S"], draws: int
 ) -> Float[Tensor, "M N H Z"]:
-    """Of each step: `draws` draws for every state, the same for all candidates of a state."""
+    """Noise of each step: `draws` draws for every state, the same for all candidates of a state."""
     drawn = draw_noise(agent.model, states.repeat(draws, 1), planner.horizon, "fixed")
     return drawn[:, None].expand(-1, planner.candidates, -1, -1)
 
 
 def describe(found: Choice, uncertainty: float) -> list[str]:
-    """Lines that say what `found` shows; `uncertainty` weighs the penalty."""
+    """The summary of `found` in lines; `uncertainty` is the weight of the penalty."""
     seen, expected = (x - x.mean(1, keepdim=True) for x in (found.seen, found.expected))
     both = (seen * expected).sum(1) / (seen.norm(dim=1) * expected.norm(dim=1)).clamp_min(1e-12)
     rows, best = torch.arange(len(found.seen)), found.seen.argmax(1)
@@ -116,7 +116,7 @@ def describe(found: Choice, uncertainty: float) -> list[str]:
 def change(
     agent: Dreamer, planner: DreamMPC, states: Float[Tensor, "B S"]
 ) -> tuple[Float[Tensor, "B N"], Float[Tensor, "B N"]]:
-    """Of every candidate: J after the ascent minus J before it, and how far its first action moved (Euclidean norm)."""
+    """For every candidate: the change of J by the ascent, and the change of its first action (Euclidean norm)."""
     values, first = [], []
     for variant in (dataclasses.replace(planner, iterations=0), planner):
         torch.manual_seed(0)

@@ -1,8 +1,8 @@
-"""What this machine can do at most: memory copies and large matrix products. Rooflines are shares of these.
+"""Upper limits of this machine: memory copies and large matrix products. Rooflines are shares of these.
 
     python -m benchmarks.ceilings [--device cuda] [--out ceilings.json]
 
-Random data: products of zeros run faster. A copy counts the bytes read and the bytes written.
+Random data, because products of zeros run faster. A copy counts the bytes read and the bytes written.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def measure(device: torch.device, matrix: int | None = None, copy_mib: int | Non
 
 
 def load(path, device: torch.device) -> dict[str, float]:
-    """Those in the file `path`, or measured now."""
+    """The ceilings from the file `path`, or measured now."""
     return common.read(path)["ceilings"] if path else measure(device)
 
 

@@ -1,9 +1,9 @@
-"""Agent steps a second of collecting cheetah-run (action repeat 2), with random actions and with a planner acting.
+"""Agent steps per second of collecting cheetah-run (action repeat 2), with random actions and with a planner.
 
     python -m benchmarks.collect [--num-envs 1 4 8 12 16] [--qualities full fast] [--device cuda] [--out collect.json]
 
-A step is planning in one batch, stepping and rendering in workers, and storing in replay; no updates beside. The
-ceiling is what as many processes render that wait for nobody, no agent among them (`rendering.py`).
+A step is planning in one batch, stepping and rendering in workers, and storing in replay; there are no updates. The
+ceiling is the rate of the same number of processes that render without an agent and wait for nothing (`rendering.py`).
 """
 
 # Imports of torch are inside the functions: the environments' workers import this module, and should start fast.
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def measure(config, num_envs: int, planners: Sequence[str], seconds: float) -> list[dict[str, Any]]:
-    """Agent steps a second with each of `planners` (`random`: no planner), on the same environments."""
+    """Agent steps per second with each of `planners` (`random`: no planner), on the same environments."""
     from dreamer_mpc.config import planner_from
     from dreamer_mpc.config.make import make_agent, make_envs
     from dreamer_mpc.data.collect import Collector, Counters

@@ -1,4 +1,4 @@
-"""What all benchmarks share: options, timing, random data, the record on disk, the table on the terminal."""
+"""Shared code of the benchmarks: options, timing, random data, the record on disk, the table on the terminal."""
 
 import argparse
 import json
@@ -25,11 +25,11 @@ from dreamer_mpc.util.files import write_text
 from dreamer_mpc.world_model import Batch
 
 ACTION_DIM = 6  # cheetah-run
-LEAST = 3  # calls of a row, however long they take
+LEAST = 3  # calls per row, even if they are slow
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """Options of every benchmark; what it does not know are settings of a run (`--config quick`, `--device cpu`)."""
+    """Options of every benchmark; unknown options are settings of a run (`--config quick`, `--device cpu`)."""
     result = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -41,7 +41,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def parse_settings(args: Sequence[str]) -> Config:
-    """The run that `args` describe, as for run.py; SystemExit with one line where they do not."""
+    """The run that `args` describe, as for run.py; SystemExit with one line if they are invalid."""
     try:
         return parse(Config, args, load_presets(option(args, "config") or "default"), prog="benchmarks")
     except UserError as error:
@@ -57,7 +57,7 @@ def synchronize(device: torch.device) -> None:
 def timed(
     function: Callable[[], Any], device: torch.device, repeats: int | None, seconds: float, warmup: int
 ) -> dict[str, float]:
-    """ms of a call by the host's clock, the device waited for before and after: median, 10th and 90th percentile."""
+    """ms of a call by the host's clock, with synchronisation before and after: median, 10th and 90th percentile."""
     repeats = repeats or (30 if device.type == "cuda" else 200)
     for _ in range(warmup):
         function()
@@ -79,7 +79,7 @@ def timed(
 
 
 def busy_share(function: Callable[[], Any], device: torch.device, calls: int = 8) -> float:
-    """Share of the time in which the GPU runs any kernel or copy, while `calls` calls are asked for at once."""
+    """Share of the time in which the GPU runs any kernel or copy, while `calls` calls are issued without waiting."""
     synchronize(device)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         for _ in range(calls):
@@ -99,7 +99,7 @@ def covered(spans: Sequence[tuple[float, float]]) -> float:
 
 
 def random_batch(config: Config, device: torch.device) -> Batch:
-    """A batch of `config`'s size as it comes from replay, random pixels [T, B, 64, 64, 3]."""
+    """A batch of `config`'s size in the format of replay, with random pixels [T, B, 64, 64, 3]."""
     shape = (config.replay.sequence_length, config.replay.batch_size)
     return Batch(
         image=torch.randint(0, 256, (*shape, 64, 64, 3), dtype=torch.uint8, device=device),
@@ -121,7 +121,7 @@ def cpu_model() -> str:
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Hardware, versions, date and command: what a figure must stand with."""
+    """Hardware, versions, date and command, which belong to every figure."""
     return {
         "date": time.strftime("%Y-%m-%d"),
         "command": f"python -m {_module()} {shlex.join(sys.argv[1:])}".strip(),
@@ -149,7 +149,7 @@ def write(out: Path | None, record: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A record that `write` wrote."""
+    """Read a record that `write` wrote."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -164,7 +164,7 @@ def print_table(title: str, columns: dict[str, str], rows: Sequence[dict[str, An
 
 
 def show(value: Any) -> str:
-    """A cell: three significant digits, thousands whole, nothing where there is nothing."""
+    """A cell: three significant digits, thousands as whole numbers, empty for None."""
     if value is None:
         return ""
     if not isinstance(value, float):

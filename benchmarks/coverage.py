@@ -1,8 +1,8 @@
-"""How often intervals cover the truth: Student's t, which `compare` prints, beside bootstraps that it does not.
+"""How often intervals cover the true mean: Student's t, which `compare` prints, and bootstraps for comparison.
 
     python -m benchmarks.coverage
 
-Returns are drawn from populations whose mean is known, and the 95 % interval of each sample either holds it or not.
+Returns are drawn from populations with a known mean, and the 95 % interval of each sample either contains it or not.
 A quarter of an hour on a CPU; `--samples 500` is enough for the first digit. The table is in docs/statistics.md.
 """
 
@@ -21,13 +21,13 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Population:
-    """Returns to draw, and their mean."""
+    """A distribution of returns, and its mean."""
 
     draw: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
     mean: float
 
     def truth(self, statistic: str) -> float:
-        """What the `mean` or the interquartile mean, `iqm`, estimates; the latter by a large sample."""
+        """The true value of the `mean` or the interquartile mean, `iqm`; the latter from a large sample."""
         if statistic == "mean":
             return self.mean
         return float(_interquartile(self.draw(np.random.default_rng(1), (4_000_000,)), axis=0))
@@ -39,7 +39,7 @@ def _failing(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 POPULATIONS = {
     "normal": Population(lambda rng, shape: rng.normal(700, 30, shape), 700.0),
-    # A gamma distribution's mirror image: a long tail of low returns.
+    # A mirrored gamma distribution: a long tail of low returns.
     "skewed": Population(lambda rng, shape: 800 - rng.gamma(2.0, 30.0, shape), 740.0),
     # A tenth around 300, the others around 800.
     "failures": Population(_failing, 750.0),
@@ -47,7 +47,7 @@ POPULATIONS = {
 
 
 def t_coverage(population: str, episodes: int, strata: int = 1, samples: int = 4000, seed: int = 0) -> float:
-    """The share of samples in whose t interval the mean lies; stratum c is drawn c + 1 times as wide."""
+    """The share of samples whose t interval contains the mean; stratum c has c + 1 times the spread."""
     rng, known = np.random.default_rng(seed), POPULATIONS[population]
     scores = (known.draw(rng, (samples, episodes, strata)) - known.mean) * np.arange(1, strata + 1)
     return float(np.mean([low <= 0 <= high for low, high in map(mean_interval, scores)]))
@@ -56,7 +56,7 @@ def t_coverage(population: str, episodes: int, strata: int = 1, samples: int = 4
 def bootstrap_coverage(
     population: str, episodes: int, statistic: str, method: str, samples: int, resamples: int = 1000, seed: int = 0
 ) -> float:
-    """The same of scipy's bootstrap, of the mean or of the interquartile mean."""
+    """The same for scipy's bootstrap, of the mean or of the interquartile mean."""
     rng, known = np.random.default_rng(seed), POPULATIONS[population]
     function = np.mean if statistic == "mean" else _interquartile
     truth, covered = known.truth(statistic), 0

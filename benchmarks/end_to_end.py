@@ -2,9 +2,9 @@
 
     python -m benchmarks.end_to_end [--env-steps 1000000] [--update-result update.json] [--eval.no-video] [--out FILE]
 
-The run is a process of its own; what this script does not know is handed to it. Wall time is from its start to its end.
-Updates a second are the median over rounds. With the figures of `benchmarks.update` beside (`--update-result`), the
-share of the wall time that the updates alone would take, measured and at the floor of their roofline.
+The run is a separate process, which gets all options that this script does not know. Wall time is from its start to its
+end. Updates per second are the median over rounds. With `--update-result`, the figures of `benchmarks.update`, it also
+prints the share of the wall time that the updates alone would take, as measured and at the floor of their roofline.
 """
 
 import json
@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks import common
 from dreamer_mpc.util.device import choose_device
 
-# What a run prints (train.py): key, pattern.
+# Lines that a run prints (train.py): key, pattern.
 LINES = {
     "set_up_s": r"set-up before the first update: ([\d.]+) s",
     "seed_episodes_s": r"beside ([\d.]+) s of seed episodes",
@@ -32,7 +32,7 @@ LINES = {
 
 
 def run(command: list[str]) -> tuple[float, dict[str, float]]:
-    """Wall seconds of a run, and what it says about itself; SystemExit with its last line where it fails."""
+    """Wall seconds of a run, and the figures that it prints; SystemExit with its last line if it fails."""
     start, found, tail = time.perf_counter(), {}, deque(maxlen=5)
     process = subprocess.Popen(command, cwd=common.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
@@ -51,7 +51,7 @@ def run(command: list[str]) -> tuple[float, dict[str, float]]:
 
 
 def rounds(records: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Counters at the end, and updates and env steps a second: medians over rounds of training."""
+    """Counters at the end, and updates and env steps per second: medians over rounds of training."""
     rates = {"updates": [], "env_steps": []}
     for before, after in zip(records, records[1:], strict=False):
         seconds = after["time_s"] - before["time_s"]

@@ -35,7 +35,7 @@ def random_batch(device: torch.device, length: int = 50, batch_size: int = 50) -
 
 
 def median_ms(function, device: torch.device, repeats: int, warmup: int = 5) -> float:
-    """Median wall time of a call, the device waited for."""
+    """Median wall time of a call, with synchronisation."""
     times = []
     for _ in range(warmup + repeats):
         if device.type == "cuda":

@@ -1,13 +1,13 @@
-"""Does the value heads' spread grow where they err? Spread and error of V on states of a checkpoint.
+"""Whether the value heads' spread is larger where they err: spread and error of V on states of a checkpoint.
 
     python -m benchmarks.heads CHECKPOINT [CHECKPOINT ...] [--episodes 32] [--num-envs 16] [--out FILE.json]
 
-`on-policy`: states every tenth step of episodes under the actor's mode. `perturbed`: the state after ten steps with
-N(0, 1) added to the actions, from which the actor goes on alone, and so on, every 160 steps. The error is that of the
-heads' mean against the discounted rewards of the next 150 steps and the value after them; environment seeds count up
-from 20000. `heads' correlation`: mean over pairs of heads of the correlation of their values over states. `agreement`:
+`on-policy`: every tenth state of episodes under the actor's mode. `perturbed`: the state after ten steps with N(0, 1)
+added to the actions; from there the actor acts without noise; repeated every 160 steps. The error is that of the heads'
+mean against the discounted rewards of the next 150 steps plus the value after them; environment seeds count up from
+20000. `heads' correlation`: mean over pairs of heads of the correlation of their values over states. `agreement`:
 Spearman's rank correlation of spread and |error|. `top tenth`: the mean spread in the tenth of states with the largest
-error, over that in the others.
+error, divided by that in the others.
 """
 
 import argparse
@@ -37,7 +37,7 @@ NOISE = 1.0  # standard deviation, added to actions in [-1, 1]
 def play(
     agent: Dreamer, envs: RowVectorEnv, episodes: int, perturb: bool
 ) -> tuple[Float[np.ndarray, "K T E"], Float[np.ndarray, "T E"]]:
-    """Value heads in the state of every step, and the reward paid on arriving there, of episodes of equal length."""
+    """Values of the heads in the state of every step, and the reward on arriving there, of episodes of equal length."""
     torch.manual_seed(SEED)
     values, rewards = [], []
     for first in range(0, episodes, envs.num_envs):
@@ -65,7 +65,7 @@ def play(
 def realised(
     values: Float[np.ndarray, "K T E"], rewards: Float[np.ndarray, "T E"], times: np.ndarray, discount: float
 ) -> Float[np.ndarray, "N E"]:
-    """Returns that follow the steps `times`: AHEAD rewards, the state's own first, then the heads' mean."""
+    """Returns from the steps `times`: AHEAD rewards, the state's own first, then the heads' mean."""
     weights = discount ** np.arange(AHEAD)
     sums = [weights @ rewards[t : t + AHEAD] for t in times]
     return np.stack(sums) + discount**AHEAD * values.mean(0)[times + AHEAD]

@@ -1,16 +1,16 @@
-"""Time the code that the paper builds on, yusukeurakami/dreamer-pytorch, at the same sizes.
+"""Time the code base of the paper, yusukeurakami/dreamer-pytorch, at the same sizes.
 
     git clone https://github.com/yusukeurakami/dreamer-pytorch /tmp/peer
     python -m benchmarks.peers /tmp/peer [--device cuda] [--out peers.json]
 
-Its update exists only inside the loop of its `main.py`, so that is what runs: the file is parsed, and of its statements
-those are executed, unchanged, that read the options, build networks and optimizers, and (the body of `for s in
+Its update exists only inside the loop of its `main.py`. So that file is parsed, and only some of its statements are
+executed, unchanged: those that read the options, build networks and optimizers, and (the body of `for s in
 range(args.collect_interval)`) update world model, actor and critic, with its own `models.py`, `utils.py` and
-`planner.py` from the checkout. Nothing of it is kept here. Packages that only its plots and environments need are
-replaced by empty ones. `D.sample` hands over a batch that lies on the device; a row of its own samples from its replay.
+`planner.py` from the checkout. No code of it is kept here. Packages that only its plots and environments need are
+replaced by empty ones. `D.sample` returns a batch that is already on the device; another row samples from its replay.
 
 It imagines 14 steps (its horizon counts the start), predicts 49 of 50 frames and has one value head; ours are 15, 50
-and 5. It runs as it comes: without TF32 for products; a row of its own switches that and cuDNN's search on.
+and 5. By default it runs without TF32 products; another row switches these and cuDNN's search on.
 """
 
 import ast
@@ -150,7 +150,7 @@ def measure(peer: Peer, args: Any) -> list[dict[str, Any]]:
 
 
 def rows(source: Path, kind: str, words: Sequence[Any], seconds: float, repeats: int | None) -> list[dict[str, Any]]:
-    """Rows whose name has `kind` in it, from a process of its own that times the checkout `source`.
+    """Rows whose name contains `kind`, from a separate process that times the checkout `source`.
 
     Or from `source` itself, where that is a JSON file of such a process.
     """

@@ -1,9 +1,9 @@
-"""What the render qualities change in the images that an agent is given, and what a frame costs.
+"""The effect of the render qualities on the agent's images, and the cost of a frame.
 
     python -m benchmarks.pixels [--envs cheetah-run walker-run hopper-hop acrobot-swingup] [--frames 60]
 
-One process, seeded random actions, the same for every quality. `changed`: values whose upper five bits, those that the
-world model is given, differ from those of `full`. `ms`: a step with its frame.
+One process, with the same seeded random actions for every quality. `changed`: values whose upper five bits (input of
+the world model) differ from those of `full`. `ms`: a step with its frame.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from envs import RENDER_QUALITIES, make_env
 
 
 def frames(env_name: str, quality: str, count: int) -> tuple[np.ndarray, float]:
-    """uint8 [count + 1, H, W, C] of one episode's first steps, and milliseconds a step."""
+    """uint8 [count + 1, H, W, C], the first steps of one episode, and milliseconds per step."""
     env = make_env(env_name, render_quality=quality)
     actions = np.random.default_rng(0).uniform(-1, 1, (count, *env.action_space.shape)).astype(np.float32)
     images = [env.reset(seed=0)[0]]
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict]:
     rows = []
     print(f"{'env':18}{'quality':16}{'ms':>7}{'mean |difference|':>20}{'changed':>10}")
     for env in args.envs:
-        full, _ = frames(env, "full", args.frames)  # and once more below: what differs is then the quality's doing
+        full, _ = frames(env, "full", args.frames)  # measured again below: any difference is due to the quality
         for quality in RENDER_QUALITIES:
             images, ms = frames(env, quality, args.frames)
             difference = np.abs(images.astype(int) - full).mean()

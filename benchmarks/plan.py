@@ -2,9 +2,9 @@
 
     python -m benchmarks.plan [--peer CHECKOUT] [--device cuda] [--out plan.json]
 
-plan: `planner.plan(model, state, memory)` alone, on a GPU captured as acting does. act: all of `agent.act` and the
-action's way back to the host: copies, encoder, posterior, plan. Kernels on (default) and off; the peer's CEM beside.
-A GPU needs hundreds of dependent steps for a plan of few candidates: there its latency is the floor, not the roofline.
+plan: `planner.plan(model, state, memory)` alone, on a GPU captured as in acting. act: `agent.act` and the copy of
+the action to the host: copies, encoder, posterior, plan. With and without kernels; also the peer's CEM.
+On a GPU, a plan of few candidates is hundreds of dependent steps: their latency is the floor, not the roofline.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from dreamer_mpc.kernels.graphs import WARMUP_CALLS, Captured
 from dreamer_mpc.planners import PLANNERS, Ascent, Planner
 from dreamer_mpc.util.device import choose_device
 
-TOO_SLOW = 200_000  # steps of the model, forward or backward, in a call that a CPU is only asked for by name
+TOO_SLOW = 200_000  # model steps, forward or backward, per call; slower planners run on a CPU only if named
 
 
 def plan_call(agent: Dreamer, planner: Planner, batch: int) -> Callable[[], Any]:

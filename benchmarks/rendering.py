@@ -1,8 +1,8 @@
-"""Frames a second of processes that step and render cheetah-run and wait for nobody: the ceiling of collecting.
+"""Frames per second of processes that only step and render cheetah-run: the ceiling of collecting.
 
     python -m benchmarks.rendering --processes 8 [--quality full] [--seconds 3]
 
-Random actions, no agent. Every process starts counting when all are ready. It prints the sum.
+Random actions, no agent. Every process starts counting when all are ready. The sum is printed.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from envs import choose_gl_backend, make_env
 
 
 def work(args: argparse.Namespace, folder: Path, name: str) -> None:
-    """One process: step until the time is over; its rate goes to `folder`."""
+    """One process: step until the time is over; writes its rate to `folder`."""
     env = make_env(args.env, action_repeat=args.action_repeat, render_quality=args.quality)
     env.action_space.seed(0)
     env.reset(seed=0)
@@ -32,7 +32,7 @@ def work(args: argparse.Namespace, folder: Path, name: str) -> None:
 
 
 def frames_per_s(argv: Sequence[str], processes: int) -> float:
-    """Frames of all processes in a second, in the OpenGL that MUJOCO_GL names."""
+    """Frames per second of all processes, with the OpenGL backend in MUJOCO_GL."""
     return total_rate("benchmarks.rendering", argv, processes)
 
 
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         work(args, Path(args.worker[0]), args.worker[1])
     else:
         if ":" not in args.env:
-            choose_gl_backend()  # the processes inherit what it finds
+            choose_gl_backend()  # the processes inherit the choice
         print(f"{frames_per_s(argv, args.processes):.1f} frames/s")
 
 

@@ -1,8 +1,8 @@
-"""Rooflines: operations and bytes counted, and the time they cost at the ceilings that `ceilings.py` measures.
+"""Rooflines: counts of operations and bytes, and their time at the ceilings that `ceilings.py` measures.
 
-FLOPs are those of matrix products and convolutions, counted by torch on the plain reference (`kernels off`), a
-multiplication and an addition as two. Bytes are the fewest that a perfect implementation moves through memory, by the
-formulas below. The floor is the larger of the two times: they can overlap.
+FLOPs are those of matrix products and convolutions, counted by torch on the plain reference (`kernels off`); a
+multiplication and an addition count as two. Bytes are the least memory traffic of a perfect implementation, by the
+formulas below. The floor is the larger of the two times, because they can overlap.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ IMAGE = 64 * 64 * 3
 
 
 class _Counter(TorchDispatchMode):
-    """torch's FLOP formulas, without the hooks on modules of its FlopCounterMode: those fail under no_grad."""
+    """torch's FLOP formulas, without the module hooks of its FlopCounterMode, which fail under no_grad."""
 
     flops = 0
 
@@ -51,7 +51,7 @@ def reference(config: Config) -> Dreamer:
 
 
 def update_flops(config: Config) -> int:
-    """FLOPs of an update. They are proportional to the sequences of a batch, so one sequence is counted."""
+    """FLOPs of an update. They are proportional to the number of sequences, so one sequence is counted."""
     one = replace(config, replay=replace(config.replay, batch_size=1))
     agent, batch = reference(one), common.random_batch(one, CPU)
     return count_flops(lambda: agent.update(batch)) * config.replay.batch_size
@@ -78,7 +78,7 @@ def update_bytes(config: Config, bf16: bool) -> int:
 
 
 def image_numbers(world: WorldModelConfig) -> int:
-    """Numbers kept of one frame by encoder and decoder: the input image, every layer's output, the error at the end."""
+    """Numbers stored per frame by encoder and decoder: the input image, every layer's output, the error at the end."""
     side, numbers = 64, IMAGE
     for channels in world.encoder_channels:
         side = (side - 4) // 2 + 1
@@ -91,12 +91,12 @@ def image_numbers(world: WorldModelConfig) -> int:
 
 
 def step_numbers(world: WorldModelConfig) -> int:
-    """Numbers kept of a step of the recurrent cell: deter and four gates, stoch and two statistics, two layers."""
+    """Numbers stored per step of the recurrent cell: deter and four gates, stoch and two statistics, two layers."""
     return 5 * world.deter + 3 * world.stoch + 2 * world.hidden
 
 
 def plan_flops(config: Config, planner: Planner) -> int:
-    """FLOPs of a plan for one environment in mid-episode. Iterations past the second cost what that one does."""
+    """FLOPs of a plan for one environment in mid-episode. Each iteration after the second costs the same."""
     agent = reference(config)
     state = agent.initial(1).state + 0.1
 
@@ -112,7 +112,7 @@ def plan_flops(config: Config, planner: Planner) -> int:
 
 
 def plan_bytes(config: Config, planner: Planner, batch: int, bf16: bool) -> int:
-    """Fewest bytes of a plan: the weights that it uses once (4 bytes), and what a gradient must keep, twice.
+    """Fewest bytes of a plan: its weights once (4 bytes), and the tensors stored for a gradient twice.
 
     Those are the cell's numbers for every step of the model, in 2 bytes with `bf16`, else in 4. A planner without a
     gradient can keep its candidates on the chip.
@@ -130,7 +130,7 @@ def plan_bytes(config: Config, planner: Planner, batch: int, bf16: bool) -> int:
 
 
 def floor(flops: int, moved: int, ceilings: dict[str, float], rate: str) -> dict[str, float]:
-    """The counts, and their time in ms at the ceilings; `rate` names that of the products: bf16, tf32 or fp32."""
+    """The counts, and their time in ms at the ceilings; `rate` is the ceiling of products: bf16, tf32 or fp32."""
     compute, memory = flops / ceilings[f"{rate}_tflops"] / 1e9, moved / ceilings["copy_gb_s"] / 1e6
     return {"flops": flops, "bytes": moved, "flops_ms": compute, "bytes_ms": memory, "floor_ms": max(compute, memory)}
 

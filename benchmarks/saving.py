@@ -1,9 +1,9 @@
-"""Time a save of a run of default size: the checkpoint alone, and with the frames that came since the last one.
+"""Time a save of a run of default size: the checkpoint alone, and with the new frames since the last save.
 
     python -m benchmarks.saving [--frames 12500] [--folder .] [--out saving.json]
 
-12,500 frames are what a default run adds between two evaluations (25,000 env steps, action repeat 2). The files are
-written, flushed to the disk and removed again. Medians of five saves.
+A default run adds 12,500 frames between two evaluations (25,000 env steps, action repeat 2). The files are written,
+flushed to the disk and removed again. Medians of five saves.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args, rest = parser.parse_known_args(argv)
     config = common.parse_settings(rest)
     agent = make_agent(config, common.ACTION_DIM, torch.device("cpu"))
-    agent.update(common.random_batch(config, agent.device))  # so that Adam has its moments
+    agent.update(common.random_batch(config, agent.device))  # so that Adam has moments to save
     payload = agent.state_dict()
     replay = Replay((REPEATS + 1) * args.frames, common.ACTION_DIM, STREAMS)
     times: dict[str, list[float]] = {"checkpoint": [], "frames": [], "load": []}

@@ -1,16 +1,16 @@
-"""The table of targets: what was asked for, what was measured."""
+"""The table of targets: required and measured values."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 WHOLE_RUN = 1_000_000  # env steps
-Results = dict[str, dict[str, Any]]  # records by the name of their benchmark; one that failed is {"error": reason}
+Results = dict[str, dict[str, Any]]  # records by benchmark name; a failed one is {"error": reason}
 
 
 @dataclass(frozen=True)
 class Target:
-    """A number to reach: `floor` at the worst, `aim` where possible (None: no such)."""
+    """A target: `floor` is the required value, `aim` the desired one (None: no such value)."""
 
     name: str
     part: str  # the benchmark that measures it
@@ -26,7 +26,7 @@ class Target:
         return value >= goal if self.at_least else value <= goal
 
     def row(self, results: Results) -> dict[str, str]:
-        """Its line of the table; words in place of a number that there is not."""
+        """Its line of the table; a text in place of a missing number."""
         try:
             value, peer = self.measured(results), self.peer(results)
         except (KeyError, IndexError, TypeError):
@@ -47,7 +47,7 @@ class Target:
 
 
 def find(record: dict[str, Any], key: str, **wanted: Any) -> float:
-    """`key` of the first row that has all of `wanted`; KeyError where none has."""
+    """`key` of the first row that has all of `wanted`; KeyError if there is none."""
     for row in record["rows"]:
         if all(row.get(name) == value for name, value in wanted.items()):
             return row[key]
@@ -70,7 +70,7 @@ def _peer(results: Results, part: str, **name: str) -> float | None:
 
 
 def _set_up(results: Results) -> float:
-    """The larger of the agent alone with an empty cache of kernels, and of the whole program."""
+    """The larger set-up time: of the agent alone with an empty kernel cache, or of the whole program."""
     alone = find(results["update"], "set_up_s", name="default")
     runs = results.get("end_to_end", {}).get("rows", [])
     return max([alone, *(row["set_up_s"] for row in runs if "set_up_s" in row)])
@@ -107,7 +107,7 @@ def table(results: Results, targets: Sequence[Target]) -> list[dict[str, str]]:
 
 
 def markdown(rows: Sequence[dict[str, str]], title: str, notes: Sequence[str]) -> str:
-    """The table as text that stands in a README."""
+    """The table as Markdown for a README."""
     columns = list(rows[0])
     lines = [f"# {title}", "", f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     lines += [f"| {' | '.join(row[column] for column in columns)} |" for row in rows]

@@ -1,4 +1,4 @@
-"""Rates of several processes that count over the same time. It imports nothing that is slow to import."""
+"""Rates of several processes that count over the same time. This module imports nothing slow."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def total_rate(module: str, words: Sequence[str], processes: int) -> float:
-    """The sum of what `processes` times `python -m module words --worker FOLDER NAME` report; RuntimeError on failure.
+    """The sum of the rates of `processes` times `python -m module words --worker FOLDER NAME`; RuntimeError on failure.
 
     Each calls `wait_for_start` when it is ready, then counts, then calls `report`.
     """
@@ -35,12 +35,12 @@ def total_rate(module: str, words: Sequence[str], processes: int) -> float:
 
 
 def wait_for_start(folder: Path, name: str) -> None:
-    """Say that the worker `name` is ready, and wait until all are."""
+    """Report that the worker `name` is ready, and wait until all are."""
     (folder / f"{name}.ready").touch()
     while not (folder / "start").exists():
         time.sleep(0.01)
 
 
 def report(folder: Path, name: str, rate: float) -> None:
-    """What the worker `name` counted, a second."""
+    """Report the rate of the worker `name`, per second."""
     (folder / f"{name}.rate").write_text(str(rate))

@@ -2,10 +2,10 @@
 
     python -m benchmarks.update [--peer CHECKOUT] [--processes 4] [--device cuda] [--out update.json]
 
-Rows: the default; without kernels (on a GPU still a CUDA graph); the eager reference; the peer's code, where there is
-a checkout of it. set-up is from building the agent to the end of the first replayed call, for the default with an empty
-Triton cache; memory is torch's peak; busy is the share of the time in which any kernel runs, from a profile of updates
-that were asked for at once. `--processes` counts the updates a second of that many processes on one GPU.
+Rows: the default; without kernels (on a GPU still a CUDA graph); the eager reference; the peer's code, if a checkout is
+given. set-up is from building the agent to the end of the first replayed call, for the default with an empty Triton
+cache; memory is torch's peak; busy is the share of the time in which any kernel runs, from a profile of updates issued
+without waiting. `--processes` counts the updates per second of that many processes on one GPU.
 """
 
 import argparse
@@ -30,18 +30,18 @@ from dreamer_mpc.kernels.graphs import WARMUP_CALLS
 from dreamer_mpc.util.device import choose_device
 
 GIB = 2**30
-# What differs from the default; `compile` changes nothing on a CPU.
+# Settings that differ from the default; `compile` changes nothing on a CPU.
 WAYS = {
     "default": {},
     "kernels off": {"kernels": "off"},
     "eager reference": {"kernels": "off", "compile": "off"},
 }
-QUEUE = 4  # updates asked for ahead of the device, as a training run does
+QUEUE = 4  # updates issued ahead of the device, as in a training run
 
 
 def measure(config: Config, device: torch.device, args: argparse.Namespace) -> dict[str, Any]:
     """Times of an update, set-up and peak memory, with a fresh agent."""
-    gc.collect()  # an earlier agent and its graphs
+    gc.collect()  # free an earlier agent and its graphs
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.empty_cache()
@@ -61,7 +61,7 @@ def measure(config: Config, device: torch.device, args: argparse.Namespace) -> d
 
 
 def work(config: Config, device: torch.device, folder: Path, name: str, seconds: float) -> None:
-    """One of several processes: update until the common end; the rate goes to `folder`."""
+    """One of several processes: update until the common end; writes its rate to `folder`."""
     agent, batch = make_agent(config, common.ACTION_DIM, device), common.random_batch(config, device)
     for _ in range(WARMUP_CALLS + 3 if device.type == "cuda" else 1):
         agent.update(batch)
@@ -81,12 +81,12 @@ def work(config: Config, device: torch.device, folder: Path, name: str, seconds:
 
 
 def together(rest: Sequence[str], processes: int, seconds: float) -> float:
-    """Updates a second of `processes` processes on one device, counted over the same time."""
+    """Updates per second of `processes` processes on one device, counted over the same time."""
     return total_rate("benchmarks.update", [*rest, "--window", str(seconds)], processes)
 
 
 def compare(rest: Sequence[str], processes: int, seconds: float) -> dict[str, Any]:
-    """Updates a second of `processes` processes over those of one; a failure of theirs costs this figure alone."""
+    """Updates per second of `processes` processes relative to one; if they fail, only this figure is missing."""
     try:
         one, many = (together(rest, n, seconds) for n in (1, processes))
     except RuntimeError as error:
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
     if args.worker:
         return work(config, device, Path(args.worker[0]), args.worker[1], args.window)
     cuda = device.type == "cuda"
-    # Nothing that was compiled before helps; the processes find what this one compiled.
+    # An empty kernel cache for the set-up time; the other processes use the kernels that this one compiled.
     with tempfile.TemporaryDirectory() as cache, mock.patch.dict(os.environ, TRITON_CACHE_DIR=cache):
         rows = []
         for name, changes in WAYS.items():

@@ -1,4 +1,4 @@
-"""What every environment does with an action: bring it to the simulator's bounds, and repeat it."""
+"""Actions of all environments: scaling to the simulator's bounds, and action repeat."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ def to_bounds(action: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarr
 
 
 def repeat_action(step: Callable[[np.ndarray], StepResult], action: np.ndarray, times: int) -> StepResult:
-    """Call `step(action)` up to `times` times, until the episode ends: the last result, rewards summed.
+    """Call `step(action)` up to `times` times or until the episode ends; gives the last result with summed rewards.
 
     `info["env_steps"]` is the number of calls made.
     """

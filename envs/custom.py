@@ -1,4 +1,4 @@
-"""Anybody's environment with pixels, named `module:factory`: whatever goes wrong in it is an `EnvError` of one line."""
+"""Custom environments with pixels, named `module:factory`; every error in them becomes an `EnvError` of one line."""
 
 import importlib
 import inspect
@@ -13,18 +13,18 @@ import numpy as np
 from envs.actions import StepResult, repeat_action, to_bounds
 from envs.errors import EnvError, describe_error, shorten
 
-LARGEST_BOUND = 1e9  # beyond it an action space has no bounds in truth, as those of np.finfo
+LARGEST_BOUND = 1e9  # larger bounds, such as those of np.finfo, count as no bounds
 LARGEST_REWARD = 1e30  # replay keeps float32
 
 
 class Wrong(Exception):
-    """What an environment answered, and what it should have: the end of a sentence that `guarded` begins."""
+    """An invalid answer of an environment and the expected one: the end of a sentence that `guarded` begins."""
 
 
 def guarded(name: str, call: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    """`function(*args, **kwargs)`, which runs somebody else's code; what it raises is an `EnvError` that names both.
+    """Call `function(*args, **kwargs)`, which is user code; its exceptions become an `EnvError` that names both.
 
-    That holds for SystemExit too: a library's `sys.exit` must not end a training run as if it were done.
+    This includes SystemExit: a library's `sys.exit` must not end a training run as if it were complete.
     """
     try:
         return function(*args, **kwargs)
@@ -37,7 +37,7 @@ def guarded(name: str, call: str, function: Callable[..., Any], /, *args: Any, *
 
 
 def make_custom_env(name: str, *, action_repeat: int, image_size: int, max_env_steps: int | None) -> gymnasium.Env:
-    """The environment that `module:factory` returns, wrapped as `make_env` says, or `EnvError`."""
+    """The environment that `module:factory` returns, wrapped as described in `make_env`; or `EnvError`."""
     env = guarded(name, "the factory", _load_factory(name))
     guarded(name, "the factory", _check_env, env)
     settings = {"action_repeat": action_repeat, "image_size": image_size, "max_env_steps": max_env_steps}
@@ -45,9 +45,9 @@ def make_custom_env(name: str, *, action_repeat: int, image_size: int, max_env_s
 
 
 class CustomEnv(gymnasium.Wrapper):
-    """Images resized, actions from [-1, 1] to the environment's bounds, repeated and counted, answers checked.
+    """Resizes images, maps actions from [-1, 1] to the environment's bounds, repeats and counts them, checks answers.
 
-    The environment's `info` is left out: nothing here reads it, and its entries need not fit together over rows.
+    The environment's `info` is dropped: nothing reads it, and its entries may not match across rows.
     """
 
     def __init__(
@@ -70,11 +70,11 @@ class CustomEnv(gymnasium.Wrapper):
 
     @property
     def render_mode(self) -> str:
-        """Always `rgb_array`: without a renderer of its own, the environment's image serves."""
+        """Always `rgb_array`: an environment without a renderer uses its observation."""
         return "rgb_array"
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
-        """A new episode, `info["env_steps"]` is 0."""
+        """Start a new episode; `info["env_steps"]` is 0."""
 
         def ask() -> np.ndarray:
             return _read_reset(self.env.reset(seed=seed, options=options), self._shape)
@@ -96,7 +96,7 @@ class CustomEnv(gymnasium.Wrapper):
         return np.array(self._image)
 
     def close(self) -> None:
-        """Close the environment and ignore any error that it raises in doing so."""
+        """Close the environment; ignore any error that it raises."""
         try:
             guarded(self._name, "close()", self.env.close)
         except EnvError:
@@ -104,7 +104,7 @@ class CustomEnv(gymnasium.Wrapper):
 
     def _step_once(self, control: np.ndarray) -> StepResult:
         def ask() -> tuple[np.ndarray, float, bool, bool]:
-            # A copy: it may be changed in place, and is repeated.
+            # Pass a copy: the environment may change it in place, and it is repeated.
             return _read_step(self.env.step(control.copy()), self._shape)
 
         observation, reward, terminated, truncated = guarded(self._name, "step()", ask)
@@ -145,7 +145,7 @@ def _load_factory(name: str) -> Callable[[], gymnasium.Env]:
         inspect.signature(factory).bind()
     except TypeError as error:
         raise EnvError(f"{name}: the factory is called without arguments, but {error}") from error
-    except ValueError:  # some built-in functions have no signature: the call will tell
+    except ValueError:  # some built-in functions have no signature; the call itself checks the arguments
         pass
     return factory
 
@@ -207,7 +207,7 @@ def _check_info(info: Any) -> None:
 
 
 def _number(reward: Any) -> float:
-    array = np.asarray(reward)  # an array of one element is one, too
+    array = np.asarray(reward)  # an array with one element is also accepted
     if array.size != 1 or array.dtype.kind not in "fiub":
         raise Wrong(f"returned a reward that does not fit: it must be one number, got {_kind(reward)}")
     value = float(array.item())
@@ -224,7 +224,7 @@ def _truth(which: str, flag: Any) -> bool:
 
 
 def _kind(value: Any) -> str:
-    """What `value` is, in a few words: `int 3`, `float32 [64, 64, 3]`, `tuple of 4`, `torch.Tensor`."""
+    """A short description of `value`: `int 3`, `float32 [64, 64, 3]`, `tuple of 4`, `torch.Tensor`."""
     if value is None:
         return "None"
     if isinstance(value, np.ndarray):

@@ -12,13 +12,13 @@ from envs.gl import choose_gl_backend
 
 ENDLESS_TASK_STEPS = 1000
 VIDEO_SIZE = (480, 640)
-RENDER_QUALITIES: dict[str, dict[str, int]] = {  # what is set of MuJoCo's visual.quality
+RENDER_QUALITIES: dict[str, dict[str, int]] = {  # changes of MuJoCo's visual.quality
     "full": {},
     "small-shadows": {"shadowsize": 1024},  # 2048 in dm_control's tasks
     "fast": {"shadowsize": 0, "offsamples": 0},
 }
-RANDOM_MODELS = ("lqr",)  # domains that draw the model itself, so that a new seed needs a new model
-UNBOUNDED = 1e9  # dm_control writes 1e10 for the bounds of an actuator that has none
+RANDOM_MODELS = ("lqr",)  # domains that randomise the model itself, so that a new seed needs a new model
+UNBOUNDED = 1e9  # dm_control uses 1e10 as the bounds of an unbounded actuator
 CAMERAS = {"quadruped": 2}
 
 
@@ -34,8 +34,8 @@ class DMCEnv(gymnasium.Env):
     """A task of dm_control's suite: uint8 images [size, size, 3], float32 actions [A] in [-1, 1].
 
     An episode is terminated where dm_control ends it with discount 0, truncated at the time limit (tasks
-    without one: 1000 env steps) and where the physics diverges: `info["simulator_error"]` is then true, and the image
-    the one before, as MuJoCo jumps to its default pose. The arguments are those of `make_env`.
+    without one: 1000 env steps) and where the physics diverges: then `info["simulator_error"]` is true, and the image
+    is the previous one, because MuJoCo jumps to its default pose. The arguments are those of `make_env`.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 50}
@@ -65,13 +65,13 @@ class DMCEnv(gymnasium.Env):
         limit = self._time_limit()
         self._max_env_steps = min(limit, max_env_steps or limit)
         self._env_steps = None  # of this episode; None: reset first
-        self._image = None  # the last one of a sound simulator
+        self._image = None  # the last image before a simulator error
         self._low, self._high = self._action_bounds()
         self.observation_space = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, self._low.shape, np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
-        """A new episode; the same seed gives the same ones from here on, no seed goes on with the stream."""
+        """Start a new episode; a seed determines it and the following ones; without, the random stream continues."""
         super().reset(seed=seed)
         if seed is not None and self._domain in RANDOM_MODELS:
             self._load(seed)
@@ -95,7 +95,7 @@ class DMCEnv(gymnasium.Env):
         return self._image.copy(), reward, terminated, truncated, info
 
     def render(self) -> np.ndarray:
-        """The present frame for a video, uint8 [480, 640, 3]."""
+        """The current frame for a video, uint8 [480, 640, 3]."""
         return self._render(*VIDEO_SIZE)
 
     def close(self) -> None:
@@ -112,7 +112,7 @@ class DMCEnv(gymnasium.Env):
         visual.global_.offheight = max(visual.global_.offheight, self._image_size)
         visual.global_.offwidth = max(visual.global_.offwidth, self._image_size)
         for name, value in RENDER_QUALITIES[self._render_quality].items():
-            setattr(visual.quality, name, value)  # takes effect when the context is made, at the first frame
+            setattr(visual.quality, name, value)  # takes effect when the OpenGL context is created, at the first frame
 
     def _simulate(self, control: np.ndarray) -> StepResult:
         from dm_control.rl.control import PhysicsError
@@ -134,7 +134,7 @@ class DMCEnv(gymnasium.Env):
         if (
             height,
             width,
-        ) not in self._views:  # a new one for each frame would double the cost of a fast frame
+        ) not in self._views:  # creating one for each frame would double the cost of a fast frame
             self._views[height, width] = self._make_view(height, width)
         return np.ascontiguousarray(self._views[height, width].render())
 
@@ -154,7 +154,7 @@ class DMCEnv(gymnasium.Env):
         return camera
 
     def _time_limit(self) -> int:
-        limit = self._env._step_limit  # dm_control has no public word for it
+        limit = self._env._step_limit  # dm_control has no public attribute for it
         return ENDLESS_TASK_STEPS if np.isinf(limit) else round(limit)
 
     def _action_bounds(self) -> tuple[np.ndarray, np.ndarray]:
@@ -170,7 +170,7 @@ def _load_suite(domain: str, task: str, seed: int | None):
     from dm_control import suite
 
     verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)  # mujoco calls dm_control's own models deprecated, in every worker
+    logging.set_verbosity(logging.ERROR)  # otherwise every worker warns that dm_control's own models are deprecated
     try:
         return suite.load(domain, task, task_kwargs={"random": seed})
     finally:

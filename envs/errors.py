@@ -1,9 +1,9 @@
-"""The one error that this package raises for its user's mistakes."""
+"""The error of this package for mistakes of the user."""
 
 import traceback
 from pathlib import Path
 
-LONGEST = 300  # characters of what somebody else's code says
+LONGEST = 300  # characters of a message from user code
 
 
 class EnvError(ValueError):
@@ -14,12 +14,12 @@ class EnvError(ValueError):
 
 
 def one_line(text: str) -> str:
-    """`text` on one line, each run of blanks and of what a terminal would not print as a space."""
+    """`text` on one line; whitespace and characters that a terminal would not print become single spaces."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def shorten(value: object) -> str:
-    """`str(value)` on one line of no more than `LONGEST` characters; empty where an object cannot say what it is."""
+    """`str(value)` on one line of at most `LONGEST` characters; empty if `str` fails."""
     try:
         text = one_line(str(value))
     except Exception:
@@ -30,7 +30,7 @@ def shorten(value: object) -> str:
 def describe_error(error: BaseException) -> str:
     """`ZeroDivisionError: division by zero (robot.py, line 12)`: type, first line of the message, and where.
 
-    The place is left out where it is in this package, as for a call whose arguments did not fit.
+    The place is left out if it is in this package, as for a call with wrong arguments.
     """
     try:
         first = next(iter(str(error).strip().splitlines()), "")

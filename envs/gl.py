@@ -1,4 +1,4 @@
-"""An OpenGL backend that works here, found before dm_control is imported and binds itself to one."""
+"""Selection of a working OpenGL backend, before dm_control is imported and binds itself to one."""
 
 import os
 import subprocess
@@ -14,16 +14,16 @@ PIP_PACKAGES = "'dm_control>=1.0.50' 'mujoco>=3.17,<4'"
 PROBE = Path(__file__).with_name("probe_gl.py")
 PROBE_SECONDS = 60
 
-# Children inherit both: the backend that was probed, and the CUDA index of each EGL device ("1,0,,").
+# Child processes inherit both variables: the probed backend, and the CUDA index of each EGL device ("1,0,,").
 PROBED = "DREAMER_MPC_GL_PROBED"
 CUDA_INDICES = "DREAMER_MPC_EGL_CUDA_INDICES"
 
 
 def choose_gl_backend() -> str:
-    """The backend that renders here, also set as MUJOCO_GL: the user's own choice, else egl, else osmesa.
+    """The backend that works here, also set as MUJOCO_GL: the user's own choice, else egl, else osmesa.
 
-    Each is probed once, in a subprocess (seconds): a bad driver may crash, and dm_control's import is for
-    good. Raises `EnvError` with the Debian packages to install.
+    Each is probed once, in a subprocess (seconds): a bad driver may crash, and importing dm_control cannot be
+    undone. Raises `EnvError` with the Debian packages to install.
     """
     loaded = sys.modules.get("dm_control._render")
     if getattr(loaded, "BACKEND", None):
@@ -44,8 +44,8 @@ def choose_gl_backend() -> str:
 def match_egl_device(cuda_index: int) -> None:
     """Render on the GPU `cuda:cuda_index`: set MUJOCO_EGL_DEVICE_ID, as EGL numbers its devices differently.
 
-    Call it before the first environment. Leaves a value that the user set, and does nothing where it cannot
-    be told: another backend, no NVIDIA EGL, CUDA_VISIBLE_DEVICES in UUIDs.
+    Call it before the first environment. It keeps a value that the user set, and does nothing where the index
+    is unknown: another backend, no NVIDIA EGL, CUDA_VISIBLE_DEVICES in UUIDs.
     """
     if "MUJOCO_EGL_DEVICE_ID" in os.environ:
         return
@@ -74,10 +74,10 @@ def _probe(backend: str) -> str | None:
     """None if `backend` renders a frame, else why not, in one line."""
     if backend not in BACKENDS:
         return f"not one of {', '.join(BACKENDS)}"
-    # -P keeps this folder's module names (gl, make, ...) off the script's import path.
+    # -P keeps this folder, with its module names (gl, make, ...), off the script's import path.
     command = [sys.executable, "-P", str(PROBE)]
     environment = {**os.environ, "MUJOCO_GL": backend}
-    environment.pop("CUDA_VISIBLE_DEVICES", None)  # EGL would number the visible ones, and children may see others
+    environment.pop("CUDA_VISIBLE_DEVICES", None)  # EGL would number the visible GPUs; children may see others
     try:
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False

@@ -16,13 +16,13 @@ def make_env(
     camera: int | None = None,
     max_env_steps: int | None = None,
 ) -> gymnasium.Env:
-    """The environment `domain-task` of dm_control, or `module:factory` of anybody's making.
+    """The environment `domain-task` of dm_control, or a custom one named `module:factory`.
 
     Observations are uint8 [image_size, image_size, 3], actions float32 [A] in [-1, 1]. One step repeats its
-    action `action_repeat` times and pays the sum of the rewards; `info["env_steps"]` counts the simulator
+    action `action_repeat` times and returns the sum of the rewards; `info["env_steps"]` counts the simulator
     steps it took (fewer where the episode ends). `max_env_steps` ends an episode, as truncated, after that
     many simulator steps. `render_quality` (`full`; `small-shadows`, shadow maps of a quarter of the pixels;
-    `fast`, no shadows and no multisampling) and `camera` concern dm_control alone.
+    `fast`, no shadows and no multisampling) and `camera` apply to dm_control only.
 
     Raises `EnvError`, one line with its remedy: unknown name, unusable setting or factory, no OpenGL.
     """

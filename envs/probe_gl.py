@@ -1,7 +1,7 @@
-"""Run as a script, in a process of its own: render one frame with dm_control, then describe the EGL devices.
+"""Run as a script in its own process: render one frame with dm_control, then describe the EGL devices.
 
 Under MUJOCO_GL=egl the last line printed lists, for each EGL device, its CUDA index, or nothing: `1,0,,`.
-A failure is an uncaught exception, or worse: the caller reads the exit status and the end of stderr.
+A failure is an uncaught exception or a crash: the caller reads the exit status and the end of stderr.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ def render_frame() -> None:
 
 
 def egl_cuda_indices() -> list[int | None]:
-    """The CUDA index of each EGL device, in EGL's order; None where a device has none, [] if it is untold."""
+    """The CUDA index of each EGL device, in EGL's order; None where a device has none, [] if unknown."""
     egl = ctypes.CDLL("libEGL.so.1")
     egl.eglGetProcAddress.restype = ctypes.c_void_p
     egl.eglGetProcAddress.argtypes = [ctypes.c_char_p]

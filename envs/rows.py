@@ -1,4 +1,4 @@
-"""Several environments stepped as one: rows are reset and stepped by mask, never by themselves."""
+"""Several environments stepped as one batch; a mask selects the rows to reset or to step. Nothing resets by itself."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,10 +12,10 @@ from envs.errors import EnvError
 
 
 class RowVectorEnv(VectorEnv):
-    """What vector environments here have in common; where a row's environment lives is left to the subclass.
+    """Base class of the vector environments; subclasses decide where the environments run.
 
-    Nothing is reset by itself. `step_async(actions, rows)` steps the rows of a mask alone: those left out keep their
-    image, are paid nothing, and count no env steps. A row may be left out before its first reset; its image is black.
+    Nothing resets by itself. `step_async(actions, rows)` steps only the rows of a mask: the others keep their image,
+    get reward 0, and count no env steps. A row may be left out before its first reset; its image is black.
     """
 
     def __init__(self, num_envs: int, spaces: tuple[gymnasium.Space, gymnasium.Space]) -> None:
@@ -25,12 +25,12 @@ class RowVectorEnv(VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._images = np.zeros(self.observation_space.shape, self.observation_space.dtype)
-        self._stepping = np.ones(num_envs, dtype=bool)  # rows of the step that was begun last
+        self._stepping = np.ones(num_envs, dtype=bool)  # rows of the current step
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Reset all rows, or those of `options["reset_mask"]`, bool [B]; the other rows' images are as they were."""
+        """Reset all rows, or those of `options["reset_mask"]`, bool [B]; the other rows keep their images."""
         if seed is None or isinstance(seed, int):
             seed = [None if seed is None else seed + row for row in range(self.num_envs)]
         rows = np.flatnonzero((options or {}).get("reset_mask", np.ones(self.num_envs, dtype=bool)))
@@ -43,13 +43,13 @@ class RowVectorEnv(VectorEnv):
         return self._images.copy(), infos
 
     def step_async(self, actions: np.ndarray, rows: np.ndarray | None = None) -> None:
-        """Let every row, or those of the mask `rows`, bool [B], begin a step with its action of `actions` [B, A]."""
+        """Begin a step of all rows, or of those in the mask `rows`, bool [B], with actions [B, A]."""
         stepping = np.ones(self.num_envs, dtype=bool) if rows is None else np.array(rows, dtype=bool)
         self._begin_step(np.flatnonzero(stepping), actions)
         self._stepping = stepping
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """The end of that step: images, rewards, terminated and truncated [B], infos."""
+        """Wait for the step: images, rewards, terminated and truncated [B], infos."""
         rewards = np.zeros(self.num_envs)
         terminated, truncated = np.zeros(self.num_envs, dtype=bool), np.zeros(self.num_envs, dtype=bool)
         infos: dict[str, Any] = {}
@@ -77,7 +77,7 @@ class RowVectorEnv(VectorEnv):
         raise NotImplementedError
 
     def _ended(self) -> None:
-        """All answers of a call are read."""
+        """Record that all answers of a call were read."""
 
 
 def check_equal_spaces(name: str, spaces: Sequence[tuple[gymnasium.Space, gymnasium.Space]]) -> None:
@@ -88,7 +88,7 @@ def check_equal_spaces(name: str, spaces: Sequence[tuple[gymnasium.Space, gymnas
 
 
 class LocalVectorEnv(RowVectorEnv):
-    """Environments in this process, one after the other: the second half of a step does it all."""
+    """Environments in this process, stepped one after the other in `step_wait`."""
 
     def __init__(self, name: str, factory: Callable[[], gymnasium.Env], num_envs: int) -> None:
         self.envs = [factory() for _ in range(num_envs)]
@@ -106,7 +106,7 @@ class LocalVectorEnv(RowVectorEnv):
             env.close()
 
     def _begin_reset(self, rows: np.ndarray, seeds: Sequence[int | None]) -> None:
-        """Nothing runs before it is waited for."""
+        """Nothing to do: the work is done when it is waited for."""
 
     def _end_reset(self, row: int, seed: int | None) -> tuple[np.ndarray, dict[str, Any]]:
         return self.envs[row].reset(seed=seed)

@@ -1,4 +1,4 @@
-"""Several environments at once, in spawned workers that make environment and OpenGL context themselves."""
+"""Several environments in spawned worker processes, each with its own environment and OpenGL context."""
 
 import functools
 from collections.abc import Sequence
@@ -17,28 +17,28 @@ from envs.workers import WorkerVectorEnv
 def make_vector_env(
     name: str, num_envs: int, *, workers: bool | None = None, **settings: Any
 ) -> RowVectorEnv:
-    """`num_envs` times `make_env(name, **settings)`: one in this process, more in a worker process each.
+    """`num_envs` times `make_env(name, **settings)`: a single one in this process, several in one worker process each.
 
-    `workers` overrules that. `step_async(actions)` [B, A] starts a step, which workers make at once, and `step_wait()`
-    ends it. Nothing is reset by itself: call `reset_rows` for the rows that ended, before their next step. Observations
+    `workers` overrides that. `step_async(actions)` [B, A] starts a step in all workers, and `step_wait()` ends it.
+    Nothing resets by itself: call `reset_rows` for the rows whose episode ended, before their next step. Observations
     are uint8 [B, H, W, 3] and copies; `infos["env_steps"]` is int [B]. Infos may have `simulator_error` (see `DMCEnv`)
-    and `lost` (see `WorkerVectorEnv`), bool [B]. Raises `EnvError`, then and at any call.
+    and `lost` (see `WorkerVectorEnv`), bool [B]. Raises `EnvError`, here and at any call.
     """
     if num_envs < 1:
         raise EnvError(f"num_envs must be 1 or more, got {num_envs}")
     factory = functools.partial(make_env, name, **settings)
     if workers if workers is not None else num_envs > 1:
         if ":" not in name:
-            choose_gl_backend()  # here, once: workers inherit it
+            choose_gl_backend()  # once in this process; workers inherit it
         return WorkerVectorEnv(name, factory, num_envs)
     return LocalVectorEnv(name, factory, num_envs)
 
 
 def try_env(name: str, num_envs: int, **settings: Any) -> None:
-    """Make one of `num_envs` such environments, reset and step it once where they will run, and close it.
+    """Make one of `num_envs` such environments, reset and step it once in a process of the same kind, and close it.
 
-    What is wrong with it from the start is then an `EnvError` before anything else is done, such as making a folder.
-    An environment of dm_control is made, but not played: its code is known.
+    An error in it is then an `EnvError` before anything else is done, such as making a folder. An environment of
+    dm_control is only made, not stepped, because its code is known to work.
     """
     if ":" not in name:
         make_env(name, **settings).close()
@@ -54,10 +54,10 @@ def try_env(name: str, num_envs: int, **settings: Any) -> None:
 def reset_rows(
     envs: gymnasium.vector.VectorEnv, mask: np.ndarray, seeds: Sequence[int | None] | None = None
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Reset the rows of `mask`, bool [B], with `seeds`, B of them (None, all or one: go on with the stream).
+    """Reset the rows of `mask`, bool [B], with B `seeds` (None, all or one: the random stream continues).
 
-    Returns observations [B, H, W, 3], whose other rows are as they were, black before their first reset, and infos,
-    zero there.
+    Returns observations [B, H, W, 3] and infos. The other rows keep their images, which are black before their first
+    reset, and have zeros in infos.
     """
     mask = np.asarray(mask, dtype=bool)
     if seeds is not None:

@@ -1,4 +1,4 @@
-"""Environments, each in its own process, and what happens when such a process dies."""
+"""Environments in one worker process each, and the replacement of a worker that dies."""
 
 import multiprocessing
 import os
@@ -18,27 +18,27 @@ import numpy as np
 from envs.errors import EnvError
 from envs.rows import RowVectorEnv, check_equal_spaces
 
-MAX_DEATHS = 5  # of one row's processes, within a minute or without a step between them
+MAX_DEATHS = 5  # of one row's workers, within a minute or without a step in between
 MINUTE = 60.0
 POLL_SECONDS = 1.0
-SILENT_SECONDS = 300.0  # awaited for one answer; then a worker that hangs is taken for dead
+SILENT_SECONDS = 300.0  # timeout of one answer, after which a worker counts as hanging and dead
 CLOSE_SECONDS = 5.0
-STOPS = {signal.SIGINT, signal.SIGTERM}  # sent to a whole group; the parent ends its workers
-SPAWN = multiprocessing.get_context("spawn")  # a forked copy of a process that uses CUDA or OpenGL would not work
+STOPS = {signal.SIGINT, signal.SIGTERM}  # Ctrl-C goes to the whole process group; the parent ends its workers
+SPAWN = multiprocessing.get_context("spawn")  # a process that uses CUDA or OpenGL cannot be forked
 
 
 class WorkerDied(Exception):
-    """A worker gives no answer any more: it has ended, or hangs."""
+    """A worker has ended or hangs."""
 
 
 class Worker:
-    """A spawned process that makes an environment, says `(observation space, action space)`, then answers calls."""
+    """A spawned process that makes an environment, sends `(observation space, action space)`, then answers calls."""
 
     def __init__(self, factory: Callable[[], gymnasium.Env], row: int) -> None:
         self._pipe, theirs = SPAWN.Pipe()
         self.process = SPAWN.Process(target=_serve, args=(factory, theirs), name=f"env-{row}", daemon=True)
-        # Blocked while it starts, as a child inherits that: Ctrl-C is the parent's to handle, from the first moment.
-        resource_tracker.ensure_running()  # multiprocessing's helper, whose own start would unblock it again
+        # Signals are blocked while it starts, and it inherits that: only the parent handles Ctrl-C, from the start.
+        resource_tracker.ensure_running()  # multiprocessing's helper; starting it later would unblock them
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self.process.start()
@@ -50,25 +50,25 @@ class Worker:
 
     @property
     def spaces(self) -> tuple[gymnasium.Space, gymnasium.Space]:
-        """Of observations and actions, waited for once. Raises as `receive`."""
+        """The spaces of observations and actions, waited for once. Raises as `receive`."""
         if self._spaces is None:
             self._spaces = self._read()
         return self._spaces
 
     def send(self, call: str, *args: Any) -> None:
-        """Ask for `env.<call>(*args)`; a dead process is found by `receive`."""
+        """Request `env.<call>(*args)`; `receive` reports a dead process."""
         try:
             self._pipe.send((call, args))
         except OSError:
             pass
 
     def receive(self) -> Any:
-        """The answer to the call sent before; WorkerDied, or what the environment raised."""
+        """The answer to the last call; raises WorkerDied, or the environment's exception."""
         _ = self.spaces
         return self._read()
 
     def bury(self) -> str:
-        """End the process if it has not, and say how it ended."""
+        """End the process if it still runs; returns how it ended."""
         self._pipe.close()
         if not self._hangs:
             self.process.join(POLL_SECONDS)
@@ -83,8 +83,8 @@ class Worker:
         return f"killed by {signal.Signals(-code).name if known else f'signal {-code}'}"
 
     def _read(self) -> Any:
-        # The end of its process closes the pipe, unless a child of its own holds it open: hence the polls.
-        polls = 0  # counted, because a clock would also count the time that a whole job is suspended
+        # A worker's end closes the pipe, unless one of its child processes holds it open: so the loop also polls.
+        polls = 0  # counted, because a clock would also count the time during which a whole job is suspended
         while not self._pipe.poll(POLL_SECONDS):
             polls += 1
             self._hangs = polls * POLL_SECONDS >= SILENT_SECONDS
@@ -102,20 +102,20 @@ class Worker:
 
 
 class WorkerVectorEnv(RowVectorEnv):
-    """`num_envs` environments of one factory, in a spawned process each.
+    """`num_envs` environments of one factory, each in its own spawned process.
 
     A process that dies (out of memory, a crash of the simulator) or hangs is replaced. If that happens in or before a
     step, the row's answer is: image and reward zero, truncated, `info["env_steps"]` 0, `info["lost"]` true and
-    `info["death"]` how it ended; reset it next. In or before a reset nothing is lost: the new one makes it, with the
-    same seed. `EnvError` if it goes on dying, or dies at the set-up. An environment's own error is raised here.
+    `info["death"]` how it ended; reset the row next. In or before a reset nothing is lost: the new process resets with
+    the same seed. `EnvError` if it keeps dying, or dies during set-up. An environment's own error is raised here.
     """
 
     def __init__(self, name: str, factory: Callable[[], gymnasium.Env], num_envs: int) -> None:
         self._name, self._factory = name, factory
-        self._deaths: list[list[float]] = [[] for _ in range(num_envs)]  # of each row, in seconds
-        self._pending: str | None = None  # the call whose answers are not all read
+        self._deaths: list[list[float]] = [[] for _ in range(num_envs)]  # times of each row's deaths, in seconds
+        self._pending: str | None = None  # the call whose answers are not all read yet
         self._workers: list[Worker] = []
-        # At a program's end multiprocessing asks them with SIGTERM, which they ignore, and waits for ever.
+        # At exit, multiprocessing would send SIGTERM, which workers ignore, and wait for ever.
         Finalize(self, _kill_all, args=(self._workers,), exitpriority=0)
         try:
             spaces = self._set_up(num_envs)
@@ -126,11 +126,11 @@ class WorkerVectorEnv(RowVectorEnv):
 
     @property
     def processes(self) -> list[multiprocessing.Process]:
-        """The workers' processes, row by row."""
+        """The worker process of each row."""
         return [worker.process for worker in self._workers]
 
     def close_extras(self) -> None:
-        """End the workers: asked to when idle, killed at once and quietly amid a call."""
+        """End the workers: by request when idle, killed without a message during a call."""
         if self._pending is None:
             for worker in self._workers:
                 worker.send("close")
@@ -148,7 +148,7 @@ class WorkerVectorEnv(RowVectorEnv):
         self._pending = None
 
     def _set_up(self, num_envs: int) -> tuple[gymnasium.Space, gymnasium.Space]:
-        """The spaces of one environment, once all have said theirs."""
+        """The spaces of one environment, after all workers have sent theirs."""
         self.num_envs, self._pending, spaces = num_envs, "set-up", []
         for row in range(num_envs):
             self._workers.append(self._start(row))
@@ -190,7 +190,7 @@ class WorkerVectorEnv(RowVectorEnv):
                 self._workers[row].send("reset", seed)
 
     def _replace(self, row: int) -> str:
-        """Start another process for `row`, not waiting for it; how the last one ended."""
+        """Start another process for `row` without waiting for it; returns how the last one ended."""
         how, now = self._workers[row].bury(), time.monotonic()
         if self._workers[row].has_stepped:
             self._deaths[row] = [death for death in self._deaths[row] if now - death < MINUTE]
@@ -221,7 +221,7 @@ def _kill_all(workers: list[Worker]) -> None:
 
 
 def _serve(factory: Callable[[], gymnasium.Env], pipe: Connection) -> None:
-    """A worker's whole life: answers (`ok`, `error` or `bug`, and what) until told to close, or its parent is gone."""
+    """Main loop of a worker: sends answers (`ok`, `error` or `bug`, and a value) until told to close or orphaned."""
     for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
@@ -240,7 +240,7 @@ def _serve(factory: Callable[[], gymnasium.Env], pipe: Connection) -> None:
                 break
     except EnvError as error:
         _send_last(pipe, ("error", str(error)))
-    except (EOFError, KeyboardInterrupt):  # the latter where a library put SIGINT's handler back
+    except (EOFError, KeyboardInterrupt):  # the latter if a library restored the handler of SIGINT
         pass
     except Exception:
         _send_last(pipe, ("bug", traceback.format_exc()))
@@ -257,6 +257,6 @@ def _send_last(pipe: Connection, answer: tuple[str, str]) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process as soon as its parent has, even in the middle of a step."""
+    """End this process when its parent ends, even in the middle of a step."""
     multiprocessing.parent_process().join()
     os._exit(1)

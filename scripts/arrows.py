@@ -1,8 +1,8 @@
-"""Which folder of dreamer_mpc imports from which, as its files say.
+"""The imports between the folders of dreamer_mpc, read from their files.
 
     python -m scripts.arrows
 
-`ORDER` has the folders from the top down. An import that points up in it, or a circle, is an error: exit code 1.
+`ORDER` lists the folders from the top down. An import that points up in it, or a cycle, is an error: exit code 1.
 """
 
 import ast
@@ -32,7 +32,7 @@ def arrows(root: Path = ROOT) -> dict[str, dict[str, list[str]]]:
 
 
 def upward(found: dict[str, dict[str, list[str]]]) -> list[str]:
-    """Imports that point up, in words."""
+    """Lines about imports that point up."""
     rank = {folder: i for i, folder in enumerate(ORDER)}
     return [
         f"{folder}/{file} imports from {target}"

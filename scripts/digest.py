@@ -1,11 +1,11 @@
-"""Does the program still compute the same? Digests of short training runs on a CPU, to compare two states of the code.
+"""Digests of short training runs on a CPU, to check that two states of the code compute the same.
 
     python -m scripts.digest [--tree CHECKOUT]
 
-The preset `quick` for some updates with seed 0: Dream-MPC with the paper's settings and PlaNet, with one environment
-(sequential) and with two. A digest is a SHA-256 of every logged number but times, and one of every tensor of the last
-checkpoint's agent, whatever its name; both are equal for two states of the code that train bit for bit alike on one
-machine.
+Runs the preset `quick` for some updates with seed 0: Dream-MPC with the paper's settings and PlaNet, with one
+environment (sequential) and with two. One digest is a SHA-256 of every logged number except times, another one of every
+tensor of the agent in the last checkpoint, independent of their names. Both are equal for two states of the code that
+train identically bit for bit on one machine.
 """
 
 import argparse
@@ -31,11 +31,11 @@ RUNS = {
     for planner in ("dream-mpc", "cem")
     for envs in (1, 2)
 }
-TIMES = ("time", "ms_", "per_s", "seconds")  # in the names of what no two runs have alike
+TIMES = ("time", "ms_", "per_s", "seconds")  # parts of the names of metrics that differ in every run
 
 
 def digest(run: Path) -> tuple[str, str]:
-    """Of the metrics and of the weights of the run in a folder."""
+    """Digests of the metrics and of the weights of the run in a folder."""
     metrics = hashlib.sha256()
     for line in (run / "metrics.jsonl").read_text().splitlines():
         row = {key: value for key, value in json.loads(line).items() if not any(word in key for word in TIMES)}
@@ -54,9 +54,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tree", type=Path, default=ROOT, help="checkout whose run.py trains; default: this one")
     tree = parser.parse_args(argv).tree
-    paper = (tree / "configs/planner/dream-mpc-paper.yaml").exists()  # before there was one, those were the defaults
+    paper = (tree / "configs/planner/dream-mpc-paper.yaml").exists()  # in older code these are the defaults
     presets = "quick,planner/dream-mpc-paper" if paper else "quick"
-    settings = os.environ | {"OMP_NUM_THREADS": "1"}  # sums of several threads are not alike on all machines
+    settings = os.environ | {"OMP_NUM_THREADS": "1"}  # sums over several threads differ between machines
     for name, args in RUNS.items():
         with tempfile.TemporaryDirectory() as folder:
             run = Path(folder) / "run"

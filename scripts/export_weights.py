@@ -1,9 +1,9 @@
-"""Write the networks alone of a checkpoint, in bf16: what `pretrained/` holds, a sixth of a checkpoint's size.
+"""Write only the networks of a checkpoint, in bf16, as in `pretrained/`: a sixth of the checkpoint's size.
 
     python -m scripts.export_weights RUN pretrained/cheetah-run
 
-RUN is a checkpoint file or a run folder, of any format that is read; a file of `pretrained/` itself is rewritten in the
-newest one, its tensors the same bit for bit. What is written can be evaluated and compared, not resumed.
+RUN is a checkpoint file or a run folder, of any readable format; a file of `pretrained/` itself is rewritten in the
+newest format with identical tensors. The result can be evaluated and compared, but training cannot be resumed from it.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from dreamer_mpc.runs.checkpoint import Checkpoint, checkpoint_path, load_checkp
 
 
 def weights_of(checkpoint: Checkpoint) -> Checkpoint:
-    """What evaluation needs of it, floating-point numbers in bf16."""
+    """The part of a checkpoint that evaluation needs, with floating-point numbers in bf16."""
     weights = checkpoint.agent["model"].items()
     model = {name: x.bfloat16() if x.is_floating_point() else x for name, x in weights}
     config = {**checkpoint.config, "run_dir": None, "resume": None, "profile": False, "logger": "none"}

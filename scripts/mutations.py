@@ -1,11 +1,11 @@
-"""Break the code in one place after another, and see that the tests named for each place fail.
+"""Break the code in one place after another, and check that the tests named for each place fail.
 
-    python -m scripts.mutations              # all of them, one after another: minutes
-    python -m scripts.mutations --only "smallest head for the mean"
+    all mutations, one after another: takes minutes
+    python -m scripts.mutations --only "minimum over heads in place of their mean"
     python -m scripts.mutations --list > docs/mutations.md
 
 Each row of `MUTATIONS` replaces one piece of one file, in a copy of the tree, and runs its tests there. Exit code 1
-where a change survives them, where a piece is not found exactly once, or where the tests do not run.
+if a change survives them, if a piece is not found exactly once, or if the tests do not run.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LEFT_OUT = (".*", "results", "runs", "__pycache__", "*.egg-info")
-SECONDS = 240  # that the tests of one row may take
+SECONDS = 240  # time limit of the tests of one row
 
 REFERENCE = "tests/test_reference_update.py::test_two_updates_are_the_reference_s"
 CLOSED_LOOP = "tests/test_closed_loop.py::test_actor_and_critic_reach_the_optimum"
@@ -32,11 +32,11 @@ EVALUATION = "tests/test_train_evaluation.py::"
 class Mutation:
     """One change that must not go unnoticed."""
 
-    name: str  # what is broken, in words
+    name: str  # the fault, in words
     file: str
     old: str  # occurs once in the file
     new: str
-    tests: tuple[str, ...]  # pytest's names of those that catch it
+    tests: tuple[str, ...]  # pytest ids of the tests that detect it
 
 
 def agent(name: str, old: str, new: str, *tests: str) -> Mutation:
@@ -63,17 +63,17 @@ RETURNS = "lambda_return(rewards[:-1], values.mean(0)[1:], behavior.discount, be
 BOTH = (REFERENCE, CLOSED_LOOP)
 
 MUTATIONS = [
-    # what actor and critic learn
+    # learning of actor and critic
     agent("rewards shifted by one", RETURNS, RETURNS.replace("[:-1]", "[1:]"), *BOTH),
     agent("reward gradient cut", RETURNS, RETURNS.replace("rewards[:-1]", "rewards[:-1].detach()"), *BOTH),
     agent("value gradient cut", RETURNS, RETURNS.replace("mean(0)[1:]", "mean(0)[1:].detach()"), *BOTH),
-    agent("smallest head for the mean", RETURNS, RETURNS.replace("mean(0)", "amin(0)"), *BOTH),
+    agent("minimum over heads in place of their mean", RETURNS, RETURNS.replace("mean(0)", "amin(0)"), *BOTH),
     agent("values shifted by one", RETURNS, RETURNS.replace("mean(0)[1:]", "mean(0)[:-1]"), *BOTH),
     agent(
         "critic fitted to the next state", "critic_loss(values[:, :-1], targets", "critic_loss(values[:, 1:], targets",
         *BOTH,
     ),
-    agent("mask's index transposed", "batch.index.flatten())", "batch.index.t().flatten())"),
+    agent("index of the bootstrap mask transposed", "batch.index.flatten())", "batch.index.t().flatten())"),
     agent(
         "actor not clipped", "clip_grad_norm_(self._parameters(name), self.optimizer.grad_clip)",
         'clip_grad_norm_(self._parameters(name), float("inf") if name == "actor" else self.optimizer.grad_clip)',
@@ -82,53 +82,53 @@ MUTATIONS = [
         "world model not clipped", "clip_grad_norm_(self._parameters(name), self.optimizer.grad_clip)",
         'clip_grad_norm_(self._parameters(name), float("inf") if name == "world_model" else self.optimizer.grad_clip)',
     ),
-    agent("actor descends the return", "actor_loss(returns)\n", "-actor_loss(returns)\n", *BOTH),
+    agent("actor minimises the return", "actor_loss(returns)\n", "-actor_loss(returns)\n", *BOTH),
     agent(
         "discount and lambda swapped", RETURNS,
         RETURNS.replace("behavior.discount, behavior.return_lambda", "behavior.return_lambda, behavior.discount"),
         *BOTH,
     ),
-    agent("own and shared targets exchanged", 'head_targets == "own"', 'head_targets != "own"'),
+    agent("own and shared targets of the heads exchanged", 'head_targets == "own"', 'head_targets != "own"'),
     agent("own targets with rewards shifted by one", "own_returns(rewards[:-1]", "own_returns(rewards[1:]"),
     agent(
         "imagination starts in another order than its frames", "states.detach().flatten(0, 1)",
         "states.detach().transpose(0, 1).flatten(0, 1)",
     ),
-    agent("critic at the actor's rate", "critic, optimizer.critic_lr", "critic, optimizer.actor_lr"),
+    agent("critic trained with the actor's learning rate", "critic, optimizer.critic_lr", "critic, optimizer.actor_lr"),
     agent("Adam's epsilon left at its default", "eps=optimizer.eps", "eps=1e-8"),
     agent(
-        "an update that is not finite is applied", "optimizer.found_inf = skipped.float()",
+        "a non-finite update is applied", "optimizer.found_inf = skipped.float()",
         "optimizer.found_inf = torch.zeros_like(skipped.float())",
         "tests/test_agent.py::test_a_batch_that_is_not_finite_changes_nothing_and_is_counted",
     ),
     behavior(
-        "policy shown states with their gradient", "planners/rollout",
+        "policy inputs not detached", "planners/rollout",
         "model.policy(state.detach()).rsample()", "model.policy(state).rsample()",
     ),
-    behavior("targets with their gradient", "agents/imagination", "returns.detach())", "returns)"),
+    behavior("critic targets not detached", "agents/imagination", "returns.detach())", "returns)"),
     behavior(
-        "critic's mean over frames that a head does not learn from", "agents/imagination",
+        "critic's mean divided by all frames, not those of the mask", "agents/imagination",
         "mask.sum(dim=1).clamp_min(1)",
         "mask.shape[1]",
     ),
     behavior(
         "heads' losses averaged, not summed", "agents/imagination", "clamp_min(1)).sum()", "clamp_min(1)).mean()"
     ),
-    behavior("actor climbs the first return alone", "agents/imagination", "-returns.mean()", "-returns[0].mean()"),
+    behavior("actor maximises only the first return", "agents/imagination", "-returns.mean()", "-returns[0].mean()"),
     behavior(
         "own targets of another head", "agents/imagination",
         "lambda_).transpose(0, 1)", "lambda_).transpose(0, 1).flip(0)"
     ),
     behavior("masks of another head", "networks/critic", ".movedim(-1, 0)\n", ".movedim(-1, 0).flip(0)\n"),
     behavior(
-        "heads learn from the frames that they should not", "networks/critic",
+        "bootstrap mask inverted", "networks/critic",
         "heads) < bootstrap", "heads) > bootstrap",
         "tests/test_behavior.py::test_a_head_sees_its_share_of_the_frames",
     ),
-    behavior("actor's least standard deviation left out", "networks/actor", " + self.min_std)", ")"),
+    behavior("actor's minimum standard deviation left out", "networks/actor", " + self.min_std)", ")"),
     behavior("actor's mean not scaled", "networks/actor", "mean = self.mean_scale * torch", "mean = torch"),
     loop(
-        "lambda the wrong way round", "util/returns", "(1 - lambda_) * v + lambda_ * last",
+        "lambda and 1 - lambda exchanged", "util/returns", "(1 - lambda_) * v + lambda_ * last",
         "lambda_ * v + (1 - lambda_) * last", "tests/test_returns.py", REFERENCE,
     ),
     loop(
@@ -146,11 +146,11 @@ MUTATIONS = [
     ),
     # what the world model learns
     world(
-        "KL the wrong way round", "world_model/world_model",
+        "arguments of the KL exchanged", "world_model/world_model",
         "gaussian_kl(posterior, prior)", "gaussian_kl(prior, posterior)",
     ),
     world(
-        "free nats of the mean over frames", "world_model/world_model", "kl.clamp_min(self.config.free_nats)",
+        "free nats applied to the mean over frames", "world_model/world_model", "kl.clamp_min(self.config.free_nats)",
         "kl.mean().clamp_min(self.config.free_nats).expand_as(kl)",
     ),
     world(
@@ -162,11 +162,11 @@ MUTATIONS = [
         "torch.where(batch.is_first & False, 0.0,",
     ),
     world(
-        "rewards scored at first images alone", "world_model/world_model", "torch.where(batch.is_first, 0.0,",
+        "rewards scored only at first images", "world_model/world_model", "torch.where(batch.is_first, 0.0,",
         "torch.where(~batch.is_first, 0.0,",
     ),
     world(
-        "rewards foretold from the state before", "world_model/world_model", "predict_reward(states).loss(",
+        "rewards predicted from the previous state", "world_model/world_model", "predict_reward(states).loss(",
         "predict_reward(states.roll(1, 0)).loss(",
     ),
     world(
@@ -175,10 +175,10 @@ MUTATIONS = [
         '"reward": self.config.kl_scale, "kl": self.config.reward_scale}',
     ),
     world("image's gradient doubled", "world_model/world_model", "torch.mul(error, g[", "torch.mul(2 * error, g["),
-    world("images of the training not dequantised", "world_model/world_model", "dequantize=True", "dequantize=False"),
-    world("levels of four bits", "world_model/encoder", "BITS = 5", "BITS = 4"),
+    world("training images not dequantised", "world_model/world_model", "dequantize=True", "dequantize=False"),
+    world("images quantised to four bits", "world_model/encoder", "BITS = 5", "BITS = 4"),
     world(
-        "posterior's mean for its sample", "world_model/rssm", "posterior.mean + posterior.std * noise[t]",
+        "posterior's mean in place of its sample", "world_model/rssm", "posterior.mean + posterior.std * noise[t]",
         "posterior.mean + 0 * noise[t]"
     ),
     world(
@@ -186,39 +186,39 @@ MUTATIONS = [
         "self.prior(deter), self._gaussian(stats)",
     ),
     world(
-        "a first image keeps the state before it", "world_model/rssm",
+        "state not reset at an episode's first image", "world_model/rssm",
         "state * keep[t], action[t]", "state, action[t]",
     ),
     world(
-        "a first image keeps the action before it", "world_model/rssm",
+        "action not reset at an episode's first image", "world_model/rssm",
         "action = action * keep\n", "action = action * 1\n"
     ),
-    world("every image but the first forgets", "world_model/rssm", "keep = (~is_first)", "keep = (is_first)"),
+    world("state reset at every image but the first", "world_model/rssm", "keep = (~is_first)", "keep = (is_first)"),
     world(
-        "KL of stretched Gaussians", "world_model/rssm", "(p.std / q.std).square()", "(q.std / p.std).square()",
+        "variance ratio of the KL inverted", "world_model/rssm", "(p.std / q.std).square()", "(q.std / p.std).square()",
         "tests/test_rssm.py::test_kl_is_that_of_torch_distributions",
     ),
     world(
-        "gradient crosses an episode's start", "kernels/cell",
+        "gradient flows across an episode's start", "kernels/cell",
         "d_deter = d_deter * keep[t, :, None]", "d_deter = d_deter * 1",
         "tests/test_cell.py::test_observe_and_all_its_gradients_are_autograd_s",
     ),
     world(
-        "noise missing in a spread's gradient", "kernels/cell",
+        "noise missing in the gradient of a standard deviation", "kernels/cell",
         "to_raw = noise * torch.sigmoid", "to_raw = torch.sigmoid",
         "tests/test_cell.py::test_observe_and_all_its_gradients_are_autograd_s",
     ),
     # acting and planning
     agent(
-        "the planned action carried, not the executed one", "Carry(state, action, plan.memory)",
+        "planned action carried in place of the executed one", "Carry(state, action, plan.memory)",
         "Carry(state, plan.action, plan.memory)", "tests/test_agent.py::test_action_noise_is_added_only_when_asked",
     ),
     agent(
-        "a first image keeps the previous plan", "carry = carry.reset(is_first)", "carry = carry",
+        "previous plan kept at an episode's first image", "carry = carry.reset(is_first)", "carry = carry",
         "tests/test_agent.py::test_a_first_image_forgets_what_was_carried",
     ),
     agent(
-        "noise leaves the bounds", "torch.randn_like(action)).clamp(-1, 1)", "torch.randn_like(action))",
+        "action with noise not clamped", "torch.randn_like(action)).clamp(-1, 1)", "torch.randn_like(action))",
         "tests/test_agent.py::test_action_noise_has_its_std_and_stays_in_bounds",
     ),
     planner(
@@ -226,7 +226,8 @@ MUTATIONS = [
         "torch.arange(1, 1 + gains.shape[2], device", "tests/test_objective.py::test_j_is_the_formula",
     ),
     planner(
-        "penalty's sign", "objective", "gains - penalty, value - penalty", "gains + penalty, value + penalty",
+        "sign of the penalty inverted", "objective",
+        "gains - penalty, value - penalty", "gains + penalty, value + penalty",
         "tests/test_objective.py::test_a_positive_coefficient_is_a_penalty_and_a_negative_one_a_bonus",
     ),
     planner(
@@ -239,7 +240,8 @@ MUTATIONS = [
         "tests/test_objective.py::test_the_reward_of_the_last_state_counts_once",
     ),
     planner(
-        "spread of a sample, not of all heads", "objective", "correction=int(self.released_penalty)", "correction=1",
+        "spread with the sample correction (K - 1)", "objective",
+        "correction=int(self.released_penalty)", "correction=1",
         "tests/test_objective.py::test_ensemble_std_divides_by_the_number_of_heads",
     ),
     planner(
@@ -248,7 +250,8 @@ MUTATIONS = [
         "tests/test_ascent.py::test_proposals_blend_with_the_previous_plan_shifted_by_one_step",
     ),
     planner(
-        "a forgotten plan blended in as zeros", "shooting", "self.reuse * memory.valid[:, None, None].to(state.dtype)",
+        "zeros blended in where there is no previous plan", "shooting",
+        "self.reuse * memory.valid[:, None, None].to(state.dtype)",
         "self.reuse * torch.ones_like(shifted[:, :1, :1])",
         "tests/test_planners.py::test_rows_that_are_reset_start_over_and_the_others_do_not",
     ),
@@ -258,31 +261,31 @@ MUTATIONS = [
         "tests/test_ascent.py::test_proposals_blend_with_the_previous_plan_shifted_by_one_step",
     ),
     planner(
-        "one clip for all candidates", "steps", "grad.flatten(-2).norm(dim=-1)[..., None, None]",
+        "gradient clipped over all candidates together", "steps", "grad.flatten(-2).norm(dim=-1)[..., None, None]",
         "grad.norm().expand(*grad.shape[:-2], 1, 1)",
         "tests/test_ascent.py::test_gradient_is_clipped_per_candidate",
     ),
     planner(
-        "descent for ascent", "steps", "actions + length * moves", "actions - length * moves",
+        "descent in place of ascent", "steps", "actions + length * moves", "actions - length * moves",
         "tests/test_ascent.py::test_a_small_step_raises_j_of_every_candidate",
     ),
     planner(
-        "the unmoved plan not among the trials", "ascent", "best = best.join(self._evaluate(",
+        "unmoved plan missing in the line search", "ascent", "best = best.join(self._evaluate(",
         "best = (self._evaluate(",
         "tests/test_draws.py::test_the_line_search_never_lowers_mean_j",
     ),
     planner(
-        "the shortest step for the best", "ascent", "self._scores(best.values).argmax(2)",
+        "last step of the line search chosen, whatever its J", "ascent", "self._scores(best.values).argmax(2)",
         "torch.full_like(best.values[:, :, 0, 0], -1, dtype=torch.long)",
         "tests/test_draws.py::test_one_step_of_the_ascent_is_that_of_a_plain_loop",
     ),
     planner(
-        "each trial on draws of its own", "ascent", "trials, noise, climbs=left > 0))",
+        "new draws for each trial of the line search", "ascent", "trials, noise, climbs=left > 0))",
         "trials, self._draws(model, state), climbs=left > 0))",
         "tests/test_draws.py::test_all_candidates_and_iterations_see_the_same_draws",
     ),
     planner(
-        "one draw for the mean over draws", "ascent", "score = values.mean(-1)", "score = values[..., 0]",
+        "J of one draw in place of the mean over draws", "ascent", "score = values.mean(-1)", "score = values[..., 0]",
         "tests/test_draws.py::test_the_executed_action_spreads_over_seeds_as_one_over_the_root_of_the_draws",
     ),
     planner(
@@ -291,20 +294,21 @@ MUTATIONS = [
         "tests/test_draws.py::test_one_step_of_the_ascent_is_that_of_a_plain_loop",
     ),
     planner(
-        "the plan's rest is zero, not the policy's", "ascent", "share[..., self.ascended :] = 0", "pass",
+        "zero actions in place of the policy's after the ascended ones", "ascent",
+        "share[..., self.ascended :] = 0", "pass",
         "tests/test_draws.py::test_one_step_of_the_ascent_is_that_of_a_plain_loop",
     ),
     planner(
-        "the policy samples where its mode is asked for", "rollout", "policy.mode if mode else policy.rsample()",
+        "policy sample in place of its mode", "rollout", "policy.mode if mode else policy.rsample()",
         "policy.rsample()",
         "tests/test_draws.py::test_one_step_of_the_ascent_is_that_of_a_plain_loop",
     ),
     planner(
-        "recklessness for caution", "ascent", "score = score - self.caution", "score = score + self.caution",
+        "sign of the caution term inverted", "ascent", "score = score - self.caution", "score = score + self.caution",
         "tests/test_draws.py::test_caution_keeps_the_policy_s_action_where_the_draws_do_not_agree",
     ),
     planner(
-        "a unit step without the root of its size", "ascent", "(self.ascended * grad.shape[-1]) ** 0.5", "1.0",
+        "unit step without the factor sqrt(H A)", "ascent", "(self.ascended * grad.shape[-1]) ** 0.5", "1.0",
         "tests/test_draws.py::test_one_step_of_the_ascent_is_that_of_a_plain_loop",
     ),
     planner(
@@ -312,7 +316,7 @@ MUTATIONS = [
         "tests/test_ascent.py::test_executes_the_first_action_of_each_rows_best_candidate",
     ),
     planner(
-        "worst samples for elites", "sampling", "values.topk(elites, dim=1)",
+        "worst samples chosen as elites", "sampling", "values.topk(elites, dim=1)",
         "values.topk(elites, dim=1, largest=False)",
         "tests/test_sampling.py::test_plan_is_that_of_the_plain_loop",
     ),
@@ -321,12 +325,12 @@ MUTATIONS = [
         "tests/test_sampling.py::test_plan_is_that_of_the_plain_loop",
     ),
     planner(
-        "mode for a sample while collecting", "policy", "distribution.rsample()", "distribution.mode",
+        "mode in place of a sample while collecting", "policy", "distribution.rsample()", "distribution.mode",
         "tests/test_planners.py::test_the_sampled_policy_executes_samples",
     ),
-    # what is stored, and what is drawn from it
+    # replay: storing and sampling
     loop(
-        "sequences begin a frame too late", "data/replay", "- length + 1 - before_end", "- length + 2 - before_end",
+        "sequences begin one frame too late", "data/replay", "- length + 1 - before_end", "- length + 2 - before_end",
         "tests/test_replay.py::test_starts_are_uniform_over_every_place_that_fits",
     ),
     loop(
@@ -335,7 +339,7 @@ MUTATIONS = [
         "tests/test_replay.py::test_starts_are_uniform_over_every_place_that_fits",
     ),
     loop(
-        "two streams' frames under one number", "data/replay",
+        "frames of two streams share an index", "data/replay",
         "positions * self.streams + streams", "positions + streams",
         "tests/test_replay.py::test_index_names_the_same_frame_each_time",
     ),
@@ -344,50 +348,50 @@ MUTATIONS = [
         "return position % self.size", "tests/test_replay.py::test_each_frame_is_stored_once",
     ),
     loop(
-        "the action before stored", "data/collect", "act.action if self._shared else executed", "self._carry.action",
+        "previous action stored", "data/collect", "act.action if self._shared else executed", "self._carry.action",
         "tests/test_collect.py::test_a_real_agent_s_actions_are_stored_as_they_were_executed",
     ),
     loop(
-        "every frame stored as a first one", "data/collect", "reward, none, terminated[rows]",
+        "every frame stored as an episode's first", "data/collect", "reward, none, terminated[rows]",
         "reward, ~none, terminated[rows]",
         "tests/test_collect.py::test_rows_end_each_in_their_time",
     ),
     loop(
-        "a cut episode stored as one that terminated", "data/collect", "reward, none, terminated[rows]",
+        "truncated episode stored as terminated", "data/collect", "reward, none, terminated[rows]",
         "reward, none, (terminated | truncated)[rows]",
         "tests/test_collect.py::test_rows_end_each_in_their_time",
     ),
     loop(
-        "no episode stored as one that terminated", "data/collect", "reward, none, terminated[rows]",
+        "terminated episode stored as truncated", "data/collect", "reward, none, terminated[rows]",
         "reward, none, none",
         "tests/test_collect.py::test_the_last_frame_of_an_episode_that_terminates_is_terminal",
     ),
     loop(
-        "the agent told of a start again and again", "data/collect",
+        "is_first stays true after the start of an episode", "data/collect",
         "self._is_first = self._none_first\n        self.simulator_errors",
         "self._is_first = self._is_first\n        self.simulator_errors",
         "tests/test_collect.py::test_the_agent_sees_each_image_once_and_is_first_exactly_at_starts",
     ),
     loop(
-        "environments side by side with the same seeds", "data/collect", "SeedSequence([seed, row, number])",
+        "parallel environments with equal seeds", "data/collect", "SeedSequence([seed, row, number])",
         "SeedSequence([seed, number])", "tests/test_collect.py::test_every_episode_has_a_seed_of_its_own",
     ),
     loop(
-        "updates owed again and again", "training/schedule", "self.issued += missing", "self.issued = missing",
+        "updates issued repeatedly", "training/schedule", "self.issued += missing", "self.issued = missing",
         "tests/test_schedule.py::test_what_is_asked_twice_is_owed_once",
     ),
     loop(
-        "the first round's updates never owed", "training/schedule",
+        "updates of the first round missing", "training/schedule",
         "return self.lead + max", "return max", "tests/test_schedule.py",
     ),
-    # evaluating, and what is kept
+    # evaluation, and keeping checkpoints
     loop(
-        "noise in evaluations", "evaluation/episodes", "agent.act(planner, carry, *tensors)",
+        "exploration noise in evaluations", "evaluation/episodes", "agent.act(planner, carry, *tensors)",
         "agent.act(planner, carry, *tensors, 0.3)",
         "tests/test_evaluate.py::test_the_agent_acts_without_noise_and_is_told_of_each_start",
     ),
     loop(
-        "evaluations from environment seed 0 on", "evaluation/episodes", "[seed + int(e) for e in episode]",
+        "evaluations start at environment seed 0", "evaluation/episodes", "[seed + int(e) for e in episode]",
         "[int(e) for e in episode]", "tests/test_evaluate.py::test_episode_e_is_played_from_seed_plus_e",
     ),
     loop(
@@ -395,7 +399,7 @@ MUTATIONS = [
         EVALUATION + "test_an_evaluation_has_a_seed_of_its_own",
     ),
     loop(
-        "an episode's last reward for its return", "evaluation/episodes", "returns[episode[i]] += reward[i]",
+        "last reward of an episode in place of its return", "evaluation/episodes", "returns[episode[i]] += reward[i]",
         "returns[episode[i]] = reward[i]", "tests/test_evaluate.py::test_lengths_are_agent_steps",
     ),
     loop(
@@ -415,18 +419,18 @@ MUTATIONS = [
         EVALUATION + "test_what_is_drawn_from_replay_depends_on_the_training_s_seed",
     ),
     loop(
-        "the worst checkpoint kept", "training/checkpoints",
+        "worst checkpoint kept as the best", "training/checkpoints",
         "best = -math.inf if best is None else best\n        if self.unsaved or not mean_return > best:",
         "best = math.inf if best is None else best\n        if self.unsaved or not mean_return < best:",
         EVALUATION + "test_the_best_evaluation_s_checkpoint_is_kept",
     ),
     loop(
-        "the last of equals kept, or one without a return", "training/checkpoints",
+        "last of equal checkpoints kept, or one without a return", "training/checkpoints",
         "not mean_return > best", "mean_return < best",
         EVALUATION + "test_the_best_evaluation_s_checkpoint_is_kept",
     ),
     loop(
-        "the newest checkpoint kept", "training/trainer",
+        "newest checkpoint kept as the best", "training/trainer",
         'self.state.best_return = row["return_mean"]', "self.state.best_return = None",
         EVALUATION + "test_the_best_evaluation_s_checkpoint_is_kept",
     ),
@@ -437,11 +441,12 @@ MUTATIONS = [
         EVALUATION + "test_one_planner_trains_and_another_one_evaluates",
     ),
     loop(
-        "no noise while collecting", "training/trainer", "send(self.train_planner, self.config.train.action_noise)",
+        "no exploration noise while collecting", "training/trainer",
+        "send(self.train_planner, self.config.train.action_noise)",
         "send(self.train_planner, 0.0)", EVALUATION + "test_noise_is_for_the_training_alone",
     ),
     loop(
-        "one checkpoint more than asked for", "runs/checkpoint", "[:-keep]", "[: -keep - 1]",
+        "one checkpoint too many kept", "runs/checkpoint", "[:-keep]", "[: -keep - 1]",
         "tests/test_checkpoint.py::test_prune_keeps_the_last_and_other_peoples_files",
     ),
 ]  # fmt: skip

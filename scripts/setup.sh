@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything a clean clone needs: a virtual environment in .venv, the tested versions, a working OpenGL.
+# Set up a clean clone: a virtual environment in .venv, the tested versions, a working OpenGL.
 # Safe to run again. PYTHON=... chooses the interpreter (3.11 or 3.12).
 set -euo pipefail
 cd "$(dirname "$0")/.."

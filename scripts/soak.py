@@ -1,12 +1,12 @@
-"""Kill a small training at random moments, resume it each time, and compare its end with a run that nobody killed.
+"""Kill a small training run at random moments, resume it each time, and compare its end with an uninterrupted run.
 
     python -m scripts.soak [--kills 50] [--seed 0] [--num-envs 1] [--out soak.json]
 
-A quarter of the kills (SIGKILL) comes at a random moment of the process's life, a quarter once it trains, half inside
-a save: before a file's fsync, before its rename, or right after it. After each one the folder is opened as `--resume`
-opens it, and what is lost is counted. A run that reaches its end is compared, bit for bit, and the next one begins; the
-last one is left to end.
-Exit code 1 where anything differs, or a folder could not be resumed.
+A quarter of the kills (SIGKILL) comes at a random moment of the process, a quarter after training has begun, half
+during a save: before a file's fsync, before its rename, or right after it. After each kill the folder is opened as
+`--resume` opens it, and the lost progress is counted. A run that reaches its end is compared bit for bit, and the next
+one begins; the last run is not killed again after the last kill.
+Exit code 1 if anything differs, or if a folder could not be resumed.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 ENV = ["--env", "cartpole-swingup", "--render-quality", "fast", "--action-repeat", "4", "--max-env-steps", "80"]
-# Rounds of 2 updates and 80 env steps (an episode), an evaluation every 400; a checkpoint every half second.
+# Rounds of 2 updates and 80 env steps (an episode), an evaluation every 400 env steps, a checkpoint every half second.
 SETTINGS = [
     "--config", "quick", "--env-steps", "1600", "--train.seed-episodes", "2", "--train.every", "80", "--train.updates",
     "2", "--train.checkpoint-seconds", "0.5", "--eval.every", "400", "--eval.episodes", "1", "--eval.num-envs", "1",
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def soak(folder: Path, run_args: Sequence[str], kills: int, rng: random.Random) -> dict[str, Any]:
-    """`kills` kills in runs below `folder`; each of them, and how the runs ended."""
+    """Kill runs below `folder` `kills` times; returns a record of each kill, and how the runs ended."""
     from dreamer_mpc.runs.resume import open_run
     from dreamer_mpc.util.counters import Counters
     from dreamer_mpc.util.errors import UserError
@@ -83,7 +83,7 @@ def soak(folder: Path, run_args: Sequence[str], kills: int, rng: random.Random) 
                 kill_after(process, rng.uniform(0, 0.4 * whole_seconds))
             process.wait()
             output = (folder / "output.txt").read_text()
-            # The last kill may have come when all was written.
+            # The last kill may have come after everything was written.
             finished = process.returncode == 0 or "has reached its" in output
             if finished:
                 continue
@@ -117,23 +117,23 @@ def soak(folder: Path, run_args: Sequence[str], kills: int, rng: random.Random) 
 
 
 def child(folder: Path, args: Sequence[str], inside: str | None = None, number: int = 0) -> subprocess.Popen:
-    """A run in a process that notes its position in `folder`; with `inside` it kills itself at the n-th file there."""
+    """A run in a process that writes its position to `folder`; with `inside` it kills itself at the n-th file there."""
     (folder / "position").write_bytes(POSITION.pack(0, 0))
     command = [sys.executable, "-c", f"from scripts.soak import victim; victim({inside!r}, {number})", *args]
-    # One thread: where cores are shared, waking two for networks this small costs most of the time.
+    # One thread: on shared cores, waking a second one for networks this small would take most of the time.
     added = {"SOAK_POSITION": str(folder / "position"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with open(folder / "output.txt", "w") as output:
         return subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=os.environ | added)
 
 
 def wait_for_training(folder: Path, process: subprocess.Popen) -> None:
-    """Until the process has made a step, or has ended."""
+    """Wait until the process has made a step, or has ended."""
     while process.poll() is None and not any((folder / "position").read_bytes()):
         time.sleep(0.02)
 
 
 def kill_after(process: subprocess.Popen, seconds: float) -> None:
-    """SIGKILL, unless the process ends before."""
+    """Send SIGKILL, unless the process ends before."""
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -159,7 +159,7 @@ def victim(inside: str | None, number: int) -> None:
     from dreamer_mpc.training.trainer import Trainer
 
     with open(os.environ["SOAK_POSITION"], "r+b") as file:
-        shared = mmap.mmap(file.fileno(), POSITION.size)  # outlives a killed process
+        shared = mmap.mmap(file.fileno(), POSITION.size)  # survives a killed process
     advance = Trainer._advance
 
     def noted(self, due):
@@ -173,9 +173,9 @@ def victim(inside: str | None, number: int) -> None:
 
 
 def differences(folder: Path, reference: Path, leave_out: Sequence[str] = ()) -> list[str]:
-    """What is not the same, but for times, in the metrics and last checkpoints of two runs.
+    """Differences between the metrics and last checkpoints of two runs, except times.
 
-    Left out are the configurations, which name folders, in how many files the replay lies, and `leave_out`.
+    Configurations (they name folders), the number of replay files, and `leave_out` are not compared.
     """
     from dreamer_mpc.runs.checkpoint import as_payload, load_checkpoint
 
@@ -193,7 +193,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def flatten(value: Any, name: str = "") -> dict[str, Any]:
-    """Every leaf of nested dicts and lists, by its path."""
+    """Every leaf of nested dicts and lists, with its path."""
     if isinstance(value, dict | list | tuple):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         return {path: leaf for key, item in items for path, leaf in flatten(item, f"{name}/{key}").items()}
@@ -201,14 +201,14 @@ def flatten(value: Any, name: str = "") -> dict[str, Any]:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Equal, tensors bit for bit."""
+    """Whether both are equal, tensors bit for bit."""
     import torch
 
     return torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a == b
 
 
 def summary(record: dict[str, Any]) -> str:
-    """The table: by where the kills came, how many there were and what was lost."""
+    """The table: number of kills and lost progress, by the place of the kill."""
     lines = [f"{'killed':<16}{'times':>6}{'env steps lost: mean':>22}{'most':>6}{'updates lost: mean':>20}{'most':>6}"]
     for when in (*MOMENTS, *PLACES):
         rows = [kill for kill in record["kills"] if kill["when"] == when]

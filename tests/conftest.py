@@ -1,10 +1,10 @@
-"""Tests run side by side, with the shapes in the signatures checked."""
+"""Tests run in parallel, with the shapes in the signatures checked."""
 
 import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests share the cores, and sums are the same everywhere
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests share the cores, and sums are then the same on every machine
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import pytest
@@ -13,7 +13,7 @@ from jaxtyping import install_import_hook
 
 import tests.support.typecheck  # noqa: F401  jaxtyping looks the checker up by its dotted name
 
-if not torch.cuda.is_available():  # Triton, if it is there, has nothing to compile for: see test_kernels_interpreted.py
+if not torch.cuda.is_available():  # Triton, if installed, cannot compile: test_kernels_interpreted.py
     os.environ.setdefault("TRITON_INTERPRET", "1")
 ROOT = Path(__file__).resolve().parent.parent
 # Installed before any test imports the package; the hook stays for the whole run. Triton reads its kernels' source, so
@@ -25,11 +25,11 @@ MODULES = [
 ]
 install_import_hook([*MODULES, "dreamer_mpc.agents.behavior", "dreamer_mpc.planners"], "tests.support.typecheck.check")
 
-torch.set_num_threads(1)  # also for the fixtures of whole files: sums are the same everywhere, small networks faster
+torch.set_num_threads(1)  # also for fixtures of whole files: reproducible sums, and small networks are faster
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """One thread again after a test that asks for more."""
+    """Restore one thread after a test that uses more."""
     yield
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""The agent: acting, updating, saving; and its model as planners see it."""
+"""The agent: acting, updating, saving; and its model behind the planners' interface."""
 
 import copy
 
@@ -130,7 +130,7 @@ def test_action_noise_has_its_std_and_stays_in_bounds():
 
 
 class ThreadCounter:
-    """A planner that notes on how many threads it plans."""
+    """A planner that records the number of threads during a plan."""
 
     def __init__(self, **settings):
         self.threads = []
@@ -172,7 +172,7 @@ def test_threads_are_as_before_after_a_planner_that_fails():
     assert torch.get_num_threads() == 2
 
 
-# the model that planners see
+# the model for planners
 
 
 @pytest.mark.parametrize("lead", [(), (4,), (2, 3)])

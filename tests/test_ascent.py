@@ -1,4 +1,4 @@
-"""The planners that climb J's gradient against a plain loop: their proposals, the ascent and its options."""
+"""The gradient planners against a plain loop: their proposals, the ascent and its options."""
 
 from dataclasses import replace
 
@@ -216,7 +216,7 @@ def test_no_iterations_choose_among_the_proposals_and_need_no_gradients(name):
 
 @every_ascent
 def test_inference_mode_is_refused_in_words(name):
-    """Under it the gradient would be zero without a word."""
+    """Without this check the gradient would silently be zero."""
     with torch.inference_mode(), pytest.raises(RuntimeError, match="torch.no_grad"):
         small(name).plan(Smooth(), start())
 
@@ -245,7 +245,7 @@ def test_objective_and_its_options_are_those_of_the_settings(name, kind):
 
 
 def test_fresh_noise_is_drawn_at_each_rollout_by_the_model_itself():
-    """With actions that stay where they are, J before and after differ only by the noise."""
+    """With unchanged actions, J before and after differ only by the noise."""
     model, state = Noisy(distribution=Spread), start()
 
     def values(noise, choose_by):

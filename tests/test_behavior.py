@@ -28,7 +28,7 @@ def test_mode_is_where_the_density_of_the_action_is_highest(std):
     best = torch.tanh(x.gather(1, log_density(mean[:, None], std, x).argmax(1, keepdim=True))).squeeze(1)
     mode = TanhNormal(mean, torch.full_like(mean, std)).mode
     torch.testing.assert_close(mode, best, rtol=0, atol=0.02)
-    if std in (0.5, 1.0, 5.0):  # at a mean of 0 it is one of two peaks, not the valley between
+    if std in (0.5, 1.0, 5.0):  # for wide policies at a mean of 0 it is one of two peaks, not the minimum between them
         x = torch.linspace(0, 2 * std**2 + 1, 100_001, dtype=torch.float64)
         best = torch.tanh(x[log_density(0.0, std, x).argmax()])
         zero = torch.zeros(2, dtype=torch.float64)

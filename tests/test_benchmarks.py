@@ -1,4 +1,4 @@
-"""The benchmarks at toy size on the CPU: they run by their command lines, and their counts are what a hand gets."""
+"""The benchmarks at toy size on the CPU: their command lines run, and their counts equal hand-computed ones."""
 
 import json
 import os
@@ -47,14 +47,14 @@ LIMITS = {"copy_gb_s": 10.0, "fp32_tflops": 0.1}
 
 @pytest.fixture
 def limits(tmp_path):
-    """Ceilings that need not be measured."""
+    """Fixed ceilings in place of measured ones."""
     path = tmp_path / "ceilings.json"
     path.write_text(json.dumps({"ceilings": LIMITS}))
     return path
 
 
 def check_about(record, out):
-    """The record is on disk and says what a figure must stand with."""
+    """The record is on disk and contains the data that every figure needs."""
     assert common.read(out) == json.loads(json.dumps(record))
     for key in ("benchmark", "date", "command", "commit", "device", "cpu", "cpu_cores", "python", "cuda", "packages"):
         assert key in record
@@ -114,7 +114,7 @@ def test_collect(tmp_path):
 
 
 def test_end_to_end_and_all_in_one_run(tmp_path):
-    """`python -m benchmarks`: a part that fails is named, the others go on, and the table is written."""
+    """`python -m benchmarks`: a part that fails is named, the others continue, and the table is written."""
     words = [*TINY, "--skip", "update", "plan", "collect", "--ceilings-extra", "--no-such-option"]
     words += ["--end-to-end-steps", "16"]
     everything.main(["--out", str(tmp_path), *words])
@@ -176,7 +176,7 @@ def test_flops_of_an_update_are_proportional_to_the_batch():
 
 
 def test_flops_of_plans():
-    """Every step of the model costs what its matrices do; iterations are extrapolated exactly."""
+    """The cost of a model step is that of its matrix products; iterations are extrapolated exactly."""
     config, planner = small(), CEM(horizon=3, candidates=10, iterations=4, elites=2)
     d, z, x, a = config.world_model.deter, config.world_model.stoch, config.world_model.hidden, common.ACTION_DIM
     step = (z + a) * x + 3 * d * (x + d) + d * x + x * 2 * z
@@ -223,7 +223,7 @@ def test_targets_say_what_is_reached():
     assert met == ["aim", "-", "-", "-", "yes", "no", "no"]
     first, second, *_ = rows.values()
     assert first["peer"] == "130 ms" and first["measured"] == "6 ms" and second["measured"] == "failed: out of memory"
-    results["end_to_end"]["rows"][0]["env_steps"] = 1000  # no whole run
+    results["end_to_end"]["rows"][0]["env_steps"] = 1000  # not a whole run
     assert targets.table(results, targets.GPU)[4]["met"] == "-"
     (update_row, _) = targets.table(results, targets.CPU)
     assert update_row["measured"] == "21.7 x" and update_row["met"] == "yes"
@@ -260,7 +260,7 @@ def test_pixels_says_what_the_render_qualities_change():
 
 
 class Sees:
-    """An agent whose value heads are what it is told, in the order of the steps."""
+    """An agent with given values of its heads, in the order of the steps."""
 
     device = torch.device("cpu")
 

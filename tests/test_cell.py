@@ -26,7 +26,7 @@ def double(*shape):
 
 @pytest.fixture
 def models():
-    """The same weights, walked at once and step by step."""
+    """The same weights, rolled out in one call and step by step."""
     unrolled = make_agent(0, BEHAVIOR, SMALL, A).model.double()
     assert isinstance(unrolled, UnrolledLatents)
     stepped = Latents(unrolled.world_model, unrolled.actor, unrolled.critic, A)
@@ -137,7 +137,7 @@ PLANS = {
 
 @pytest.mark.parametrize("name", PLANS)
 def test_a_plan_is_the_same_walked_at_once_or_step_by_step(models, monkeypatch, name):
-    # Without noise in the policy and in the model, whatever is drawn in another order does not matter.
+    # Without noise in the policy and in the model, the order of draws does not matter.
     monkeypatch.setattr(models[0].actor, "min_std", 0.0)
     monkeypatch.setattr(models[0].actor, "raw_init_std", -1e3)
     settings = {} if "draws" in PLANS[name] else {"latent_noise": "mean"}

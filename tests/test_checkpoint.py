@@ -1,4 +1,4 @@
-"""Checkpoints, of today's format and of the one before it; which files there are, are found, and are kept."""
+"""Checkpoints of the present format and of the previous one; listing, finding and pruning their files."""
 
 import errno
 import os
@@ -66,7 +66,7 @@ def test_format_2_is_read_and_its_weights_say_which_agent_it_is(agent_kind, trai
 
 
 def test_a_file_that_the_program_of_format_2_wrote_is_read():
-    """Of commit 6d8a26b, with odd values in what it holds of a training."""
+    """Written by commit 6d8a26b, with unusual values in the training state."""
     checkpoint = load_checkpoint(DATA / "format-2.safetensors")
     assert (checkpoint.agent_kind, checkpoint.world_model_kind, checkpoint.action_dim) == ("dreamer", "gaussian", 6)
     assert equal(as_payload(checkpoint), as_payload(make_checkpoint(**TRAINING)))
@@ -86,7 +86,7 @@ def test_a_folder_of_the_old_format_says_so(tmp_path):
 
 
 def loaded(found):
-    """What `load_newest` found, the env steps of a checkpoint in its place."""
+    """The result of `load_newest`, with the env steps of a checkpoint in its place."""
     file, checkpoint, notes = found
     return file, checkpoint.counters.env_steps, notes
 
@@ -103,7 +103,7 @@ def test_a_damaged_one_is_named_and_the_one_before_it_used(tmp_path):
         assert (file, env_steps) == (files[0], 100)
         assert len(notes) == 2 and str(files[2]) in notes[0] and "damaged" in notes[0] and str(files[0]) in notes[0]
     with pytest.raises(UserError, match=str(files[1])):
-        load_newest(files[1])  # a file that is asked for by name
+        load_newest(files[1])  # a file given by name
     files[0].write_bytes(b"")
     with pytest.raises(UserError, match=str(files[2])):
         load_newest(tmp_path)

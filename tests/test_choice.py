@@ -1,4 +1,4 @@
-"""Which forms of the code run, and what is said where a fast one does not fit."""
+"""The choice of implementations, and the message when a fast one cannot be used."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The commands as a user runs them: what they write, and one clear line where they are given something wrong."""
+"""The commands as a user runs them: their output files, and one clear line for wrong input."""
 
 import json
 import subprocess
@@ -29,7 +29,7 @@ from tests.support.agents import CHEAP, SIZES, TINY
 from tests.support.checkpoints import rewrite_as_version_2
 from tests.support.commands import ROOT, command, quietly, records, train
 
-# Episodes of 50 agent steps, two updates a round, networks of a few thousand weights: the whole loop in seconds.
+# Episodes of 50 agent steps, two updates per round, networks of a few thousand weights: the whole loop in seconds.
 SHORT = [
     "--config", "quick", "--max-env-steps", "100", "--train.every", "100", "--train.updates", "2",
     "--eval.every", "150", "--eval.episodes", "2", "--eval.num-envs", "1", "--eval.video-steps", "20",
@@ -191,10 +191,10 @@ def test_train_says_what_is_wrong_in_one_line(name, tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
     assert message in error
-    assert not (tmp_path / "run" / "config.yaml").exists()  # nothing stands in the way of the next try
+    assert not (tmp_path / "run" / "config.yaml").exists()  # the next attempt can use the folder
 
 
-REFUSED = [  # what is asked of a finished run, its folder in the place of {}
+REFUSED = [  # options for resuming a finished run, with {} in place of its folder
     ("--resume {} --config quick", ["--config does not go with --resume"]),
     ("--resume {} --run-dir elsewhere", ["--run-dir does not go with --resume"]),
     ("--resume {}", ["has reached its 400 env steps", "--env-steps"]),
@@ -250,19 +250,19 @@ def test_readme_commands_and_ci_agree():
 
 @pytest.fixture(scope="module")
 def planet(tmp_path_factory):
-    """A run with CEM, and what it printed."""
+    """A run with CEM, and its output."""
     folder = tmp_path_factory.mktemp("runs") / "planet"
     return folder, train(*TINY, *CHEAP, "--planner", "cem", "--run-dir", folder)
 
 
 def parts(folder):
-    """Which networks a checkpoint holds, and which optimizers."""
+    """The networks and optimizers in a checkpoint."""
     agent = load_checkpoint(folder).agent
     return {name.split(".")[0] for name in agent["model"]}, set(agent["optimizers"])
 
 
 def table_rows(output):
-    """The planners in the table that ends a run."""
+    """The planners in the final table of a run."""
     after = output.split("───")[-1].splitlines()[1:]
     return [line.split()[0] for line in after if "±" in line]
 
@@ -291,7 +291,7 @@ def test_the_planet_preset_is_the_planner_cem(preset):
 
 @pytest.mark.parametrize("planner", ["mppi", "grad-mpc", "policy-grad-mpc", "cem"])
 def test_a_dreamer_trains_with_each_planner(planner, tmp_path, capsys):
-    asked = ["--agent", "dreamer"] if planner == "cem" else []  # by itself it would train PlaNet
+    asked = ["--agent", "dreamer"] if planner == "cem" else []  # the default with CEM is PlaNet
     assert run.main([*TINY, *CHEAP, "--planner", planner, *asked, "--run-dir", str(tmp_path / "run")]) == 0
     assert parts(tmp_path / "run")[1] == {"world_model", "actor", "critic"}
     output = capsys.readouterr().out
@@ -381,7 +381,7 @@ def test_a_planet_run_does_not_become_a_dreamer(planet, capsys):
 
 
 def test_a_run_from_before_there_was_a_choice_of_agents_is_resumed_with_any_planner(tmp_path, capsys):
-    """Neither its configuration nor its checkpoint, of format 2, names the agent; its weights do."""
+    """Neither the configuration nor the checkpoint, of format 2, names the agent; the weights show it."""
     folder = tmp_path / "run"
     assert run.main([*TINY, *CHEAP, "--run-dir", str(folder)]) == 0
     path = find_checkpoint(folder)

@@ -1,6 +1,6 @@
-"""Actor and critic learn a tiny known world to its optimum, by the code that `Dreamer.update` learns behaviour with.
+"""Actor and critic learn the optimum of a small known world, with the behaviour learning of `Dreamer.update`.
 
-They fail to where that code is broken in one place; see `test_broken_code_misses_the_optimum`.
+They fail if that code is broken in one place; see `test_broken_code_misses_the_optimum`.
 """
 
 import sys
@@ -21,7 +21,7 @@ SMALLEST = WorldModelConfig(
     deter=1, stoch=1, hidden=1, encoder_channels=(1, 1, 1, 1), decoder_dense=1, decoder_channels=(1, 1, 1),
     reward_layers=1, reward_hidden=1,
 )  # fmt: skip
-# Few frames for each of many heads, so that they disagree: else their smallest would be as good as their mean.
+# Few frames for each of many heads, so that the heads disagree: otherwise their minimum would be as good as their mean.
 BEHAVIOR = BehaviorConfig(
     horizon=3, discount=DISCOUNT, return_lambda=0.3, actor_layers=1, actor_hidden=16, actor_init_std=0.1,
     value_heads=16, value_layers=1, value_hidden=16, bootstrap=0.1,
@@ -33,11 +33,11 @@ UPDATES = 400
 class Stream(nn.Module):
     """x' = x / 2 + a + noise, y' = 3/4 y + x', and y' - 2.5 x'^2 is paid on arriving.
 
-    x costs at once and pays later, through y, so a plan that looks a step or two ahead takes too little of it. The
-    noise is the world's, so that the critic sees more than the policy's own path.
+    x costs immediately and pays later, through y, so a plan that looks only a step or two ahead uses too little of it.
+    The noise is in the dynamics, so that the critic sees more than the policy's own path.
 
-    The value of a state is v = y - c x^2 + discount E[v'], linear in y with slope w = 1 / (1 - 3/4 discount). Wherever
-    x stands, the best action leads to the x' that maximises w x' - c x'^2, that is w / 2c = 1/2: within [-1, 1].
+    The value of a state is v = y - c x^2 + discount E[v'], linear in y with slope w = 1 / (1 - 3/4 discount). For every
+    x, the best action leads to the x' that maximises w x' - c x'^2, that is w / 2c = 1/2: within [-1, 1].
     """
 
     action_dim = 1
@@ -76,12 +76,12 @@ def grid(x, y, points=(12, 10)):
 
 
 def learned_by(kind, seed=0):
-    """The model that the learning of `kind`, Dreamer or a broken one, ends with."""
+    """The model after training with `kind`, Dreamer or a broken version."""
     torch.manual_seed(seed)
     agent = kind(1, SMALLEST, BEHAVIOR, OPTIMIZER)
     agent.model = model = Stream(agent.model.actor, agent.model.critic)
     start, index = grid((0, 1), (1, 3)), torch.arange(120)
-    # Rates fall to nothing: what is left at the end is what is learned, not the noise of the last steps.
+    # Learning rates decay to zero, so that the result does not contain the noise of the last steps.
     schedules = [
         torch.optim.lr_scheduler.LinearLR(agent.optimizers[part], 1.0, 0.01, total_iters=UPDATES)
         for part in ("actor", "critic")
@@ -96,12 +96,12 @@ def learned_by(kind, seed=0):
 
 @torch.no_grad()
 def distance_from_the_optimum(model):
-    """What the actor loses on the way, and how far off the critic is: root mean square, and on average."""
+    """The actor's loss of return, and the critic's error: root mean square, and mean."""
     torch.manual_seed(1)
     state, lost = grid((0, 1), (1, 3)).repeat(100, 1), 0.0
     for t in range(1, 30):
         action = model.policy(state).mode
-        # Off the best x' by d, the value falls by c d^2, whatever the noise adds.
+        # At distance d from the best x', the value is lower by c d^2, whatever the noise adds.
         lost = lost + DISCOUNT**t * COST * (KEPT_X * state[:, :1] + action - model.best_x).square().mean()
         state = model.step(state, action)
     visited = grid((0.2, 0.8), (1.3, 2.7))
@@ -109,13 +109,13 @@ def distance_from_the_optimum(model):
     return lost.item(), error.square().mean().sqrt().item(), abs(error.mean().item())
 
 
-# With seven seeds at most 0.042, 0.098 and 0.032 are reached. Values there range from 3.7 to 8.8.
+# Over seven seeds the largest values are 0.042, 0.098 and 0.032. Values range from 3.7 to 8.8.
 LOST, ROOT_MEAN_SQUARE, ON_AVERAGE = 0.06, 0.15, 0.06
-SHORT_OF_THE_OPTIMUM = 2.0  # times one of these; it is 2.7 and more
+SHORT_OF_THE_OPTIMUM = 2.0  # times one of these limits; broken code gives 2.7 and more
 
 
 def misses(model):
-    """The largest of the three distances, as a multiple of what is allowed."""
+    """The largest of the three distances, as a multiple of its limit."""
     allowed = LOST, ROOT_MEAN_SQUARE, ON_AVERAGE
     return max(found / most for found, most in zip(distance_from_the_optimum(model), allowed))
 
@@ -130,20 +130,20 @@ def test_a_new_actor_and_critic_are_far_from_it():
     assert misses(Stream(agent.model.actor, agent.model.critic)) > 10
 
 
-# What learning shows. It does not show a mask's transposed index, which only exchanges the heads' frames, nor an actor
-# that is not clipped, whose steps Adam scales to their size again: those are left to `test_reference_update.py`.
-@pytest.mark.parametrize("name", ["value gradient cut", "smallest head for the mean"])
+# Mutations that this learning detects. It does not detect a mask's transposed index, which only exchanges the heads'
+# frames, nor an actor that is not clipped, because Adam rescales its steps: `test_reference_update.py` tests those.
+@pytest.mark.parametrize("name", ["value gradient cut", "minimum over heads in place of their mean"])
 def test_broken_code_misses_the_optimum(name):
     assert not misses(learned_by(broken_agent(name))) < SHORT_OF_THE_OPTIMUM
 
 
 def broken_agent(name):
-    """`Dreamer` out of agent.py with one line of the table of mutations changed."""
+    """`Dreamer` from agent.py with one line of the table of mutations changed."""
     row = next(row for row in MUTATIONS if row.name == name)
     assert row.file == "dreamer_mpc/agents/dreamer.py"
     source = Path(__file__).resolve().parent.parent.joinpath(row.file).read_text()
     assert source.count(row.old) == 1, "the table is out of date"
     module = types.ModuleType(f"broken_{name.replace(' ', '_')}")
-    sys.modules[module.__name__] = module  # dataclasses look their module up
+    sys.modules[module.__name__] = module  # dataclasses look up their module
     exec(compile(source.replace(row.old, row.new), row.file, "exec"), module.__dict__)
     return module.Dreamer

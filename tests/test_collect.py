@@ -1,4 +1,4 @@
-"""What a collector stores and counts, on environments whose images and rewards say which step they are."""
+"""What a collector stores and counts, on environments whose images and rewards encode the step."""
 
 import itertools
 import time
@@ -20,7 +20,7 @@ PLANNER = make_planner("policy")
 
 
 class Episode(NamedTuple):
-    """Frames in a row, as they were appended."""
+    """Consecutive frames, as they were appended."""
 
     image: np.ndarray
     action: np.ndarray
@@ -30,7 +30,7 @@ class Episode(NamedTuple):
 
 
 class Keeper(Replay):
-    """A replay that also keeps what is appended, by stream and in finished episodes."""
+    """A replay that also keeps the appended frames, by stream and in finished episodes."""
 
     def __init__(self, streams):
         super().__init__(1000 * streams, 2, streams)
@@ -51,7 +51,7 @@ LENGTHS = itertools.cycle([4, 7])
 
 
 def two_lengths():
-    """Episodes of 4 steps, and where it is called again, of 7."""
+    """Episodes of 4 steps; when called again, of 7."""
     return CountingEnv(next(LENGTHS))
 
 
@@ -71,7 +71,7 @@ ENDS = itertools.cycle([False, True, True])
 
 
 def one_of_three_cut():
-    """Episodes of 10 steps that are cut short, and where it is called again, of 10 that terminate."""
+    """Episodes of 10 steps that are truncated; when called again, episodes of 10 steps that terminate."""
     return CountingEnv(terminates=next(ENDS))
 
 
@@ -81,7 +81,7 @@ def make_collector(env="tests.support.counting_env:make", num_envs=1, seed=0, ag
 
 
 def kept_by(collector):
-    """Its finished episodes, all known to be over."""
+    """Its finished episodes; starting new ones first closes every finished one."""
     collector.begin()
     return collector.replay.kept
 
@@ -89,7 +89,7 @@ def kept_by(collector):
 def check_episode(episode, number, action_repeat, length, terminates=False):
     """Frame t is step t x repeat of episode `number`; action[t] led there and reward[t] was paid for it.
 
-    Its last one alone is terminal, if it `terminates`.
+    Only its last frame is terminal, if it `terminates`.
     """
     steps = [*range(0, length, action_repeat), length]
     assert [decode(image) for image in episode.image] == [(number, step) for step in steps]
@@ -145,7 +145,7 @@ def test_the_last_frame_of_an_episode_that_terminates_is_terminal(action_repeat)
 
 
 def test_terminal_frames_are_sampled_where_they_are():
-    """Beside a row that is cut short, and among the frames of sequences."""
+    """Beside a row that is truncated, and in sampled sequences."""
     collector = make_collector("tests.test_collect:one_of_three_cut", 3)
     collector.collect(3 * 25, PLANNER)
     batch = collector.replay.sample(2000, 4)
@@ -202,7 +202,7 @@ def test_the_agent_sees_each_image_once_and_is_first_exactly_at_starts(action_re
     collector.collect(80, PLANNER)
     for row, length in enumerate([4, 7]):
         seen = [(images[row], first[row]) for _, images, first, _ in collector.agent.calls]
-        steps = range(0, length, action_repeat)  # the last image of an episode asks for no action
+        steps = range(0, length, action_repeat)  # the last image of an episode needs no action
         expected = [((episode, step), step == 0) for episode in range(40) for step in steps]
         assert seen == expected[: len(seen)]
         assert len(seen) > 2 * length
@@ -265,11 +265,11 @@ def test_a_real_agent_s_actions_are_stored_as_they_were_executed():
         assert np.abs(episode.action).max() <= 1
 
 
-# faults, and going on after a stop
+# faults, and resuming
 
 
 class Faulty:
-    """A vector of environments whose n-th step has `info`, by number; its rows end there as truncated."""
+    """Vector environments whose n-th step has `info`, by number; its rows are truncated there."""
 
     def __init__(self, envs, faults):
         self.envs, self.faults, self.steps = envs, faults, 0
@@ -325,7 +325,7 @@ def test_an_episode_with_a_simulator_error_ends_there_and_is_counted():
 
 
 class Seeded(CountingEnv):
-    """Its episodes are numbered by their seeds."""
+    """Episodes are numbered by their seeds."""
 
     seeds = []
 
@@ -347,7 +347,7 @@ def test_every_episode_has_a_seed_of_its_own():
 
 
 def stopped_and_resumed(env, steps, num_envs=2, workers=False):
-    """A collector after `steps` steps, and one in new environments that goes on from its state."""
+    """A collector after `steps` steps, and one in new environments that resumes from its state."""
     collector = make_collector(env, num_envs, agent=make_agent(), workers=workers)
     for _ in range(steps):
         collector.send(PLANNER, 0.3)
@@ -389,7 +389,7 @@ def first_frames(num_envs):
 
 def test_rows_that_cannot_be_repeated_are_named_and_begin_their_next_episode():
     collector, other, broken = stopped_and_resumed("tests.test_collect:two_lengths", 5)
-    # Row 0 is in its second episode, which new environments call their first; row 1 is still in its first one.
+    # Row 0 is in its second episode, which is the first one of the new environments; row 1 is still in its first one.
     assert broken == [0]
     assert other.counters.episodes == 1
     other.begin()

@@ -1,4 +1,4 @@
-"""`compare` as a user runs it: what it plays, keeps, adds up and draws, and how it goes on after an interruption."""
+"""`compare` as a user runs it: the episodes it plays, its files, statistics and figures, and its resuming."""
 
 import csv
 import dataclasses
@@ -42,7 +42,7 @@ SMALL = [
     "--mppi.horizon", "3", "--mppi.candidates", "16", "--mppi.elites", "4", "--mppi.iterations", "2",
     "--mppi.policy-candidates", "2",
 ]  # fmt: skip
-# What SMALL costs an action: N * I * H; MPPI: and its policy rollouts; Dream-MPC: as `model_evaluations` says.
+# Model evaluations per action with SMALL: N * I * H; MPPI: plus its policy rollouts; Dream-MPC: `model_evaluations`.
 DREAM_MPC = 2 * 3 * (1 + 2 * (1 + 2))
 MPPI = 96 + 2 * 2
 EVALUATIONS = {"policy": 0, "dream-mpc": DREAM_MPC, "policy-grad-mpc": 12, "grad-mpc": 24, "cem": 160, "mppi": MPPI}
@@ -72,7 +72,7 @@ def table(path):
 
 
 def returns(folder, label, checkpoint=None):
-    """Returns of one planner by the number of the episode, as text: bit for bit."""
+    """Returns of one planner by number of the episode, as text, to compare them bit for bit."""
     rows = [row for row in table(folder / "episodes.csv") if row["planner"] == label]
     rows = [row for row in rows if checkpoint in (None, row["checkpoint"])]
     assert [int(row["episode"]) for row in rows] == list(range(len(rows)))
@@ -80,7 +80,7 @@ def returns(folder, label, checkpoint=None):
 
 
 def identity(folder):
-    """All episodes, without what the machine's load or the date decides."""
+    """All episodes, without the fields that depend on the machine's load or the date."""
     columns = ("planner", "checkpoint", "episode", "env_seed", "return", "agent_steps", "num_envs", "model_evaluations")
     return [tuple(row[name] for name in columns) for row in table(folder / "episodes.csv")]
 
@@ -122,14 +122,14 @@ def another(trained, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def six(trained, tmp_path_factory):
-    """All six planners, five episodes each: the folder, and what was printed."""
+    """All six planners with five episodes for each: the folder, and the output."""
     folder = tmp_path_factory.mktemp("six")
     return folder, done(compare(trained, folder, "--episodes", 5)).out
 
 
 @pytest.fixture(autouse=True)
 def pictures(monkeypatch):
-    """Titles and rows of the pictures; drawing takes longer than a comparison. Only `six` and commands draw."""
+    """Titles and rows of the pictures. Drawing takes longer than a comparison, so only `six` and commands draw."""
     seen = []
     draw = "comparison_picture"
     monkeypatch.setattr(dreamer_mpc.report.plot, draw, lambda path, rows, title: seen.append((rows, title)))
@@ -138,7 +138,7 @@ def pictures(monkeypatch):
 
 @pytest.fixture
 def plays(monkeypatch):
-    """(first seed, episodes) of every batch that is played; before batch `stop_at` Ctrl-C is pressed."""
+    """(first seed, episodes) of every batch that is played; Ctrl-C is pressed before batch `stop_at`."""
     real, seen = dreamer_mpc.evaluation.compare.evaluate, SimpleNamespace(batches=[], stop_at=None)
 
     def evaluate(agent, planner, envs, episodes, seed, *rest):
@@ -152,7 +152,7 @@ def plays(monkeypatch):
     return seen
 
 
-# what is played and written
+# episodes and output files
 
 
 def test_a_comparison_has_a_row_for_each_planner(six):
@@ -194,7 +194,7 @@ def test_an_episode_is_what_eval_plays_from_its_seed(six, trained, tmp_path):
 
 @pytest.mark.parametrize("episodes, num_envs", [(3, 2), (2, 1), (2, 4)])
 def test_an_evaluation_plays_its_episodes_in_one_batch(trained, tmp_path, episodes, num_envs):
-    """A row takes the next episode as its own ends, under the draws of one seed: returns are what they always were."""
+    """A row starts the next episode when its own ends, with one seed for all draws: returns are as in old versions."""
     args = ["--planner", "dream-mpc,policy", "--episodes", episodes, "--num-envs", num_envs, "--device", "cpu", *SMALL]
     done(quietly("eval", "--checkpoint", trained, "--out", tmp_path, *args))
     subject = Subject.load(trained)
@@ -211,7 +211,7 @@ def test_an_evaluation_plays_its_episodes_in_one_batch(trained, tmp_path, episod
 
 
 def test_rows_have_the_names_that_files_of_before_have(six, trained, tmp_path):
-    """Scripts of users read them: results that lie about would be read no more."""
+    """Scripts of users read these files, so the names of their fields must not change."""
     with (six[0] / "compare.csv").open() as file:
         assert file.readline().strip() == (
             "planner,episodes,checkpoints,return,return_low,return_high,return_std,failed,iqm,difference,"
@@ -308,7 +308,7 @@ def played(label, returns, checkpoint="a"):
 
 
 def test_of_many_settings_those_are_decided_that_outlive_the_correction(tmp_path):
-    """By themselves b (p = 0.03) and c differ from the policy; among four differences only c does."""
+    """Alone, b (p = 0.03) and c differ from the policy; after the correction over four differences only c does."""
     noise = np.array([-1.0, -0.5, 0.0, 0.5, 1.0, 0.0])
     shifts = {"policy": 0.0, "a": 0.1, "b": 0.85, "c": 3.0, "d": 0.2}
     record = Record(tmp_path, {}, {})
@@ -322,7 +322,7 @@ def test_of_many_settings_those_are_decided_that_outlive_the_correction(tmp_path
 
 
 def test_planner_settings_start_from_the_checkpoint_s(planet, tmp_path):
-    """The PlaNet run was trained with a small CEM, which no option says here."""
+    """The PlaNet run was trained with a small CEM, and no option of this command repeats that."""
     done(compare(planet, tmp_path, "--episodes", 1, settings=[]))
     assert [row["model_evaluations"] for row in table(tmp_path / "compare.csv")] == ["160"]
     done(compare(planet, tmp_path / "other", "--episodes", 1, "--cem.horizon", 5, settings=[]))
@@ -356,7 +356,7 @@ def test_a_comparison_on_dm_control_by_the_command_line(tmp_path):
 # going on
 
 
-ADDED = {  # what is asked for then, and what is left to play
+ADDED = {  # options of the second command, and the batches that remain to be played
     "episodes": ({"--episodes": 4}, [(10_002, 1), (10_003, 1)]),
     "a planner": ({"--planners": "policy, cem"}, [(10_000, 1), (10_001, 1)]),
     "a checkpoint": ({}, [(10_000, 1), (10_001, 1)]),
@@ -417,7 +417,7 @@ def test_after_an_interruption_only_what_is_missing_is_played(trained, tmp_path,
 
 
 def running(group):
-    """The processes of a group that have not ended."""
+    """The processes of a group that are still running."""
     lines = subprocess.run(["ps", "-eo", "pgid,stat,args"], capture_output=True, text=True, check=True).stdout
     words = [line.split(maxsplit=2) for line in lines.splitlines()[1:]]
     return [word for word in words if int(word[0]) == group and not word[1].startswith("Z")]
@@ -429,7 +429,7 @@ def test_ctrl_c_ends_a_comparison_with_its_workers(trained, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "run.py", "compare", *map(str, args)], cwd=ROOT, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in a background
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored when the tests run in the background
     )  # fmt: skip
     first = process.stdout.readline()
     os.killpg(process.pid, signal.SIGINT)
@@ -445,7 +445,7 @@ def test_ctrl_c_ends_a_comparison_with_its_workers(trained, tmp_path):
 
 
 def test_a_record_from_before_a_setting_goes_on(tmp_path):
-    """What was not there was off."""
+    """Settings that did not exist yet were off."""
     young = {"draws": 1, "line_search": (), "step_scale": "gradient", "open_loop": 0, "caution": 0.0}
     whole = {**dataclasses.asdict(PolicyGradMPC()), **young}
     Record(tmp_path, {"planners": {"a": {k: v for k, v in whole.items() if k not in young}}}, {}).begin()
@@ -474,7 +474,7 @@ OTHER = {
 @pytest.mark.parametrize("what", OTHER)
 def test_another_comparison_is_not_mixed_in(trained, six, what):
     folder, before = six[0], {path: path.read_bytes() for path in six[0].iterdir()}
-    for args in (["--device", "tpu"], ["--planners", "dreem"]):  # what cannot start overwrites nothing
+    for args in (["--device", "tpu"], ["--planners", "dreem"]):  # a command that cannot start overwrites nothing
         refused(compare(trained, folder, *args, "--overwrite"))
     message = refused(compare(trained, folder, "--episodes", 6, *OTHER[what]))
     assert str(folder) in message and f"other {what}" in message
@@ -545,7 +545,7 @@ def test_a_damaged_record_is_one_line(trained, six, tmp_path, damage):
     assert (folder / name).read_bytes() != text
     message = refused(compare(trained, folder, "--episodes", 3))
     assert str(folder / name) in message and "damaged" in message and "--overwrite" in message
-    (folder / "compare.json").unlink()  # without it nothing says which seed and settings the episodes were played with
+    (folder / "compare.json").unlink()  # without it, seed and settings of the episodes are unknown
     refused(compare(trained, folder, "--episodes", 3, "--seed", 5))
 
 
@@ -596,7 +596,7 @@ def labels(folder):
 
 
 SIZE = {"policy": None, "dream-mpc": 3, "policy-grad-mpc": 3, "grad-mpc": 3, "cem": 4, "mppi": 3}  # `SMALL`'s horizons
-SWEPT = {  # words of the command line, then a setting, and what is recorded of it by label
+SWEPT = {  # options, then a setting, and its recorded value by label
     "--sweep dream-mpc.iterations=1,2,4": (
         "iterations", {"policy": None} | {f"dream-mpc iterations={i}": i for i in (1, 2, 4)},
     ),
@@ -641,7 +641,7 @@ def test_planners_and_swept_settings_stand_beside_each_other(trained, tmp_path, 
     assert compared or not ("compared" in output or "decided" in output)
     if list(expected)[-1] == "dream-mpc iterations=4":
         assert [int(row["model_evaluations"]) for row in rows] == [0, *(6 + 2 * 6 * (1 + 2 * i) for i in (1, 2, 4))]
-    if "cem horizon=3" in expected:  # the default is one step: the same episodes under two names
+    if "cem horizon=3" in expected:  # the default is one value of the sweep: the same episodes under two names
         assert returns(tmp_path, "dream-mpc") == returns(tmp_path, "dream-mpc iterations=1")
         assert returns(tmp_path, "dream-mpc") != returns(tmp_path, "dream-mpc iterations=2")
 
@@ -694,7 +694,7 @@ def test_compare_says_what_is_wrong_in_one_line(trained, tmp_path, name):
     args, cause = ERRORS[name]
     assert cause in refused(compare(trained, tmp_path / "out", "--episodes", 1, *args))
     assert not (tmp_path / "out" / "episodes.csv").exists()
-    if name == "unknown device":  # it does not claim the folder for its settings
+    if name == "unknown device":  # it does not create the folder
         done(compare(trained, tmp_path / "out", "--planners", "policy", "--episodes", 1, "--seed", 5))
 
 

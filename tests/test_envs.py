@@ -1,4 +1,4 @@
-"""Environments, with dm_control's real pixels; quality `fast`, a tenth of the cost, where that will do."""
+"""Environments, with real pixels of dm_control; quality `fast`, a tenth of the cost, where it is sufficient."""
 
 import os
 import subprocess
@@ -84,7 +84,7 @@ def test_every_kind_of_task_makes_pixels(name):
 @pytest.mark.parametrize("name", ["cheetah-run", "lqr-lqr_2_1", "quadruped-fetch"])
 def test_a_seed_decides_frames_and_rewards(name):
     first, second = make(name), make(name)
-    roll(first, seed=9, steps=2)  # an instance with a past, and a fresh one
+    roll(first, seed=9, steps=2)  # a used instance and a fresh one
     first_frames, first_rewards = roll(first, seed=3)
     assert (first_frames[1:] != first_frames[:-1]).any((1, 2, 3)).all(), "a frame is not overwritten by the next"
     second_frames, second_rewards = roll(second, seed=3)
@@ -97,7 +97,7 @@ def test_a_seed_decides_frames_and_rewards(name):
 
 
 def test_actions_are_rescaled_to_the_tasks_bounds():
-    env = without_rendering(make("quadruped-walk"))  # its bounds are not all [-1, 1]
+    env = without_rendering(make("quadruped-walk"))  # some of its bounds are not [-1, 1]
     spec = env.unwrapped._env.action_spec()
     assert (spec.maximum > 1).any()
     env.reset(seed=0)
@@ -146,7 +146,7 @@ def test_discount_zero_is_a_termination():
 
 
 def diverge(env, how):
-    """Let the next step of a dm_control env fail as `how` says."""
+    """Make the next step of a dm_control env fail in the way `how`."""
     data = physics(env).data
     if how == "velocity":
         data.qvel[:] = 1e30
@@ -181,7 +181,7 @@ def test_a_simulator_error_truncates_with_the_last_sound_image(name, how):
     assert env.render().shape == (480, 640, 3)
     with pytest.raises(gymnasium.error.ResetNeeded):
         env.step(actions[2])
-    if how not in ("fatal", "reward"):  # those stay, as what a step calls was replaced
+    if how not in ("fatal", "reward"):  # those persist, because a function of the step was replaced
         np.testing.assert_array_equal(roll(env, seed=3)[0], roll(make(name), seed=3)[0])
 
 
@@ -268,7 +268,7 @@ def test_an_unusable_env_is_an_error_in_one_line(name, settings, message):
 
 
 class SpacesEnv(gymnasium.Env):
-    """Black images; remembers the actions it got."""
+    """Black images; records its actions."""
 
     def __init__(self, images=IMAGES, actions=ACTIONS):
         self.observation_space, self.action_space, self.actions = images, actions, []
@@ -310,7 +310,7 @@ def odd_bounds():
     return SpacesEnv(actions=gymnasium.spaces.Box(np.array([0.0, -4.0]), np.array([10.0, 2.0]), dtype=np.float64))
 
 
-# An environment of one's own
+# Custom environments
 
 
 def test_a_custom_env_is_resized_rescaled_repeated_and_counted():
@@ -354,7 +354,7 @@ def test_workers_give_the_frames_of_single_envs():
         np.testing.assert_array_equal(after, [result[0] for result in expected])
         np.testing.assert_array_equal(rewards, [result[1] for result in expected])
         assert infos["env_steps"].tolist() == [2, 2]
-    np.testing.assert_array_equal(frames, kept)  # a later step overwrote none
+    np.testing.assert_array_equal(frames, kept)  # no later step overwrote them
 
     reset, infos = reset_rows(envs, np.array([False, True]), seeds=[None, np.int64(6)])
     np.testing.assert_array_equal(reset[0], after[0])
@@ -524,7 +524,7 @@ EGL_OF[0, ""] = None
 def test_the_egl_device_is_that_of_the_cuda_device(cuda_index, visible, expected, monkeypatch):
     monkeypatch.setattr("envs.gl.choose_gl_backend", lambda: "egl")
     monkeypatch.setenv(CUDA_INDICES, "1,,0,")  # as the probe writes it: EGL device 0 is CUDA's 1, EGL's 2 is its 0
-    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "0")  # so that what is set below is taken back
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "0")  # so that monkeypatch restores it after the value set below
     monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:

@@ -20,7 +20,7 @@ DREAM = make_planner("dream-mpc", horizon=3, candidates=3, reuse=0.5)
 
 
 class SeededEnv(CountingEnv):
-    """Image and reward name the seed of the reset instead of the episode's number; 3 + seed % 4 steps."""
+    """Image and reward encode the seed of the reset instead of the episode's number; 3 + seed % 4 steps."""
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -72,7 +72,7 @@ def test_the_agent_acts_without_noise_and_is_told_of_each_start():
 
 
 class Valued:
-    """Dream-MPC that notes what it planned."""
+    """Dream-MPC that records its plans."""
 
     def __init__(self):
         self.plans = []

@@ -1,4 +1,4 @@
-"""The examples of the README do what it says."""
+"""The examples of the README work as described there."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
 def test_the_custom_world_model_is_driven_to_the_origin():
     torch.manual_seed(0)
     assert example_model.drive(50).norm() < 0.1
-    assert torch.tensor([1.0, 0.0]).norm() > 0.9  # where it came from
+    assert torch.tensor([1.0, 0.0]).norm() > 0.9  # the norm at the start
 
 
 def test_readme_shows_the_examples_as_they_are():

@@ -1,4 +1,4 @@
-"""Updates that are not finite, loggers that fail, memory that runs out: said in a line, and survived if possible."""
+"""Non-finite updates, failing loggers, exhausted memory: reported in one line, and survived if possible."""
 
 import errno
 import itertools
@@ -103,7 +103,7 @@ def folder(tmp_path):
 
 
 class Backend:
-    """One that fails in the call named `where`."""
+    """A logger that fails in the call named `where`."""
 
     def __init__(self, where):
         self.where, self.calls = where, []
@@ -140,7 +140,7 @@ def test_a_backend_that_fails_is_switched_off(folder, monkeypatch, where):
 
 
 class Disk:
-    """The file of metrics; takes `free` more bytes."""
+    """The file of metrics, which accepts `free` more bytes."""
 
     def __init__(self, file):
         self.file, self.free = file, 10**9

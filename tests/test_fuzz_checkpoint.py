@@ -1,4 +1,4 @@
-"""Checkpoints that are cut short, flipped, foreign or hostile: one line that says so, or exactly what was saved."""
+"""Truncated, corrupted, foreign or hostile checkpoints: one line of error, or exactly the saved content."""
 
 import json
 import pickle
@@ -72,7 +72,7 @@ def test_any_bytes(whole, content):
 
 
 def forged(state, tensors, version=FORMAT_VERSION, **about):
-    """A file of somebody who knows the format and its checksum."""
+    """A file by someone who knows the format and its checksum."""
     known = {"format": FORMAT, "version": str(version), "state": state, "sha256": _digest(state, tensors)}
     return save(tensors, {**known, **about})
 
@@ -140,7 +140,7 @@ def listing(folder):
 
 
 def refused(capsys, *words):
-    """The one line with which run.py refuses."""
+    """The one line of error of run.py."""
     capsys.readouterr()
     assert main([*map(str, words), "--device", "cpu"]) == 2
     error = capsys.readouterr().err
@@ -150,7 +150,7 @@ def refused(capsys, *words):
 
 @pytest.mark.parametrize("command", ["eval", "compare", "train"])
 def test_as_a_user_meets_them(tmp_path, capsys, command):
-    """Of the three commands: exit code 2, one line, no traceback, nothing touched."""
+    """For all three commands: exit code 2, one line, no traceback, no file changed."""
     folder = tmp_path / "run" / "checkpoints"
     folder.mkdir(parents=True)
     (tmp_path / "run" / "config.yaml").write_text("env: cheetah-run\n")
@@ -182,7 +182,7 @@ WHOLE = as_payload(make_checkpoint(**TRAINING_FIELDS))
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("training", [True, False], ids=["of a run", "of an agent alone"])
 def test_a_field_that_is_missing_mistyped_or_unknown(version, training, tmp_path):
-    """One line that names it, whatever it is; or a checkpoint, where another value of its type stands there."""
+    """One line that names the field; or a valid checkpoint, if the new value has the right type."""
     path = tmp_path / "checkpoint-00000001.safetensors"
     checkpoint = make_checkpoint(**TRAINING_FIELDS if training else {})
     payload = as_payload(checkpoint) if version == FORMAT_VERSION else as_version_2(checkpoint)

@@ -1,4 +1,4 @@
-"""Whatever a configuration or a command line says: a run that can begin, or one line that names key and remedy."""
+"""Any configuration or command line gives a run that can begin, or one line that names key and remedy."""
 
 import dataclasses
 import math
@@ -26,11 +26,11 @@ HOSTILE = [
     "", " ", "nan", "inf", "-inf", "-1", "0", "1.5", "1e400", "1" + "0" * 30, "-" + "1" * 30, "x", "None", "True", "[]",
     "{}", "${oc.env:HOME}", "${seed}", "???", "'", "\x00", "\N{SNOWMAN}", "x" * 5000, "../..", "/", "--seed", "-", "=",
 ]  # fmt: skip
-HOSTILE = [value for value in HOSTILE if "\x00" not in value]  # the kernel passes none
+HOSTILE = [value for value in HOSTILE if "\x00" not in value]  # the kernel does not pass these
 
 
 class Accepted(Exception):
-    """A run would begin."""
+    """Raised in place of starting a run."""
 
 
 def leaves(schema, prefix=""):
@@ -56,14 +56,14 @@ def start(tmp_path, monkeypatch, capsys):
             raise Accepted(config)
 
     monkeypatch.setattr(dreamer_mpc.training.trainer, "Trainer", Trainer)
-    monkeypatch.setattr(dreamer_mpc.training.setup, "try_env", lambda *_, **__: None)  # tests/test_fuzz_envs.py's
+    monkeypatch.setattr(dreamer_mpc.training.setup, "try_env", lambda *_, **__: None)  # see tests/test_fuzz_envs.py
 
     def call(*words):
         before = sorted(tmp_path.rglob("*"))
         try:
             code = run.main([*words])
         except Accepted as accepted:
-            for path in sorted(set(tmp_path.rglob("*")) - set(before), reverse=True):  # the folder that was claimed
+            for path in sorted(set(tmp_path.rglob("*")) - set(before), reverse=True):  # remove the created folder
                 path.rmdir() if path.is_dir() else path.unlink()
             return accepted.args[0]
         text = capsys.readouterr().err
@@ -80,14 +80,14 @@ def start(tmp_path, monkeypatch, capsys):
 def test_any_value_of_any_flag(start, name, value, joined):
     flag = "--" + name.replace("_", "-")
     if name in ("run_dir",) and value in ("/", "../.."):
-        return  # folders that are there, and not ours
+        return  # existing folders that are not ours
     outcome = start(*([f"{flag}={value}"] if joined else [flag, value]))
     if isinstance(outcome, Config):
         assert usable(outcome)
 
 
 def usable(config):
-    """Sizes that a machine could have, numbers that are numbers, text without words of OmegaConf."""
+    """Realistic sizes, finite numbers, text without OmegaConf expressions."""
     tree = OmegaConf.structured(config)
     for name, _ in leaves(Config):
         value = OmegaConf.select(tree, name)

@@ -1,4 +1,4 @@
-"""Environments that fail: whatever their code does ends in one line; a killed worker costs its own episode alone."""
+"""Failing environments: any error in their code ends in one line; a killed worker loses only its own episode."""
 
 import contextlib
 import os
@@ -23,15 +23,15 @@ from tests.support.commands import ROOT, script
 from tests.support.faulty_env import LENGTH, SHAPE, Fault, injected
 
 FAULTY = "tests.support.faulty_env:make"
-IN_PROCESS_CASES = 40  # of each kind
+IN_PROCESS_CASES = 40  # per kind of fault
 WORKER_CASES = 8
 RANDOM_KILLS = 6
 
-pytestmark = pytest.mark.timeout(120)  # a hang is a failure
+pytestmark = pytest.mark.timeout(120)  # a test that hangs has failed
 
 
 def fuzz(cases):
-    """Hypothesis without a clock, as workers take their time, and with the same cases in every run."""
+    """Hypothesis without deadlines, because workers are slow, and with the same cases in every run."""
     quiet = list(HealthCheck)
     return settings(max_examples=cases, deadline=None, database=None, derandomize=True, suppress_health_check=quiet)
 
@@ -91,7 +91,7 @@ SPACES = st.one_of(
 )
 
 
-# What goes wrong, by the call that it goes wrong in.
+# The faults of each call.
 KINDS = {
     "factory": {"code": st.one_of(RAISED, EXITED), "answer": st.tuples(st.just("return"), ODD)},
     "spaces": {"answer": st.tuples(st.just("set"), SPACES)},
@@ -120,7 +120,7 @@ def faults(call, kinds, rows):
 
 
 def play(rows, workers, episodes=4):
-    """What a collector does; the environments are closed in any case."""
+    """The calls of a collector; the environments are always closed."""
     envs = make_vector_env(FAULTY, rows, workers=workers, action_repeat=2)
     try:
         envs.reset(seed=list(range(rows)))
@@ -136,7 +136,7 @@ def play(rows, workers, episodes=4):
 
 
 def check_line(error, call):
-    """One line that names environment and call, and can be shown."""
+    """One printable line that names environment and call."""
     line = str(error)
     assert len(line.splitlines()) == 1
     assert line.isprintable()
@@ -230,7 +230,7 @@ ROWS = 3
 
 
 def play_cheetah(envs, steps, before_step=lambda step: None, amid_step=lambda step: None):
-    """Everything that `steps` steps answered; rows that end are reset with seed 100 + row."""
+    """All answers of `steps` steps; rows that end are reset with seed 100 + row."""
     answers, rng = [envs.reset(seed=[7, 8, 9])[0]], np.random.default_rng(0)
     for step in range(steps):
         actions = rng.uniform(-1, 1, (ROWS, 6)).astype(np.float32)
@@ -250,7 +250,7 @@ def kill(envs, row):
 
 
 def rows_of(answers, rows):
-    """Images, rewards and flags of `rows`, without what was answered to resets."""
+    """Images, rewards and flags of `rows`, without the answers to resets."""
     steps = [answer for answer in answers if len(answer) == 5]
     return [np.stack([answer[part][rows] for answer in steps]) for part in range(4)]
 
@@ -272,7 +272,7 @@ def test_a_killed_worker_costs_its_own_row_alone(when, undisturbed):
     envs = make_vector_env("cheetah-run", ROWS, **CHEETAH)
     first = envs.processes[1].pid
 
-    def stop(step):  # so that it cannot have answered already
+    def stop(step):  # while stopped, it cannot have answered already
         if step == 5 and when == "amid":
             os.kill(first, signal.SIGSTOP)
         elif step == 5:
@@ -318,7 +318,7 @@ def test_a_worker_killed_at_a_reset_costs_nothing(when, undisturbed):
 
 
 def test_workers_killed_at_random_moments_cost_their_own_episodes_alone(undisturbed):
-    """Rows 1 and 2 are killed at random; row 0 never notices, and every loss is marked."""
+    """Rows 1 and 2 are killed at random; row 0 is not affected, and every loss is reported."""
     envs = make_vector_env("cheetah-run", ROWS, **CHEETAH)
     envs.reset(seed=[7, 8, 9])
     rng, random_row, over, kills = np.random.default_rng(0), random.Random(0), threading.Event(), []
@@ -326,7 +326,7 @@ def test_workers_killed_at_random_moments_cost_their_own_episodes_alone(undistur
     def kill_now_and_then():
         while len(kills) < RANDOM_KILLS and not over.wait(random_row.uniform(0.05, 0.5)):
             row = random_row.choice([1, 2])
-            with contextlib.suppress(ProcessLookupError):  # just found dead, not yet replaced
+            with contextlib.suppress(ProcessLookupError):  # it was just found dead and is not replaced yet
                 pid = envs.processes[row].pid
                 os.kill(pid, signal.SIGKILL)
                 kills.append(pid)
@@ -345,7 +345,7 @@ def test_workers_killed_at_random_moments_cost_their_own_episodes_alone(undistur
         if done.any():
             reset_rows(envs, done, [100 + row for row in range(ROWS)])
     killer.join()
-    lost += envs.step(np.zeros((ROWS, 6), np.float32))[4].get("lost", np.zeros(ROWS)).sum()  # the last kill is found
+    lost += envs.step(np.zeros((ROWS, 6), np.float32))[4].get("lost", np.zeros(ROWS)).sum()  # finds the last kill
     for got, expected in zip(rows_of(answers[:12], [0]), rows_of(undisturbed, [0])):
         np.testing.assert_array_equal(got, expected)
     assert len(kills) == RANDOM_KILLS
@@ -464,11 +464,11 @@ def test_a_killed_parent_leaves_no_workers(tmp_path, folder):
         parent = subprocess.Popen(full, env=environment, stdout=subprocess.PIPE, text=True)
         workers = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
         assert len(workers) == 2
-        time.sleep(0.2)  # one of them in the midst of its step
+        time.sleep(0.2)  # one of them is in its step
         parent.kill()
         parent.wait()
     gone, alive = psutil.wait_procs(workers, timeout=10)
-    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]  # whose reaper is not ours
+    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]  # their parent reaps zombies
 
 
 # The command line

@@ -105,7 +105,7 @@ def test_update_does_not_synchronise(capture):
 
 
 def test_captured_plans_follow_the_weights():
-    """A graph reads the parameters where they are, so an update changes the next action."""
+    """A graph reads the parameters in place, so an update changes the next action."""
     agent = Dreamer(ACTION_DIM, device="cuda:0")
     planner, carry, image = make_planner("policy"), agent.initial(1), random_batch(0).image[0, :1]
     first = torch.ones(1, dtype=torch.bool, device="cuda")
@@ -146,7 +146,7 @@ def full_fp32():
 
 
 def test_on_a_gpu_the_cell_s_kernel_walks():
-    """Where the tests below, which choose it, find it."""
+    """The tests below choose the kernel by this function."""
     assert cell._on_gpu(torch.zeros(1, device="cuda"), 200, 30, 200, 6, 200)
     assert not cell._on_gpu(torch.zeros(1), 200, 30, 200, 6, 200)
 
@@ -170,7 +170,7 @@ def test_bf16_products_in_the_cell_are_near_fp32(kind, rows, monkeypatch):
 
 
 def test_teams_agree_every_time(monkeypatch):
-    """A member that read too early would change the result from run to run."""
+    """If a program of a team read too early, the result would change from run to run."""
     settings = {"bf16": True, "steps": 50, "device": "cuda"}
     first = walk_both("policy", 50, monkeypatch, **settings)[0]
     for _ in range(5):
@@ -220,7 +220,7 @@ def test_the_world_model_s_loss_with_kernels_is_the_plain_one(full_fp32):
 
 
 def test_the_behavior_s_gradients_with_kernels_are_near_the_plain_ones():
-    """They draw other noise: gradients of many rows agree in direction."""
+    """Both draw different noise, but gradients averaged over many rows agree in direction."""
     gradients = []
     for kernels in (True, False):
         torch.manual_seed(0)
@@ -234,7 +234,7 @@ def test_the_behavior_s_gradients_with_kernels_are_near_the_plain_ones():
 
 
 def test_a_run_on_the_gpu_is_stopped_and_resumed(tmp_path, monkeypatch):
-    """Graphs are recorded anew; replay, carry and generator come back from the host."""
+    """Graphs are recorded again; replay, carry and generator are restored from the host."""
     import os
     import signal
 

@@ -1,6 +1,6 @@
-"""Every Triton kernel against the plain form on a CPU, run by Triton's interpreter; on a GPU `test_gpu.py` does it.
+"""Every Triton kernel against the plain code on a CPU, run by Triton's interpreter; on a GPU `test_gpu.py` does this.
 
-`conftest.py` asks for the interpreter before Triton is first imported.
+`conftest.py` selects the interpreter before Triton is first imported.
 """
 
 from importlib import metadata
@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("triton", reason="needs Triton, which CPU builds of torch lack: docs/architecture.md says how")
 if torch.cuda.is_available():
     pytest.skip("here the kernels are compiled: tests/test_gpu.py", allow_module_level=True)
-if not metadata.version("triton").startswith(("3.7.", "3.8.")):  # docs/architecture.md says what fails in others
+if not metadata.version("triton").startswith(("3.7.", "3.8.")):  # docs/architecture.md says why other versions fail
     pytest.skip(f"not with the interpreter of Triton {metadata.version('triton')}, but 3.7.1", allow_module_level=True)
 
 from dreamer_mpc.kernels import blocks, cell, cell_triton, fused
@@ -19,15 +19,15 @@ from dreamer_mpc.world_model.encoder import preprocess
 from tests.support import interpreter
 from tests.support.cell_walks import KINDS, Sizes, assert_near, walk_both
 
-# All sizes differ, none is a power of two, and the first needs several blocks of a product's inputs.
+# All sizes differ, none is a power of two, and the first needs several blocks of inputs in a product.
 SMALL = Sizes(deter=20, stoch=5, hidden=23, action=3, units=18, layers=3)
 LONG = Sizes(deter=70, stoch=5, hidden=83, action=3, units=75, layers=2)
-ONE, FOUR, THIRTEEN = 1, 8, 80  # processors on which up to 32 rows have teams of so many programs
+ONE, FOUR, THIRTEEN = 1, 8, 80  # numbers of processors that give teams of so many programs for up to 32 rows
 
 
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch):
-    """The interpreter completed, and fresh memory full of NaN: what is read must have been written."""
+    """The extended interpreter, with fresh memory full of NaN, so that memory read before it is written is detected."""
     assert cell_triton.triton.knobs.runtime.interpret, "tests/conftest.py sets TRITON_INTERPRET"
     interpreter.complete(monkeypatch)
     torch.use_deterministic_algorithms(True)
@@ -36,13 +36,13 @@ def interpreted(monkeypatch):
 
 
 def processors(count, monkeypatch):
-    """As if programs ran on that many at once: it decides the size of teams."""
+    """Set the number of programs that run at once, which decides the size of teams."""
     monkeypatch.setattr(cell_triton, "_hardware", lambda device: (count, 101_376))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_cell_s_kernels_are_the_loop(kind, monkeypatch):
-    """40 rows: two teams, the second not full, of one program each."""
+    """40 rows: two teams of one program each, the second one only partly filled."""
     assert_near(*walk_both(kind, 40, monkeypatch, steps=3, sizes=SMALL), 1e-5)
 
 
@@ -58,7 +58,7 @@ def test_a_policy_has_any_number_of_layers(layers, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["observe", "policy"])
 def test_a_team_of_four_does_what_one_program_does(kind, monkeypatch):
-    """Programs take turns from one touch of the team's counter to the next: who does not wait finds old numbers."""
+    """Programs take turns at each access to the team's counter, so a program that does not wait reads old values."""
     processors(FOUR, monkeypatch)
     assert cell_triton._launch(20, 20, torch.device("cpu"), False, alone=False)["G"] == 4
     assert_near(*walk_both(kind, 20, monkeypatch, steps=2, sizes=SMALL), 1e-5)
@@ -72,19 +72,19 @@ def test_a_team_may_have_members_without_a_column(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["observe", "policy"])
 def test_bf16_products_are_near_fp32(kind, monkeypatch):
-    """The interpreter cuts numbers off where a GPU rounds them, so that they are half as near."""
+    """The interpreter truncates numbers where a GPU rounds them, so the error may be twice as large."""
     assert_near(*walk_both(kind, 3, monkeypatch, bf16=True, steps=2, sizes=SMALL), 4e-2)
 
 
 def test_without_a_gpu_the_loop_walks(monkeypatch):
-    """Also where Triton is there."""
+    """Also where Triton is installed."""
     assert cell.cell_triton is cell_triton and not cell._on_gpu(torch.zeros(1), 20, 5, 20, 3)
     assert not fused.on_gpu(torch.zeros(1))
 
 
 @pytest.fixture
 def kernels(monkeypatch):
-    """Small blocks and few programs, so that there are several of each; says whether kernels are used."""
+    """Small blocks and few programs, so that there are several of each; returns whether kernels are used."""
     monkeypatch.setattr(fused.kernels, "ELEMENTS", 512)
     monkeypatch.setattr(fused.kernels, "PROGRAMS", 2)
     return lambda used: monkeypatch.setattr(fused, "on_gpu", lambda x: used)
@@ -124,7 +124,7 @@ def test_patches_are_the_plain_ones(channels, kernels):
 
 
 def test_images_are_dequantised_as_by_the_plain_form(kernels):
-    image = torch.randint(0, 256, (3, 16, 16, 3), dtype=torch.uint8)  # more than a block of them
+    image = torch.randint(0, 256, (3, 16, 16, 3), dtype=torch.uint8)  # more than one block of images
     found = []
     for used in (True, False):
         kernels(used)

@@ -1,4 +1,4 @@
-"""A world model learns to foresee a toy: a square that the action moves, rewarded by how far right it is."""
+"""A world model learns to predict a toy: a square moved by the action, with more reward further to the right."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ CONFIG = WorldModelConfig(
     deter=64, stoch=8, hidden=64, encoder_channels=(8, 8, 16, 32), decoder_dense=64,
     decoder_channels=(32, 16, 8), reward_hidden=64, free_nats=1.0, reward_scale=30.0,
 )  # fmt: skip
-SEEN, AHEAD = 4, 8  # frames shown, then steps foreseen
+SEEN, AHEAD = 4, 8  # frames shown, then steps predicted
 UPDATES = 300
 
 
@@ -54,14 +54,14 @@ def fill(rng, episodes, length):
 
 @pytest.fixture(scope="module")
 def foresight():
-    """What a trained model foresees for 64 new episodes, and what happened: images, rewards [AHEAD, 64]."""
+    """Open-loop predictions of a trained model for 64 new episodes, and the true images and rewards [AHEAD, 64]."""
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
     replay, test = fill(rng, 100, 30), fill(rng, 64, SEEN + AHEAD).sample(64, SEEN + AHEAD)
     model = WorldModel(CONFIG, action_dim=2)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    # At twice this rate a quarter of the seeds never see the square; at a constant one errors double from an update to
-    # another. Which seed and which update that meets depends on the CPU.
+    # At twice this learning rate a quarter of the seeds never model the square; at a constant rate, errors may double
+    # from one update to the next. The affected seeds and updates depend on the CPU.
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, total_iters=UPDATES)
     for _ in range(UPDATES):
         batch = replay.sample(6, 8)

@@ -25,7 +25,7 @@ def write(folder, *steps):
 
 
 def strict(line):
-    """Parse as the JSON standard says: Python alone would take NaN and Infinity."""
+    """Parse strict JSON: Python's parser would accept NaN and Infinity."""
 
     def refuse(word):
         raise ValueError(word)
@@ -137,7 +137,7 @@ def test_a_missing_package_is_named(folder, monkeypatch, backend, module):
 
 
 class FakeWandb:
-    """Stands in for the wandb module and its run; remembers what it was told."""
+    """Replaces the wandb module and its run; records the calls."""
 
     def __init__(self):
         self.logged = []

@@ -1,4 +1,4 @@
-"""How much memory is said to be free, here and in a container with a limit."""
+"""The free memory that is reported, here and in a container with a limit."""
 
 import psutil
 import pytest

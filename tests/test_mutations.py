@@ -1,4 +1,4 @@
-"""The table of mutations fits the code: to try them all takes minutes, and is left to `scripts/mutations.py`."""
+"""The table of mutations fits the code. Running all of them takes minutes and is left to `scripts/mutations.py`."""
 
 import re
 from collections import Counter

@@ -60,7 +60,7 @@ def test_the_value_heads_are_asked_only_where_j_needs_them(kind, c, needed):
 @pytest.mark.parametrize("kind", ["return", "lambda-return"])
 @pytest.mark.parametrize("horizon", [1, 2, 5])
 def test_the_reward_of_the_last_state_counts_once(kind, horizon):
-    """Value heads that are the reward alone: J is the plain sum of the rewards of s_1 .. s_H (lambda = 1)."""
+    """Value heads that return only the reward: J is the plain sum of the rewards of s_1 .. s_H (lambda = 1)."""
 
     class RewardOnly(Smooth):
         def value(self, state):

@@ -1,4 +1,4 @@
-"""Payload files: what is written is read, and what is no such file, or none any more, is refused in one line."""
+"""Payload files: written values are read back, and foreign or damaged files are refused in one line."""
 
 import errno
 import io
@@ -85,7 +85,7 @@ def test_compiled_names_are_refused(tmp_path):
 
 
 class FullDisk(io.FileIO):
-    """A file that takes 1000 bytes."""
+    """A file that accepts 1000 bytes."""
 
     def write(self, data):
         if self.tell() + len(data) > 1000:

@@ -1,4 +1,4 @@
-"""Every planner finds the optimum of problems that are solved in closed form; gradients find the nearest one."""
+"""Every planner finds the optimum of problems with a closed-form solution; gradients find the nearest optimum."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from dreamer_mpc.planners import Memory, make_planner
 from tests.support.latent_models import Linear, TwoBumps
 from tests.support.planning import PAPER, plan
 
-# Budgets that come close to the optimum of a smooth problem of a few steps, in a fraction of a second. The ascent
+# Budgets that come close to the optimum of a smooth problem of a few steps in a fraction of a second. The ascent
 # converges below 2 / 14, where 14 is the largest curvature of J among the problems below.
 ASCENT = dict(iterations=150, step_size=0.12, choose_by="after")
 BUDGETS = {
@@ -25,7 +25,7 @@ def matrix(*rows):
 
 
 def executed_gap(name):
-    """How far an action may be from the optimum: gradients converge, CEM's Gaussian shrinks, MPPI's keeps a spread."""
+    """Largest distance of an action from the optimum: gradients converge, CEM's Gaussian shrinks, MPPI's stays wide."""
     return {"cem": 3e-3, "mppi": 5e-3}.get(name, 1e-4)
 
 
@@ -33,7 +33,7 @@ def executed_gap(name):
 
 
 def quadratic(cost=0.2):
-    """Two coupled coordinates, a goal that no action reaches at once, and a price on actions."""
+    """Two coupled coordinates, an unreachable goal, and a cost of actions."""
     a, b = matrix([0.9, 0.3], [-0.2, 0.8]), matrix([0.5, 0.1], [0.0, 0.4])
     goal = torch.tensor([0.4, -0.3], dtype=torch.float64)
     nothing = torch.zeros(2, 2, dtype=torch.float64)
@@ -42,7 +42,7 @@ def quadratic(cost=0.2):
 
 @every_search
 def test_where_the_optimum_is_out_of_bounds_the_action_is_at_the_bound(name):
-    """A goal of (6, -5) asks for far more than 1 and -1 from either action."""
+    """A goal of (6, -5) needs actions far beyond 1 and -1."""
     model = quadratic(cost=0.0)
     model.goal = torch.tensor([6.0, -5.0], dtype=torch.float64)
     result = plan(make_planner(name, **dict(BUDGETS[name], horizon=1)), model, torch.zeros(1, 4, dtype=torch.float64))
@@ -96,7 +96,7 @@ def test_the_closed_form_is_a_fixed_point_and_stabilises():
 @every_search
 @pytest.mark.parametrize("objective", ["return", "lambda-return", "rewards"])
 def test_the_first_action_is_the_linear_quadratic_regulators(name, objective):
-    """With the stationary value at the end the plan of 4 steps is the first part of an endless one."""
+    """With the stationary value at the end, the plan of 4 steps is the beginning of the infinite-horizon plan."""
     planner = make_planner(name, **dict(BUDGETS[name], horizon=4, discount=DISCOUNT, objective=objective))
     p, gain = riccati(4, NOTHING if objective == "rewards" else STATIONARY)
     state = at([0.4, 0.0], [-0.2, 0.3])
@@ -105,7 +105,7 @@ def test_the_first_action_is_the_linear_quadratic_regulators(name, objective):
     result = plan(planner, double_integrator(), state)
     torch.testing.assert_close(result.action, best, rtol=0, atol=executed_gap(name))
     x = state[:, :2]
-    for k in range(4):  # the whole plan, by the gains of the steps that are left
+    for k in range(4):  # the whole plan, by the gains for the remaining steps
         best = -x @ riccati(4 - k, NOTHING if objective == "rewards" else STATIONARY)[1].T
         torch.testing.assert_close(result.actions[:, k], best, rtol=0, atol=executed_gap(name))
         x = x @ A.T + best @ B.T
@@ -168,7 +168,7 @@ def test_dream_mpc_earns_more_than_the_policy_it_starts_from(settings):
     assert chosen.mean() > 0.9 * idle.mean() or not settings, "there is one candidate"
 
 
-# Two bumps: where the ascent begins is where it ends
+# Two bumps: the ascent ends at the bump near its start
 
 
 def bumps(name, memory=None, rows=3, **settings):
@@ -191,7 +191,7 @@ def test_an_ascent_from_the_policy_climbs_the_bump_it_starts_at(name):
 
 @pytest.mark.parametrize("reuse, peak", [(0.8, TwoBumps.high), (0.1, TwoBumps.low)])
 def test_a_previous_plan_on_the_higher_bump_is_kept_by_much_reuse_and_lost_by_little(reuse, peak):
-    """The blend of a plan at 0.7 and samples about -0.6 lies on the slope of the one or of the other."""
+    """The blend of a plan at 0.7 and samples about -0.6 lies on the slope of one bump or the other."""
     memory = Memory(torch.full((3, 1, 1), 0.7, dtype=torch.float64), torch.ones(3, dtype=torch.bool))
     action, _ = bumps("dream-mpc", memory, **PAPER | ON_BUMPS | {"reuse": reuse})
     torch.testing.assert_close(action, torch.full_like(action, peak), rtol=0, atol=1e-3)
@@ -207,7 +207,7 @@ def test_random_samples_find_the_higher_bump(name, settings):
 
 
 def test_a_lone_random_start_climbs_the_bump_that_it_is_at():
-    """What is left of Grad-MPC without its thousand starts."""
+    """Grad-MPC with one start in place of its thousand."""
     begin, _ = bumps("grad-mpc", rows=40, candidates=1, iterations=0)
     end, _ = bumps("grad-mpc", rows=40, candidates=1, **ON_BUMPS)
     for peak in (TwoBumps.low, TwoBumps.high):

@@ -1,4 +1,4 @@
-"""What every planner promises, whatever it does between state and plan; its settings, and what it asks of a model."""
+"""The contract of every planner, its settings, and the parts of a model that it needs."""
 
 import subprocess
 import sys
@@ -35,7 +35,7 @@ def test_the_planners_tested_here_are_all_there_are():
     assert list(dict.fromkeys(map(kind, SMALL))) == list(PLANNERS)
 
 
-# What every plan promises
+# The contract of a plan
 
 
 @every_planner
@@ -101,7 +101,7 @@ def test_plans_the_same_under_no_grad_and_with_frozen_parameters_or_a_state_that
 def test_a_seed_repeats_a_plan_and_another_seed_does_not(name):
     planner, model, state = small(name), Noisy(), start()
     seven = plan(planner, model, state, seed=7)
-    plan(planner, Noisy(seed=3), start(rows=5, seed=4), memory_for(planner, rows=5))  # nothing of it is carried over
+    plan(planner, Noisy(seed=3), start(rows=5, seed=4), memory_for(planner, rows=5))  # no state is carried over
     same(plan(planner, model, state, seed=7), seven)
     assert torch.equal(plan(planner, model, state, seed=8).action, seven.action) == (name == "policy")
 
@@ -184,7 +184,7 @@ def test_memory_of_another_shape_is_an_error(name, rows, horizon):
 BREAKS = [(part, bad) for part in ("reward", "value") for bad in (torch.nan, torch.inf, -torch.inf)]
 BREAKS += [("step", torch.nan)]
 BROKEN = [
-    *[("policy", part, bad, {}) for part, bad in BREAKS if part == "value"],  # all that it asks but its mode
+    *[("policy", part, bad, {}) for part, bad in BREAKS if part == "value"],  # the only part it uses besides the mode
     *[(name, part, bad, {}) for name in SEARCHING for part, bad in BREAKS],
     *[(name, part, bad, {"choose_by": "after"}) for name in ASCENDING for part, bad in BREAKS],
     *[("dream-mpc", "reward", bad, {"uncertainty": 0.0}) for _, bad in BREAKS[:3]],
@@ -231,11 +231,11 @@ def test_actions_are_finite_even_where_the_policy_is_not(name):
     same(result, plan(small(name), Broken("nothing"), state), rows=[0])
     assert result.action.isfinite().all() and result.candidates.isfinite().all()
     assert result.fallback.tolist() == [False, kind(name) in ("policy", "dream-mpc", "policy-grad-mpc")]
-    if name == "mppi":  # its samples are whole
+    if name == "mppi":  # its samples are finite
         assert result.candidate_values[1].isfinite().tolist() == 4 * [False] + 12 * [True]
 
 
-# What a planner asks of a model
+# The parts of a model that a planner needs
 
 
 REQUIRES = [
@@ -268,7 +268,7 @@ def part_of_a_model(*members):
 
 @pytest.mark.parametrize("name, settings, requires", REQUIRES, ids=str)
 def test_requires_is_what_the_planner_uses(name, settings, requires):
-    """It plans on a model with no more than that, as on a whole one, and not on a model with less."""
+    """It plans on a model with only these parts as on a complete one, and refuses a model that lacks one of them."""
     planner, required, state = small(name, **settings), requires.split(), start()
     assert sorted(planner.requires) == sorted(required)
     result = plan(planner, part_of_a_model(*required), state)
@@ -276,7 +276,7 @@ def test_requires_is_what_the_planner_uses(name, settings, requires):
     same(result, plan(planner, Smooth(), state))
     for member in required:
         less = part_of_a_model(*(other for other in required if other != member))
-        # A type error where the tests' check of the signatures comes first.
+        # A type error if the tests' check of signatures comes first.
         with pytest.raises((AttributeError, TypeCheckError), match=f"{member}|LatentModel"):
             planner.plan(less, state)
 
@@ -291,7 +291,7 @@ def test_a_model_without_noise_says_so(name, noise):
 @every_search
 def test_mean_noise_plans_in_the_model_without_noise(name):
     model = Noisy()
-    model.noise = torch.ones_like  # of no account
+    model.noise = torch.ones_like  # must not be used
     same(plan(small(name, latent_noise="mean"), model, start()), plan(small(name), Smooth(), start()))
     assert model.given and not any(draw.any() for draw in model.given)
 
@@ -505,7 +505,7 @@ for planner, kind in PLANNERS.items():
 
 
 def test_a_choice_that_does_not_exist_is_an_error_that_names_it():
-    """In a process of its own, where nothing checks the annotations."""
+    """In a separate process, without the tests' check of annotations."""
     root = Path(__file__).resolve().parent.parent
     done = subprocess.run([sys.executable, "-c", REFUSED], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Curves of runs: gathered into CSV files, drawn beside what was published, and redrawn from the files."""
+"""Curves of runs: gathered into CSV files, drawn with published curves, and redrawn from the files."""
 
 import csv
 import json

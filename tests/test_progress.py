@@ -15,7 +15,7 @@ from dreamer_mpc.report.progress import (
 
 
 class Clock:
-    """Seconds that pass when a test says so."""
+    """A clock that the tests advance."""
 
     now = 0.0
 
@@ -41,7 +41,7 @@ def lines(console):
 
 
 def screen(progress):
-    """The live display as a person sees it now, without colours."""
+    """The current text of the live display, without colours."""
     console = Console(file=io.StringIO(), width=80, color_system=None)
     console.print(progress._render() if isinstance(progress, Progress) else progress._bar.get_renderable())
     return console.file.getvalue().rstrip("\n").split("\n")
@@ -218,7 +218,7 @@ def test_on_a_terminal_a_comparison_s_lines_stay_and_the_cursor_comes_back(clock
 
 
 def row(label, value=845.1, difference=32.8, width=100.0, **more):
-    """A row, as far as the table reads it."""
+    """A row with the fields that the table reads."""
     values = {"planner": label, "episodes": 10, "checkpoints": 5, "num_envs": 10, "model_evaluations": 75}
     values |= {"return_mean": value, "return_low": value - width, "return_high": value + width}
     paired = difference is not None

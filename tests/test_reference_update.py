@@ -9,7 +9,7 @@ from dreamer_mpc.world_model import WorldModelConfig
 from tests.support import agents
 from tests.support.reference_update import Draws, Reference, clip, critic_losses, lambda_returns, learns_from, number
 
-# No number is its default, no two sizes are alike, and no factor is 1.
+# No setting has its default, no two sizes are equal, and no factor is 1.
 ACTIONS, LENGTH, ROWS, HORIZON = 3, 4, 3, 5
 WORLD = WorldModelConfig(
     deter=7, stoch=4, hidden=6, min_std=0.23, encoder_channels=(2, 3, 4, 5), decoder_dense=8,
@@ -42,7 +42,7 @@ def make_agent(kernels, heads, seed=0, behavior=None, **optimizer):
     behavior = BEHAVIOR | {"value_heads": heads} | (behavior or {})
     agent = agents.make_agent(seed, behavior, WORLD, ACTIONS, kernels, **OPTIMIZER | optimizer)
     agent.model.double()
-    with torch.no_grad():  # so that whatever a gradient is multiplied by differs from weight to weight
+    with torch.no_grad():  # so that every factor of a gradient differs from weight to weight
         for parameter in agent.model.parameters():
             parameter.mul_(1.5)
     return agent
@@ -62,7 +62,7 @@ def make_reference(agent):
 
 @contextlib.contextmanager
 def noted_draws(monkeypatch):
-    """Notes what torch's generator gives, in order; the code under test gets the same numbers as ever."""
+    """Records the draws of torch's generator, in order, without changing them."""
     drawn = []
     with monkeypatch.context() as patch:
         for name in ("rand", "randn", "randn_like"):
@@ -79,7 +79,7 @@ def _noting(function, drawn):
 
 
 def sort_draws(drawn, kernels):
-    """Which numbers are for what: kernels draw a rollout at once, states first; else a step's action comes first."""
+    """The purpose of each draw: kernels draw a rollout at once, states first; otherwise a step's action comes first."""
     pixels, states, *rest = drawn
     if kernels:
         imagined_states, imagined_actions = rest
@@ -117,7 +117,7 @@ def same_numbers(found, expected):
 
 
 def assert_same_updates(agent, reference, monkeypatch, steps=2):
-    """As many updates of both, on other batches and draws each."""
+    """`steps` updates of both, each on another batch and other draws."""
     for step in range(steps):
         batch = make_batch(step)
         metrics, gradients, draws = update(agent, batch, monkeypatch, seed=step)
@@ -168,7 +168,7 @@ def test_a_batch_s_frames_bind_some_heads_and_not_others(heads):
 @each_size
 @pytest.mark.parametrize("kernels", [True], ids=["kernels"])
 def test_gradients_are_slopes_by_central_differences(kernels, heads, monkeypatch):
-    """Of the agent: a few weights of actor and critic, by the reference's losses a little to both sides of them."""
+    """Central differences of the reference's losses for a few weights of actor and critic."""
     agent = make_agent(kernels, heads, grad_clip=1e9)
     batch, reference = make_batch(), make_reference(agent)
     _, gradients, draws = update(agent, batch, monkeypatch)
@@ -176,7 +176,7 @@ def test_gradients_are_slopes_by_central_differences(kernels, heads, monkeypatch
     starts = [state.detach() for row in states for state in row]
     frames = [int(frame) for frame in batch.index.flatten()]
     paths = reference.trajectories(starts, draws)
-    # The policy's inputs and the heads' targets are numbers, so they stay what they are while a weight moves.
+    # The policy's inputs and the heads' targets are constants, so they do not change when a weight moves.
     shown = [[path.start, *(state.detach() for state in path.states[:-1])] for path in paths]
 
     def actor_loss():

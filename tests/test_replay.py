@@ -1,4 +1,4 @@
-"""What replay stores and what it samples, with episodes whose frames say which they are."""
+"""What replay stores and samples, with frames that encode their episode and step."""
 
 import shutil
 from collections import Counter, deque
@@ -68,7 +68,7 @@ def assert_uniform(counts):
     "capacity, streams, episode_length", [(50, 1, 21), (53, 2, 12), (64, 5, 9), (9, 1, 3), (20, 1, 40)]
 )
 def test_a_replay_is_what_plain_lists_say(capacity, streams, episode_length):
-    """Random appends to random streams: what may be sampled is known from the frames a stream still holds.
+    """Random appends to random streams: the frames that a stream still holds determine what may be sampled.
 
     Episodes in progress are among them, and in the last case some that are longer than the replay.
     """

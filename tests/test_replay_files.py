@@ -1,4 +1,4 @@
-"""The replay on disk: what is written when, and that it comes back."""
+"""The replay on disk: when frames are written, and that they are restored."""
 
 
 import numpy as np
@@ -23,7 +23,7 @@ def fill(replay, rng, frames, numbers, held):
 
 
 def copy_of(replay, files, capacity, folder, **settings):
-    """Another replay, restored from what was written."""
+    """Another replay, restored from the files."""
     other = Replay(capacity, ACTION_DIM, replay.streams, SHAPE, seed=99, **settings)
     other.load_state_dict(replay.state_dict())
     ReplayFiles(folder, other).load_state_dict(files.state_dict())
@@ -61,7 +61,7 @@ def test_each_frame_is_written_once(tmp_path):
     sizes = []
     for number in range(1, 6):
         files.write()
-        files.write()  # nothing is new
+        files.write()  # no new frames
         sizes.append(sum(path.stat().st_size for path in tmp_path.iterdir()))
         for step in range(100):
             append(replay, [number % 2], [(number, step)])
@@ -132,7 +132,7 @@ def test_a_refused_write_is_made_up_for_by_the_next(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("before, capacity", [(45, 200), (45, 40)])
 def test_files_that_do_not_tell_where_episodes_terminate_are_read_and_gone_on_with(before, capacity, tmp_path):
-    """Their frames are not terminal; those that follow, of the same episode too, are what they were said to be."""
+    """Old frames are not terminal; new frames, also of the same episode, keep their flag."""
     replay = make_replay(200)
     files = ReplayFiles(tmp_path, replay)
     for step in range(before):
@@ -142,7 +142,7 @@ def test_files_that_do_not_tell_where_episodes_terminate_are_read_and_gone_on_wi
     state = as_before(tmp_path, files.state_dict())
     check_files(tmp_path, state, [0])
     resumed = Replay(capacity, ACTION_DIM, 1, SHAPE)
-    resumed._frames["is_terminal"].fill_(True)  # whatever lay there before
+    resumed._frames["is_terminal"].fill_(True)  # any old content
     resumed.load_state_dict(replay.state_dict())
     files = ReplayFiles(tmp_path, resumed)
     files.load_state_dict(state)

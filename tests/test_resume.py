@@ -1,4 +1,4 @@
-"""A run that is stopped, killed or refused by the disk, and resumed, against the one that was not: bit for bit."""
+"""A run that is stopped, killed or hits a full disk, and is resumed, equals an uninterrupted one bit for bit."""
 
 import errno
 import functools
@@ -29,7 +29,7 @@ from tests.support.commands import ROOT, records, train
 from tests.support.counting_env import CountingEnv
 from tests.support.replays import as_before
 
-# Two seed episodes of 8 steps, rounds of 8 env steps and 3 updates, an evaluation each 24.
+# Two seed episodes of 8 steps, rounds of 8 env steps and 3 updates, an evaluation every 24 env steps.
 BASE = [
     *TINY, *CHEAP, "--env-steps", "56", "--train.seed-episodes", "2", "--train.updates", "3", "--eval.every", "24",
 ]  # fmt: skip
@@ -41,14 +41,14 @@ KINDS = {
 
 
 def assert_same_run(folder, reference):
-    # beartype, in tests alone, draws from Python's generator.
+    # In tests, beartype draws from Python's generator.
     assert differences(folder, reference, leave_out=["/random/python"]) == []
     assert "/random/torch" in flatten(as_payload(load_checkpoint(folder)))
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def kind(request, tmp_path_factory):
-    """Arguments of a run, and the folder of one that was never stopped."""
+    """Arguments of a run, and the folder of an uninterrupted one."""
     args = [*BASE, *KINDS[request.param]]
     folder = tmp_path_factory.mktemp("whole") / "run"
     train(*args, "--run-dir", folder)
@@ -59,7 +59,7 @@ ADVANCE = Trainer._advance
 
 
 def stop(patch, number):
-    """The n-th update, step or evaluation from now on is interrupted by SIGTERM."""
+    """SIGTERM interrupts the n-th update, step or evaluation from now on."""
     calls = itertools.count(1)
 
     def counted(self, due):
@@ -101,7 +101,7 @@ def test_a_run_stopped_again_and_again_is_the_one_that_was_not(stop_at, tmp_path
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Arguments of a cheap sequential run, and the folder of one that was never stopped."""
+    """Arguments of a cheap sequential run, and the folder of an uninterrupted one."""
     args = [*BASE, "--num-envs", "1", "--planner", "policy"]
     folder = tmp_path_factory.mktemp("whole") / "policy"
     train(*args, "--run-dir", folder)
@@ -110,7 +110,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stopped(whole, tmp_path_factory):
-    """A run like `whole`, stopped after 31 env steps, amid the second round."""
+    """A run like `whole`, stopped after 31 env steps, in the middle of the second round."""
     folder = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.MonkeyPatch.context() as patch:
         stop(patch, 38)
@@ -125,7 +125,7 @@ def run_folder(stopped, tmp_path):
 
 
 def rewrite_as_format_2(folder):
-    """Make a run's folder one that the program before format 3 left."""
+    """Turn a run's folder into one of the program before format 3."""
     paths = list_checkpoints(folder / "checkpoints")
     payloads = [as_version_2(load_checkpoint(path)) for path in paths]
     before = as_before(folder / "replay", payloads[-1]["replay_files"])
@@ -153,7 +153,7 @@ def test_saving_at_every_turn_changes_nothing(whole, tmp_path):
 
 
 def test_a_longer_run_is_the_one_that_was_to_be_so_long(whole, tmp_path):
-    """Its replay is larger, and frames in several streams lie elsewhere."""
+    """Its replay is larger, and with several streams the frames have other slots."""
     args = [*BASE, "--num-envs", "2", "--planner", "policy", "--eval.every", "1000"]
     train(*args, "--run-dir", tmp_path / "long", "--env-steps", 80)
     train(*args, "--run-dir", tmp_path / "short", "--env-steps", 48)
@@ -274,7 +274,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(whole, run_folder
 # damage
 
 
-HARM = {  # what becomes of the newest file of a folder
+HARM = {  # damage to the newest file of a folder
     "damaged": ("replay", lambda x: x[: len(x) // 2] + bytes([x[len(x) // 2] ^ 1]) + x[len(x) // 2 + 1 :]),
     "cut": ("replay", lambda x: x[:-100]),
     "missing": ("replay", None),
@@ -346,7 +346,7 @@ def test_training_goes_on_while_the_disk_is_full_and_is_saved_when_it_is_not(who
 
 
 def test_metrics_are_on_the_disk_before_the_checkpoint_that_counts_them(whole, tmp_path, monkeypatch):
-    """A loss of power would otherwise leave a run whose records end before its checkpoint."""
+    """Otherwise a loss of power could leave records that end before the checkpoint."""
     synced, fsync = [], os.fsync
 
     def noted(descriptor):
@@ -386,7 +386,7 @@ def test_a_stop_while_the_disk_is_full_says_what_is_not_saved(whole, disk, stop_
 
 
 def test_an_environment_that_does_not_repeat_itself_goes_on_with_the_next_episode(stop_at, tmp_path):
-    """Its images count its episodes since it was made."""
+    """Its images contain the number of episodes since it was created."""
     args = [*BASE, "--num-envs", "2", "--planner", "policy", "--env", "tests.support.counting_env:make"]
     stop_at(12)
     train(*args, "--run-dir", tmp_path / "run")
@@ -396,7 +396,7 @@ def test_an_environment_that_does_not_repeat_itself_goes_on_with_the_next_episod
     assert load_checkpoint(tmp_path / "run").counters.episodes > before + 2
 
 
-TRIED = 1  # step, before the run begins
+TRIED = 1  # steps before the run begins
 
 
 class Fragile(CountingEnv):

@@ -1,4 +1,4 @@
-"""The one adapter that walks latent models: by `step` alone, or in one call where a model says that it can."""
+"""Rollouts of latent models: by `step` alone, or in one call if the model supports it."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ SMALL = {
 
 
 class Unrelated(Noisy):
-    """A stranger's model whose own methods bear the names of ours, with another meaning."""
+    """A custom model with methods of the same names as ours but another meaning."""
 
     def rollout(self, *_, **__):
         raise AssertionError("not what a planner needs")
@@ -49,7 +49,7 @@ def test_imagination_leaves_them_alone_too():
 
 
 class Fused(Smooth, FusedRollouts):
-    """Walks itself, and counts how often."""
+    """Computes its own rollouts, and counts the calls."""
 
     walks = 0
 

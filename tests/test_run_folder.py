@@ -11,7 +11,7 @@ from dreamer_mpc.util.files import atomic_path
 
 @pytest.fixture(autouse=True)
 def fake_git(tmp_path_factory, monkeypatch):
-    """A `git` that answers like one in a clean checkout; a test rewrites it to play another part."""
+    """A fake `git` that answers as in a clean checkout; tests rewrite it for other cases."""
     folder = tmp_path_factory.mktemp("bin")
     git = folder / "git"
 
@@ -170,7 +170,7 @@ def test_a_folder_that_a_run_was_killed_in_before_it_began_is_free(tmp_path, lef
 
 
 def test_a_checkpoint_belongs_to_the_run_around_it(tmp_path):
-    """Where `eval` and `compare` write; a file that was copied out of its run has the folder that it lies in."""
+    """Output folders of `eval` and `compare`; for a file copied out of its run, in the folder of the file."""
     assert RunFolder.of_checkpoint(tmp_path / "run" / "checkpoints" / "a.safetensors").path == tmp_path / "run"
     copied = RunFolder.of_checkpoint(tmp_path / "a.safetensors")
     assert (copied.evaluation, copied.comparison) == (tmp_path / "eval", tmp_path / "compare")

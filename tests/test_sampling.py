@@ -21,7 +21,7 @@ def small(name, **settings):
 
 
 class Reference(NamedTuple):
-    """What the plain loop finds; `refitted` are standard deviations before they are bounded."""
+    """The result of the plain loop; `refitted` are standard deviations before they are clamped."""
 
     candidates: torch.Tensor  # [B, N, H, A], of the last iteration
     values: torch.Tensor  # [B, N]
@@ -33,7 +33,7 @@ class Reference(NamedTuple):
 
 @torch.no_grad()
 def reference_plan(name, model, state, planner, memory, seed) -> Reference:
-    """One candidate and one number at a time; only the draws are those of whole tensors. CEM weighs elites alike."""
+    """One candidate and one number at a time; only the draws are whole tensors. CEM weights elites equally."""
     torch.manual_seed(seed)
     rows, n, h, a = len(state), planner.candidates, planner.horizon, model.action_dim
     mppi = name == "mppi"
@@ -160,7 +160,7 @@ def test_fixed_noise_leads_the_policys_rollouts_as_it_leads_their_evaluation():
 
 
 def test_the_executed_elite_is_drawn_by_its_weight():
-    """Rows in the same state with the same candidates, those of a policy without randomness, differ by the draw."""
+    """Rows with the same state and the same candidates, from a deterministic policy, differ only by the draw."""
     rows, model = 4000, Smooth(distribution=Spread, std=1.2)
     planner = MPPI(horizon=3, candidates=8, policy_candidates=8, elites=5, iterations=1, temperature=0.6)
     state = start(rows=1, seed=2).expand(rows, 3)
@@ -185,7 +185,7 @@ def test_the_executed_elite_is_drawn_by_its_weight():
 @pytest.mark.parametrize("name, temperature", [("cem", 0.0), ("mppi", 0.0), ("mppi", 0.5)])
 @pytest.mark.parametrize("iterations", [1, 3])
 def test_broken_candidates_are_neither_averaged_nor_drawn(name, temperature, iterations):
-    """At first fewer samples are whole than there are elites; then the Gaussian moves to where they are."""
+    """At first fewer samples are finite than there are elites; then the Gaussian moves to the finite region."""
     more = {} if name == "cem" else dict(policy_candidates=4, temperature=temperature)
     settings = dict(horizon=2, candidates=24, elites=20, objective="rewards", discount=1.0) | more
     planner, state = make_planner(name, iterations=iterations, **settings), marked(start(rows=40), 0, 0.0)
@@ -206,7 +206,7 @@ def test_broken_candidates_are_neither_averaged_nor_drawn(name, temperature, ite
 
 
 def test_huge_values_leave_the_mean_finite():
-    """Finite values whose product with the temperature is not."""
+    """Finite values whose product with the temperature is not finite."""
 
     class Huge(Smooth):
         def reward(self, state):

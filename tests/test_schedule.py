@@ -1,4 +1,4 @@
-"""What a run does when, written out on plain numbers; updates owed to env steps, against the ratio written out."""
+"""The schedule of a run on plain numbers, and the ratio of updates to env steps."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -9,15 +9,15 @@ import pytest
 
 from dreamer_mpc.training.schedule import Due, Pace, Schedule, UpdateRatio
 
-# Rounds of 2 updates and 20 env steps up to 70, an evaluation every 40.
+# Rounds of 2 updates and 20 env steps up to 70, an evaluation every 40 env steps.
 TURNS = Pace(end=70, updates=2, every=20, evaluate_every=40, save_seconds=60.0, in_flight=0)
 AT_ONCE = replace(TURNS, in_flight=10)
 
 
 def events(schedule, env_steps, step, seed_steps=0):
-    """All that a run does to its end, in a letter or two each, and where it stands then.
+    """All actions of a run until its end, as letters, and its final state.
 
-    s: a step of `step` env steps, with a figure for the updates beside it; u: an update; r: a record; E: an evaluation.
+    s: a step of `step` env steps, with the number of concurrent updates; u: an update; r: a record; E: an evaluation.
     """
     done = []
     while (due := schedule.due(env_steps)) is not Due.NOTHING:
@@ -54,14 +54,14 @@ def test_steps_and_updates_take_turns():
 
 def test_steps_and_updates_go_on_at_once_a_round_ahead():
     done, env_steps = events(Schedule(AT_ONCE), 0, 10, seed_steps=10)
-    # A round's updates before the first step, then one beside every 10 env steps.
+    # The updates of a round before the first step, then one concurrent with every 10 env steps.
     assert done == "seed u u s1 s1 r s1 s1 r E s1 s1 r E"
     assert env_steps == 70
 
 
 def test_a_step_longer_than_a_round():
     short = {"every": 1, "updates": 1, "end": 7, "evaluate_every": 100}
-    # In turns, a round that is over before it began still has its updates, up to the end. At once, a round has a step.
+    # In turns, a round without steps still has its updates, up to the end. Concurrently, each has at least one step.
     assert events(Schedule(replace(TURNS, **short)), 0, 3, seed_steps=1)[0] == "seed u s r u r u r u s r E"
     assert events(Schedule(replace(AT_ONCE, **short, in_flight=3)), 0, 3, seed_steps=1)[0] == "seed u s3 r s1 r E"
 
@@ -144,7 +144,7 @@ def test_a_finished_run_goes_on_only_where_it_is_made_longer(pace):
 
 
 def test_the_round_that_the_end_cut_short_is_not_made_longer():
-    """It ended at 70 in place of 80: the next one ends 20 env steps after that."""
+    """It ended at 70 instead of 80: the next round ends 20 env steps after that."""
     schedule = Schedule(replace(TURNS, every=35, updates=1))
     assert events(schedule, 0, 10, seed_steps=10)[0] == "seed u s s s s r E u s s r E"
     longer = resumed(schedule, replace(schedule.pace, end=130), 70)
@@ -194,7 +194,7 @@ def test_what_is_asked_twice_is_owed_once():
 
 
 def test_a_step_that_was_overestimated_is_made_up_for():
-    """Env steps in flight are guessed; some steps turn out shorter, for an episode ended."""
+    """The env steps of a step in flight are an estimate; some steps turn out shorter because an episode ended."""
     rng, env_steps, in_flight = np.random.default_rng(0), 50, 16
     ratio = UpdateRatio(7, 10, 50, 20_000)
     while env_steps < 20_000:
@@ -213,7 +213,7 @@ def test_with_a_lead_it_is_never_behind_the_sequential_rounds(updates, every, le
     assert ratio.issue(start) == updates, "before the first step"
     for env_steps in range(start + step, end + step, step):
         ratio.issue(env_steps)
-        rounds = -(-(min(env_steps, end) - start) // every)  # begun by the sequential algorithm up to here
+        rounds = -(-(min(env_steps, end) - start) // every)  # rounds that the sequential algorithm has begun by now
         assert 0 <= ratio.issued - updates * (rounds - ((min(env_steps, end) - start) % every > 0)) <= updates * 2
         assert ratio.issued >= updates * (min(env_steps, end) - start) / every, "never behind the ratio"
     assert ratio.issued == updates + updates * length // every, "one round ahead of it"

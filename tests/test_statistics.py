@@ -1,4 +1,4 @@
-"""Statistics by hand-computed numbers, the interval's coverage by simulation, failed episodes by what was played."""
+"""Statistics against hand-computed numbers, coverage of the interval by simulation, failed ones on real returns."""
 
 import csv
 from pathlib import Path
@@ -71,7 +71,7 @@ def test_iqm_leaves_out_the_outer_quarters():
 # coverage
 
 
-# A tenth of the episodes fail in the last: where none that were played did, nothing tells of them, so they are counted.
+# In the last population a tenth of the episodes fail. Samples without a failure cannot show this, so they are counted.
 COVERED = [("normal", episodes, strata, 0.95, 0.015) for episodes in (5, 10, 32) for strata in (1, 3)]
 COVERED += [("skewed", 5, 1, 0.90, 0.02), ("skewed", 10, 1, 0.92, 0.02), ("skewed", 32, 1, 0.94, 0.02)]
 COVERED += [("failures", 5, 1, 0.44, 0.03), ("failures", 10, 1, 0.69, 0.03), ("failures", 32, 1, 0.89, 0.03)]

@@ -1,4 +1,4 @@
-"""Sweeps: which runs there are, how they are started, restarted and stopped."""
+"""Sweeps: the list of runs; starting, restarting and stopping them."""
 
 import json
 import os
@@ -53,7 +53,7 @@ class FakeJob:
 
 
 class FakeLauncher:
-    """Takes `room` runs at once; every run ends with the next of its codes."""
+    """Runs `room` runs at once; every run ends with its next exit code."""
 
     def __init__(self, codes, room=1, on_start=lambda command: None):
         self.codes, self.room, self.on_start, self.commands, self.jobs = codes, room, on_start, [], []
@@ -168,7 +168,7 @@ def test_standing_reads_on_and_starts_over_where_a_resumed_run_dropped_records(t
     assert standing.env_steps == 0 and standing.env_steps_per_s is None
     write_metrics(one, 2, 6, 12)
     with one.folder.metrics.open("a") as file:
-        file.write('{"env_steps": 14, "ti')  # not whole yet
+        file.write('{"env_steps": 14, "ti')  # an incomplete line
     standing.read()
     assert (standing.env_steps, standing.env_steps_per_s, standing.train_return) == (12, 5.0, 12.0)
     write_metrics(one, 2, 6)

@@ -1,4 +1,4 @@
-"""The loop of a run: what happens in which order, how often, and what the user is told."""
+"""The training loop: the order and number of its actions, and its messages."""
 
 import dataclasses
 import gzip
@@ -30,7 +30,7 @@ SHORT = [
 
 
 class Unlike(CountingEnv):
-    """Episodes of 7 or 10 steps, by their seeds."""
+    """Episodes of 7 or 10 steps, depending on the seed."""
 
     def reset(self, *, seed=None, options=None):
         self.length = 7 if seed % 2 else 10
@@ -38,7 +38,7 @@ class Unlike(CountingEnv):
 
 
 def make_trainer(folder, events, monkeypatch, *args):
-    """A tiny run whose environments stay in this process; what happens is noted in `events`."""
+    """A tiny run with its environments in this process; its actions are recorded in `events`."""
     monkeypatch.setattr("envs.vector.WorkerVectorEnv", LocalVectorEnv)
     args = [*TINY, *SHORT, *map(str, args), "--run-dir", str(folder)]
     config = parse(Config, args, load_presets("quick"))
@@ -92,7 +92,7 @@ def test_several_environments_step_while_updates_run_in_the_exact_ratio(
         end = events.index("receive", position)
         between = events[position + 2 : end]
         assert set(between) <= {"update"}, "updates are issued while the step is in flight"
-        # Episodes are 10 env steps, so that a step in flight is shorter at their ends where repeat is 3.
+        # Episodes are 10 env steps, so with action repeat 3 the last step of an episode is shorter.
         in_flight = min(env_steps + repeat * num_envs, 200)
         issued = max(issued, updates + updates * (in_flight - start) // 20)
         assert len(between) == issued - events[:position].count("update")
@@ -196,7 +196,7 @@ def test_a_profile_opens_as_a_trace_and_training_goes_on(num_envs, tmp_path, mon
     assert f"{path}" in output and "https://ui.perfetto.dev" in output and "no profile" not in output
     spans = Counter(event.get("name") for event in json.loads(gzip.decompress(path.read_bytes()))["traceEvents"])
     assert 3 <= spans["update"] <= 6 and 3 <= spans["store"] <= 10
-    # With several environments it begins while a step is in flight.
+    # With several environments the evaluation begins while a step is in flight.
     assert spans["store"] == spans["wait for environments"] == spans["plan"] + (num_envs > 1)
     assert path.stat().st_size < 2e6
 

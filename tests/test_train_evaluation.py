@@ -1,4 +1,4 @@
-"""Evaluations within a training: under a seed and a planner of their own, and the best checkpoint is kept."""
+"""Evaluations during training: with their own seed and planner; and keeping the best checkpoint."""
 
 import math
 
@@ -17,7 +17,7 @@ from envs.rows import LocalVectorEnv
 from tests.support.agents import CHEAP, TINY, same
 from tests.support.counting_env import CountingEnv
 
-# A seed episode of 10 env steps, then rounds of an update and 20 env steps, each with an evaluation at its end.
+# A seed episode of 10 env steps, then rounds of one update and 20 env steps, each with an evaluation at its end.
 SHORT = [
     "--env", "tests.test_train_evaluation:Seeded", "--planner", "policy", "--max-env-steps", "10",
     "--train.every", "20", "--eval.every", "20", "--train.keep-checkpoints", "1",
@@ -25,7 +25,7 @@ SHORT = [
 
 
 class Seeded(CountingEnv):
-    """Notes the seeds of all its resets."""
+    """Records the seeds of all its resets."""
 
     seeds: list[int] = []
 
@@ -36,7 +36,7 @@ class Seeded(CountingEnv):
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch):
-    """Environments stay in this process."""
+    """Keep environments in this process."""
     monkeypatch.setattr("envs.vector.WorkerVectorEnv", LocalVectorEnv)
     monkeypatch.setattr(Seeded, "seeds", [])
 
@@ -48,7 +48,7 @@ def make_trainer(folder, *args):
 
 @pytest.fixture
 def acted(monkeypatch):
-    """Who acts with what noise under which of torch's seeds, in training and in evaluation."""
+    """The planner, the noise and torch's seed of all actions, in training and in evaluation."""
     acts, phase, act = [], ["training"], Dreamer.act
 
     def evaluating(*args, **kwargs):
@@ -67,11 +67,11 @@ def acted(monkeypatch):
 
 
 def test_an_evaluation_has_a_seed_of_its_own(tmp_path, acted):
-    """Its environments' and torch's; both differ from the training's, and are the same in each evaluation."""
+    """Environment and torch seeds of an evaluation differ from the training's and are equal in every evaluation."""
     args = ["--seed", 3, "--eval.seed", 700, "--eval.episodes", 3, "--eval.num-envs", 2, "--env-steps", 50]
     make_trainer(tmp_path, *args).run()
     assert {(phase, seed) for phase, _, _, seed in acted} == {("evaluation", 700), ("training", 3)}
-    given = [seed for seed in Seeded.seeds if seed is not None and seed < 1000]  # a training draws from all of 31 bits
+    given = [seed for seed in Seeded.seeds if seed is not None and seed < 1000]  # training seeds have 31 bits
     assert given[:3] == [700, 701, 702]
     assert given == given[: len(given) // 2] * 2, "the second evaluation is played like the first"
 
@@ -92,7 +92,7 @@ def test_a_training_s_seed_does_not_reach_an_evaluation_nor_the_other_way_round(
 
 
 def evaluations(returns, monkeypatch):
-    """Each evaluation gives the next of `returns`; what was evaluated is kept: env steps and weights."""
+    """Each evaluation gives the next of `returns`; env steps and weights of each are recorded."""
     left, evaluated = iter(returns), []
 
     def fake(agent, *_, **__):
@@ -115,7 +115,7 @@ def best_of(folder):
         ([3, 1, 2], 0),
         ([1, 2, 3], 2),
         ([-1, -3, -2], 0),
-        ([2, 2, 1], 0),  # the first one of equals
+        ([2, 2, 1], 0),  # the first one of equal returns
         ([1, 2, 2], 1),
         ([math.nan, 1, 2], 2),
         ([1, math.nan, 0], 0),

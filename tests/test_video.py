@@ -136,7 +136,7 @@ def test_the_decision_picture_shows_the_change_that_was_made(tmp_path):
 
 
 def result(planner, value, evaluations, spread=10.0, difference=None):
-    """A row, as far as the picture reads it."""
+    """A row with the fields that the picture reads."""
     values = {"planner": planner, "return_mean": value, "return_low": value - spread, "return_high": value + spread}
     low, high = (None, None) if difference is None else (difference - spread, difference + spread)
     differences = {"difference_mean": difference, "difference_low": low, "difference_high": high}
@@ -145,7 +145,7 @@ def result(planner, value, evaluations, spread=10.0, difference=None):
 
 
 def without_intervals(*rows):
-    """The same, of fewer than five episodes."""
+    """The same for fewer than five episodes."""
     lacking = ("return_low", "return_high", "difference_low", "difference_high", "difference_p_holm")
     return [row | dict.fromkeys(lacking) for row in rows]
 

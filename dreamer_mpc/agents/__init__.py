@@ -1,1 +1,1 @@
-"""Agents: world model, actor and critic, their learning, and what planners see of them."""
+"""Agents: world model, actor and critic, their training, and the interface that planners use."""

@@ -32,8 +32,8 @@ class BehaviorConfig:
     bootstrap: float = 0.8
     """Share of the frames that each value head learns from (ours)."""
     head_targets: Literal["shared", "own"] = "shared"
-    """Returns that a value head is fitted to (ours). shared: they bootstrap from the mean over heads; own: each head's
-    from its own values, so that heads can disagree where the model errs."""
+    """Returns that the value heads are fitted to (ours). shared: one target, bootstrapped from the mean over heads;
+    own: one target per head, bootstrapped from that head's values, so that heads can disagree where the model errs."""
 
     def __post_init__(self):
         check_ranges(

@@ -24,7 +24,7 @@ from dreamer_mpc.util.checks import check_ranges
 from dreamer_mpc.util.returns import lambda_return
 from dreamer_mpc.world_model import Batch, WorldModel, WorldModelConfig, WorldModelKind
 
-THREADED_ROWS = 512  # latent states stepped at once from which a plan on a CPU gains by several threads
+THREADED_ROWS = 512  # a plan on a CPU gains from several threads if it steps at least so many latent states at once
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class OptimizerConfig:
     eps: float = 1e-7
     """Adam's epsilon (paper: 1e-7)."""
     grad_clip: float = 100.0
-    """Largest gradient norm of each of the three (paper: 100)."""
+    """Largest gradient norm of world model, actor and critic, each clipped alone (paper: 100)."""
 
     def __post_init__(self):
         rates = ("world_model_lr", "actor_lr", "critic_lr", "eps", "grad_clip")
@@ -49,7 +49,7 @@ class OptimizerConfig:
 
 @contextlib.contextmanager
 def one_thread(device: torch.device) -> Iterator[None]:
-    """On a CPU, a single thread: a small plan is hundreds of tiny operations; waking threads costs more than they give.
+    """Use one thread on a CPU. A small plan is hundreds of tiny operations; waking threads costs more than it saves.
 
     Where the cores are shared it costs far more: every operation waits for a thread that is not running.
     """
@@ -65,7 +65,7 @@ def one_thread(device: torch.device) -> Iterator[None]:
 
 
 class SkippedUpdateCounter:
-    """Counts updates that were skipped and keeps the first one's frames, on the device: nobody waits until asked."""
+    """Counts skipped updates and keeps the frames of the first, on the device; only reading them synchronises."""
 
     def __init__(self, device: torch.device):
         self.in_a_row = torch.zeros((), dtype=torch.int64, device=device)
@@ -81,7 +81,7 @@ class SkippedUpdateCounter:
         self._caught.logical_or_(skipped)
 
     def read(self) -> SkippedUpdates:
-        """What was noted; the next frames are caught anew. Waits for the device."""
+        """The count and the frames, which are then reset. Waits for the device."""
         in_a_row, caught = torch.stack([self.in_a_row, self._caught.long()]).tolist()
         index = self._index.clone() if caught else None
         self._caught.zero_()
@@ -91,10 +91,10 @@ class SkippedUpdateCounter:
 class Dreamer:
     """The agent (Dreamer, Hafner et al. 2020; the paper's Table 18). Everything on one device.
 
-    Without `behavior` it has neither actor nor critic and learns the world model alone, for planners that need no more:
-    that is PlaNet (Hafner et al. 2019). With `capture`, acting and updating are replayed as CUDA graphs; the eager code
-    is the same functions. With `kernels`, sequences of the recurrent cell are walked by `kernels/cell.py`, and the
-    convolutions run in the layouts of `kernels/blocks.py`; without, by plain modules under autograd.
+    Without `behavior` it is PlaNet (Hafner et al. 2019): it has neither actor nor critic and learns the world model
+    alone. With `capture`, acting and updating are replayed as CUDA graphs of the same functions that run eagerly
+    otherwise. With `kernels`, the recurrent cell runs over whole sequences in `kernels/cell.py`, and the convolutions
+    run in the layouts of `kernels/blocks.py`; without, both are plain modules under autograd.
     """
 
     def __init__(
@@ -140,11 +140,11 @@ class Dreamer:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Why a fast form does not fit, where one does not."""
+        """Reasons why a fast form cannot be used, one line each; empty if all can."""
         return self.forms.reasons
 
     def initial(self, batch: int) -> Carry:
-        """What acting starts from."""
+        """The carry before the first step."""
         state = self.model.world_model.initial(batch).detach()
         return Carry(state, state.new_zeros(batch, self.model.action_dim), None)
 
@@ -159,7 +159,7 @@ class Dreamer:
         """Observe an image and plan.
 
         `action_noise` is the standard deviation of Gaussian exploration noise on the executed action. Where `is_first`,
-        an episode starts and what was carried is forgotten.
+        an episode starts and the carry of the last one is dropped.
         """
         key = (planner, action_noise)
         if key not in self._acts:
@@ -199,7 +199,7 @@ class Dreamer:
         model_loss, metrics = world.loss(batch, inference, self._amp())
         metrics["model_loss"] = model_loss.detach()
         if self.behavior is not None:
-            with aside:  # the states are all that it needs of the world model's learning
+            with aside:  # it needs only the posterior states, not the world model's gradients
                 gradients, learned = self._behavior_gradients(start, batch.index.flatten())
         gradients = {"world_model": torch.autograd.grad(model_loss, list(world.parameters())), **gradients}
         aside.join()
@@ -239,7 +239,7 @@ class Dreamer:
     def _descend(
         self, gradients: dict[str, tuple[Tensor, ...]], losses: Float[Tensor, " L"], index: Int64[Tensor, "T B"]
     ) -> dict[str, Float[Tensor, ""]]:
-        """Clip and apply; all steps are skipped together where a loss or gradient is not finite. No host sync."""
+        """Clip and apply gradients; all steps are skipped together where a loss or gradient is not finite. No sync."""
         norms = {}
         for name, grads in gradients.items():
             for parameter, grad in zip(self._parameters(name), grads, strict=True):
@@ -260,21 +260,21 @@ class Dreamer:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16 and wanted)
 
     def skipped_updates(self) -> SkippedUpdates:
-        """Updates that were skipped, since this was last asked; waits for the device."""
+        """Updates that were skipped since the last call; waits for the device."""
         return self._skipped.read()
 
     def state_dict(self) -> dict[str, Any]:
-        """Networks and optimizers, by their plain names."""
+        """State of the networks, the optimizers and the count of skipped updates."""
         optimizers = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
         skipped = self._skipped.in_a_row.clone()
         return {"model": self.model.state_dict(), "optimizers": optimizers, "skipped_in_a_row": skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state_dict`; without optimizers (a checkpoint for acting only) they start afresh."""
+        """Restore `state_dict`; without optimizers (a checkpoint for acting only) they keep their initial state."""
         self.model.load_state_dict(state["model"])
         self._skipped.in_a_row.copy_(state.get("skipped_in_a_row", torch.tensor(0)))
         for name, optimizer in state.get("optimizers", {}).items():
             own = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizers[name].param_groups]
             self.optimizers[name].load_state_dict(copy.deepcopy(optimizer))
             for group, settings in zip(self.optimizers[name].param_groups, own, strict=True):
-                group.update(settings)  # this agent's rates and device, not those it was saved with
+                group.update(settings)  # keep this agent's learning rates and device, not the saved ones

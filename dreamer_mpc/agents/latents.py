@@ -11,7 +11,7 @@ from dreamer_mpc.world_model import WorldModel
 
 
 class LatentWorld(nn.Module):
-    """The world model alone as planners see it (`LatentDynamics`): PlaNet."""
+    """The world model alone (PlaNet) behind the interface of planners (`LatentDynamics`)."""
 
     def __init__(self, world_model: WorldModel, action_dim: int):
         super().__init__()
@@ -34,7 +34,7 @@ class LatentWorld(nn.Module):
 
 
 class Latents(LatentWorld):
-    """World model, actor and critic as planners see them (`LatentModel`)."""
+    """World model, actor and critic behind the interface of planners (`LatentModel`)."""
 
     def __init__(self, world_model: WorldModel, actor: Actor, critic: Critic, action_dim: int):
         super().__init__(world_model, action_dim)
@@ -50,7 +50,7 @@ class Latents(LatentWorld):
 
 
 class UnrolledWorld(LatentWorld, FusedRollouts):
-    """`LatentWorld` that also walks whole sequences at once, where a model of one step alone is walked by loops."""
+    """`LatentWorld` that also rolls out whole sequences in one call, in place of a loop over `step`."""
 
     def walk(
         self,
@@ -69,7 +69,7 @@ class UnrolledWorld(LatentWorld, FusedRollouts):
 
 
 class UnrolledLatents(Latents, UnrolledWorld, FusedPolicyRollouts):
-    """`Latents` that also walks whole sequences at once, the policy in the loop."""
+    """`Latents` that also rolls out whole sequences in one call, with the policy in the loop."""
 
     def walk_policy(
         self,
@@ -101,7 +101,7 @@ class UnrolledLatents(Latents, UnrolledWorld, FusedPolicyRollouts):
         noise = _draw(horizon, start, rssm.stoch)
         acting = Acting(self.actor.weights(), _draw(horizon, start, self.action_dim))
         _, trace = rssm.unroll(start, acting, noise, save=True)
-        # The same actions again, now in one call for all steps: the policy reads states without their gradient.
+        # Compute the same actions again, in one call for all steps: the policy reads detached states.
         before = torch.cat([trace.deter[:-1], trace.stoch[:-1]], dim=-1)
         with torch.autocast(start.device.type, dtype=torch.bfloat16, enabled=rssm.bf16):
             distribution = self.actor(before)

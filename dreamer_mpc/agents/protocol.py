@@ -1,4 +1,4 @@
-"""What collecting, training and evaluating need of an agent; any object with these members plugs in."""
+"""The interface of an agent for collecting, training and evaluating; any object with these members can be used."""
 
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -14,14 +14,14 @@ AgentKind = Literal["dreamer", "planet"]
 
 
 class Carry(NamedTuple):
-    """What acting hands from one step to the next, for B environments."""
+    """What an agent carries from one step to the next, for B environments."""
 
     state: Float[Tensor, "B S"]
     action: Float[Tensor, "B A"]  # the action that was executed last
-    memory: Any  # the planner's
+    memory: Any  # the planner's memory
 
     def reset(self, done: Bool[Tensor, " B"]) -> "Carry":
-        """Rows where an episode ended start over."""
+        """Reset the rows where an episode ended."""
         return self._replace(memory=reset_memory(self.memory, done))
 
 
@@ -37,25 +37,25 @@ class Act(NamedTuple):
 class SkippedUpdates(NamedTuple):
     """Updates that changed nothing, as a loss or gradient was not finite."""
 
-    in_a_row: int  # up to the last update
-    index: Int64[Tensor, "T B"] | None  # frames of replay of the first one since this was last asked; None: no such
+    in_a_row: int  # consecutive skipped updates, up to the last update
+    index: Int64[Tensor, "T B"] | None  # replay frames of the first skipped update since the last call; None: none
 
 
 @runtime_checkable
 class Agent(Protocol):
     """Observes, plans and learns, for B environments at once, on one device.
 
-    Which optimizers, targets and normalisers it has is its own affair: nobody sees them but in `state_dict`.
+    Its optimizers, target networks and normalisers are private; they appear only in `state_dict`.
     """
 
-    kind: AgentKind  # a checkpoint names both, so that what it holds is known before it is loaded
+    kind: AgentKind  # a checkpoint stores both, so that its content is known before it is loaded
     world_model_kind: WorldModelKind
     device: torch.device
     model: LatentDynamics  # what planners see; its weights are `state_dict()["model"]`
     notes: tuple[str, ...]  # lines that a user should read before training, such as why a fast form does not fit
 
     def initial(self, batch: int) -> Carry:
-        """What acting starts from."""
+        """The carry before the first step."""
 
     def act(
         self,
@@ -67,23 +67,23 @@ class Agent(Protocol):
     ) -> Act:
         """Observe an image and plan; the action that is executed has noise of standard deviation `action_noise`.
 
-        Where `is_first`, an episode starts and what was carried is forgotten.
+        Where `is_first`, an episode starts and the carry of the last one is dropped.
         """
 
     def update(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
-        """Learn from a batch; metrics, which stay on the device. Means of them are logged as `train/NAME`.
+        """Learn from a batch; returns metrics, which stay on the device. Their means are logged as `train/NAME`.
 
         `skipped` is 1 where a loss or gradient was not finite and nothing was changed, else 0.
         """
 
     def skipped_updates(self) -> SkippedUpdates:
-        """Updates that were skipped, since this was last asked; waits for the device."""
+        """Updates that were skipped since the last call; waits for the device."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All that acting and learning go on from: nested dicts and lists of tensors, numbers and strings."""
+        """The state for acting and learning: nested dicts and lists of tensors, numbers and strings."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state_dict`, or its `model` alone: then learning starts afresh.
+        """Restore `state_dict`, or its `model` alone; in that case the optimizers start from their initial state.
 
         RuntimeError, ValueError, KeyError, TypeError or AttributeError where it does not fit.
         """

@@ -1,4 +1,4 @@
-"""The settings of every command: how they are read, what they mean together, and (in `make`) what they describe."""
+"""The settings of every command: reading them, checking their combination, and (in `make`) building from them."""
 
 from dreamer_mpc.config.load import (
     PRESETS,

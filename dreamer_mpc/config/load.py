@@ -1,4 +1,4 @@
-"""Settings from YAML presets, saved runs and the command line, and back; what does not fit is one line."""
+"""Settings from YAML presets, saved runs and the command line, and back; each error is one line."""
 
 import contextlib
 import dataclasses
@@ -19,7 +19,7 @@ from dreamer_mpc.util.errors import UserError
 PRESETS = Path(__file__).resolve().parents[2] / "configs"
 MOST_YAML = 2**17  # characters
 DEEPEST_YAML = 8  # collections in each other
-# What was done before there were such settings, or while their default was another.
+# Values for saved configurations that lack a setting: the behaviour before the setting or its present default existed.
 EARLIER = {
     "train": {"policy_action": "mode"},
     "dream_mpc": {
@@ -34,7 +34,7 @@ T = TypeVar("T")
 def load_presets(names: str) -> Config:
     """The presets `names`, merged in order over the defaults; UserError on an unknown preset, key or value.
 
-    A file that says which preset it comes from is a run's own: what it was saved without is as the program was then.
+    A file that names its preset was saved by a run: settings that it lacks get the value of the program at that time.
     """
     merged = OmegaConf.structured(Config)
     for name in names.split(","):
@@ -51,7 +51,7 @@ def load_presets(names: str) -> Config:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    """Settings from a file that may be a stranger's: plain values, no tags, aliases or words of OmegaConf."""
+    """Settings from a file that may not be trusted: plain values only, no tags, aliases or OmegaConf expressions."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -64,12 +64,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         depth = 0
         for event in yaml.parse(text, yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent):
-                raise UserError(f"{path} has an alias (*name): write the value out")  # a few could stand for gigabytes
+                raise UserError(f"{path} has an alias (*name): write the value out")  # a few can expand to gigabytes
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST_YAML:
                 raise UserError(f"{path} is not valid YAML for settings: it is nested too deeply")
         values = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
-    except OSError:  # OmegaConf's word for a file that holds one value
+    except OSError:  # OmegaConf raises it for a file that holds a single value
         values = None
     except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         raise UserError(f"{path} is not valid YAML for settings: {first_lines(error)}") from error
@@ -80,7 +80,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _refuse_words(values: dict[str, Any], where: str) -> None:
-    """UserError where a value is one of OmegaConf's words, which would read the environment or other settings."""
+    """UserError where a value is an OmegaConf expression, which would read the environment or other settings."""
     for key, value in values.items():
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, str) and ("${" in item or item == "???"):
@@ -90,7 +90,7 @@ def _refuse_words(values: dict[str, Any], where: str) -> None:
 def config_from_dict(values: dict[str, Any], source: str) -> Config:
     """A saved configuration; UserError where it does not fit this version's schema.
 
-    Settings that it was saved without, because they are younger than it, are as the program was then.
+    Settings that were added after it was saved get the value of the program at that time.
     """
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Config), EARLIER, OmegaConf.create(values))
@@ -121,7 +121,7 @@ def parse(schema: type[T], args: Sequence[str], default: T | None = None, prog: 
     """`schema` from command-line arguments over `default`; UserError, one line, where they do not fit."""
     flags = [arg.partition("=")[0] for arg in args]
     for field in dataclasses.fields(schema):
-        if field.type == tuple[str, ...] and flags.count(f"--{field.name}") > 1:  # the last alone would count
+        if field.type == tuple[str, ...] and flags.count(f"--{field.name}") > 1:  # tyro would use only the last one
             raise UserError(f"--{field.name} is given twice: give it once, with all its values behind it")
     _refuse_words({f"argument {i}": arg for i, arg in enumerate(args, start=1)}, "")
     stderr = io.StringIO()
@@ -136,7 +136,7 @@ def parse(schema: type[T], args: Sequence[str], default: T | None = None, prog: 
 
 
 def parse_some(schema: type[T], args: Sequence[str], prog: str) -> tuple[T, list[str]]:
-    """`parse`, and the arguments that `schema` does not know."""
+    """Like `parse`, but also returns the arguments that `schema` does not know."""
     known = {_flag(field.name) for field in dataclasses.fields(schema)} | {"-h", "--help"}
     own, rest, taking = [], [], False
     for arg in args:
@@ -147,7 +147,7 @@ def parse_some(schema: type[T], args: Sequence[str], prog: str) -> tuple[T, list
 
 
 def option(args: Sequence[str], name: str) -> str | None:
-    """The value of `--name` in `args`, read ahead of the full parse; None where it is not given."""
+    """The value of `--name` in `args`, read before the full parse; None if it is not given."""
     for i, arg in enumerate(args):
         if arg == f"--{name}" and i + 1 < len(args):
             return args[i + 1]
@@ -179,7 +179,7 @@ def first_lines(error: Exception) -> str:
 
 def _one_line(box: str) -> str:
     """tyro's boxed error as one line: its title and its pointers to --help left out, range errors with their flag."""
-    # The title comes first; the frame may be box characters, ASCII or nothing, as the terminal allows.
+    # The title comes first; depending on the terminal, the frame is box characters, ASCII or nothing.
     lines = [line.strip(" │|") for line in box.splitlines()]
     text = " ".join([line for line in lines if re.search(r"\w", line)][1:])
     text = re.sub(r"Argument helptext:.*|For full helptext,.*", "", text)

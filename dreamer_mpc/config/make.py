@@ -1,4 +1,4 @@
-"""What a config describes, made: environments, agent, the size of a replay."""
+"""Build what a config describes: environments, agent, and the size of the replay buffer."""
 
 import os
 from typing import Any
@@ -16,7 +16,7 @@ from envs.gl import match_egl_device
 
 
 def make_envs(config: Config, num_envs: int, device: torch.device) -> gymnasium.vector.VectorEnv:
-    """`num_envs` environments as `config` sets them up, rendered by an OpenGL that works, on the GPU of `device`."""
+    """`num_envs` environments set up by `config`, rendered on the GPU of `device` with an OpenGL backend that works."""
     if ":" not in config.env:
         choose_gl_backend()
         if device.type == "cuda":
@@ -25,13 +25,13 @@ def make_envs(config: Config, num_envs: int, device: torch.device) -> gymnasium.
 
 
 def env_settings(config: Config) -> dict[str, Any]:
-    """How `config` sets an environment up: what `make_env` takes beside its name."""
+    """The arguments of `make_env` besides the name, as `config` sets them."""
     names = ("action_repeat", "render_quality", "camera", "max_env_steps")
     return {name: getattr(config, name) for name in names}
 
 
 def make_agent(config: Config, action_dim: int, device: torch.device) -> Agent:
-    """The agent that `config` describes, its weights drawn from torch's generator."""
+    """The agent that `config` describes, with weights drawn from torch's global generator."""
     return Dreamer(
         action_dim,
         config.world_model,
@@ -62,13 +62,13 @@ def load_agent(checkpoint: Trained, config: Config, action_dim: int, device: tor
 
 
 def side_by_side_envs(wanted: int, episodes: int) -> int:
-    """Environments to step at once: no more than asked for, than cores, or than episodes."""
+    """Number of environments to step at once: at most as many as requested, as CPU cores, and as episodes."""
     return max(1, min(wanted, episodes, len(os.sched_getaffinity(0))))
 
 
 def replay_capacity(config: Config) -> int:
     """Frames that the replay of this run holds; UserError where a training environment's share is too small."""
-    # Two sequences: however episodes lie in a share, one sequence is then inside an episode that is long enough.
+    # With room for two sequences, some sequence lies inside one long enough episode, wherever the episodes begin.
     least = 2 * config.replay.sequence_length
     if config.replay.capacity < config.num_envs * least:
         raise UserError(

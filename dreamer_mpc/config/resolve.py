@@ -1,4 +1,4 @@
-"""What settings mean together: planners by name, which agent is trained, and what cannot go together."""
+"""Settings that depend on each other: planners by name, the agent to train, and combinations that are refused."""
 
 import dataclasses
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -18,7 +18,7 @@ S = TypeVar("S", bound=PlannerSettings)
 
 @runtime_checkable
 class Trained(Protocol):
-    """What a checkpoint tells of its agent."""
+    """What a checkpoint says about its agent."""
 
     config: dict[str, Any]
     action_dim: int
@@ -27,7 +27,7 @@ class Trained(Protocol):
 
 
 def planner_presets() -> list[str]:
-    """Names of the presets of single planners: a planner's own name, and what sets it apart."""
+    """Names of the presets of single planners: the planner's name followed by a suffix."""
     return sorted(path.stem for path in (PRESETS / "planner").glob("*.yaml"))
 
 
@@ -44,7 +44,7 @@ def planner_from(config: PlannerSettings, name: str) -> Planner:
 
 
 def training_planner(config: Config) -> Planner:
-    """What chooses actions while collecting: as in an evaluation, but for a policy that is to sample."""
+    """The planner for collecting: the same as in an evaluation, except that a bare policy may sample its actions."""
     planner = planner_from(config, config.trained_by)
     samples = config.trained_by == "policy" and config.train.policy_action == "sample"
     return SampledPolicy() if samples else planner
@@ -57,7 +57,7 @@ def with_planners_of(trained: Config, config: S) -> S:
 
 
 def planner_names(text: str) -> list[str]:
-    """The names in a list joined by commas, each once, `all` written out; UserError where there is none."""
+    """The names in a comma-separated list, without repeats and with `all` expanded; UserError if the list is empty."""
     words = [word.strip() for word in text.split(",") if word.strip()]
     names = list(dict.fromkeys(name for word in words for name in (PLANNERS if word == ALL else [word])))
     if not names:
@@ -66,12 +66,12 @@ def planner_names(text: str) -> list[str]:
 
 
 def with_setting(planner: Planner, name: str, setting: str, value: str) -> Planner:
-    """`planner`, called `name`, with one setting changed to what `value` says; UserError on a wrong key or value."""
+    """`planner`, called `name`, with one setting changed to `value`; UserError on a wrong key or value."""
     known = [field.name for field in dataclasses.fields(planner)]
     key = setting.replace("-", "_")
     if key not in known:
         raise UserError(f"{name} has no setting {setting!r}: known are {', '.join(known) or 'none'}")
-    if "${" in value or value == "???":  # words of OmegaConf
+    if "${" in value or value == "???":  # OmegaConf expressions
         raise UserError(f"{name}.{setting}={value}: give a value")
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(planner), {key: value}))
@@ -80,7 +80,7 @@ def with_setting(planner: Planner, name: str, setting: str, value: str) -> Plann
 
 
 def agent_of(config: Config) -> AgentKind:
-    """What `config` trains: with `agent: auto`, an actor and a critic where a planner needs one of them."""
+    """The kind of agent that `config` trains; `agent: auto` adds actor and critic if a planner needs one of them."""
     if config.agent != "auto":
         return config.agent
     names = [config.planner, config.trained_by]
@@ -88,7 +88,7 @@ def agent_of(config: Config) -> AgentKind:
 
 
 def resolve(config: Config) -> Config:
-    """`config` with its agent decided; UserError where a planner needs what the agent does not have."""
+    """`config` with `agent: auto` resolved; UserError where a planner needs a part that the agent lacks."""
     decided = dataclasses.replace(config, agent=agent_of(config))
     for name in (decided.planner, decided.trained_by):
         check_runs(name, planner_from(decided, name), decided, "this run trains")
@@ -96,7 +96,7 @@ def resolve(config: Config) -> Config:
 
 
 def missing_parts(planner: Planner, trained: Config) -> list[str]:
-    """What `planner` needs and the agent of `trained` does not have."""
+    """The parts (actor, critic) that `planner` needs and the agent of `trained` lacks."""
     words = {"policy": "an actor", "value": "a critic"}
     return [] if agent_of(trained) == "dreamer" else [words[part] for part in sorted(planner.requires)]
 
@@ -112,7 +112,7 @@ def check_runs(name: str, planner: Planner, trained: Config, subject: str) -> No
 
 
 def check_start(config: Config) -> None:
-    """UserError for what can be known to be wrong with a training run before anything is made."""
+    """UserError for errors in a training run's settings that can be found before anything is built."""
     resolve(config)
     replay = config.replay
     if config.max_env_steps is not None:
@@ -125,5 +125,5 @@ def check_start(config: Config) -> None:
 
 
 def trained_config(checkpoint: Trained, source: str) -> Config:
-    """The configuration that a checkpoint was trained with, and which agent it holds. UserError if it fits none."""
+    """The configuration that a checkpoint was trained with, and its kind of agent. UserError if it fits none."""
     return dataclasses.replace(config_from_dict(checkpoint.config, source), agent=checkpoint.agent_kind)

@@ -21,14 +21,14 @@ RenderQuality = Literal[tuple(RENDER_QUALITIES)]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The loop: random episodes first, then rounds of collecting and updating."""
+    """The training loop: random episodes first, then rounds of collecting and updating."""
 
     seed_episodes: int = 5
     """Episodes of random actions before the first update (paper: 5)."""
     every: int = 1000
     """Env steps between rounds of updates (paper: 1000, one episode)."""
     updates: int = 100
-    """Updates of a round (paper: 100)."""
+    """Updates in each round (paper: 100)."""
     action_noise: float = 0.3
     """Standard deviation of the Gaussian noise on executed actions while collecting (paper: 0.3)."""
     policy_action: Literal["sample", "mode"] = "sample"
@@ -37,9 +37,9 @@ class TrainConfig:
     keep_checkpoints: int = 3
     """Checkpoints kept in the run folder, beside the one with the best evaluation."""
     max_skipped_in_a_row: int = 100
-    """Updates in a row whose loss or gradient is not finite, each skipped, after which the run ends."""
+    """Number of consecutive skipped updates (loss or gradient not finite) after which the run ends."""
     checkpoint_seconds: float = 60.0
-    """Seconds between checkpoints, beside those before evaluations and on a stop: what a killed run loses at most."""
+    """Seconds between checkpoints, the most that a killed run loses; evaluations and a stop also write checkpoints."""
 
     def __post_init__(self):
         check_ranges(self, seed_episodes=(1, None), every=(1, None), updates=(0, None), action_noise=(0, None))
@@ -48,14 +48,14 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Evaluation without noise, on a fixed grid of env steps and on seeds of its own."""
+    """Evaluation without exploration noise, on a fixed grid of env steps and with separate seeds."""
 
     every: int = 25_000
     """Env steps between evaluations; a checkpoint is written at each."""
     episodes: int = 10
     """Episodes of an evaluation (paper: 10)."""
     num_envs: int = 10
-    """Environments stepped side by side; at most one a core."""
+    """Environments stepped in parallel; at most one per CPU core."""
     seed: int = 10_000
     """Seed of the first evaluation episode; the next ones count up."""
     video: bool = True
@@ -69,7 +69,7 @@ class EvaluationConfig:
         check_ranges(self, video_steps=(1, None))
 
 
-# A group of settings for each planner that has some, so that one command can set several; by the table of planners.
+# One group of settings for each planner that has settings, so that one command can configure several planners.
 PlannerSettings = dataclasses.make_dataclass(
     "PlannerSettings",
     [(name.replace("-", "_"), kind, kind()) for name, kind in PLANNERS.items() if dataclasses.fields(kind)],
@@ -83,7 +83,7 @@ class Config(PlannerSettings):
     """Train a Dreamer agent from pixels whose actions are chosen by a planner in latent imagination."""
 
     config: str = "default"
-    """Preset: a name in configs/ (default, quick, ...) or a YAML file; several, joined by commas, add up."""
+    """Preset: a name in configs/ (default, quick, ...) or a YAML file; several, joined by commas, are merged."""
     env: str = "cheetah-run"
     """dm_control task as domain-task, or module:factory for your own gymnasium.Env."""
     planner: PlannerName = "dream-mpc"
@@ -117,7 +117,7 @@ class Config(PlannerSettings):
     run_dir: str | None = None
     """Where the run is written; None is runs/<env>-<planner>[-trained-by-<train planner>]-seed<seed>."""
     resume: str | None = None
-    """Run folder to go on with, from its last checkpoint; its settings hold unless given again."""
+    """Run folder to continue from its last checkpoint; its settings are kept unless given again."""
     overwrite: bool = False
     """Start again in a run folder that exists, deleting the run in it."""
     profile: bool = False
@@ -156,7 +156,7 @@ class EpisodeSettings(PlannerSettings):
     seed: int = 10_000
     """Seed of the first episode; the next ones count up."""
     num_envs: int = 10
-    """Environments stepped side by side; at most one a core and one an episode."""
+    """Environments stepped in parallel; at most one per CPU core and one per episode."""
     render_quality: RenderQuality | None = None
     """Rendering; None is the checkpoint's."""
     device: str = "auto"
@@ -174,7 +174,7 @@ class EvalConfig(EpisodeSettings):
     """Evaluate one checkpoint under each named planner, on the same episode seeds, and print one table."""
 
     checkpoint: str
-    """Checkpoint file, or a run folder, whose last one is taken."""
+    """Checkpoint file, or a run folder, whose last checkpoint is used."""
     planner: str | None = None
     """Planners, joined by commas; None is dream-mpc,policy, for a PlaNet checkpoint cem."""
     env: str | None = None
@@ -187,7 +187,7 @@ class EvalConfig(EpisodeSettings):
 class CompareConfig(EpisodeSettings):
     """Evaluate checkpoints of one task under every planner on the same episode seeds: table, compare.csv, compare.png.
 
-    Interrupted, the same command goes on where it stopped. Planner settings start from those of the first checkpoint.
+    After an interruption, the same command continues. Planner settings start from those of the first checkpoint.
     """
 
     checkpoint: tuple[str, ...]
@@ -210,9 +210,9 @@ class CompareConfig(EpisodeSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """Train every planner in every environment with every seed, several runs at once, each in its own process.
+    """Train every planner in every environment with every seed, several runs in parallel, each in its own process.
 
-    All other options are those of train and hold for all runs. Interrupted, the same command goes on where it stopped.
+    All other options are those of train and apply to all runs. After an interruption, the same command continues.
     """
 
     envs: str = "cheetah-run"
@@ -222,9 +222,9 @@ class SweepConfig:
     seeds: str = "0"
     """Seeds, joined by commas."""
     jobs_per_gpu: int = 1
-    """Runs at once on each GPU; without a GPU, on this machine."""
+    """Runs in parallel on each GPU; without a GPU, on this machine."""
     restarts: int = 2
-    """Times that a run which failed is started again from its checkpoint."""
+    """How many times a failed run is started again from its checkpoint."""
     out: str = "runs"
     """Where the run folders go, and what the runs print, in logs/."""
 
@@ -235,17 +235,17 @@ class SweepConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PlotConfig:
-    """Draw curves.csv and compare.csv of a folder, and of all folders below it, as pictures beside them.
+    """Draw curves.csv and compare.csv of a folder, and of all folders below it, as pictures in the same folder.
 
     With --runs, gather the evaluations of those runs first, into curves.csv and final.csv of the folder.
     """
 
     folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
-    """Where the CSV files are, and the pictures go."""
+    """Folder of the CSV files, where the pictures are written too."""
     runs: tuple[str, ...] = ()
-    """Runs to gather: run folders, or folders of some; LABEL=FOLDER calls the method of those LABEL."""
+    """Runs to gather: run folders, or folders that contain runs; LABEL=FOLDER names the method of those runs LABEL."""
     until: int | None = None
-    """Env steps past which evaluations of --runs are left out; None is none."""
+    """Evaluations of --runs after this number of env steps are left out; None keeps all."""
 
     def __post_init__(self):
         if self.until is not None:

@@ -1,1 +1,1 @@
-"""Replay, what it keeps on disk, and the collector that fills it."""
+"""The replay buffer, its files on disk, and the collector that fills it."""

@@ -1,4 +1,4 @@
-"""Stepping environments with an agent, and storing what happened."""
+"""Stepping environments with an agent, and storing the transitions in replay."""
 
 from typing import Any, NamedTuple
 
@@ -26,22 +26,22 @@ def episode_seed(seed: int, row: int, number: int) -> int:
 
 
 class _Step(NamedTuple):
-    """What was sent, and is not received yet."""
+    """A step that was sent to the environments and whose result is not received yet."""
 
-    rows: Bool[np.ndarray, " B"]  # that step; the others rest
+    rows: Bool[np.ndarray, " B"]  # the rows that step; the others are idle
     executed: Float[np.ndarray, "B A"]
-    action: Float[np.ndarray, "B A"] | Float[Tensor, "B A"]  # the same, on replay's device where that is agent's
+    action: Float[np.ndarray, "B A"] | Float[Tensor, "B A"]  # executed; on replay's device if that is the agent's
     carry: Carry  # for the plan after this step
 
 
 class Collector:
-    """Steps training environments, one batched plan a step, and appends every frame to replay, row i to stream i.
+    """Steps training environments with one batched plan per step; appends every frame to replay, row i to stream i.
 
     action[t] led into image[t] and reward[t] was paid on arriving there; at an episode's first image both are zero.
-    Where the environment terminated the episode its last frame is terminal; one that was cut short has none such.
+    If the environment terminated the episode, its last frame is marked terminal; a truncated episode has no such frame.
     A step is `send`, then `receive`; in between workers step and render, and the caller may do something else. Between
-    two steps, and where one failed, `state_dict` is whole. Every episode is reset with a seed of its own, drawn from
-    `seed`, so that one in progress can be played again on resume.
+    two steps, and after a step that failed, `state_dict` is consistent. Every episode is reset with its own seed, drawn
+    from `seed`, so that an episode in progress can be played again on resume.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class Collector:
         seed: int,
     ):
         self.envs, self.agent, self.replay, self.counters = envs, agent, replay, counters
-        self.simulator_errors = 0  # episodes that an error of the simulator cut short
-        self.lost_environments = 0  # episodes that were dropped with the worker that played them
-        self.terminations = 0  # episodes that the environment terminated, since this collector was made
+        self.simulator_errors = 0  # episodes truncated by a simulator error
+        self.lost_environments = 0  # episodes dropped because their worker process was lost
+        self.terminations = 0  # episodes terminated by the environment since this collector was created
         self._seed, self._rng = seed, np.random.default_rng(seed)
         self._rows = np.arange(envs.num_envs)
         self._shape = (envs.num_envs, *envs.single_action_space.shape)
@@ -73,7 +73,7 @@ class Collector:
         self._sent: _Step
 
     def collect(self, env_steps: int, planner: Planner | None, action_noise: float = 0.0) -> list[float]:
-        """Step until the run stands at `env_steps`; returns of the episodes that ended. No planner: random actions."""
+        """Step until the run has `env_steps`; gives the returns of finished episodes. No planner: random actions."""
         returns = []
         while self.counters.env_steps < env_steps:
             self.send(planner, action_noise)
@@ -81,7 +81,7 @@ class Collector:
         return returns
 
     def begin(self, most: int | None = None) -> None:
-        """Start an episode in every row that is in none, or in so many that `most` rows are in one."""
+        """Start episodes in idle rows, until all rows, or `most` of them, are in an episode."""
         waiting = ~self._begun
         if most is not None:
             waiting[np.flatnonzero(waiting)[max(most - int(self._begun.sum()), 0) :]] = False
@@ -100,13 +100,13 @@ class Collector:
     def send(self, planner: Planner | None, action_noise: float = 0.0, most: int | None = None) -> None:
         """Plan for all environments and let those in an episode begin the step. No planner: random actions.
 
-        `most` rows are in an episode, by default all; those that are in none rest.
+        At most `most` rows (by default all) are in an episode; the others are idle.
         """
         self.begin(most)
         stepping = self._begun.copy()
         with record_function("plan"):
             if planner is None:
-                # Nothing is carried while no planner acts; one that starts in mid-episode starts from the zero state.
+                # Random actions carry no state; a planner that takes over in mid-episode starts from the zero state.
                 executed = self._rng.uniform(-1, 1, self._shape).astype(np.float32)
                 self._sent = _Step(stepping, executed, executed, self.agent.initial(len(self._rows)))
             else:
@@ -116,10 +116,10 @@ class Collector:
         self.envs.step_async(executed, stepping)
 
     def receive(self) -> list[float]:
-        """Wait for the step's end and store it; returns of the episodes that ended.
+        """Wait for the step to finish and store it; gives the returns of the episodes that ended.
 
-        Rows that rest give no frame. Neither do those whose environment was lost, and what replay holds of their
-        episode is dropped.
+        Idle rows give no frame. Rows whose environment was lost give none either, and the frames of their episode are
+        dropped from replay.
         """
         with record_function("wait for environments"):
             image, reward, terminated, truncated, info = self.envs.step_wait()
@@ -151,7 +151,7 @@ class Collector:
         return returns
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the episodes stand, for `load_state_dict`."""
+        """The state of the episodes in progress, for `load_state_dict`."""
         state, action, memory = self._carry
         empty = np.zeros((0, *self._shape[1:]), dtype=np.float32)
         return {
@@ -167,10 +167,10 @@ class Collector:
         }
 
     def load_state_dict(self, state: dict[str, Any], with_memory: bool = True) -> list[int]:
-        """Restore `state_dict` and play the episodes in progress up to where they were; replay must hold their frames.
+        """Restore `state_dict` and play the episodes in progress again up to their last step; replay has their frames.
 
-        Rows where that gives another image or return are named: there the episode counts as ended. `with_memory`: the
-        same planner acts as before.
+        Returns the rows where that gives a different image or return: their episode counts as ended. `with_memory`:
+        the same planner acts as before.
         """
         restore_generator(self._rng, state["rng"])
         self._begun, self._numbers, self._seeds, self._returns = (
@@ -206,7 +206,7 @@ class Collector:
         self._begun &= ~left
 
     def _see(self, rows: np.ndarray, image: UInt8[Tensor, "N H W C"]) -> None:
-        """The newest images of `rows` are these."""
+        """Keep these as the newest images of `rows`."""
         if len(rows) < len(self._rows):
             image = self._image.index_copy(0, to_device(torch.from_numpy(rows), self.agent.device), image)
         self._image = image
@@ -220,7 +220,7 @@ class Collector:
         is_first: np.ndarray,
         is_terminal: np.ndarray,
     ) -> UInt8[Tensor, "N H W C"]:
-        """Append a frame of each of `rows` to replay; the images on the agent's device, where they are sent once."""
+        """Append one frame for each of `rows` to replay; returns the images on the agent's device, sent there once."""
         seen = to_device(torch.from_numpy(image), self.agent.device)
         self.replay.append(rows, seen if self._shared else image, action, reward, is_first, is_terminal)
         return seen

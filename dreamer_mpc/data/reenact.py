@@ -15,10 +15,10 @@ def reenact(
     seeds: Sequence[int],
     actions: Sequence[Float[np.ndarray, "_ A"]],
 ) -> tuple[UInt8[np.ndarray, "B H W C"], Float[np.ndarray, " B"], Bool[np.ndarray, " B"]]:
-    """Play an episode in each row of `begun`, from its seed, by its actions.
+    """Play the episode of each row of `begun` again from its seed and its recorded actions.
 
-    Returns the last images, the returns, and the rows that ended before their actions did. A row rests once its actions
-    are played.
+    Returns the last images, the returns, and the rows whose episode ended before the recorded actions did. A row is
+    idle once its actions are played.
     """
     lengths = np.array([len(row) for row in actions])
     returns, ended = np.zeros(envs.num_envs), np.zeros(envs.num_envs, dtype=bool)

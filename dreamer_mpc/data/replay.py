@@ -1,4 +1,4 @@
-"""Sequence replay: uint8 rings of frames, one a training environment, each frame stored once."""
+"""Sequence replay buffer: one uint8 ring of frames for each training environment; each frame is stored once."""
 
 import os
 from collections.abc import Sequence
@@ -26,23 +26,23 @@ class ReplayConfig:
     """Where experience is kept and how it is sampled."""
 
     capacity: int = 500_000
-    """Frames kept, an equal share for each training environment; a shorter run allocates fewer (paper: all of 1M)."""
+    """Frames kept, in equal shares per training environment; a shorter run allocates fewer (paper: all of 1M)."""
     storage: Storage = "auto"
     """gpu, ram or memmap (a file in the run folder); auto: the GPU where it fits, else RAM."""
     batch_size: int = 50
-    """Sequences of an update (paper: 50)."""
+    """Sequences per update (paper: 50)."""
     sequence_length: int = 50
-    """Frames of a sequence (paper: 50)."""
+    """Frames per sequence (paper: 50)."""
 
     def __post_init__(self):
         check_ranges(self, capacity=(1, None), batch_size=(1, None), sequence_length=(1, None))
 
 
 class Replay:
-    """Frames on one device, a ring for each of `streams` environments, sampled in sequences that lie inside an episode.
+    """Frames on one device, one ring for each of `streams` environments; a sampled sequence lies inside one episode.
 
-    Stream i has `capacity // streams` slots of its own, so episodes grow side by side, and are sampled from while they
-    are in progress. When its ring is full a stream loses its oldest frame with each new one.
+    Stream i has its own `capacity // streams` slots, so episodes are written in parallel and can be sampled while they
+    are in progress. When its ring is full, each new frame of a stream replaces the oldest one.
     """
 
     def __init__(
@@ -82,17 +82,17 @@ class Replay:
 
     @property
     def episodes(self) -> int:
-        """Episodes of which a frame may be sampled."""
+        """Number of episodes that still have frames in the ring."""
         return int((self._episodes.lengths() > 0).sum())
 
     @property
     def written(self) -> Int64[np.ndarray, " S"]:
-        """Frames that each stream ever had."""
+        """Number of frames appended to each stream in total."""
         return self._episodes.written.copy()
 
     @property
     def oldest(self) -> Int64[np.ndarray, " S"]:
-        """Position, counted from its stream's first, of the oldest frame that each stream still has."""
+        """Position of the oldest frame that each stream still holds, counted from its first frame."""
         return self._episodes.oldest()
 
     def append(
@@ -104,10 +104,10 @@ class Replay:
         is_first: Bool[np.ndarray, " N"],
         is_terminal: Bool[np.ndarray, " N"],
     ) -> None:
-        """One more frame for each of the streams `rows`, no stream twice; `is_first` begins an episode.
+        """Append one frame to each of the distinct streams `rows`; `is_first` begins an episode.
 
         action[n] led into image[n]; reward[n] was paid on arriving there; `is_terminal` where the environment ended
-        its episode there. What is on replay's device already is not sent again, and nothing waits.
+        its episode there. Arrays that are on replay's device already are not copied; the call does not synchronise.
         """
         slots = self._slots(rows, self._episodes.append(rows, is_first))
         at, *scalars = _upload(self.device, slots, reward.astype(np.float32), is_first, is_terminal)
@@ -116,14 +116,14 @@ class Replay:
             self._frames[name][at] = to_device(value, self.device)
 
     def drop(self, rows: Int64[np.ndarray, " N"]) -> None:
-        """Forget the episodes in progress in `rows`: nothing of them is sampled any more."""
+        """Drop the episodes in progress in `rows`: their frames are not sampled any more."""
         self._episodes.drop(rows)
 
     def sample(self, batch_size: int, length: int, device: torch.device | str | None = None) -> Batch:
         """Sequences [length, batch_size, ...], uniform over every start that leaves `length` frames of its episode.
 
-        They come on `device`, by default where the replay is, without waiting for it. Their `index` names a frame for
-        good, whatever the ring's size.
+        They are on `device`, by default the replay's, and sampling does not wait for it. `index` identifies a frame
+        permanently, whatever the size of the ring.
         """
         device = self.device if device is None else torch.device(device)
         streams, starts = self._starts(batch_size, length)
@@ -133,13 +133,13 @@ class Replay:
         return Batch(*(to_device(x, device) for x in batch))
 
     def look_up(self, index: Int64[Tensor, "*b"]) -> dict[str, Tensor]:
-        """The frames that `sample` named `index`, on the host; where the ring has lost them, those in their places."""
+        """The frames with the `index` that `sample` gave, on the host; overwritten frames give those in their slots."""
         named = index.cpu().numpy()
         slots = torch.from_numpy(self._slots(named % self.streams, named // self.streams)).to(self.device)
         return {name: frames[slots].cpu() for name, frames in self._frames.items()}
 
     def newest(self, rows: Int64[np.ndarray, " N"]) -> UInt8[np.ndarray, "N H W C"]:
-        """The image that each of the streams `rows` got last; waits for the device."""
+        """The last image of each of the streams `rows`; waits for the device."""
         slots = torch.from_numpy(self._slots(rows, self.written[rows] - 1))
         return self._frames["image"][slots.to(self.device)].cpu().numpy()
 
@@ -155,7 +155,7 @@ class Replay:
     def write(
         self, starts: Int64[np.ndarray, " S"], ends: Int64[np.ndarray, " S"], frames: dict[str, Tensor]
     ) -> None:
-        """Put what `read` gave back in its place, but for frames that are older than the ring is long."""
+        """Write the frames that `read` gave back to their slots, except those too old to fit in the ring."""
         passed = 0  # frames of the streams before
         for stream, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
             kept = min(max(start, int(self.written[stream]) - self.size), end)
@@ -168,7 +168,7 @@ class Replay:
             passed += end - start
 
     def state_dict(self) -> dict[str, Any]:
-        """All but the frames."""
+        """The state without the frames."""
         return {"rng": generator_state(self._rng), **self._episodes.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -177,11 +177,11 @@ class Replay:
         self._episodes.load_state_dict(state)
 
     def _slots(self, stream: np.ndarray, position: np.ndarray) -> np.ndarray:
-        """Where the frame at `position`, counted from its stream's first, lies."""
+        """The slot of the frame at `position`, counted from its stream's first frame."""
         return stream * self.size + position % self.size
 
     def _spans(self, stream: int, start: int, end: int) -> list[slice]:
-        """Slots of the frames from `start` to before `end`, at most a ring of them: a slice, or two around the end."""
+        """Slots of the frames `start` to `end` - 1, at most one ring: one slice, or two if they wrap around its end."""
         if start >= end:
             return []
         ring, first, count = stream * self.size, start % self.size, end - start
@@ -206,12 +206,12 @@ class Replay:
 
 
 class _Episodes:
-    """Which frames of which stream belong together, in the order in which episodes began. Positions only count up."""
+    """The streams and positions of all episodes, in the order in which they began. Positions only increase."""
 
     def __init__(self, streams: int, size: int):
         self.size = size  # frames that a stream keeps
-        self.written = np.zeros(streams, dtype=np.int64)  # frames that it ever had
-        self._open = np.full(streams, -1)  # the row of `_table` in progress
+        self.written = np.zeros(streams, dtype=np.int64)  # frames appended to each stream in total
+        self._open = np.full(streams, -1)  # row in `_table` of the episode in progress
         self._table = np.zeros((64, 3), dtype=np.int64)  # stream, start, end; `_count` rows are in use
         self._count = 0
         self._first = np.zeros(streams, dtype=np.int64)  # older frames are gone: the ring was once smaller
@@ -222,7 +222,7 @@ class _Episodes:
 
     @property
     def end(self) -> Int64[np.ndarray, " E"]:
-        """Position behind the last frame."""
+        """Position after the last frame."""
         return self._table[: self._count, 2]
 
     def oldest(self) -> Int64[np.ndarray, " S"]:
@@ -230,12 +230,12 @@ class _Episodes:
         return np.maximum(self.written - self.size, self._first)
 
     def lengths(self) -> Int64[np.ndarray, " E"]:
-        """Frames that are left of each episode."""
+        """Number of frames that each episode still has in the ring."""
         start = self._table[: self._count, 1]
         return np.maximum(self.end - np.maximum(start, self.oldest()[self.stream]), 0)
 
     def append(self, rows: np.ndarray, is_first: np.ndarray) -> np.ndarray:
-        """Positions of one more frame in each of `rows`."""
+        """Count one more frame in each of `rows`; gives its position."""
         for row in rows[is_first].tolist():
             self._begin(row)
         if (self._open[rows] < 0).any():
@@ -246,7 +246,7 @@ class _Episodes:
         return positions
 
     def drop(self, rows: np.ndarray) -> None:
-        """Nothing is left of the episodes in progress in `rows`."""
+        """Remove all frames of the episodes in progress in `rows`."""
         at = self._open[rows]
         self._table[at, 2] = self._table[at, 1]
         self._open[rows] = -1
@@ -270,7 +270,7 @@ class _Episodes:
         self._count += 1
 
     def _forget(self) -> None:
-        """Drop episodes of which nothing is left, and make room for as many as there are."""
+        """Drop episodes without frames, and make room for as many new ones as remain, at least 64."""
         kept, begun = self.lengths() > 0, self._open >= 0
         kept[self._open[begun]] = True  # one that has just begun has no frame yet
         self._open[begun] = (np.cumsum(kept) - 1)[self._open[begun]]
@@ -280,7 +280,7 @@ class _Episodes:
 
 
 def _upload(device: torch.device, *arrays: np.ndarray) -> list[Tensor]:
-    """`arrays`, no later one of larger items, on `device`; to a GPU by one copy."""
+    """`arrays`, in order of decreasing item size, on `device`; sent to a GPU in one copy."""
     if device.type != "cuda":
         return [torch.from_numpy(array) for array in arrays]
     flat = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in arrays]
@@ -291,7 +291,7 @@ def _upload(device: torch.device, *arrays: np.ndarray) -> list[Tensor]:
 
 
 def _map_file(path: Path, size: int) -> Tensor:
-    """A new file of `size` bytes, uint8 in memory. Its space is taken at once: a full disk met later kills the process.
+    """A new file of `size` bytes, mapped as uint8. Space is allocated now: a disk that fills later kills the process.
 
     UserError where there is not enough.
     """
@@ -312,7 +312,7 @@ def frame_bytes(action_dim: int, image_shape: Sequence[int] = (64, 64, 3)) -> in
 
 
 def check_storage(storage: Storage, device: torch.device) -> None:
-    """UserError where there is no such storage beside `device`."""
+    """UserError where this kind of storage does not exist for `device`."""
     if storage == "gpu" and device.type != "cuda":
         raise UserError(f"--replay.storage gpu needs a CUDA device, this run is on {device}: use ram or memmap")
 
@@ -320,7 +320,7 @@ def check_storage(storage: Storage, device: torch.device) -> None:
 def choose_storage(
     storage: Storage, required: int, device: torch.device, folder: Path
 ) -> tuple[torch.device, Path | None, str]:
-    """Where `required` bytes of replay go: device, file for a memory map, and a line for the user.
+    """Where `required` bytes of replay are stored: device, file for a memory map, and a line for the user.
 
     UserError where they do not fit.
     """
@@ -335,7 +335,7 @@ def choose_storage(
             raise UserError(f"{size} does not fit {device}: {free / GIB:.2f} GiB free; {_remedy('ram or memmap')}")
     if storage == "memmap":
         file = folder / "replay.bin"
-        free = free_disk(folder) + (file.stat().st_blocks * 512 if file.exists() else 0)  # it will be replaced
+        free = free_disk(folder) + (file.stat().st_blocks * 512 if file.exists() else 0)  # an existing file is replaced
         if not fits(required, free):
             raise UserError(f"{size} does not fit the disk of {folder}: {free / GIB:.2f} GiB free; {_remedy('ram')}")
         return torch.device("cpu"), file, f"{size} memory-mapped at {file}"

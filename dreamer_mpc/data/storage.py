@@ -1,4 +1,4 @@
-"""The replay on disk: a run's frames in files that are written once, a file for what is new at each save."""
+"""The replay buffer on disk: each save writes the new frames to new files, which are never changed afterwards."""
 
 import hashlib
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from dreamer_mpc.data.replay import Replay
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import atomic_path
 
-MOST_FRAMES = 16_384  # of a file: what is written at once is held in memory twice (200 MB each)
+MOST_FRAMES = 16_384  # per file: while it is written, its frames are held in memory twice (200 MB each)
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A file of frames: of stream i those from `starts[i]` to before `ends[i]`, stream after stream."""
+    """A file of frames: `starts[i]` to `ends[i]` - 1 of each stream i, stream after stream."""
 
     number: int
     sha256: str
@@ -35,7 +35,7 @@ class Chunk:
 class ReplayFiles:
     """The files of `replay` in `folder`; `chunks` are those that a checkpoint may need, in the order of writing.
 
-    A file is whole or not there. Which files belong together, the checkpoint says that is written after them.
+    Files are written atomically. The checkpoint that is written after them lists the files that belong to it.
     """
 
     def __init__(self, folder: Path, replay: Replay):
@@ -43,7 +43,7 @@ class ReplayFiles:
         self.chunks: list[Chunk] = []
 
     def write(self) -> None:
-        """Write every frame that no file holds yet. UserError if the disk refuses; the next call goes on from there."""
+        """Write every frame that is in no file yet. UserError on a disk error; the next call continues from there."""
         while (starts := self._saved()).sum() < self.replay.written.sum():
             ends = np.minimum(self.replay.written, starts + max(MOST_FRAMES // self.replay.streams, 1))
             content = save(self.replay.read(starts, ends))
@@ -58,7 +58,7 @@ class ReplayFiles:
             self.chunks.append(chunk)
 
     def needed(self) -> int:
-        """Number of the first file that holds a frame which is still in replay."""
+        """Number of the first file with a frame that is still in replay."""
         return min((chunk.number for chunk in _needed(self.chunks, self.replay.oldest.tolist())), default=0)
 
     def forget(self, before: int) -> None:
@@ -70,7 +70,7 @@ class ReplayFiles:
                 file.unlink(missing_ok=True)
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """Which files there are."""
+        """The list of files."""
         return [asdict(chunk) for chunk in self.chunks]
 
     def load_state_dict(self, state: Sequence[dict[str, Any]]) -> None:
@@ -80,7 +80,7 @@ class ReplayFiles:
             self.replay.write(np.array(chunk.starts), np.array(chunk.ends), _frames(_read(self.folder, chunk)))
 
     def _saved(self) -> np.ndarray:
-        """Position up to which each stream's frames are in files, or gone."""
+        """Position in each stream before which all frames are in files or overwritten."""
         ends = self.chunks[-1].ends if self.chunks else [0] * self.replay.streams
         return np.maximum(ends, self.replay.oldest)
 
@@ -88,7 +88,7 @@ class ReplayFiles:
 def check_files(folder: Path, state: Sequence[dict[str, Any]], oldest: Sequence[int]) -> None:
     """UserError where a file of `ReplayFiles.state_dict` is missing or has another content.
 
-    Files whose frames all lie before `oldest`, a position in each stream, are not asked for.
+    Files whose frames all lie before `oldest`, a position in each stream, are not needed.
     """
     for chunk in _needed([Chunk(**chunk) for chunk in state], oldest):
         _read(folder, chunk)
@@ -99,7 +99,7 @@ def _needed(chunks: Sequence[Chunk], oldest: Sequence[int]) -> list[Chunk]:
 
 
 def _frames(content: bytes) -> dict[str, Tensor]:
-    """What `Replay.read` gave. Files of before it told where episodes terminate say that none did."""
+    """The frames as `Replay.read` gave them. Old files without `is_terminal` are read as having no terminal frame."""
     frames = load(content)
     return {"is_terminal": torch.zeros_like(frames["is_first"]), **frames}
 

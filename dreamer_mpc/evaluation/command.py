@@ -1,4 +1,4 @@
-"""`run.py eval` and `run.py compare`: both play a `Comparison`, and write what comes of it each in its own files."""
+"""`run.py eval` and `run.py compare`: both play a `Comparison`, and each writes its own result files."""
 
 import json
 import sys
@@ -66,7 +66,7 @@ def compare_checkpoints(args: Sequence[str]) -> int:
     rows, record = comparison.rows(), comparison.record
     record.write(COMPARE, to_csv(map(to_comparison, rows)))
     draw_comparison(record.folder)
-    # A file or pipe has no width of its own; long labels should stay on their line there.
+    # A file or pipe has no width; a wide table keeps each long label on one line there.
     Console(width=None if sys.stdout.isatty() else 120).print(comparison_table(rows))
     folder = record.folder
     print(f"wrote {folder / 'compare.csv'}, {folder / 'compare.png'}; every episode: {folder / 'episodes.csv'}")

@@ -1,4 +1,4 @@
-"""Checkpoints of one task under many planners: what is played, kept, and what it adds up to."""
+"""Checkpoints of one task under many planners: playing the episodes, keeping them, and summarising them."""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -41,7 +41,7 @@ Shown = EvaluationProgress | ComparisonProgress  # what the user sees while epis
 
 
 def contestants(config: CompareConfig, subjects: list[Subject]) -> tuple[dict[str, Planner], list[str]]:
-    """label -> planner, of --planners and --sweep; and planners of `all` that some checkpoint cannot run.
+    """label -> planner, from --planners and --sweep; and the planners of `all` that some checkpoint cannot run.
 
     UserError on a wrong name, key or value, where a planner that was named lacks an actor, and where none is left.
     """
@@ -53,13 +53,13 @@ def contestants(config: CompareConfig, subjects: list[Subject]) -> tuple[dict[st
     planners = {name: planner for name, planner in planners.items() if name not in left_out}
     for sweep in config.sweep:
         planners |= swept(config, sweep)
-    # With no planner left, the first that was left out says why.
+    # If no planner is left, report why the first one was left out.
     _check_all_run(planners or {name: planner_from(config, name) for name in left_out[:1]}, subjects)
     return planners, left_out
 
 
 def swept(config: CompareConfig, sweep: str) -> dict[str, Planner]:
-    """label -> planner for each value of `planner.setting=value,value`; UserError where it is something else.
+    """label -> planner for each value of `planner.setting=value,value`; UserError on any other format.
 
     Settings joined by colons, as in `planner.setting=value,value:setting=value`, are varied together: all their pairs.
     """
@@ -84,11 +84,11 @@ def swept(config: CompareConfig, sweep: str) -> dict[str, Planner]:
 
 @dataclass
 class Comparison:
-    """Planners on checkpoints of one task, and the record of their episodes. An evaluation is a comparison of one.
+    """Planners on checkpoints of one task, and the record of their episodes. An evaluation has a single checkpoint.
 
-    `trained` describes the environments. Episodes are played in batches of `batch`, by default as many as there are
-    environments; each batch starts from a seed of its own, so that a comparison that was interrupted gives the same
-    returns as one that was not.
+    `trained` describes the environments. Episodes are played in batches of `batch`, by default the number of
+    environments; each batch starts from its own seed, so that an interrupted comparison gives the same returns as an
+    uninterrupted one.
     """
 
     config: EpisodeSettings
@@ -102,7 +102,7 @@ class Comparison:
 
     @classmethod
     def of_one(cls, config: EvalConfig, subject: Subject) -> "Comparison":
-        """As `eval` is asked for: one checkpoint, its episodes in one batch, kept in memory."""
+        """The comparison of the command `eval`: one checkpoint, its episodes in one batch, kept in memory."""
         names = config.planner or ("dream-mpc,policy" if subject.trained.agent == "dreamer" else "cem")
         planners = {name: planner_from(config, name) for name in planner_names(names)}
         _check_all_run(planners, [subject])
@@ -114,7 +114,7 @@ class Comparison:
 
     @classmethod
     def of_several(cls, config: CompareConfig, subjects: list[Subject]) -> "Comparison":
-        """As `compare` is asked for: checkpoints of one task, kept in a folder that may hold some of it already."""
+        """The comparison of the command `compare`: its folder may already hold some of the episodes."""
         device = choose_device(config.device)
         same_task(subjects)
         by_content = {hashlib.sha256(s.path.read_bytes()).hexdigest(): s for s in reversed(subjects)}
@@ -136,14 +136,14 @@ class Comparison:
         return cls(config, trained, named, planners, record, device, left_out=left_out)
 
     def played(self) -> int:
-        """Episodes that are there, of those that are wanted."""
+        """Number of requested episodes that are already played."""
         counts = (len(self.record.of(label, name)) for label in self.planners for name in self.subjects)
         return sum(min(count, self.config.episodes) for count in counts)
 
     def play(self, show: Callable[[int, int], Shown]) -> None:
-        """Play the episodes that are missing, and write the videos that are.
+        """Play the missing episodes and write the missing videos.
 
-        `show` makes what the user sees, of how many episodes there are in all and how many of them already.
+        `show` builds the display for the user, from the number of all episodes and of those already played.
         """
         config, record = self.config, self.record
         total = len(self.planners) * len(self.subjects) * config.episodes
@@ -173,7 +173,7 @@ class Comparison:
         progress: Shown,
         video_steps: int,
     ) -> None:
-        """One planner's missing episodes on one checkpoint. A video that is missing costs the first batch again."""
+        """Play one planner's missing episodes on one checkpoint; a missing video needs the first batch again."""
         config, record, planner = self.config, self.record, self.planners[label]
         while video_steps or len(record.of(label, checkpoint)) < config.episodes:
             there = len(record.of(label, checkpoint))
@@ -192,15 +192,15 @@ class Comparison:
         try:
             for path in write_visuals(self.record.stem(label), agent, self.planners[label], result, self.trained.env):
                 progress.line(f"wrote {path}")
-        except OSError as error:  # a full disk or no ffmpeg costs the video, not the comparison
+        except OSError as error:  # with a full disk or without ffmpeg the comparison continues without the video
             progress.line(f"no video of {label}: {error}")
 
     def _video_steps(self, label: str) -> int:
-        """How much of the first episode to keep for the video of `label`: nothing where there is one, or none asked."""
+        """Steps of the first episode to record for the video of `label`; 0 if it exists or is not requested."""
         return VIDEO_STEPS if self.config.video and self.record.lacks_video(label) else 0
 
     def rows(self) -> list[Row]:
-        """What the episodes add up to."""
+        """The summary of the episodes."""
         return summarise(self.record, self.planners, list(self.subjects), self.config.episodes)
 
 
@@ -211,7 +211,7 @@ def _check_all_run(planners: dict[str, Planner], subjects: list[Subject]) -> Non
 
 
 def summarise(record: Episodes, planners: Iterable[str], checkpoints: list[str], episodes: int) -> list[Row]:
-    """One row a planner: statistics of its returns, of their paired differences to the bare policy, and its cost."""
+    """One row per planner: statistics of its returns, of their paired differences to the bare policy, and its cost."""
     played = {label: [record.of(label, name)[:episodes] for name in checkpoints] for label in planners}
     scores = {label: np.array([[e["return"] for e in rows] for rows in strata]).T for label, strata in played.items()}
     rows = []

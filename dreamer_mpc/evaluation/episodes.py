@@ -20,12 +20,12 @@ from envs import reset_rows
 
 @dataclass
 class EpisodeRecording:
-    """The first steps of one episode, for videos: T images, and what the agent made of them."""
+    """The first T steps of one episode, for videos: images, posterior states, actions, rewards and plan values."""
 
     image: list[np.ndarray] = field(default_factory=list)  # uint8 [H, W, C]
     state: list[Float[Tensor, " S"]] = field(default_factory=list)  # posterior, on the agent's device
     action: list[Float[Tensor, " A"]] = field(default_factory=list)  # chosen on seeing the image
-    reward: list[float] = field(default_factory=list)  # paid for that action
+    reward: list[float] = field(default_factory=list)  # received for that action
     value: list[float] = field(default_factory=list)  # J of the plan made on seeing the image
     memory: list = field(default_factory=list)  # of the planner, one row, before it planned
 
@@ -42,7 +42,7 @@ class EpisodeRecording:
 
 @dataclass
 class Evaluation:
-    """Returns of E episodes under one planner, and what an action cost."""
+    """Returns of E episodes under one planner, and the cost of an action."""
 
     returns: Float[np.ndarray, " E"]
     lengths: list[int]  # agent steps of each episode
@@ -52,7 +52,7 @@ class Evaluation:
     recording: EpisodeRecording
 
     def row(self, planner: str) -> Row:
-        """What is logged and tabulated, under the name of the planner."""
+        """The row for logs and tables, under the name of the planner."""
         ms, envs = [self.ms_per_action], [self.batch]
         return summarise_scores(planner, self.returns[:, None], None, ms, envs, self.model_evaluations)
 
@@ -66,10 +66,10 @@ def evaluate(
     recorded_steps: int = 0,
     on_step: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Run `episodes` episodes, episode e from environment seed `seed + e`, side by side over the rows of `envs`.
+    """Run `episodes` episodes, episode e from environment seed `seed + e`, in parallel over the rows of `envs`.
 
-    The first `recorded_steps` steps of episode 0 are kept. `on_step` is told after each step how many there were.
-    torch's generator is left as it was found, so that an evaluation does not change the training around it.
+    The first `recorded_steps` steps of episode 0 are kept. `on_step` is called after each step with the step count.
+    The state of torch's generator is restored at the end, so that an evaluation does not change the training around it.
     """
     with preserved_rng(agent.device):
         torch.manual_seed(seed)

@@ -23,14 +23,14 @@ EPISODE_COLUMNS = (
 
 
 class Episodes:
-    """Episodes that were played, in memory, and the folder where what comes of them goes."""
+    """Episodes that were played, kept in memory, and the folder for the result files."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.rows: list[dict[str, Any]] = []  # an episode each
+        self.rows: list[dict[str, Any]] = []  # one row per episode
 
     def begin(self) -> None:
-        """Make the folder, now that what could fail at the start has not."""
+        """Make the folder; called after every check at the start has passed."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -44,7 +44,7 @@ class Episodes:
         return sorted(rows, key=lambda row: row["episode"])
 
     def add(self, label: str, checkpoint: str, first: int, seed: int, result: Evaluation, device: str) -> None:
-        """Keep a batch: episodes `first` and on, played on environment seeds from `seed` on."""
+        """Keep a batch: the episodes from number `first`, played on environment seeds from `seed`."""
         for i, (total, length) in enumerate(zip(result.returns, result.lengths, strict=True)):
             values = (
                 label, checkpoint, first + i, seed + i, float(total), length, result.ms_per_action, result.batch,
@@ -53,12 +53,12 @@ class Episodes:
             self.rows.append(dict(zip(EPISODE_COLUMNS, values, strict=True)))
 
     def write(self, name: str, text: str) -> None:
-        """Write a file of the folder, whole or not at all; UserError where the disk refuses it."""
+        """Write a file into the folder atomically; UserError on a disk error."""
         with _usable(self.folder):
             write_text(self.folder / name, text)
 
     def stem(self, label: str) -> Path:
-        """What the names of a planner's files begin with."""
+        """The common prefix of the names of a planner's files."""
         return self.folder / label.replace(" ", "-").replace("=", "-")
 
     def lacks_video(self, label: str) -> bool:
@@ -67,10 +67,10 @@ class Episodes:
 
 
 class Record(Episodes):
-    """episodes.csv has a row an episode; compare.json says what they were made with.
+    """episodes.csv has one row per episode; compare.json says which settings and checkpoints they were played with.
 
-    So another comparison is not mixed into this one. Nothing is written, and with `overwrite` nothing removed, before
-    `begin`. Checkpoints are told apart by their content: `names` has the name of each by its SHA-256.
+    So another comparison is not mixed into this one. Before `begin` nothing is written, and with `overwrite` nothing
+    removed. Checkpoints are identified by their content: `names` maps the SHA-256 of each to its name.
     """
 
     def __init__(self, folder: Path, made_with: dict[str, Any], checkpoints: dict[str, str], overwrite: bool = False):
@@ -84,7 +84,7 @@ class Record(Episodes):
         self.names = {sha256: name for name, sha256 in self.made_with["checkpoints"].items()}
 
     def begin(self) -> None:
-        """Claim the folder, now that what could fail at the start has not."""
+        """Write compare.json; called after every check at the start has passed."""
         if self.overwrite:
             labels = {*self.made_with["planners"], *_labels(self.folder / "compare.json")}
             files = [self.folder / name for name in ("episodes.csv", "compare.csv", "compare.png")]
@@ -95,7 +95,7 @@ class Record(Episodes):
         self.write("compare.json", json.dumps(self.made_with, indent=1) + "\n")
 
     def add(self, label: str, checkpoint: str, first: int, seed: int, result: Evaluation, device: str) -> None:
-        """The same, in episodes.csv too."""
+        """Keep a batch in memory, and append it to episodes.csv."""
         super().add(label, checkpoint, first, seed, result, device)
         self.write("episodes.csv", to_csv(self.rows))
 
@@ -105,16 +105,16 @@ class Record(Episodes):
         return [stem.with_name(f"{stem.name}.mp4"), stem.with_name(f"{stem.name}-decision.png")]
 
     def lacks_video(self, label: str) -> bool:
-        """Whether a video of a planner is still to be written: one that is there is not written again."""
+        """Whether a video of a planner is still to be written: an existing one is not written again."""
         return self.overwrite or not self.visuals(label)[0].exists()
 
     def _merged(self, new: dict[str, Any], checkpoints: dict[str, str]) -> dict[str, Any]:
-        """What is there and what comes, together; UserError where they contradict each other."""
+        """The content of compare.json merged with this comparison's; UserError where they contradict each other."""
         path = self.folder / "compare.json"
         old = _read_made_with(path)
         if old is None:
             if (self.folder / "episodes.csv").exists():
-                raise _damaged(path)  # nothing says what these episodes were made with
+                raise _damaged(path)  # the settings of these episodes are unknown
             return new | {"checkpoints": dict(checkpoints)}
         known = {sha256: name for name, sha256 in old["checkpoints"].items()}
         new = new | {"checkpoints": {known.get(sha256, name): sha256 for name, sha256 in checkpoints.items()}}
@@ -138,7 +138,7 @@ class Record(Episodes):
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """The episodes in a file, if there is one; UserError where it is something else."""
+    """The episodes in a file, if it exists; UserError if its content is not valid."""
     if not path.exists():
         return []
     numbers = {"episode": int, "env_seed": int, "return": float, "agent_steps": int, "ms_per_action": float}
@@ -154,7 +154,7 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_made_with(path: Path) -> dict[str, Any] | None:
-    """What compare.json says, None where there is none; UserError where it is something else."""
+    """The content of compare.json, None if it does not exist; UserError if its content is not valid."""
     try:
         made_with = json.loads(path.read_text())
     except FileNotFoundError:
@@ -168,7 +168,7 @@ def _read_made_with(path: Path) -> dict[str, Any] | None:
 
 
 def _completed(settings: Any) -> Any:
-    """A planner's settings as a file holds them; of a gradient planner also those that are younger than the file."""
+    """A planner's settings from a file; a gradient planner also gets the settings that were added after the file."""
     if not isinstance(settings, dict):
         return settings
     younger = asdict(Ascent()) if "step_size" in settings else {}
@@ -176,7 +176,7 @@ def _completed(settings: Any) -> Any:
 
 
 def _difference(old: Any, new: Any) -> str:
-    """The first setting in which two planners differ, in words; nothing for what has no settings."""
+    """The first setting in which two planners differ, in words; empty for entries without settings."""
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return ""
     key = next(key for key in {**new, **old} if old.get(key) != new.get(key))
@@ -193,7 +193,7 @@ def _labels(path: Path) -> list[str]:
 
 @contextlib.contextmanager
 def _usable(folder: Path) -> Iterator[None]:
-    """What the system says against reading or writing in `folder`, as a UserError."""
+    """Turn an error of the operating system on reading or writing in `folder` into a UserError."""
     try:
         yield
     except OSError as error:

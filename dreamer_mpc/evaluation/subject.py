@@ -12,7 +12,7 @@ from dreamer_mpc.util.errors import UserError
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained agent to evaluate: a checkpoint, and the configuration it was trained with."""
+    """A trained agent to evaluate: a checkpoint and its training configuration."""
 
     path: Path
     checkpoint: Checkpoint
@@ -20,9 +20,9 @@ class Subject:
 
     @classmethod
     def load(cls, path: str | Path) -> "Subject":
-        """From a checkpoint file, or the newest one of a run folder that is whole; UserError where there is none.
+        """Read a checkpoint file, or the newest undamaged one of a run folder; UserError where there is none.
 
-        Damaged ones are named on the terminal.
+        Damaged checkpoints are named on the terminal.
         """
 
         def read(file: Path) -> "Subject":
@@ -40,12 +40,12 @@ class Subject:
         return RunFolder.of_checkpoint(self.path)
 
     def task(self) -> dict[str, Any]:
-        """What makes returns comparable."""
+        """The settings that must be equal for returns to be comparable."""
         return {key: getattr(self.trained, key) for key in ("env", "action_repeat", "camera", "max_env_steps")}
 
 
 def same_task(subjects: list[Subject]) -> None:
-    """UserError unless all were trained on one task."""
+    """UserError unless all were trained on the same task."""
     first = subjects[0]
     for other in subjects[1:]:
         for key, value in first.task().items():

@@ -1,4 +1,4 @@
-"""The row that episodes add up to."""
+"""The summary row of a planner's episodes."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What the agent sees, reconstructs and dreams, as frames for videos and pictures."""
+"""Videos and pictures of observations, reconstructions and open-loop imagination."""
 
 import dataclasses
 from pathlib import Path
@@ -16,18 +16,18 @@ from dreamer_mpc.planners.rollout import rollout
 from dreamer_mpc.report.video import decision_picture, side_by_side, write_mp4
 from dreamer_mpc.util.device import preserved_rng
 
-DREAM_STEPS = 50  # open-loop steps before the dream starts again from what is seen
+DREAM_STEPS = 50  # open-loop steps before imagination starts again from the posterior
 
 
 @torch.no_grad()
 def imagine_open_loop(
     model: LatentWorld, state: Float[Tensor, "T S"], action: Float[Tensor, "T A"]
 ) -> Float[Tensor, "T S"]:
-    """States imagined without images, by the executed actions; every `DREAM_STEPS` steps from the posterior again."""
+    """Open-loop states under the executed actions, started again from the posterior every `DREAM_STEPS` steps."""
     imagined = []
     for start in range(0, len(state), DREAM_STEPS):
         taken = action[start : min(start + DREAM_STEPS, len(state)) - 1]
-        mean = state.new_zeros(1, 1, len(taken), model.noise_dim)  # the prior's, no draw
+        mean = state.new_zeros(1, 1, len(taken), model.noise_dim)  # zero noise: the prior's mean
         imagined.append(state[start, None])
         if len(taken):
             imagined.append(rollout(model, state[start, None], taken[None, None], mean)[0, 0])
@@ -35,7 +35,7 @@ def imagine_open_loop(
 
 
 def write_visuals(stem: Path, agent: Agent, planner: Planner, evaluation: Evaluation, env: str) -> list[Path]:
-    """`<stem>.mp4` of an evaluation's recorded episode and `<stem>-decision.png` from its middle; what was written."""
+    """Write `<stem>.mp4` of a recorded episode and `<stem>-decision.png` of a step in its middle; gives the paths."""
     video, picture = stem.with_name(f"{stem.name}.mp4"), stem.with_name(f"{stem.name}-decision.png")
     episode_video(video, agent, evaluation.recording)
     drawn = decision(picture, agent, planner, evaluation.recording, len(evaluation.recording.image) // 2, env)
@@ -46,7 +46,7 @@ def write_visuals(stem: Path, agent: Agent, planner: Planner, evaluation: Evalua
 def episode_video(path: Path, agent: Agent, recording: EpisodeRecording, fps: int = 25) -> None:
     """One MP4: real frame, reconstruction, and open-loop imagination from the same start, side by side.
 
-    In the frame: J of the plan made on seeing it (-inf where the planner fell back to the policy), the return so far.
+    Each frame shows J of its plan (-inf where the planner fell back to the policy) and the return so far.
     """
     state, action = torch.stack(recording.state), torch.stack(recording.action)  # [T, S], [T, A]
     imagined = imagine_open_loop(agent.model, state, action)
@@ -74,9 +74,9 @@ def _decode(agent: Agent, state: Float[Tensor, "T S"], chunk: int = 250) -> UInt
 def decision(path: Path, agent: Agent, planner: Planner, recording: EpisodeRecording, t: int, env: str) -> bool:
     """One picture of a plan from the state at step `t`: decoded before and after the ascent, with J under each.
 
-    The plan is made anew, with draws of its own that also give the candidates without the ascent. Both J are taken
-    under the prior's mean, so that they differ by the actions alone. Returns False, and draws nothing, for a planner
-    that does not ascend.
+    The plan is computed again with new draws, which also give the candidates before the ascent. Both J are computed
+    under the prior's mean, so that they differ only by the actions. For a planner without ascent, nothing is drawn
+    and False is returned.
     """
     if not isinstance(planner, Ascent) or planner.iterations == 0:
         return False

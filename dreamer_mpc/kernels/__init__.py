@@ -1,1 +1,1 @@
-"""Fast forms of plain code: the recurrent cell, activations, convolutions, CUDA graphs."""
+"""Fast implementations of the recurrent cell, activations and convolutions, and CUDA graphs."""

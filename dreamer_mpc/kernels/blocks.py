@@ -2,9 +2,9 @@
 
 A convolution of stride 2 reads blocks, a transposed one writes them. With a block's pixels side by side as channels
 (`[M, h, w, 2 * 2 * C]`, channels last), both are convolutions of stride 1 with a quarter of the taps and four times the
-channels, which run at several times the rate of the strided ones on a GPU; and where one layer's output is the next
-one's blocks, nothing is moved between them. The weights are those of the plain layers, rearranged; the function is the
-same.
+channels, which run at several times the rate of the strided ones on a GPU. Where the output of one layer is already in
+the blocks of the next one, no data is rearranged between them. The weights are those of the plain layers, rearranged;
+the function is the same.
 """
 
 import functools
@@ -41,7 +41,7 @@ def convolve(
 def image_convolution(image: Float[Tensor, "M H H C"], layer: nn.Conv2d) -> Float[Tensor, "M h h O4"]:
     """`layer` (4x4, stride 2) and ReLU on images of 64x64 as one dense product; blocks of the output.
 
-    The output is 31 pixels a side; the last row and column are left out: the next layer does not read them.
+    The output is 31 pixels wide; its last row and column are left out, because the next layer does not read them.
     """
     patches = _patches(image.contiguous(), _product_dtype(image))  # [M, h, h, 2, 2, 4, 16]
     weight = F.pad(rearrange(layer.weight, "o c k l -> o k (l c)"), (0, 16 - 4 * image.shape[-1])).flatten(1)
@@ -62,7 +62,7 @@ def _patches(image: Float[Tensor, "M H H C"], dtype: torch.dtype) -> Float[Tenso
 def block_convolution(
     x: Float[Tensor, "M h2 w2 I4"], layer: nn.Conv2d, to_blocks: bool
 ) -> Float[Tensor, "M h w O"]:
-    """`layer` (4x4, stride 2) and ReLU on blocks of its input: 2x2 taps, stride 1. In blocks again, if wanted."""
+    """`layer` (4x4, stride 2) and ReLU on blocks of its input: 2x2 taps, stride 1. The output may be in blocks too."""
     weight = rearrange(layer.weight, "o i (k p) (l q) -> o (p q i) k l", p=2, q=2)
     return convolve(x, weight, layer.bias, side=2 if to_blocks else 1)
 
@@ -103,7 +103,7 @@ def upsample_blocks(x: Float[Tensor, "M h2 w2 I4"], layer: nn.ConvTranspose2d) -
     return convolve(x, kernel, layer.bias.repeat(16), padding=1, act="none", side=4, crop=crop)
 
 
-@functools.cache  # made once: a captured graph cannot copy it from the host
+@functools.cache  # computed once, because a captured graph cannot copy it from the host
 def _kernel_rows(device: torch.device) -> Tensor:
     """Kernel row of each (output row u, input row r) of `upsample_blocks`; 6 is a row of zeros."""
     taps = [(s - (r - 2), p) for s in (0, 1) for p in (0, 1) for r in range(4)]
@@ -111,6 +111,6 @@ def _kernel_rows(device: torch.device) -> Tensor:
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:
-    """What autocast computes products in; the tensor's own without it."""
+    """The dtype in which autocast computes products; the tensor's own dtype without autocast."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

@@ -1,8 +1,8 @@
-"""The recurrent cell over a whole sequence, with a backward pass of its own.
+"""The recurrent cell over a whole sequence, with its own backward pass.
 
 `RSSM.observe` and `prior_step` under autograd are the reference. Here the backward pass through time carries the
-gradient of the state alone; every weight's gradient follows in one product over all steps, where autograd would add up
-T of them. On a GPU both passes are one Triton kernel each (`cell_triton.py`).
+gradient of the state alone. Each weight's gradient then follows from one product over all steps, where autograd would
+add up T products. On a GPU both passes are one Triton kernel each (`cell_triton.py`).
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from dreamer_mpc.kernels.choice import misfit
 from dreamer_mpc.kernels.policy import PolicyWeights, tanh_normal_mode
 
-try:  # comes with torch where that is built for CUDA
+try:  # torch builds for CUDA include Triton
     from dreamer_mpc.kernels import cell_triton
 except ImportError:
     cell_triton = None
@@ -37,7 +37,7 @@ class Cell(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """A sequence's states, the first included, and what its backward pass needs (None where that is not wanted)."""
+    """A sequence's states, the first included, and the tensors for the backward pass (None where not needed)."""
 
     deter: Float[Tensor, "T1 M D"]
     stoch: Float[Tensor, "T1 M Z"]
@@ -55,7 +55,7 @@ class Trace(NamedTuple):
 class Acting(NamedTuple):
     """The policy in the loop: a_t = w_t p_t + (1 - w_t) tanh(mean + std noise_t), clamped to [-1, 1].
 
-    Without noise it is the policy's mode that takes the place of its sample.
+    Without noise the policy's mode replaces its sample.
     """
 
     actor: PolicyWeights
@@ -75,7 +75,7 @@ def unroll(
     save: bool = True,
     bf16: bool = False,
 ) -> tuple[Float[Tensor, "T M A"], Trace]:
-    """Walk the cell from `state`; no autograd. `add` is what joins the hidden layer: a bias [X], or [T, M, X].
+    """Roll the cell out from `state`; no autograd. `add` is added before the hidden layer: a bias [X], or [T, M, X].
 
     `bf16`: on a GPU, products of bf16 numbers, summed in fp32; the states are fp32.
     """
@@ -98,12 +98,12 @@ def unroll(
 
 
 def _on_gpu(like: Tensor, *sizes: int) -> bool:
-    """Whether the kernel runs where `like` is; `sizes` as `misfit` takes them."""
+    """Whether the kernel can run on the device of `like`; `sizes` as in `misfit`."""
     return has_triton() and misfit(*sizes) is None and like.is_cuda and like.dtype == torch.float32
 
 
 def has_triton() -> bool:
-    """Whether the kernels can be compiled at all."""
+    """Whether the kernels can be compiled on this machine."""
     return cell_triton is not None
 
 
@@ -119,8 +119,9 @@ def _unroll_triton(cell, trace, action, acting, add, noise, keep, min_std, bf16)
 
 
 def _unroll_torch(cell, trace, action, acting, add, noise, keep, min_std) -> None:
-    # On a CPU a plan is mostly the cost of its many small calls. So views are made once, before the loop, of buffers
-    # that steps fill; and no step has a sum or product with a Python number, which torch makes a tensor of first.
+    # On a CPU a plan costs mostly the overhead of its many small calls. So views of the buffers that steps fill are
+    # made once, before the loop; and no step adds or multiplies by a Python number, which torch would first convert
+    # to a tensor.
     (_, rows, z), d, save = noise.shape, trace.deter.shape[-1], trace.gates is not None
     deters, stochs, actions, draws, least = map(_steps, (trace.deter, trace.stoch, action, noise, min_std * noise))
     xs, hiddens = _steps(trace.x), _steps(trace.hidden)
@@ -164,26 +165,26 @@ def _matrices(cell: Cell) -> tuple[Tensor, ...]:
 
 
 class _Policy:
-    """What acts on the way: the actor, its constants taken into the last layer and the noise."""
+    """The actor in the loop, its constants folded into the last layer and the noise."""
 
     def __init__(self, acting: Acting):
         actor, noise = acting.actor, acting.noise
         *self.hidden, (bias, weight) = [(b, w.t()) for b, w in zip(actor.biases, actor.weights, strict=True)]
-        factor, shift = torch.ones_like(bias), torch.zeros_like(bias)  # of means, of standard deviations
+        factor, shift = torch.ones_like(bias), torch.zeros_like(bias)  # for means and for standard deviations
         factor.chunk(2)[0].div_(actor.mean_scale)
         shift.chunk(2)[1].fill_(actor.raw_init_std)
         self.last = torch.addcmul(shift, bias, factor), weight * factor
         self.mean_scale, self.min_std = actor.mean_scale, actor.min_std
-        self.noise = None  # the mode is taken
+        self.noise = None  # use the mode
         if noise is not None:
             self.noise, self.least = _steps(noise), _steps(actor.min_std * noise)
-        self.kept = None  # of the previous plan's actions, and the share of the policy's
+        self.kept = None  # the previous plan's actions, weighted, and the policy's weight
         if acting.previous is not None:
             weight = acting.weight[..., None]
             self.kept, self.share = _steps(weight * acting.previous), _steps(1 - weight)
 
     def act(self, x: Float[Tensor, "M S"], t: int, out: Float[Tensor, "M A"]) -> None:
-        """Fill `out` with actions of step t in states x."""
+        """Write the actions of step t in states x to `out`."""
         for bias, weight in self.hidden:
             x = F.elu_(torch.addmm(bias, x, weight))
         mean, raw = torch.addmm(self.last[0], x, self.last[1]).chunk(2, dim=-1)
@@ -212,7 +213,7 @@ class _Deltas(NamedTuple):
 
 
 def _backward(cell: Cell, trace: Trace, noise, keep, g_deter, g_stoch, g_stats=None, bf16=False) -> _Deltas:
-    """Back through time: `g_*` [T, M, *] are the gradients of what `unroll` returned; no weight's gradient yet."""
+    """Backpropagate through time; `g_*` [T, M, *] are gradients of the outputs of `unroll`. No weight gradients yet."""
     z, width, d = noise.shape[-1], trace.hidden.shape[-1], trace.deter.shape[-1]
     actions = cell.w_in.shape[1] - z
     if _on_gpu(noise, d, z, width, actions):
@@ -227,7 +228,7 @@ def _backward_torch(cell, trace, noise, keep, g_deter, g_stoch, g_stats) -> _Del
     steps, rows, z = noise.shape
     d = trace.deter.shape[-1]
     before = trace.deter[:-1] if keep is None else trace.deter[:-1] * keep[..., None]
-    # Whatever does not depend on the gradient, for all steps at once: slopes d gate / d deter, [T, M, 6, D].
+    # Compute for all steps at once what does not depend on the gradient: slopes d gate / d deter, [T, M, 6, D].
     r, u, n, gh = trace.gates.split(d, dim=-1)
     slope_n = (1 - u) * (1 - n * n)
     slopes = [slope_n * gh * r * (1 - r), (before - n) * u * (1 - u)]
@@ -273,7 +274,7 @@ def _elu_slope(y: Tensor) -> Tensor:
 
 
 class Observe(torch.autograd.Function):
-    """`unroll` with a gradient for every input but noise and keep.
+    """`unroll` with gradients for all inputs except noise and keep.
 
     apply(state [M, S], action [T, M, A], seen [T, M, X], noise, keep, min_std, bf16, *cell)
     -> deter [T, M, D], stoch [T, M, Z], stats [T, M, 2Z].
@@ -312,15 +313,15 @@ def _restored(saved: list[Tensor]) -> tuple[Cell, Trace]:
 
 
 def _linear_gradients(delta: Float[Tensor, "T M O"], x: Float[Tensor, "T M I"]) -> tuple[Tensor, Tensor]:
-    """Of weight [O, I] and bias [O], summed over all steps in one product."""
+    """Gradients of weight [O, I] and bias [O], summed over all steps in one product."""
     delta = delta.flatten(0, 1)
     return delta.t() @ x.flatten(0, 1), delta.sum(0)
 
 
 class Rollout(torch.autograd.Function):
-    """States [T, M, S] that `unroll` has visited, as a function of state [M, S] and actions [T, M, A].
+    """States [T, M, S] from `unroll`, as a function of state [M, S] and actions [T, M, A].
 
-    Weights are constants here: imagination and planning ask for no gradient of theirs.
+    Weights are constants here: imagination and planning need no gradient of them.
     """
 
     @staticmethod

@@ -1,11 +1,11 @@
 """The recurrent cell over a whole sequence as one Triton kernel, forward and backward.
 
-A team of G programs owns BM rows of the batch and walks through time with them; each computes its slice of every
-layer's columns, so it reads a G-th of the weights. Activations pass from layer to layer through the buffers that the
-backward pass needs anyway; the team meets at a counter in memory after each. Teams never wait for each other. All of
-a team must be on the GPU at once, so there are never more programs than multiprocessors unless G is 1. In an update two
-of these kernels may run side by side; those that keep a trace for it fill half the GPU at most, or one would wait for
-the other's places. `cell.py` states the arithmetic; this file must agree with it.
+A team of G programs processes BM rows of the batch through all time steps. Each program computes its slice of every
+layer's columns, so it reads a G-th of the weights. Activations pass between layers through the buffers that the
+backward pass needs anyway; after each layer the team synchronises at a counter in memory. Teams never wait for each
+other. All programs of a team must be on the GPU at once, so there are never more programs than multiprocessors unless
+G is 1. In an update two of these kernels may run concurrently, so those that save for the backward pass use at most
+half of the GPU; otherwise one would wait for the multiprocessors of the other.
 """
 
 import torch
@@ -119,7 +119,7 @@ def _small_matmul(
 
 @triton.jit
 def _meet(counter, target, G: tl.constexpr):
-    """Wait until the whole team has stored what it computed."""
+    """Wait until every program of the team has stored its results."""
     tl.debug_barrier()
     if G > 1:
         tl.atomic_add(counter, 1, sem="release", scope="gpu")
@@ -392,7 +392,7 @@ def forward(
     actor: PolicyWeights | None = None, actor_noise: Tensor | None = None, previous: Tensor | None = None,
     weight: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """Fill deter[1:], stoch[1:] and what is kept, from deter[0] and stoch[0]; with `actor`, `action` too.
+    """Fill deter[1:], stoch[1:] and the saved tensors from deter[0] and stoch[0]; with `actor`, also `action`.
 
     `bf16`: products of bf16 numbers, summed in fp32.
     """

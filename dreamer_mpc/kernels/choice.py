@@ -1,4 +1,4 @@
-"""Which forms of the code run: chosen once, when an agent is made, with the reason where a fast form does not fit."""
+"""The choice of implementations, made once when an agent is built, with the reason if a fast one cannot be used."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ WIDEST_LAYER, WIDEST_INPUT = 256, 64  # a row's activations stay in a program's 
 
 @dataclass(frozen=True)
 class Forms:
-    """What an agent runs on its device; `reasons`: one line for each fast form that does not fit."""
+    """The implementations that an agent runs; `reasons`: one line for each fast one that cannot be used."""
 
     kernels: bool  # fast forms of the recurrent cell and the convolutions; else plain modules, the reference
     bf16: bool  # products of bf16 numbers, summed in fp32
@@ -20,7 +20,7 @@ class Forms:
 def choose_forms(
     device: torch.device, kernels: bool, bf16: bool, graphs: bool, has_triton: bool, **sizes: int
 ) -> Forms:
-    """The forms that were asked for and that `device` has; `sizes` as `misfit` takes them."""
+    """The requested implementations that `device` supports; `sizes` as in `misfit`."""
     on_gpu = device.type == "cuda"
     reasons: tuple[str, ...] = ()
     if on_gpu and kernels:
@@ -30,7 +30,7 @@ def choose_forms(
 
 
 def misfit(deter: int, stoch: int, hidden: int, action: int, units: int = 0) -> str | None:
-    """Why the cell's kernel cannot take these sizes; None where it can. `units`: of the policy's hidden layers."""
+    """Why the cell's kernel cannot take these sizes; None if it can. `units`: width of the policy's hidden layers."""
     widest, longest = max(deter, hidden, units), max(stoch, action)
     if widest > WIDEST_LAYER:
         return f"a layer of {widest} units, its kernel takes up to {WIDEST_LAYER}"

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-try:  # Triton comes with torch where that is built for CUDA
+try:  # torch builds for CUDA include Triton
     from dreamer_mpc.kernels import fused_triton as kernels
 except ImportError:
     kernels = None
@@ -19,7 +19,7 @@ ACTIVATIONS = {"none": lambda x: x, "relu": F.relu_, "elu": F.elu_}
 
 
 class Layout(NamedTuple):
-    """How pixels [M, H, W, C] are handed on: as they are, in blocks of side x side, or out of such blocks, cropped."""
+    """Layout of the output pixels [M, H, W, C]: unchanged, in blocks of side x side, or out of such blocks, cropped."""
 
     kind: Literal["same", "to_blocks", "from_blocks"] = "same"
     height: int = 1
@@ -28,7 +28,7 @@ class Layout(NamedTuple):
     crop: int = 1
 
     def shape(self, channels: int) -> tuple[int, int, int]:
-        """Of an image in this layout, from `channels` of the product."""
+        """Shape of an image in this layout, for `channels` of the product."""
         if self.kind == "to_blocks":
             return self.height // self.side, self.width // self.side, channels * self.side**2
         if self.kind == "from_blocks":
@@ -76,7 +76,7 @@ def bias_act(
 
 
 def on_gpu(x: Tensor) -> bool:
-    """Whether the kernels run where `x` is."""
+    """Whether the kernels can run on the device of `x`."""
     return kernels is not None and x.is_cuda
 
 
@@ -85,7 +85,7 @@ class _BiasActKernel(torch.autograd.Function):
     def forward(ctx, y, bias, act, layout):
         ctx.shape, ctx.layout = tuple(y.shape), layout
         ctx.act = {"none": kernels.NONE, "relu": kernels.RELU, "elu": kernels.ELU}[act]
-        y = y.detach()  # not marked as changed in place: for a view, autograd would copy its gradient about
+        y = y.detach()  # not marked as changed in place: for a view, autograd would make an extra copy of its gradient
         out = y if layout.kind == "same" else y.new_empty(_images(y, layout), *layout.shape(y.shape[-1]))
         kernels.bias_act(y, bias.detach().contiguous(), out, ctx.act, layout.geometry())
         ctx.save_for_backward(out)

@@ -1,11 +1,11 @@
-"""Triton kernels of `fused.py`: what stands between the large products, one pass over memory each."""
+"""Triton kernels of `fused.py`: the operations between the large products, each in one pass over memory."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-PROGRAMS = 528  # four a multiprocessor of an H200
+PROGRAMS = 528  # four per multiprocessor of an H200
 ELEMENTS = 4096  # of a block
 
 NONE, RELU, ELU = 0, 1, 2  # activations
@@ -17,7 +17,7 @@ def _target(
     at, cols, rows, LAYOUT: tl.constexpr, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, SIDE: tl.constexpr,
     CROP: tl.constexpr,
 ):  # fmt: skip
-    """Where element (row, column) of [M * H * W, C] lies in the output, and whether it does."""
+    """The position of element (row, column) of [M * H * W, C] in the output, and whether it has one."""
     mask = (at < rows)[:, None] & (cols < C)[None, :]
     if LAYOUT == 0:
         where = at[:, None] * C + cols[None, :]
@@ -133,7 +133,7 @@ def _patches(image, out, BLOCKS: tl.constexpr, BP: tl.constexpr, H: tl.constexpr
 def patches(image: Tensor, dtype: torch.dtype) -> Tensor:
     """4x4 patches, 2 apart, of square images [M, H, H, C], C <= 4: [M, h, h, 2, 2, 4, 16] in blocks of 2x2.
 
-    The 4 C numbers of a patch's row are padded to 16 with zeros: whole sectors are written.
+    The 4 C numbers of a patch's row are padded to 16 with zeros, so that whole memory sectors are written.
     """
     count, height, _, channels = image.shape
     blocks = (height - 4) // 4

@@ -1,4 +1,4 @@
-"""CUDA graphs: record a function once, replay it with one launch; and work side by side in it."""
+"""CUDA graphs: record a function once and replay it with one launch; run work concurrently inside it."""
 
 import contextlib
 import functools
@@ -17,9 +17,9 @@ class Captured:
     """`function` recorded as a CUDA graph and replayed; the plain function where the inputs are not on a GPU.
 
     Inputs and outputs are tensors in tuples, named tuples, dicts, lists or None. The first calls run eagerly, so that
-    libraries and optimizers set themselves up and everything the function changes is changed by real calls; the next
-    one records. One graph is kept per set of input shapes. Random numbers go on from torch's generator as in an eager
-    call. The function must not synchronise with the host or depend on tensor values in Python.
+    libraries and optimizers are initialised and every tensor that the function changes is changed by a real call; the
+    next call records. One graph is kept per set of input shapes. Random numbers continue from torch's generator as in
+    an eager call. The function must not synchronise with the host or depend on tensor values in Python.
     """
 
     def __init__(self, function: Callable[..., Any]):
@@ -74,9 +74,9 @@ class _Recording:
 
 
 class Aside:
-    """On a GPU, what is done in its context runs beside what follows, from where it was made until `join`.
+    """On a GPU, work inside the context runs concurrently with the work after it, until `join`.
 
-    What the context makes may be used after `join`. On a CPU, nothing: one after the other.
+    Results of the context may be used after `join`. On a CPU it changes nothing: both run in sequence.
     """
 
     def __init__(self, device: torch.device):
@@ -93,12 +93,12 @@ class Aside:
         self._context.__exit__(*error)
 
     def join(self) -> None:
-        """What follows comes after what was done aside."""
+        """Make later work wait for the work inside the context."""
         if self._stream:
             torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
 
 
-@functools.cache  # one for good: memory that was freed on a stream is used again there
+@functools.cache  # one stream for the process, because memory freed on a stream is reused on that stream
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 

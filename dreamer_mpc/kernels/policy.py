@@ -1,4 +1,4 @@
-"""The policy as the cell's fast forms see it: numbers, no module."""
+"""The policy as plain tensors and numbers, for the fast implementations of the cell."""
 
 from typing import NamedTuple
 
@@ -30,7 +30,7 @@ class PolicyWeights(NamedTuple):
 
 
 def tanh_normal_mode(mean: Float[Tensor, "*b A"], std: Float[Tensor, "*b A"]) -> Float[Tensor, "*b A"]:
-    """Where the density of tanh(x), x ~ N(mean, std^2), is highest.
+    """The x at which the density of tanh(x), x ~ N(mean, std^2), is highest.
 
     In x before the tanh, log p = -(x - mean)^2 / (2 std^2) + 2 log cosh x + const; its maximum on the mean's side
     solves x = mean + 2 std^2 tanh x, found by Newton's steps from the outside, where they are monotone. With a wide

@@ -37,7 +37,7 @@ class TanhNormal(NamedTuple):
         return -self._log_prob_before(self.mean + self.std * torch.randn_like(self.mean))
 
     def _log_prob_before(self, x: Float[Tensor, "*b A"]) -> Float[Tensor, "*b"]:
-        """Log-density of tanh(x). log(1 - tanh(x)^2) is written so that large |x| lose nothing."""
+        """Log-density of tanh(x). log(1 - tanh(x)^2) is written in a form that keeps its precision for large |x|."""
         normal = -0.5 * ((x - self.mean) / self.std).square() - self.std.log() - 0.5 * math.log(2 * math.pi)
         return (normal - 2 * (math.log(2) - x - F.softplus(-2 * x))).sum(-1)
 
@@ -57,19 +57,19 @@ class Actor(nn.Module):
     ):
         super().__init__()
         self.layers = MLP(state, hidden, layers, 2 * action_dim)
-        self.raw_init_std = math.log(math.expm1(init_std))  # softplus of it is init_std
+        self.raw_init_std = math.log(math.expm1(init_std))  # the softplus of this is init_std
         self.min_std, self.mean_scale = min_std, mean_scale
 
     def forward(self, state: Float[Tensor, "*b S"]) -> TanhNormal:
         return self.distribution(self.layers(state))
 
     def weights(self) -> PolicyWeights:
-        """The layers' parameters themselves and the constants, for what walks the policy in a loop of its own."""
+        """The layers' parameters and the constants, for code that runs the policy in its own loop."""
         weights, biases = zip(*((layer.weight, layer.bias) for layer in self.layers.linear), strict=True)
         return PolicyWeights(weights, biases, self.raw_init_std, self.min_std, self.mean_scale)
 
     def distribution(self, output: Float[Tensor, "*b A2"]) -> TanhNormal:
-        """What the layers' output stands for."""
+        """The distribution that the layers' output parameterises."""
         mean, std = output.chunk(2, dim=-1)
         mean = self.mean_scale * torch.tanh(mean / self.mean_scale)
         return TanhNormal(mean, F.softplus(std + self.raw_init_std) + self.min_std)

@@ -1,4 +1,4 @@
-"""What a network's output stands for: a distribution that knows its mean, its mode and its loss."""
+"""Output distributions of networks, each with a mean, a mode and a loss."""
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -17,7 +17,7 @@ class Prediction(Protocol):
     def mode(self) -> Float[Tensor, "*b"]: ...
 
     def loss(self, target: Float[Tensor, "*t"]) -> Float[Tensor, "*b"]:
-        """Negative log-likelihood of `target`, which is broadcast, but for constants."""
+        """Negative log-likelihood of `target` (broadcast), up to constants."""
 
 
 class UnitNormal(NamedTuple):

@@ -13,7 +13,7 @@ from dreamer_mpc.kernels.fused import bias_act, on_gpu
 
 
 class MLP(nn.Sequential):
-    """`layers` hidden layers with ELU, then a linear one that autocast leaves in fp32: [*, inputs] -> [*, outputs]."""
+    """`layers` hidden layers with ELU, then a linear layer that autocast keeps in fp32: [*, inputs] -> [*, outputs]."""
 
     def __init__(self, inputs: int, hidden: int, layers: int, outputs: int):
         sizes = [inputs] + [hidden] * layers
@@ -37,18 +37,18 @@ class MLP(nn.Sequential):
 def hidden_layer(x: Float[Tensor, "M I"], weight: Tensor, bias: Tensor) -> Float[Tensor, "M O"]:
     """A linear layer and ELU."""
     if not _fuses(x):
-        return F.elu_(F.linear(x, weight, bias))  # from its result, the gradient needs no exp
+        return F.elu_(F.linear(x, weight, bias))  # its gradient is computed from its result, without exp
     y = F.linear(x, weight)
     return bias_act(y.view(1, -1, len(weight)), bias[None], "elu").view(y.shape)
 
 
 def _fuses(x: Tensor) -> bool:
-    """Whether bias and ELU follow a product in a kernel: in training with bf16."""
+    """Whether one kernel applies bias and ELU after a product: in training with bf16."""
     return torch.is_autocast_enabled(x.device.type) and on_gpu(x)
 
 
 def full_precision(x: Tensor) -> contextlib.AbstractContextManager:
-    """No autocast: what a head returns is not rounded to bf16."""
+    """Disable autocast, so that the output of a head is not rounded to bf16."""
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
 
@@ -73,7 +73,7 @@ class EnsembleLinear(nn.Module):
         return bias_act(torch.bmm(x, self.weight), self.bias.flatten(1), "elu")
 
     def shared(self, x: Float[Tensor, "M I"]) -> Float[Tensor, "K M O"]:
-        """The same input for all linear layers, and ELU: one product."""
+        """All linear layers on the same input, and ELU, in one product."""
         members, inputs, outputs = self.weight.shape
         weight = self.weight.transpose(0, 1).reshape(inputs, members * outputs)
         return hidden_layer(x, weight.t(), self.bias.flatten()).view(-1, members, outputs).transpose(0, 1)

@@ -1,4 +1,4 @@
-"""Planners behind one protocol; each sees a latent model and nothing else."""
+"""Planners behind one protocol; they use only the interface of a latent model."""
 
 from dataclasses import fields
 from typing import Any

@@ -18,8 +18,8 @@ from dreamer_mpc.util.checks import check_range
 class CEM(Shooting):
     """Cross-entropy method (PlaNet, Hafner et al. 2019, Algorithm 2): refit a Gaussian to its best samples.
 
-    It starts at N(0, 1) and executes the first action of the last mean. `Plan.value` is the mean J of the elites that
-    this mean was fitted to: scoring the mean itself would cost H evaluations more.
+    The Gaussian starts at N(0, 1); the first action of the final mean is executed. `Plan.value` is the mean J of the
+    elites that this mean was fitted to: evaluating J of the mean itself would cost H more model evaluations.
     """
 
     horizon: int = 12
@@ -27,15 +27,15 @@ class CEM(Shooting):
     candidates: int = 1000
     """Sequences sampled in an iteration, N (PlaNet: 1000)."""
     iterations: int = 10
-    """Times that the Gaussian is refitted, I (PlaNet: 10)."""
+    """Number of refits of the Gaussian, I (PlaNet: 10)."""
     elites: int = 100
     """Best samples that the Gaussian is fitted to (PlaNet: 100)."""
     discount: float = 1.0
     """Discount per agent step (PlaNet: none)."""
     objective: ObjectiveKind = "rewards"
-    """J: the sum of rewards (PlaNet); return or lambda-return end in a terminal value, which needs a critic."""
+    """J: the sum of rewards (PlaNet); return and lambda-return add a terminal value, which needs a critic."""
     reuse: float = 0.0
-    """Weight of the previous mean, shifted by one step, as the start (PlaNet: 0, each call starts anew)."""
+    """Weight of the previous mean, shifted by one step, in the initial mean (PlaNet: 0, each call starts from zero)."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -53,12 +53,12 @@ class CEM(Shooting):
             values = objective(model, rollout(model, state, actions, noise))
             actions, values = without_broken(actions, values)
             elite_actions, elite_values = select_elites(actions, values, self.elites)
-            weights = softmax_weights(elite_values, temperature=0.0)  # all finite ones alike
+            weights = softmax_weights(elite_values, temperature=0.0)  # equal weights for all finite values
             mean, std = refit(elite_actions, weights)
         value = torch.where(weights > 0, weights * elite_values, 0.0).sum(1)
         return make_plan(model, state, mean[:, 0], value, actions, values, self.model_evaluations)
 
     @property
     def model_evaluations(self) -> int:
-        """`step` calls of a plan, one candidate each: N * I * H."""
+        """Model evaluations of a plan (`step` for one candidate): N * I * H."""
         return self.candidates * self.iterations * self.horizon

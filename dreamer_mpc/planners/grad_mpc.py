@@ -14,8 +14,8 @@ from dreamer_mpc.planners.protocol import LatentDynamics
 class GradMPC(Ascent):
     """Grad-MPC (S V et al. 2023, arXiv:2312.17227): random N(0, 1) sequences and ascent, at the budget of PlaNet's CEM.
 
-    J is Dream-MPC's without the penalty, so that the start of the ascent is the difference; `objective` `rewards` is
-    the discounted sum of predicted rewards, which also runs on a world model without a critic.
+    J is Dream-MPC's without the penalty, so that the two differ in how the ascent is initialised; with `objective`
+    `rewards`, J is the discounted sum of predicted rewards, which also works with a world model without a critic.
     """
 
     horizon: int = 12
@@ -23,7 +23,7 @@ class GradMPC(Ascent):
     candidates: int = 1000
     """Action sequences refined in parallel, N (paper: 1000)."""
     iterations: int = 10
-    """Steps of gradient ascent, I (paper: 10); 0 only chooses among the random sequences."""
+    """Steps of gradient ascent, I (paper: 10); 0 only selects the best of the random sequences."""
 
     def propose(self, model: LatentDynamics, state: Float[Tensor, "B N S"]) -> Float[Tensor, "B N A"]:
         """Standard normal draws, clamped to [-1, 1]."""

@@ -15,30 +15,30 @@ from dreamer_mpc.util.checks import check_range, check_ranges
 
 @dataclass(frozen=True)
 class MPPI(Shooting):
-    """MPPI (Williams et al. 2015) as in TD-MPC2 (Hansen et al. 2024, arXiv:2310.16828): samples weighed by exp(J).
+    """MPPI (Williams et al. 2015) as in TD-MPC2 (Hansen et al. 2024, arXiv:2310.16828): samples weighted by exp(J).
 
-    Policy rollouts stand among the samples of every iteration. The executed sequence is drawn from the last elites by
-    their weights; the last mean starts the next call.
+    The samples of every iteration include policy rollouts. The executed sequence is drawn from the last elites by
+    their weights; the final mean initialises the next call.
     """
 
     horizon: int = 3
     """Steps of a plan, H (TD-MPC2: 3)."""
     candidates: int = 512
-    """Sequences of an iteration, N, policy rollouts included (TD-MPC2: 512)."""
+    """Sequences per iteration, N, policy rollouts included (TD-MPC2: 512)."""
     iterations: int = 6
-    """Times that the Gaussian is refitted, I (TD-MPC2: 6)."""
+    """Number of refits of the Gaussian, I (TD-MPC2: 6)."""
     elites: int = 64
     """Best sequences that the Gaussian is fitted to (TD-MPC2: 64)."""
     policy_candidates: int = 24
     """Policy rollouts among the candidates (TD-MPC2: 24)."""
     temperature: float = 0.5
-    """Factor of J in the elites' weights, softmax(temperature * J): 0 weighs all alike (TD-MPC2: 0.5)."""
+    """Factor of J in the elites' weights, softmax(temperature * J): 0 gives equal weights (TD-MPC2: 0.5)."""
     min_std: float = 0.05
     """Smallest standard deviation of the Gaussian (TD-MPC2: 0.05)."""
     max_std: float = 2.0
-    """Largest standard deviation of the Gaussian, and the one it starts with (TD-MPC2: 2)."""
+    """Largest and initial standard deviation of the Gaussian (TD-MPC2: 2)."""
     reuse: float = 1.0
-    """Weight of the previous mean, shifted by one step, as the start: momentum over steps (TD-MPC2: 1)."""
+    """Weight of the previous mean, shifted by one step, in the initial mean: momentum over time steps (TD-MPC2: 1)."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -63,7 +63,7 @@ class MPPI(Shooting):
             weights = softmax_weights(elite_values, self.temperature)  # [B, E]
             mean, std = refit(elite_actions, weights)
             std = std.clamp(self.min_std, self.max_std)
-        # The Gumbel-max draw of one elite by its weight; unlike torch.multinomial it asks nothing of the host.
+        # Draw one elite by its weight with the Gumbel-max trick; unlike torch.multinomial it does not synchronise.
         drawn = (weights.log() - torch.empty_like(weights).exponential_().log()).argmax(1)  # [B]
         rows = torch.arange(len(state), device=state.device)
         chosen, value = elite_actions[rows, drawn], elite_values[rows, drawn]
@@ -71,7 +71,7 @@ class MPPI(Shooting):
 
     @property
     def model_evaluations(self) -> int:
-        """`step` calls of a plan, one candidate each: N * I * H, and H - 1 for each policy rollout."""
+        """Model evaluations of a plan (`step` for one candidate): N * I * H, and H - 1 for each policy rollout."""
         return self.candidates * self.iterations * self.horizon + self.policy_candidates * (self.horizon - 1)
 
     @property
@@ -82,7 +82,7 @@ class MPPI(Shooting):
     def _policy_rollouts(
         self, model: LatentDynamics, state: Float[Tensor, "B S"], noise: Float[Tensor, "B N H Z"] | None
     ) -> Float[Tensor, "B P H A"]:
-        """Actions that the policy samples along P rollouts of its own."""
+        """Actions sampled by the policy along P of its own rollouts."""
         if not self.policy_candidates:
             return state.new_zeros(len(state), 0, self.horizon, model.action_dim)
         state = state[:, None].expand(-1, self.policy_candidates, -1)  # [B, P, S]
@@ -90,5 +90,5 @@ class MPPI(Shooting):
             return model.policy(state).rsample()[..., None, :].clamp(-1, 1)
         noise = None if noise is None else noise[:, : self.policy_candidates, :-1]
         leaves, states = policy_rollout(model, state, self.horizon - 1, noise=noise)
-        last = model.policy(states[..., -1, :]).rsample().clamp(-1, 1)  # where it leads is the iterations' to find
+        last = model.policy(states[..., -1, :]).rsample().clamp(-1, 1)  # the iterations evaluate the state it leads to
         return torch.cat([joined(leaves), last[..., None, :]], dim=-2)

@@ -1,4 +1,4 @@
-"""The objective all planners share: it scores the states that a rollout reaches."""
+"""The objective shared by all planners: a score of the states of a rollout."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -26,7 +26,7 @@ class Objective:
 
     v and u are mean and standard deviation of the value heads, c the `uncertainty` coefficient. `value(s)` already
     includes `reward(s)`, so the reward of s_H is not added again. `scale_penalty` multiplies u by v and
-    `penalty_gradient=False` cuts its gradient: both are habits of the authors' released code, as are
+    `penalty_gradient=False` cuts its gradient: both follow the authors' released code, as do
     `released_penalty` (u unbiased, its sum not discounted, that of s_H counted twice) and `two_heads` (v is the mean
     of two heads, drawn anew at each call). With `kind="lambda-return"`, J is the lambda-return of s_1 over the same
     penalised rewards and values; with `kind="rewards"` (PlaNet) it is the discounted sum of all H penalised rewards,
@@ -57,7 +57,7 @@ class Objective:
         return self._sum(gains - penalty, value - penalty)
 
     def _sum(self, gains: Float[Tensor, "B N H"], value: Float[Tensor, "B N _"] | None) -> Float[Tensor, "B N"]:
-        """J of rewards and values that the penalty has been taken from."""
+        """J of rewards and values after the penalty is subtracted."""
         if value is not None:
             if self.kind == "lambda-return" and gains.shape[2] > 1:
                 r_t, v_tp1 = gains.movedim(2, 0)[:-1], value.movedim(2, 0)[1:]
@@ -73,7 +73,7 @@ class Objective:
         return self.kind != "rewards" or self.uncertainty != 0
 
     def _mean(self, values: Float[Tensor, "K B N H"]) -> Float[Tensor, "B N H"]:
-        if self.two_heads and len(values) > 2:  # sorting random numbers asks nothing of the host, as randperm does
+        if self.two_heads and len(values) > 2:  # argsort of random numbers, unlike randperm, does not synchronise
             values = values[torch.rand(len(values), device=values.device).argsort()[:2]]
         return values.mean(0)
 

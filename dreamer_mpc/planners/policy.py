@@ -12,7 +12,7 @@ from dreamer_mpc.planners.protocol import ActionDistribution, LatentModel, Plan,
 
 @dataclass(frozen=True)
 class Policy:
-    """The bare policy behind the planner protocol (Dreamer). Its `value` is the critic's mean at the state itself."""
+    """The bare policy (Dreamer) as a planner. Its `value` is the critic's mean at the current state."""
 
     requires: ClassVar[tuple[str, ...]] = ("value", "policy")
 
@@ -30,9 +30,9 @@ class Policy:
 
 @dataclass(frozen=True)
 class SampledPolicy(Policy):
-    """`Policy` that executes a sample in place of the mode: how Dreamer explores while it collects.
+    """`Policy` that executes a sample instead of the mode: Dreamer's exploration while collecting.
 
-    It is no choice of `--planner`: an evaluation takes the mode (Hafner et al. 2020, and the paper's base code).
+    It cannot be chosen with `--planner`: an evaluation uses the mode (Hafner et al. 2020, and the paper's base code).
     """
 
     def _action(self, distribution: ActionDistribution) -> Float[Tensor, "B A"]:

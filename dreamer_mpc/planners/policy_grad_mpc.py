@@ -14,7 +14,7 @@ from dreamer_mpc.planners.rollout import Proposals, policy_rollout
 class PolicyGradMPC(Ascent):
     """Policy+Grad-MPC (S V et al. 2023, arXiv:2312.17227): policy rollouts and ascent; no reuse, no penalty.
 
-    Its sizes are Dream-MPC's, so that the two differ by reuse and penalty alone.
+    Its sizes are those of Dream-MPC, so that the two differ only in reuse and penalty.
     """
 
     horizon: int = 15
@@ -22,7 +22,7 @@ class PolicyGradMPC(Ascent):
     candidates: int = 5
     """Action sequences refined in parallel, N (Dream-MPC's)."""
     iterations: int = 1
-    """Steps of gradient ascent, I (Dream-MPC's); 0 only chooses among the policy's rollouts."""
+    """Steps of gradient ascent, I (Dream-MPC's); 0 only selects the best of the policy's rollouts."""
     reuse: float = 0.0
     """Weight of the previous plan, shifted by one step, in the candidates (0: without it)."""
     uncertainty: float = 0.0
@@ -41,7 +41,7 @@ class PolicyGradMPC(Ascent):
         weight: Float[Tensor, "B N h"] | None = None,
         noise: Float[Tensor, "B N h Z"] | None = None,
     ) -> Proposals:
-        if self.mode_candidate and self.candidates > 1:  # two rules at once are walked step by step
+        if self.mode_candidate and self.candidates > 1:  # two action rules in one rollout need a loop over steps
             return super()._walk(model, state, horizon, previous, weight, noise)
         return policy_rollout(model, state, horizon, previous, weight, noise, self.mode_candidate)
 

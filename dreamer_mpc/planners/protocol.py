@@ -1,4 +1,4 @@
-"""The one seam: what a planner needs of a world model, and what it gives back."""
+"""The interface of planners: what they need from a world model, and what they return."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -20,11 +20,11 @@ class ActionDistribution(Protocol):
 
 @runtime_checkable
 class LatentDynamics(Protocol):
-    """A latent world model alone: dynamics and reward. CEM and Grad-MPC need no more if J is a sum of rewards.
+    """A latent world model alone: dynamics and reward. That is enough for CEM and Grad-MPC if J is a sum of rewards.
 
     A model whose `step` is random may also offer `noise(state) -> [*, Z]`, standard normal draws, and take them as
     `step(state, action, noise)`; zeros then mean the prior's mean. Planners use that for `latent_noise` other than
-    `fresh`, and nothing else does. A model that walks whole rollouts faster than planners do step by step inherits from
+    `fresh` and for several `draws`. A model that computes whole rollouts faster than a loop over `step` inherits from
     `planners.rollout.FusedRollouts`.
     """
 
@@ -39,7 +39,7 @@ class LatentDynamics(Protocol):
 
 @runtime_checkable
 class LatentModel(LatentDynamics, Protocol):
-    """A latent world model with an actor and a critic; any object with these members plugs in, for any S."""
+    """A latent world model with an actor and a critic; any object with these members can be used, for any S."""
 
     def value(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "K *b"]:
         """K value heads, each including `reward(state)`."""
@@ -51,7 +51,7 @@ class LatentModel(LatentDynamics, Protocol):
 class Memory(NamedTuple):
     """The previous plan, handed from one call of `plan` to the next."""
 
-    actions: Float[Tensor, "B *N H A"]  # N: of each candidate, where each goes on with its own
+    actions: Float[Tensor, "B *N H A"]  # N: one plan per candidate, where each continues its own
     valid: Bool[Tensor, " B"]  # False where there is no previous plan: an episode's start, or a fallback
 
     def reset(self, done: Bool[Tensor, " B"]) -> "Memory":
@@ -61,24 +61,24 @@ class Memory(NamedTuple):
 
 @dataclass
 class Plan:
-    """What a planner decided, for B environments at once."""
+    """The decision of a planner, for B environments at once."""
 
     action: Float[Tensor, "B A"]  # what to execute, in [-1, 1]
     actions: Float[Tensor, "B H A"]  # the chosen sequence
-    value: Float[Tensor, " B"]  # its objective J (CEM: that of the elites it is the mean of)
+    value: Float[Tensor, " B"]  # its objective J (CEM: the mean J of the elites)
     candidates: Float[Tensor, "B N H A"]  # all candidates, after refinement
-    candidate_values: Float[Tensor, "B N"]  # J of each; -inf where the model returned something not finite
-    memory: Any  # what the next call wants back
-    model_evaluations: int  # `step` calls per environment, one candidate each
-    fallback: Bool[Tensor, " B"]  # rows where no candidate had a finite value: the policy's mode is executed
+    candidate_values: Float[Tensor, "B N"]  # J of each; -inf where the model returned a value that is not finite
+    memory: Any  # passed to the next call
+    model_evaluations: int  # `step` calls per environment, counted per candidate
+    fallback: Bool[Tensor, " B"]  # rows where no candidate had a finite value and the policy's mode is executed
 
 
 @runtime_checkable
 class Planner(Protocol):
-    """Chooses actions by imagining in a latent model; holds settings, never state.
+    """Chooses actions by imagining in a latent model; it holds settings and no state.
 
     The planners of `PLANNERS` also say in `requires` which of `LatentModel`'s `value` and `policy` they use, so that a
-    world model without critic or actor is refused in words.
+    world model without critic or actor is refused with an error message.
     """
 
     def plan(self, model: LatentModel, state: Float[Tensor, "B S"], memory: Any = None) -> Plan:
@@ -124,10 +124,10 @@ def make_plan(
 ) -> Plan:
     """The plan that executes `actions`, of value `value`; the policy's mode in rows where no candidate is finite.
 
-    Candidates and values come from `without_broken`. `remembered` is what the next call builds on, if not `actions`.
+    Candidates and values come from `without_broken`. `remembered` is stored for the next call, by default `actions`.
     """
     fallback = ~values.isfinite().any(dim=1)  # [B]
-    if fallback.is_cuda or fallback.any():  # asking a GPU would mean to wait for it
+    if fallback.is_cuda or fallback.any():  # on a GPU, `any()` in a condition would synchronise
         mode = policy_mode(model, state)[:, None].nan_to_num(0.0, 1.0, -1.0).clamp(-1, 1)
         actions = torch.where(fallback[:, None, None], mode, actions)
     return Plan(
@@ -143,7 +143,7 @@ def make_plan(
 
 
 def policy_mode(model: LatentDynamics, state: Float[Tensor, "B S"]) -> Float[Tensor, "B A"]:
-    """The mode of the model's policy; zero, the middle of the range, where it has none (PlaNet)."""
+    """The mode of the model's policy; for a model without policy (PlaNet) zero, the middle of the range."""
     if not hasattr(model, "policy"):
         return state.new_zeros(len(state), model.action_dim)
     return model.policy(state).mode

@@ -1,7 +1,7 @@
-"""All walking of a latent model: along given actions, and with a policy in the loop, step by step or in one call.
+"""All rollouts of a latent model: along given actions, or with a policy in the loop; step by step or in one call.
 
-Planners, imagination and pictures walk through the functions here. A model of `step` alone is walked by loops; one that
-inherits from `FusedRollouts` walks itself. Methods that merely have the same names are never called.
+Planners, imagination and pictures use the functions here. A model with `step` alone is rolled out in a loop; one that
+inherits from `FusedRollouts` uses its own methods. Methods that merely have the same names are never called.
 """
 
 from abc import ABC, abstractmethod
@@ -19,21 +19,21 @@ LatentNoise = Literal["fresh", "fixed", "mean"]
 
 @runtime_checkable
 class OffersNoise(Protocol):
-    """A model whose random steps take the draws that they use: `step(state, action, noise)`."""
+    """A model whose stochastic steps accept their random draws: `step(state, action, noise)`."""
 
     def noise(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b Z"]:
-        """Standard normal draws for one step; zeros in their place give the prior's mean."""
+        """Standard normal draws for one step; zeros give the prior's mean."""
 
 
 class Proposals(NamedTuple):
-    """Actions that were taken on the way, and the states s_1 .. s_H that they led to, differentiable in the actions."""
+    """The actions of a rollout and the states s_1 .. s_H that they led to, differentiable in the actions."""
 
-    leaves: tuple[Float[Tensor, "*b h A"], ...]  # together H steps: one each, or all in one
+    leaves: tuple[Float[Tensor, "*b h A"], ...]  # H steps in total: one per leaf, or all in one leaf
     states: Float[Tensor, "*b H S"]
 
 
 class FusedRollouts(ABC):
-    """A model that walks whole rollouts faster than a loop over `step` does, with the same meaning."""
+    """A model that computes whole rollouts faster than a loop over `step`, with the same results."""
 
     @abstractmethod
     def walk(
@@ -43,7 +43,7 @@ class FusedRollouts(ABC):
 
 
 class FusedPolicyRollouts(FusedRollouts):
-    """One that has its policy in the loop."""
+    """The same for a model with a policy in the loop."""
 
     @abstractmethod
     def walk_policy(
@@ -90,7 +90,7 @@ def policy_rollout(
 ) -> Proposals:
     """The policy's samples, or its `mode`, blended with `previous` by `weight`, in the states that they lead to.
 
-    Weight 1 takes the previous action as it is. Of the model, `step` and `policy` are used.
+    With weight 1 the previous action is used unchanged. The model needs `step` and `policy`.
     """
     if isinstance(model, FusedPolicyRollouts):
         return model.walk_policy(state, horizon, previous, weight, noise, mode)
@@ -111,7 +111,7 @@ def closed_loop(
     weight: Float[Tensor, "*b H"] | None = None,
     noise: Float[Tensor, "*b H Z"] | None = None,
 ) -> Proposals:
-    """As `policy_rollout`, but acting by any rule `act`; in [-1, 1]."""
+    """Like `policy_rollout`, but with actions from any rule `act`, clamped to [-1, 1]."""
     leaves, states = [], []
     for k in range(horizon):
         with torch.no_grad():
@@ -129,7 +129,7 @@ def closed_loop(
 def imagine(model: LatentModel, start: Float[Tensor, "M S"], horizon: int) -> Float[Tensor, "H M S"]:
     """States s_1 .. s_H under the policy's samples, differentiable in the actor's weights (Dreamer, section 3).
 
-    The policy reads detached states: its gradient comes through the actions, not through what it was shown.
+    The policy reads detached states: its gradient flows through the actions, not through its inputs.
     """
     if isinstance(model, FusedPolicyRollouts):
         return model.walk_imagination(start, horizon)
@@ -149,16 +149,16 @@ def joined(leaves: tuple[Float[Tensor, "*b h A"], ...]) -> Float[Tensor, "*b H A
 def latent_step(
     model: LatentDynamics, state: Float[Tensor, "*b S"], action: Float[Tensor, "*b A"], noise: Tensor | None
 ) -> Float[Tensor, "*b S"]:
-    """One prior step; `noise` is passed only where there is some, so a model needs no parameter for it."""
+    """One prior step; `noise` is passed only if given, so a model without noise needs no such parameter."""
     return model.step(state, action) if noise is None else model.step(state, action, noise)
 
 
 def draw_noise(
     model: LatentDynamics, state: Float[Tensor, "*b S"], horizon: int, kind: LatentNoise, setting: str = ""
 ) -> Float[Tensor, "*b H Z"] | None:
-    """What the model's random steps use: None (each step draws afresh), draws to be reused, or zeros (the mean).
+    """The noise of the model's steps: None (each step draws anew), draws to be reused, or zeros (the mean).
 
-    ValueError, naming the `setting` that asks for it, where the model does not take its draws.
+    ValueError, naming the `setting` that asks for it, if the model cannot take given draws.
     """
     if kind == "fresh":
         return None

@@ -1,4 +1,4 @@
-"""Gaussians over action sequences, and their refit to the best samples: what CEM and MPPI are made of."""
+"""Gaussians over action sequences and their refit to the best samples, for CEM and MPPI."""
 
 import torch
 from jaxtyping import Float
@@ -31,7 +31,7 @@ def refit(
 
 
 def softmax_weights(values: Float[Tensor, "B E"], temperature: float) -> Float[Tensor, "B E"]:
-    """exp(temperature * value), normalised; values of -inf weigh nothing, and are uniform where there is no other."""
+    """exp(temperature * value), normalised; values of -inf get weight 0, or equal weights if there are no others."""
     best = values.amax(dim=1, keepdim=True)
     gap = (values - best).clamp_min(torch.finfo(values.dtype).min)  # 0 for the best: products stay finite or -inf
     scaled = torch.where(values.isfinite(), temperature * gap, -torch.inf)

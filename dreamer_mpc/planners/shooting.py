@@ -1,4 +1,4 @@
-"""What all planners over action sequences share: their size, their objective, the model's noise, the last plan."""
+"""Shared by all planners over action sequences: sizes, objective, the model's noise, the previous plan."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,18 +15,18 @@ from dreamer_mpc.util.checks import check_choices, check_ranges
 
 @dataclass(frozen=True)
 class Shooting:
-    """Settings of a planner that scores N sequences of H actions, I times, by imagining where they lead."""
+    """Settings of a planner that evaluates N sequences of H actions, I times, by rollouts."""
 
     horizon: int = 15
     """Steps of a plan, H."""
     candidates: int = 5
-    """Action sequences scored in parallel, N."""
+    """Action sequences evaluated in parallel, N."""
     iterations: int = 1
-    """Times that the candidates are scored and improved, I."""
+    """Number of iterations that evaluate and improve the candidates, I."""
     discount: float = 0.99
     """Discount per agent step."""
     objective: ObjectiveKind = "return"
-    """J: discounted rewards and a terminal value (return), Dreamer's lambda-return, or rewards alone."""
+    """J: discounted rewards plus a terminal value (return), Dreamer's lambda-return, or rewards alone."""
     return_lambda: float = 0.95
     """Lambda of the lambda-return; read only with that objective."""
     uncertainty: float = 0.0
@@ -34,7 +34,7 @@ class Shooting:
     scale_penalty: bool = False
     """Multiply the spread by the mean value, as the released code of Dream-MPC does."""
     reuse: float = 0.0
-    """Weight of the previous plan, shifted by one step, in this one; 0 forgets it."""
+    """Weight of the previous plan, shifted by one step, in this plan; 0: it is not used."""
     latent_noise: LatentNoise = "fresh"
     """Noise of the prior: drawn at each rollout, fixed across a call's rollouts, or the prior's mean."""
 
@@ -72,7 +72,7 @@ class Shooting:
     ) -> tuple[Float[Tensor, "B *N H A"], Float[Tensor, "B 1 1"]]:
         """The previous plan shifted by one step, its new last action repeated or zero, and its weight: `reuse` or 0.
 
-        `each`: that of each candidate.
+        `each`: one previous plan per candidate.
         """
         sizes = (self.candidates, self.horizon) if each else (self.horizon,)
         shape = (len(state), *sizes, model.action_dim)

@@ -1,1 +1,1 @@
-"""What a user sees: progress, tables, charts, videos, the doctor."""
+"""Output for the user: progress, tables, charts, videos, and the doctor."""

@@ -1,4 +1,4 @@
-"""Evaluation curves of runs, gathered into CSV files, and the published ones to stand beside them."""
+"""Evaluation curves of runs, gathered into CSV files, and published curves for comparison."""
 
 import csv
 from collections.abc import Iterable, Sequence
@@ -17,8 +17,8 @@ from dreamer_mpc.util.files import to_csv, write_text
 CURVES, FINAL = "curves.csv", "final.csv"
 REFERENCE = Path(__file__).resolve().parents[2] / "results/reference"
 PAPER, VISION = REFERENCE / "dream_mpc_paper_dreamer_curves.csv", REFERENCE / "dmc_vision_published.csv"
-GRACE = 1000  # env steps: an evaluation may lie a step of all environments past the paper's last
-# What an agent that is trained and evaluated with a planner is called in papers.
+GRACE = 1000  # env steps: an evaluation may come one step of all environments after the paper's last one
+# Names in papers of agents that are trained and evaluated with the same planner.
 METHODS = {"policy": "dreamer", "cem": "planet"}
 
 
@@ -31,7 +31,7 @@ class Curve:
     seed: int
     env_steps: Int[np.ndarray, " T"]
     returns: Float[np.ndarray, " T"]  # means over the episodes of an evaluation
-    stds: Float[np.ndarray, " T"]  # standard deviations over them
+    stds: Float[np.ndarray, " T"]  # standard deviations over those episodes
     episodes: Int[np.ndarray, " T"]
 
     @property
@@ -49,10 +49,10 @@ def method_of(config: Config) -> str:
 
 
 def gather(specs: Sequence[str], until: int | None = None) -> list[Curve]:
-    """The curves of runs: each of `specs` a run folder or a folder of some, or LABEL=FOLDER to call its method LABEL.
+    """The curves of runs. Each of `specs` is a run folder or a folder of runs; LABEL=FOLDER names the method LABEL.
 
-    Evaluations past `until` env steps are left out. UserError where a folder holds no run or no evaluation, and where
-    two runs are of one task, method and seed.
+    Evaluations after `until` env steps are left out. UserError where a folder holds no run or no evaluation, and where
+    two runs have the same task, method and seed.
     """
     curves: dict[str, tuple[Curve, Path]] = {}
     for spec in specs:
@@ -96,7 +96,7 @@ def _curve(task, method, seed, env_steps, returns, stds, episodes) -> Curve:
 
 
 def write_curves(folder: Path, curves: Sequence[Curve]) -> list[Path]:
-    """Write curves.csv, a row an evaluation, and final.csv, the last one of each run and the paper's at that step."""
+    """Write curves.csv, one row per evaluation, and final.csv: each run's last one and the paper's value there."""
     rows = [row for curve in curves for row in _rows(curve)]
     last = [_rows(curve)[-1] | {"paper": published(curve.task).paper_return(curve)} for curve in curves]
     for name, content in ((CURVES, rows), (FINAL, last)):
@@ -115,7 +115,7 @@ def _rows(curve: Curve) -> list[dict]:
 
 
 def read_curves(path: Path) -> list[Curve]:
-    """What `write_curves` wrote; UserError where the file is something else."""
+    """The curves that `write_curves` wrote; UserError if the file has another format."""
     runs: dict[tuple, list[dict]] = {}
     try:
         with path.open(newline="") as file:
@@ -131,12 +131,12 @@ def read_curves(path: Path) -> list[Curve]:
 
 @dataclass(frozen=True)
 class Published:
-    """What others have published of one task."""
+    """Published results on one task."""
 
     paper: dict[str, tuple[list[int], list[float]]]
     """method -> (env steps, mean returns) of the paper's figure, digitised."""
     dreamerv3: dict[int, list[float]]
-    """env steps -> returns of the seeds: means over the 50k env steps of training before."""
+    """env steps -> returns of the seeds: means over the preceding 50k env steps of training."""
 
     def paper_return(self, curve: Curve) -> float | None:
         """The paper's mean return at the last env step of `curve`, interpolated; None outside of its curve."""
@@ -148,7 +148,7 @@ class Published:
 
 
 def published(task: str) -> Published:
-    """What `results/reference/` has of `task`, which may be nothing."""
+    """The published results on `task` in `results/reference/`, possibly none."""
     paper: dict[str, tuple[list[int], list[float]]] = {}
     for row in _rows_of(PAPER, task):
         steps, returns = paper.setdefault(row["method"], ([], []))

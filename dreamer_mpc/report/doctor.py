@@ -45,7 +45,7 @@ def doctor() -> int:
 
 
 def check_python() -> Finding:
-    """Python >=3.11,<3.13: labmaze, which dm_control needs, has no wheel after that."""
+    """Python >=3.11,<3.13: labmaze, which dm_control needs, has no wheel for later versions."""
     version = ".".join(str(part) for part in sys.version_info[:3])
     if (3, 11) <= sys.version_info[:2] < (3, 13):
         return Finding("ok", version)
@@ -85,7 +85,7 @@ def check_gl() -> Finding:
 
 
 def check_mujoco() -> Finding:
-    """mujoco and dm_control, and whether this pair is known to work together."""
+    """mujoco and dm_control, and whether their versions are known to work together."""
     try:
         mujoco, dm_control = (importlib.metadata.version(name) for name in ("mujoco", "dm_control"))
     except importlib.metadata.PackageNotFoundError as error:
@@ -101,7 +101,7 @@ def check_mujoco() -> Finding:
 
 
 def check_gymnasium() -> Finding:
-    """gymnasium, whose vector environments learned to reset single rows in 1.1."""
+    """gymnasium, whose vector environments can reset single rows since 1.1."""
     version = importlib.metadata.version("gymnasium")
     if _release(version) < (1, 1):
         return Finding("FAIL", f"{version}: pip install 'gymnasium>=1.1'")
@@ -133,7 +133,7 @@ def check_memory() -> Finding:
 
 
 def check_disk() -> Finding:
-    """Space below the current folder, where runs are written."""
+    """Free space on the disk of the current folder, where runs are written."""
     free = shutil.disk_usage(".").free / GIB
     text = f"{free:.0f} GiB free in {os.getcwd()}"
     if free < MIN_FREE_DISK_GIB:

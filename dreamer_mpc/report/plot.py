@@ -1,4 +1,4 @@
-"""Figures of a folder from its CSV files: `run.py plot`, and what `compare` draws at its end."""
+"""Figures of a folder from its CSV files: `run.py plot`, and the figures at the end of `compare`."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ COMPARE = "compare.csv"
 
 
 def main(args: Sequence[str]) -> int:
-    """Draw the figures of a folder from its CSV files, gathered from runs first where some are given."""
+    """Draw the figures of a folder from its CSV files; with --runs, gather those from runs first."""
     config = parse(PlotConfig, args, prog="run.py plot")
     written = plot(Path(config.folder), config.runs, config.until)
     if config.runs:
@@ -32,10 +32,10 @@ def main(args: Sequence[str]) -> int:
 
 
 def plot(folder: Path, runs: tuple[str, ...] = (), until: int | None = None) -> list[Path]:
-    """Draw every curves.csv and compare.csv in `folder` and below; the files that were written.
+    """Draw every curves.csv and compare.csv in `folder` and below; returns the files that were written.
 
-    With `runs`, `folder` gets curves.csv and final.csv of those first, and they alone are drawn. UserError where there
-    is nothing to draw.
+    With `runs`, curves.csv and final.csv of those are first written to `folder`, and only they are drawn. UserError
+    where there is nothing to draw.
     """
     if runs:
         return [*write_curves(folder, gather(runs, until)), draw_curves(folder)]
@@ -55,7 +55,7 @@ def draw_curves(folder: Path) -> Path:
 
 
 def draw_comparison(folder: Path) -> Path:
-    """Draw compare.csv as compare.png, called by what compare.json says was played."""
+    """Draw compare.csv as compare.png, with a title from compare.json."""
     path = folder / COMPARE
     try:
         with path.open(newline="") as file:
@@ -77,7 +77,7 @@ def _draw(path: Path, picture, *content) -> Path:
 
 
 def final_table(curves: list[Curve]) -> Table:
-    """One row for each run: its last evaluation, and the paper's mean at that step."""
+    """One row for each run: its last evaluation, and the paper's mean return at that step."""
     table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in ("task", "method"):
         table.add_column(name, no_wrap=True)

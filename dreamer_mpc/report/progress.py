@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live bar on a terminal, plain lines elsewhere."""
+"""Progress displays: a live bar or table on a terminal, plain lines elsewhere."""
 
 import math
 import time
@@ -23,17 +23,17 @@ LINE_EVERY_S = 30.0
 
 
 class _Lines:
-    """What prints lines above a bar or table that is live."""
+    """Prints lines above a live bar or table."""
 
     _console: Console
 
     def line(self, text: str) -> None:
-        """Print a line above what is live."""
+        """Print a line above the live display."""
         self._console.print(Text(text), soft_wrap=True)
 
 
 class Progress(_Lines):
-    """Context manager that shows how far a run is. Rates are of the last minute, or the last tenth."""
+    """Context manager that shows the progress of a run. Rates cover the last minute, or the last tenth of the run."""
 
     def __init__(self, total_env_steps: int, start_env_steps: int = 0, *, console=None, clock=time.monotonic):
         self._console = console or Console()
@@ -71,7 +71,7 @@ class Progress(_Lines):
         train_return: SupportsFloat | None = None,
         eval_return: SupportsFloat | None = None,
     ) -> None:
-        """Tell where the run is. What is not given stays; pass `eval_return` when an evaluation ends."""
+        """Update the display. Values that are not given stay; pass `eval_return` when an evaluation ends."""
         now = self._clock()
         self._env_steps, self._updates, self._phase = env_steps, updates, phase or self._phase
         self._train_return = self._train_return if train_return is None else train_return
@@ -94,8 +94,8 @@ class Progress(_Lines):
         points = self._points
         if not points or now - points[-1][0] >= 0.5:
             points.append((now, self._env_steps, self._updates))
-        # Collecting and updating take turns, slow ones on a CPU: a window inside one turn would show a rate
-        # of zero. So it grows with the run, and always holds some env steps.
+        # Collecting and updating take turns, which are long on a CPU: a window inside one turn would show a rate of
+        # zero. So the window grows with the run and always contains some env steps.
         edge = now - max(WINDOW_S, 0.1 * (now - self._start))
         while len(points) > 1 and points[1][0] <= edge and points[1][1] < self._env_steps:
             points.popleft()
@@ -128,7 +128,7 @@ class Progress(_Lines):
         grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
         grid.add_column(
             width=13, no_wrap=True, overflow="ellipsis"
-        )  # fixed: a new phase must not move the bar
+        )  # fixed width, so that a new phase does not move the bar
         grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
         grid.add_row(Text(self._phase or "start", style="bold cyan"), self._bar())
         show = self._fields()
@@ -179,7 +179,7 @@ def plural(number: int, noun: str) -> str:
 
 
 def duration(seconds: SupportsFloat) -> str:
-    """`0:12:33`, or `2d 03:04` from a day on."""
+    """`0:12:33`, or `2d 03:04` for a day or more."""
     minutes, second = divmod(int(seconds), 60)
     hours, minute = divmod(minutes, 60)
     days, hour = divmod(hours, 24)
@@ -195,7 +195,7 @@ def _return(value):
 
 
 class EvaluationProgress(_Lines):
-    """Context manager that shows which planner plays: a spinner on a terminal, nothing elsewhere."""
+    """Context manager that shows the current planner: a spinner on a terminal, nothing elsewhere."""
 
     def __init__(self, env: str, *, console=None):
         self._console, self._env, self._spinner = console or Console(), env, None
@@ -208,7 +208,7 @@ class EvaluationProgress(_Lines):
             self._spinner.stop()
 
     def start(self, label: str, first: int, count: int) -> None:
-        """`count` episodes are played now under `label`."""
+        """`count` episodes are now played under `label`."""
         self._spinner = self._console.status(f"{label}: {count} episodes of {self._env}")
         self._spinner.start()
 
@@ -218,13 +218,13 @@ class EvaluationProgress(_Lines):
 
 
 class ComparisonProgress(_Lines):
-    """Context manager that shows how many of a comparison's episodes are played, and where the current ones are."""
+    """Context manager that shows how many episodes of a comparison are done, and the progress of the current ones."""
 
     def __init__(self, episodes: int, done: int = 0, *, console=None, clock=time.monotonic):
         self._console = console or Console()
         self._clock, self._label = clock, ""
         self._started = self._last_line = clock()
-        self._longest = 0  # agent steps of the longest episode so far: a guess at how long the others are
+        self._longest = 0  # agent steps of the longest episode so far, an estimate of the others' length
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         self._bar = bars.Progress(*columns, console=self._console, disable=not self._console.is_terminal)
         self._task = self._bar.add_task("", total=episodes, completed=done)
@@ -240,12 +240,12 @@ class ComparisonProgress(_Lines):
         self._bar.stop()
 
     def start(self, label: str, first: int, count: int) -> Callable[[int], None]:
-        """`count` episodes from `first` on are played now under `label`; what is returned is told their step."""
+        """`count` episodes from number `first` are now played under `label`; returns a callback for their step."""
         words = f"{label}, episode {first + 1}" + (f" to {first + count}" if count > 1 else "")
         self._label, self._started, self._last_line = words, self._clock(), self._clock()
 
         def on_step(step: int) -> None:
-            # MofNComplete shows whole episodes; the bar moves in between where a length is known.
+            # MofNComplete shows whole episodes; the bar moves in between once a length is known.
             share = min(step / self._longest, 0.99) if self._longest else 0.0
             description = f"{words}: step {step}"
             self._bar.update(self._task, description=description, completed=self._episodes + count * share)
@@ -257,7 +257,7 @@ class ComparisonProgress(_Lines):
         return on_step
 
     def finish(self, returns: Iterable[float], lengths: Sequence[int], counted: bool = True) -> None:
-        """The episodes that were started have ended; not `counted` are those played again for a video."""
+        """The episodes that were started have ended; `counted` is false for those played again for a video."""
         self._longest = max(self._longest, *lengths)
         self._episodes += len(lengths) if counted else 0
         self._bar.update(self._task, completed=self._episodes)
@@ -298,7 +298,7 @@ def _differences(rows):
 
 
 def compared(rows: list[Row]) -> str:
-    """In words, how many differences of a comparison were tested at once; nothing where none was."""
+    """The number of differences that were tested at once, in words; empty if there are none."""
     tested = sum(row["difference_p_holm"] is not None for row in rows)
     if tested < 2:
         return "*: decided (p at most 0.05)" if tested else ""
@@ -319,7 +319,7 @@ def _with_interval(row, name, sign="", mark=""):
 
 
 def _interval(low, high, digits):
-    return Text("–" if low is None else f"[{low:{digits}}, {high:{digits}}]")  # Text: rich takes [...] for markup
+    return Text("–" if low is None else f"[{low:{digits}}, {high:{digits}}]")  # Text: rich would parse [...] as markup
 
 
 def _count(number):
@@ -332,7 +332,7 @@ def _short(value):
 
 
 class SweepProgress(_Lines):
-    """Context manager that shows where the runs of a sweep stand: a live table, or lines where there is no terminal."""
+    """Context manager that shows the progress of a sweep's runs: a live table, or lines where there is no terminal."""
 
     def __init__(self, entries: Sequence, *, console=None, clock=time.monotonic):
         self._entries, self._console, self._clock = entries, console or Console(), clock
@@ -354,7 +354,7 @@ class SweepProgress(_Lines):
             self._console.print(self.table())
 
     def update(self) -> None:
-        """Say what has changed, where there is no table that does."""
+        """Print the changes where there is no live table."""
         if self._live:
             return
         due = self._clock() - self._last_line >= LINE_EVERY_S

@@ -1,15 +1,15 @@
-"""What a planner's episodes add up to: one row, whatever table or file it stands in, and its names in the files.
+"""The summary row of a planner's episodes, for every table and file, and its field names in the files.
 
-`eval.json` and, behind `eval/`, `metrics.jsonl` spell the fields as they are; `compare.csv` spells some shorter.
+`eval.json` and `metrics.jsonl` (prefix `eval/`) use the field names unchanged; `compare.csv` shortens some.
 """
 
 from typing import Any, NotRequired, TypedDict, get_type_hints
 
 
 class Row(TypedDict):
-    """One planner. None is what so few episodes do not tell, or what has nothing to be compared with."""
+    """One planner. None: there are too few episodes for this value, or there is no planner to compare with."""
 
-    planner: str  # with the settings that were varied
+    planner: str  # name, with the settings that a sweep varies
     episodes: int  # on each checkpoint
     checkpoints: int
     return_mean: float
@@ -18,14 +18,14 @@ class Row(TypedDict):
     return_std: float
     failed_episodes: int | None
     iqm: float
-    difference_mean: float | None  # of the same episodes under the planner less under the bare policy
+    difference_mean: float | None  # return under the planner minus return under the bare policy, paired by episode
     difference_low: float | None
     difference_high: float | None
     difference_p: float | None
-    difference_p_holm: float | None  # corrected for all rows that are compared
+    difference_p_holm: float | None  # Holm-corrected over all compared rows
     ms_per_action: float  # of one call: observe, plan, copy back, for `num_envs` environments
     actions_per_s: float
-    model_evaluations: int  # an action
+    model_evaluations: int  # per action
     num_envs: int
     device: NotRequired[str]
     torch: NotRequired[str]
@@ -45,22 +45,22 @@ DRAWN = (
 
 
 def to_evaluation(row: Row) -> dict[str, Any]:
-    """As eval.json has it."""
+    """The row for eval.json."""
     return {field: row[field] for field in EVALUATION}
 
 
 def to_metrics(row: Row) -> dict[str, float]:
-    """As metrics.jsonl has it, where what is not known is left out and the planner is the run's."""
+    """The row for metrics.jsonl, without unknown values and without the planner's name, which is the run's."""
     return {f"eval/{field}": row[field] for field in EVALUATION[1:] if row[field] is not None}
 
 
 def to_comparison(row: Row) -> dict[str, Any]:
-    """As compare.csv has it."""
+    """The row for compare.csv."""
     return {key: row[field] for field, key in COMPARISON.items()}
 
 
 def from_comparison(cells: dict[str, str]) -> dict[str, Any]:
-    """A row of compare.csv, those of its fields that are drawn. KeyError or ValueError where it is another thing."""
+    """The fields of a row of compare.csv that are drawn. KeyError or ValueError if the format is another one."""
     hints = get_type_hints(Row)
     return {field: _parsed(cells[COMPARISON[field]], hints[field]) for field in DRAWN}
 

@@ -1,4 +1,4 @@
-"""Videos and pictures from numpy arrays: MP4 files, clips beside each other, a planning decision."""
+"""Videos and pictures from numpy arrays: MP4 files, clips side by side, a planning decision."""
 
 from pathlib import Path
 from typing import SupportsFloat
@@ -27,7 +27,7 @@ def write_mp4(path: str | Path, frames: np.ndarray, fps: int) -> None:
         raise ValueError(f"frames must be uint8 [T, H, W, 3], T > 0; got {frames.dtype} {list(frames.shape)}")
     try:
         import imageio.v2 as imageio
-        import imageio_ffmpeg  # noqa: F401, imageio finds it itself, but says so only deep inside
+        import imageio_ffmpeg  # noqa: F401, imageio imports it too, but its error is unclear
     except ImportError as error:
         raise UserError("videos need two packages: pip install imageio imageio-ffmpeg") from error
     odd = [(0, side % 2) for side in frames.shape[1:3]]
@@ -44,9 +44,9 @@ def write_mp4(path: str | Path, frames: np.ndarray, fps: int) -> None:
 def side_by_side(
     columns: dict[str, np.ndarray], scale: int = 4, footer: list[str] | None = None
 ) -> np.ndarray:
-    """Clips uint8 [T, h, w, 3] as labelled panels beside each other: uint8 [T, H, W, 3], H and W even.
+    """Clips uint8 [T, h, w, 3] as labelled panels side by side: uint8 [T, H, W, 3], H and W even.
 
-    Pixels grow `scale` times, unsmoothed. A shorter clip holds its last frame; `footer` has one line a frame.
+    Images are enlarged `scale` times, unsmoothed. A shorter clip holds its last frame; `footer` has one line per frame.
     ValueError if the clips differ in h or w, or `footer` in length.
     """
     clips = {title: np.asarray(clip) for title, clip in columns.items()}
@@ -124,7 +124,7 @@ def decision_picture(
 
 
 def _amplified_change(before, after):
-    """|after - before| times a whole factor that clips at most 1 % of what changed; 0 if nothing did."""
+    """|after - before| times an integer factor that clips at most 1 % of the changed pixels; 0 if nothing changed."""
     change = np.abs(after.astype(int) - before.astype(int))
     if not change.any():
         return change.astype(np.uint8), 0
@@ -140,7 +140,7 @@ def _show(axes, image, title):
 
 
 def _plot_actions(figure, before, after):
-    """Small plots of actions [H, A] in the lower third; of many dimensions those that changed most."""
+    """Small plots of actions [H, A] in the lower third; with many dimensions, only those that changed most."""
     steps, dimensions = 1 + np.arange(len(before)), before.shape[1]
     changed = np.argsort(-np.abs(after - before).max(axis=0), kind="stable")[:MAX_PLOTS]
     chosen = np.sort(changed)

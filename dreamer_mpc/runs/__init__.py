@@ -1,1 +1,1 @@
-"""A run on disk: its folder, checkpoints, logs, and how it goes on."""
+"""A run on disk: its folder, checkpoints, logs, and how it is resumed."""

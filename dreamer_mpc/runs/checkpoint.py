@@ -1,4 +1,4 @@
-"""Checkpoints: a trained agent and, where its training is to go on, the state of that; and the files they lie in."""
+"""Checkpoints and their files: a trained agent and, if its training can be resumed, the training state."""
 
 import dataclasses
 import os
@@ -31,29 +31,29 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run saves. The fields behind `agent` are all there, or none where an agent is all that is kept."""
+    """The content of a checkpoint. The fields after `agent` are all set, or all None where only the agent is kept."""
 
-    config: dict[str, Any]  # that it was trained with, as `to_dict` gives it
+    config: dict[str, Any]  # of the training, in the format of `to_dict`
     counters: Counters
     action_dim: int
     agent_kind: AgentKind
     world_model_kind: WorldModelKind
-    agent: dict[str, Any]  # `model`, its weights by name, and what the agent itself needs to go on learning
-    training: dict[str, Any] | None = None  # where the loop stands
-    records: int | None = None  # of metrics that were logged
+    agent: dict[str, Any]  # `model`, its weights by name, and the state that the agent needs to continue learning
+    training: dict[str, Any] | None = None  # state of the training loop
+    records: int | None = None  # number of metrics records logged
     collector: dict[str, Any] | None = None
-    replay: dict[str, Any] | None = None  # all but the frames
-    replay_files: list[dict[str, Any]] | None = None  # which hold the frames
+    replay: dict[str, Any] | None = None  # its state without the frames
+    replay_files: list[dict[str, Any]] | None = None  # the files with the frames
     replay_needs: dict[str, int] | None = None  # env steps of a kept checkpoint -> the first of these files it needs
-    random: dict[str, Any] | None = None  # generators of the process
+    random: dict[str, Any] | None = None  # random generators of the process
 
     @property
     def resumable(self) -> bool:
-        """Whether a training can go on from it."""
+        """Whether training can be resumed from it."""
         return self.training is not None
 
     def agent_alone(self) -> "Checkpoint":
-        """It without the state of the training."""
+        """The checkpoint without the training state."""
         return dataclasses.replace(self, **dict.fromkeys(TRAINING))
 
 
@@ -63,7 +63,7 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
 
 
 def as_payload(checkpoint: Checkpoint) -> dict[str, Any]:
-    """As it is written: plain values by the names of its fields, those that are None left out."""
+    """The payload to write: plain values by field name, without the fields that are None."""
     values = {name: value for name, value in vars(checkpoint).items() if value is not None}
     return values | {"counters": dataclasses.asdict(checkpoint.counters)}
 
@@ -71,7 +71,7 @@ def as_payload(checkpoint: Checkpoint) -> dict[str, Any]:
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """A checkpoint, its tensors on the host: a file, a checkpoints/ folder or a run folder (newest file).
 
-    UserError if there is none, or if it is damaged, foreign, of another format version, or not all there.
+    UserError if there is none, or if it is damaged, incomplete, of another program, or of another format version.
     """
     path = find_checkpoint(path)
     version, payload = read_payload(path)
@@ -91,9 +91,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def load_newest(path: str | Path, read: Callable[[Path], T] = load_checkpoint) -> tuple[Path, T, list[str]]:
-    """The newest checkpoint at `path` that `read` takes: the file, what was read, and a line on each damaged newer one.
+    """The newest checkpoint at `path` that `read` accepts: the file, its content, and a line on each damaged newer one.
 
-    UserError, on the newest, where `read` takes none.
+    If `read` accepts none, the UserError is about the newest.
     """
     path = Path(path).expanduser()
     newest, damages = find_checkpoint(path), []
@@ -106,12 +106,12 @@ def load_newest(path: str | Path, read: Callable[[Path], T] = load_checkpoint) -
 
 
 def checkpoint_path(folder: str | Path, env_steps: int) -> Path:
-    """Where the checkpoint of `env_steps` belongs: `folder/checkpoint-00200000.safetensors`."""
+    """The path of the checkpoint at `env_steps`: `folder/checkpoint-00200000.safetensors`."""
     return Path(folder) / f"checkpoint-{env_steps:08d}{SUFFIX}"
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The file that `path` means: itself, or the newest by env steps in it or in its checkpoints/."""
+    """The checkpoint file for `path`: itself, or the newest by env steps in it or in its checkpoints/."""
     path = Path(path).expanduser()
     if path.is_file():
         return path
@@ -129,7 +129,7 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def list_checkpoints(folder: str | Path) -> list[Path]:
-    """The checkpoint files of a folder, by rising env steps."""
+    """The checkpoint files of a folder, in order of env steps."""
     found = {}
     for file in Path(folder).glob(f"checkpoint-*{SUFFIX}"):
         match = re.fullmatch(rf"checkpoint-(\d+){re.escape(SUFFIX)}", file.name)
@@ -139,7 +139,7 @@ def list_checkpoints(folder: str | Path) -> list[Path]:
 
 
 def prune(folder: str | Path, keep: int = 3) -> None:
-    """Remove all checkpoints of a folder but the last `keep`, and what a killed save left behind."""
+    """Remove all checkpoints of a folder but the last `keep`, and temporary files of killed saves."""
     if keep < 1:
         raise ValueError(f"keep must be at least 1, got {keep}")
     for file in [*list_checkpoints(folder)[:-keep], *Path(folder).glob(f".*.tmp{SUFFIX}")]:
@@ -147,7 +147,7 @@ def prune(folder: str | Path, keep: int = 3) -> None:
 
 
 def keep_best(folder: str | Path, path: str | Path) -> None:
-    """Keep the checkpoint `path` of `folder` as its best one, whatever is pruned later. OSError if the disk refuses."""
+    """Keep the checkpoint `path` of `folder` as its best one, which is never pruned. OSError on a disk error."""
     with atomic_path(Path(folder) / f"best{SUFFIX}") as temporary:
         temporary.unlink(missing_ok=True)
         try:
@@ -157,9 +157,9 @@ def keep_best(folder: str | Path, path: str | Path) -> None:
 
 
 def _from_version_2(payload: dict[str, Any]) -> dict[str, Any]:
-    """As version 3 is. Version 2 named no kinds: there was one world model, and an agent with an actor or without.
+    """Convert to version 3. Version 2 had no kinds: there was one world model, and an agent with or without an actor.
 
-    Files of its replay do not tell where episodes terminate: `data/storage.py` knows them by that.
+    Its replay files do not tell where episodes terminate: `data/storage.py` recognises them by that.
     """
     agent = payload.get("agent")
     model = agent.get("model") if isinstance(agent, dict) else None
@@ -168,12 +168,12 @@ def _from_version_2(payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def _misfit(payload: dict[str, Any]) -> str:
-    """What is wrong with the fields of a checkpoint, in words; "" where nothing is."""
+    """What is wrong with the fields of a checkpoint, in words; "" if nothing is."""
     wanted = AGENT | (TRAINING if payload.keys() & TRAINING.keys() else {})
     for name, kind in wanted.items():
         if name not in payload:
             return f"{name} is missing"
-        if type(payload[name]) is not kind:  # exact: True is no number here
+        if type(payload[name]) is not kind:  # exact: True must not pass as an integer
             return f"{name} is a {type(payload[name]).__name__}"
         if kind is dict and not _named(payload[name]):
             return f"{name} has a key that is no name"
@@ -184,7 +184,7 @@ def _misfit(payload: dict[str, Any]) -> str:
 
 
 def _misfit_inside(payload: dict[str, Any]) -> str:
-    """The same of what every reader relies on in fields that are there."""
+    """The same for the parts of fields that every reader relies on."""
     counters, model = payload["counters"], payload["agent"].get("model")
     names = {field.name for field in dataclasses.fields(Counters)}
     if counters.keys() != names or any(type(count) is not int for count in counters.values()):
@@ -198,5 +198,5 @@ def _misfit_inside(payload: dict[str, Any]) -> str:
 
 
 def _named(value: Any) -> bool:
-    """Whether it is a dict whose keys are strings."""
+    """Whether it is a dict with string keys."""
     return type(value) is dict and all(type(key) is str for key in value)

@@ -1,4 +1,4 @@
-"""The folder of one run: where its files are, and who may overwrite them."""
+"""The folder of one run: the paths of its files, and when they may be overwritten."""
 
 import importlib.metadata
 import json
@@ -28,7 +28,7 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The files of one run below `path`; nothing is created before it is written."""
+    """The files of one run below `path`; a file or folder is created only when it is written."""
 
     path: Path
 
@@ -36,7 +36,7 @@ class RunFolder:
     def create(cls, path: str | Path, overwrite: bool = False) -> "RunFolder":
         """Claim a new or empty folder. UserError if it holds anything, unless `overwrite` and it is a run.
 
-        A folder that was claimed by a run which never started counts as empty.
+        A folder of a run that was killed before it started counts as empty.
         `overwrite` removes what a run writes (`WRITTEN`) and leaves every other file in the folder alone.
         """
         folder = cls(Path(path).expanduser())
@@ -44,7 +44,7 @@ class RunFolder:
             folder.path.mkdir(parents=True, exist_ok=True)
             if any(folder.path.iterdir()) and not folder._only_claimed():
                 folder._make_room(overwrite)
-            # The marker goes first, so that a run that dies early is still recognised by --overwrite.
+            # Write the marker first, so that --overwrite recognises the folder of a run that dies early.
             write_text(folder.versions, json.dumps({"program": PROGRAM}) + "\n")
         except OSError as error:
             raise UserError(
@@ -54,7 +54,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: str | Path) -> "RunFolder":
-        """An existing run, to resume or evaluate. UserError if there is none."""
+        """An existing run, to resume or evaluate. UserError if `path` is not one."""
         folder = cls(Path(path).expanduser())
         if not folder.path.exists():
             raise UserError(f"no run folder {path}: check the path, or start a run with --run-dir {path}")
@@ -64,7 +64,7 @@ class RunFolder:
 
     @classmethod
     def of_checkpoint(cls, file: Path) -> "RunFolder":
-        """The run that a checkpoint file belongs to: a file that lies in no checkpoints/ has its own folder for one."""
+        """The run that a checkpoint file belongs to; for a file outside of checkpoints/, the folder of the file."""
         return cls(file.parent.parent if file.parent.name == "checkpoints" else file.parent)
 
     @property
@@ -89,17 +89,17 @@ class RunFolder:
 
     @property
     def skipped_updates(self) -> Path:
-        """Frames of the first update that was skipped; the folder has the name that runs of before have."""
+        """Frames of the first skipped update; earlier versions used the same folder name."""
         return self.path / "diagnosis"
 
     @property
     def evaluation(self) -> Path:
-        """Where `eval` writes, unless told otherwise."""
+        """Default output folder of `eval`."""
         return self.path / "eval"
 
     @property
     def comparison(self) -> Path:
-        """Where `compare` writes, unless told otherwise."""
+        """Default output folder of `compare`."""
         return self.path / "compare"
 
     @property
@@ -111,17 +111,17 @@ class RunFolder:
         return self.path / "tensorboard"
 
     def is_run(self) -> bool:
-        """Whether this program wrote the folder: its versions.json says so."""
+        """Whether this program wrote the folder, according to its versions.json."""
         return self._read_versions().get("program") == PROGRAM
 
     def write_config(self, yaml_text: str) -> None:
-        """Write config.yaml, whole or not at all."""
+        """Write config.yaml atomically."""
         write_text(self.config, yaml_text)
 
     def write_versions(self, extra: dict) -> None:
         """Write versions.json: commit, python, packages, command line, start time, and `extra`.
 
-        A resumed run keeps what was there under `earlier`, oldest first: code and machine may have changed.
+        A resumed run keeps the previous entries under `earlier`, oldest first: code and machine may have changed.
         """
         before = self._read_versions()
         earlier = before.pop("earlier", [])
@@ -149,7 +149,7 @@ class RunFolder:
         return versions if isinstance(versions, dict) else {}
 
     def _only_claimed(self):
-        """Whether a run that was killed before it began left nothing but its marker, or half of it."""
+        """Whether the folder holds only the marker, complete or not, of a run that was killed before it began."""
         unfinished = {temporary_path(path).name for path in (self.versions, self.config)}
         names = {entry.name for entry in self.path.iterdir()} - unfinished
         marked = names == {self.versions.name} and self._read_versions() == {"program": PROGRAM}
@@ -169,24 +169,24 @@ class RunFolder:
             entry = self.path / name
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
-            else:  # a link goes, what it points to stays
+            else:  # a link is removed, its target is kept
                 entry.unlink(missing_ok=True)
 
 
 def default_run_dir(config: Config) -> str:
-    """runs/<env>-<planner>-seed<seed>, the training's planner in it where that is another."""
+    """runs/<env>-<planner>-seed<seed>; it also names the training planner if that is another one."""
     other = f"-trained-by-{config.trained_by}" if config.trained_by != config.planner else ""
     return f"runs/{run_name(config.env, config.planner + other, config.seed)}"
 
 
 def run_name(env: str, planner: str, seed: int | str) -> str:
-    """What the folder of a run is called."""
+    """The name of a run's folder."""
     return f"{env.replace(':', '.')}-{planner}-seed{seed}"
 
 
 def source_commit(file: Path) -> str | None:
     """Commit of the repository that tracks `file`, "-dirty" if tracked files differ; None without one."""
-    # An installed copy may sit inside somebody else's repository: only a tracked file tells our commit.
+    # An installed copy may be inside another repository: only for a tracked file is its commit ours.
     if _git(file.parent, "ls-files", "--error-unmatch", file.name) is None:
         return None
     commit = _git(file.parent, "rev-parse", "HEAD")

@@ -1,4 +1,4 @@
-"""Metrics of a run: one JSON line a record, and TensorBoard or wandb on request."""
+"""Metrics of a run: one JSON line per record, and TensorBoard or wandb on request."""
 
 import contextlib
 import json
@@ -17,11 +17,11 @@ COUNTERS = ("env_steps", "agent_steps", "updates", "episodes")
 
 
 class Logger:
-    """Appends records to `folder.metrics`, `records` of them so far; every axis of every backend is in env steps.
+    """Appends records to `folder.metrics`, which holds `records` so far; the x axis of every backend is env steps.
 
-    On a resumed run `time_s` goes on from the last record. UserError if the backend's package is missing. Nothing else
-    that a backend does, and no full disk, stops a run: `notify` gets a line, the backend is switched off, and records
-    that cannot be written wait in memory.
+    On a resumed run `time_s` continues from the last record. UserError if the backend's package is missing. No other
+    error of a backend and no full disk stops a run: `notify` gets a line, the backend is switched off, and records
+    that cannot be written are kept in memory.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Logger:
     def write(self, counters: dict[str, int], metrics: dict[str, SupportsFloat]) -> None:
         """Append one record and flush it; NaN and inf become null.
 
-        ValueError if one of `COUNTERS` is missing, or if a metric is named like a counter.
+        ValueError if one of `COUNTERS` is missing, or if a metric has the name of a counter.
         """
         missing = [name for name in COUNTERS if name not in counters]
         if missing:
@@ -58,12 +58,12 @@ class Logger:
             self._backend.write(record["env_steps"], record)
 
     def sync(self) -> None:
-        """Hand what is written to the disk itself, for a checkpoint that counts on these records."""
-        with contextlib.suppress(OSError):  # a full disk is said where lines are written
+        """Flush the written records to the disk, for a checkpoint that relies on them."""
+        with contextlib.suppress(OSError):  # a full disk is reported when lines are written
             os.fsync(self._file.fileno())
 
     def truncate(self, records: int) -> None:
-        """Keep the first `records`, so that a run which is resumed there does not hold two histories."""
+        """Keep the first `records`, so that a run resumed there does not contain two histories."""
         self._file.close()
         kept = _read(self._folder.metrics)[:records]
         write_text(self._folder.metrics, "".join(map(_json_line, kept)))
@@ -72,7 +72,7 @@ class Logger:
             self._backend.truncate(kept[-1]["env_steps"] if kept else -1)
 
     def close(self) -> None:
-        """Write what waits, if that is possible now, and say what is lost if it is not."""
+        """Write the waiting records if possible, and report how many are lost if not."""
         self._flush()
         if self._waiting:
             self._notify(f"the last {len(self._waiting)} records of {self._folder.metrics} are lost")
@@ -88,11 +88,11 @@ class Logger:
 
     def _open_file(self, records):
         self.records = len(records)
-        self._waiting: list[str] = []  # lines that the disk has not taken
+        self._waiting: list[str] = []  # lines that are not on disk yet
         self._refused = False
         self._start = time.monotonic() - (records[-1]["time_s"] if records else 0.0)
         self._file = self._folder.metrics.open("ab", buffering=0)
-        self._whole = self._file.tell()  # bytes that end with a whole line
+        self._whole = self._file.tell()  # size in bytes up to the end of the last complete line
 
     def _flush(self):
         """Append the lines that wait, all or none."""
@@ -132,9 +132,9 @@ class Logger:
 
 
 def read_metrics(path: str | Path) -> list[dict]:
-    """The records of a metrics.jsonl, null as NaN.
+    """The records of a metrics.jsonl, with null read as NaN.
 
-    A torn last line is left out; any other bad line is a UserError.
+    An incomplete last line is left out; any other bad line is a UserError.
     """
     path = Path(path)
     if not path.is_file():
@@ -156,7 +156,7 @@ def _read(path):
 
 
 def _repair(path):
-    """Read the records, and rewrite the file if a killed run left its last line torn."""
+    """Read the records, and rewrite the file if a killed run left its last line incomplete."""
     records = _read(path)
     if path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
         write_text(path, "".join(map(_json_line, records)))
@@ -205,7 +205,7 @@ class _TensorBoard:
 
 
 class _Wandb:
-    """Offline unless WANDB_MODE says otherwise, so that nobody is ever asked to log in."""
+    """Offline unless WANDB_MODE says otherwise, so that wandb never asks for a login."""
 
     def __init__(self, folder):
         try:

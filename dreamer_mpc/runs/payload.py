@@ -1,7 +1,7 @@
-"""Files of nested values: written whole or not at all, and read without running code from them.
+"""Files of nested values, written atomically and read without executing code from them.
 
-A payload file is a safetensors file. Its tensors bear the names of their places in the payload; everything else is JSON
-in the file's metadata, beside format, version and a checksum of all of it. Reading one parses JSON and copies numbers.
+A payload file is a safetensors file. Its tensors are named by their paths in the payload; everything else is JSON in
+the file's metadata, with format, version and a checksum of the whole content. Reading parses JSON and copies numbers.
 """
 
 import hashlib
@@ -20,8 +20,8 @@ from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import atomic_path
 
 FORMAT = "dreamer-mpc"
-FORMAT_VERSION = 3  # that is written
-VERSIONS = (2, 3)  # that are read
+FORMAT_VERSION = 3  # the version that is written
+VERSIONS = (2, 3)  # the versions that can be read
 SUFFIX = ".safetensors"
 MOST_HEADER = 64 * 2**20  # bytes: names, shapes and JSON
 
@@ -29,8 +29,8 @@ MOST_HEADER = 64 * 2**20  # bytes: names, shapes and JSON
 def write_payload(path: str | Path, payload: dict[str, Any], version: int = FORMAT_VERSION) -> None:
     """Write `payload`, nested dicts, lists and tuples of tensors, numbers, strings and None, atomically.
 
-    TypeError or ValueError if it holds what cannot be read back; UserError if the disk refuses it, and
-    then a previous file of that name is whole.
+    TypeError or ValueError if it holds a value that could not be read back; UserError on a disk error, in which case a
+    previous file of that name is unchanged.
     """
     tensors: dict[str, Tensor] = {}
     state = json.dumps(_encode(payload, (), tensors), allow_nan=False)
@@ -44,9 +44,9 @@ def write_payload(path: str | Path, payload: dict[str, Any], version: int = FORM
 
 
 def read_payload(path: Path) -> tuple[int, dict[str, Any]]:
-    """The format version of a file, and its payload on the host.
+    """The format version of a file, and its payload with tensors on the host.
 
-    UserError if it is damaged, foreign, or of a version that is not read.
+    UserError if it is damaged, of another program, or of an unsupported version.
     """
     try:
         content = path.read_bytes()
@@ -68,12 +68,12 @@ def read_payload(path: Path) -> tuple[int, dict[str, Any]]:
 
 
 def _encode(value: Any, where: tuple[Any, ...], tensors: dict[str, Tensor]) -> Any:
-    """`value` as JSON. Its tensors go to `tensors`; "$..." keys stand for what JSON has no word for."""
+    """`value` as JSON. Its tensors go to `tensors`; "$..." keys encode types that JSON does not have."""
     if isinstance(value, Tensor):
         name = "/".join(map(str, where))
         while name in tensors:
             name += "'"
-        tensors[name] = value.detach().cpu().contiguous().clone()  # safetensors takes no shared memory
+        tensors[name] = value.detach().cpu().contiguous().clone()  # safetensors does not accept shared memory
         return {"$tensor": name}
     if isinstance(value, dict):
         for key in value:
@@ -89,7 +89,7 @@ def _encode(value: Any, where: tuple[Any, ...], tensors: dict[str, Tensor]) -> A
         return items if type(value) is list else {"$tuple": items}
     if type(value) is float and not math.isfinite(value):
         return {"$float": repr(value)}
-    if type(value) not in (bool, int, float, str, type(None)):  # exact: a numpy float is a float until it is read back
+    if type(value) not in (bool, int, float, str, type(None)):  # exact: a numpy float is read back as a float
         raise TypeError(
             f"{_name(where)} is a {type(value).__name__}: a checkpoint holds tensors, numbers and strings"
         )
@@ -119,7 +119,7 @@ def _name(where: tuple[Any, ...]) -> str:
 
 
 def _digest(state: str, tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of all that a checkpoint says, in hexadecimal; against accidents, not against forgers."""
+    """SHA-256 of the content of a checkpoint, in hexadecimal; it detects accidental damage, not manipulation."""
 
     def parts() -> Iterator[Any]:
         yield state.encode()
@@ -170,7 +170,7 @@ def _foreign(path: Path) -> UserError:
 
 
 def archive(path: Path) -> UserError:
-    """The refusal of a file that may be a checkpoint of format 1, which was pickled."""
+    """The error for a file that may be a checkpoint of format 1, which was pickled."""
     return UserError(
         f"{path} is an archive: checkpoint format 1, if it is one of {FORMAT}'s, and this code reads "
         f"{_read_versions()}: check out the commit in the run's versions.json"

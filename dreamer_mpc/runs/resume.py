@@ -1,4 +1,4 @@
-"""Opening a run to go on with it: the checkpoint that is whole, and what may not change."""
+"""Opening a run to resume it: its newest undamaged checkpoint, and the settings that may not change."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,20 +9,20 @@ from dreamer_mpc.runs.checkpoint import Checkpoint, list_checkpoints, load_check
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.util.errors import UserError
 
-FIXED = ("env", "num_envs", "action_repeat", "camera")  # what is in replay, and in the episodes in progress, has these
+FIXED = ("env", "num_envs", "action_repeat", "camera")  # frames in replay and the episodes in progress depend on these
 
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A run that can go on: from `checkpoint`, or from its beginning where it was killed before its first one."""
+    """A run that can be resumed: from `checkpoint`, or from its start if it was killed before its first checkpoint."""
 
     folder: RunFolder
     config: Config
     checkpoint: Checkpoint | None
-    notes: list[str] = field(default_factory=list)  # for the user
+    notes: list[str] = field(default_factory=list)  # lines for the user
 
     def check(self, config: Config) -> None:
-        """UserError where the run cannot go on with `config`."""
+        """UserError where the run cannot be resumed with `config`."""
         path = self.folder.path
         if config.agent != self.config.agent:
             raise UserError(f"{path} holds a {self.config.agent} agent: leave --agent out, or start another run")
@@ -39,7 +39,7 @@ class SavedRun:
 
 
 def open_run(path: str) -> SavedRun:
-    """The run in the folder `path` with its newest checkpoint that is whole, its replay included.
+    """The run in the folder `path` with its newest undamaged checkpoint, whose replay is undamaged too.
 
     UserError where there is no run, or none of its checkpoints can be resumed from.
     """

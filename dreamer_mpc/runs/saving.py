@@ -1,4 +1,4 @@
-"""Writing a run's checkpoints, each after the replay that belongs to it."""
+"""Writing a run's checkpoints, each after the replay files that belong to it."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from dreamer_mpc.runs.folder import RunFolder
 
 
 class Saver:
-    """Writes the checkpoints of one run and removes what no kept one needs: the last `keep` ones, and replay files."""
+    """Writes the checkpoints of one run; keeps the last `keep` with their replay files, removes the others."""
 
     def __init__(self, folder: RunFolder, replay: Replay, keep: int):
         self._folder, self._keep = folder.checkpoints, keep
@@ -17,7 +17,7 @@ class Saver:
         self._needs: dict[str, int] = {}  # env steps of a kept checkpoint -> the first replay file that it needs
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write replay's new frames, then `checkpoint` with their files in it. UserError if the disk refuses."""
+        """Write replay's new frames, then `checkpoint` with the list of their files. UserError on a disk error."""
         self._files.write()
         env_steps = checkpoint.counters.env_steps
         needs = self._needs | {str(env_steps): self._files.needed()}
@@ -26,13 +26,13 @@ class Saver:
             checkpoint_path(self._folder, env_steps), replace(checkpoint, replay_files=files, replay_needs=needs)
         )
         own = {checkpoint_path(self._folder, int(key)): key for key in needs}
-        for file in set(list_checkpoints(self._folder)) - own.keys():  # the run was resumed from one before it
+        for file in set(list_checkpoints(self._folder)) - own.keys():  # the run was resumed from an older checkpoint
             file.unlink(missing_ok=True)
         prune(self._folder, self._keep)
         self._needs = {key: needs[key] for file, key in own.items() if file.exists()}
         self._files.forget(min(self._needs.values()))
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Read replay's frames, and go on where the run that wrote `checkpoint` stopped."""
+        """Read replay's frames, and continue the files of the run that wrote `checkpoint`."""
         self._files.load_state_dict(checkpoint.replay_files)
         self._needs = dict(checkpoint.replay_needs)

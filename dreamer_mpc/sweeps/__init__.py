@@ -1,1 +1,1 @@
-"""Many runs, and how they are started."""
+"""Sweeps: many training runs, and starting them."""

@@ -14,12 +14,12 @@ from dreamer_mpc.util.stop import Stop, Stopped
 
 
 def main(args: Sequence[str]) -> int:
-    """Train every planner in every environment with every seed, several runs at once; 1 where one failed."""
+    """Train every planner in every environment with every seed, in parallel; returns 1 if a run failed."""
     config, rest = settings.parse_some(settings.SweepConfig, args, prog="run.py sweep")
     runs = list_runs(config, rest)
     launcher = LocalLauncher(config.jobs_per_gpu, choose_gpus(runs[0].config.device))
     sweep = Sweep(runs, launcher, Path(config.out) / "logs", config.restarts)
-    # A file or pipe has no width of its own.
+    # A file or pipe has no width.
     console = Console(width=None if sys.stdout.isatty() else 160)
     with alone_in(Path(config.out)), Stop() as stop, SweepProgress(sweep.entries, console=console) as progress:
         try:

@@ -1,4 +1,4 @@
-"""Starting runs on this machine, each in its own process, several at once on each of its GPUs."""
+"""Starting runs on this machine, each in its own process, several in parallel on each GPU."""
 
 import contextlib
 import ctypes
@@ -17,7 +17,7 @@ PR_SET_PDEATHSIG = 1  # Linux
 
 
 class LocalJob:
-    """A process of its own session, so that Ctrl-C in the terminal reaches it only as `stop`."""
+    """A process in its own session, so that Ctrl-C in the terminal reaches it only through `stop`."""
 
     def __init__(self, process: subprocess.Popen, slot: int, where: str):
         self.slot, self.where, self._process = slot, where, process
@@ -34,19 +34,19 @@ class LocalJob:
 
 
 class LocalLauncher:
-    """`jobs_per_gpu` runs at once on each of `gpus`, as CUDA_VISIBLE_DEVICES names them; without GPUs, on the CPU.
+    """`jobs_per_gpu` runs in parallel on each of `gpus` (names as in CUDA_VISIBLE_DEVICES); without GPUs, on the CPU.
 
-    A run sees its GPU alone, and renders there (it asks EGL for that GPU itself); the host's cores are shared out.
+    A run sees only its GPU and renders there (it asks EGL for that GPU itself); runs share the host's cores.
     """
 
     def __init__(self, jobs_per_gpu: int, gpus: Sequence[str]):
         places = list(gpus) or [None]
-        self._places = [gpu for _ in range(jobs_per_gpu) for gpu in places]  # GPUs in turn
+        self._places = [gpu for _ in range(jobs_per_gpu) for gpu in places]  # round-robin over GPUs
         self._threads = max(1, len(os.sched_getaffinity(0)) // len(self._places))
         self._jobs: dict[int, LocalJob] = {}
 
     def start(self, command: Sequence[str], log: Path) -> LocalJob | None:
-        """Start `command` where there is room, its output appended to `log`; None where there is none."""
+        """Start `command` if a place is free, with its output appended to `log`; None if no place is free."""
         free = [i for i in range(len(self._places)) if i not in self._jobs or self._jobs[i].poll() is not None]
         if not free:
             return None
@@ -73,7 +73,7 @@ class LocalLauncher:
 
 
 def choose_gpus(device: str) -> list[str]:
-    """The GPUs that runs with `--device` may use, by the names CUDA_VISIBLE_DEVICES takes; UserError if it has none."""
+    """The GPUs for runs with `--device`, named as in CUDA_VISIBLE_DEVICES; UserError if there are none."""
     import torch
 
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -85,7 +85,7 @@ def choose_gpus(device: str) -> list[str]:
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """No other launcher starts runs in `folder` meanwhile; UserError where one does."""
+    """Lock `folder`, so that no other launcher starts runs in it; UserError if one does already."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("w")
@@ -100,7 +100,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def _end_with_parent() -> None:
-    """In the child: a launcher that is killed takes its runs along; they save first."""
+    """In the child: if the launcher is killed, the kernel signals the child, which saves and ends."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     try:

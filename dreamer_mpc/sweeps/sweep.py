@@ -1,6 +1,6 @@
-"""Many training runs: which there are, where each of them stands, and what is to be started next.
+"""Many training runs: the list of them, the progress of each, and which to start next.
 
-How a run is started is not known here: a `Launcher` does that (`launch.py`: processes on this machine).
+Starting a run is left to a `Launcher` (`launch.py`: processes on this machine).
 """
 
 import itertools
@@ -29,8 +29,8 @@ from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.stop import Stop, Stopped
 
 PROGRAM = Path(__file__).resolve().parents[2] / "run.py"
-OWN = ("env", "planner", "seed", "run-dir", "resume", "overwrite")  # what a sweep gives each of its runs, or may not
-MAY_DIFFER = ("env_steps", "run_dir", "resume", "profile", "device", "logger", "config")  # of a run that is there
+OWN = ("env", "planner", "seed", "run-dir", "resume", "overwrite")  # options that a sweep sets for each run, or forbids
+MAY_DIFFER = ("env_steps", "run_dir", "resume", "profile", "device", "logger", "config")  # of an existing run
 RATE_RECORDS = 20
 POLL_S = 0.5
 
@@ -39,16 +39,16 @@ POLL_S = 0.5
 class Job(Protocol):
     """A run that was started."""
 
-    where: str  # for the user
+    where: str  # where it runs, for the user
 
     def poll(self) -> int | None:
-        """Its exit code, negative after a signal; None while it goes on."""
+        """Its exit code, negative after a signal; None while it runs."""
 
     def stop(self) -> None:
-        """Ask it to save and end."""
+        """Ask it to save and exit."""
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill it."""
 
 
 @runtime_checkable
@@ -56,7 +56,7 @@ class Launcher(Protocol):
     """Starts runs."""
 
     def start(self, command: Sequence[str], log: Path) -> Job | None:
-        """Start `command`, its output appended to `log`; None where there is no room for it now."""
+        """Start `command`, with its output appended to `log`; None if there is no room for it now."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Run:
     """One training of a sweep."""
 
     config: Config
-    args: tuple[str, ...]  # of run.py train
+    args: tuple[str, ...]  # arguments of run.py train
 
     @property
     def name(self) -> str:
@@ -73,11 +73,11 @@ class Run:
 
     @property
     def folder(self) -> RunFolder:
-        """Where it is written."""
+        """Its run folder."""
         return RunFolder(Path(self.config.run_dir))
 
     def command(self) -> list[str]:
-        """Start it, or go on from its checkpoint where it has begun."""
+        """The command that starts it, or resumes it from its checkpoint."""
         args = self.args
         if self.folder.config.exists():
             args = ("--resume", str(self.folder.path), "--env-steps", str(self.config.env_steps))
@@ -85,7 +85,7 @@ class Run:
 
 
 def list_runs(sweep: SweepConfig, rest: Sequence[str]) -> list[Run]:
-    """A run for each environment, planner and seed, `rest` given to all. UserError where one could not be trained."""
+    """One run for each environment, planner and seed, with the options `rest`. UserError where one is invalid."""
     for name in OWN:
         if f"--{name}" in (arg.partition("=")[0] for arg in rest):
             raise UserError(f"--{name} does not go with sweep, which sets it for each run: see run.py sweep --help")
@@ -113,7 +113,7 @@ def _words(text: str) -> list[str]:
 
 
 def _check_same(run: Run) -> None:
-    """UserError where the folder holds a run with other settings, which would go on with those."""
+    """UserError where the folder holds a run with other settings: the sweep would continue it with those."""
     saved = load_presets(str(run.folder.config))
     other = [line for line in differences(saved, run.config) if line.partition(":")[0] not in MAY_DIFFER]
     if other:
@@ -121,7 +121,7 @@ def _check_same(run: Run) -> None:
 
 
 class Standing:
-    """How far a run is, by its metrics; read on from where they were read before."""
+    """Progress of a run, from its metrics; only new lines are read each time."""
 
     def __init__(self, run: Run):
         self._path, self._total = run.folder.metrics, run.config.env_steps
@@ -134,16 +134,16 @@ class Standing:
         self._points = deque(maxlen=RATE_RECORDS)  # (seconds, env steps)
 
     def read(self) -> None:
-        """Take in what was written since."""
+        """Read the lines written since the last call."""
         try:
-            if self._path.stat().st_size < self._offset:  # a resumed run drops what lies past its checkpoint
+            if self._path.stat().st_size < self._offset:  # a resumed run removes the records after its checkpoint
                 self._forget()
             with self._path.open("rb") as file:
                 file.seek(self._offset)
                 lines = file.read().split(b"\n")
-        except OSError:  # it has none yet
+        except OSError:  # no metrics yet
             return
-        for line in lines[:-1]:  # what follows the last line's end is not whole yet
+        for line in lines[:-1]:  # text after the last newline is an incomplete line
             self._offset += len(line) + 1
             try:
                 self._note(json.loads(line))
@@ -159,7 +159,7 @@ class Standing:
 
     @property
     def env_steps_per_s(self) -> float | None:
-        """Over the last records, by the run's own clock."""
+        """Env steps per second over the last records, by the run's own clock."""
         if len(self._points) < 2:
             return None
         (start, first), (end, last) = self._points[0], self._points[-1]
@@ -167,7 +167,7 @@ class Standing:
 
 
 class Entry:
-    """A run of a sweep, and what became of it so far."""
+    """A run of a sweep and its state."""
 
     def __init__(self, run: Run):
         self.run, self.standing = run, Standing(run)
@@ -180,7 +180,7 @@ class Entry:
 
 
 class Sweep:
-    """Starts every run as there is room, and again from its checkpoint where it failed, `restarts` times at most."""
+    """Starts every run when there is room; restarts a failed run from its checkpoint, at most `restarts` times."""
 
     def __init__(self, runs: Sequence[Run], launcher: Launcher, logs: Path, restarts: int):
         self.entries = [Entry(run) for run in runs]
@@ -188,7 +188,7 @@ class Sweep:
 
     @property
     def failed(self) -> list[Entry]:
-        """Runs that were given up."""
+        """Runs that failed too often."""
         return [entry for entry in self.entries if entry.state == "failed"]
 
     def log(self, entry: Entry) -> Path:
@@ -196,9 +196,9 @@ class Sweep:
         return self._logs / f"{entry.run.name}.txt"
 
     def work(self, stop: Stop, show: Callable[[], None]) -> None:
-        """Until no run is left; `show` is called whenever something may have changed.
+        """Work until no run is left; `show` is called whenever the state of a run may have changed.
 
-        Where `stop` asks for it, the runs save and end, and `Stopped` is raised; KeyboardInterrupt ends them at once.
+        When `stop` requests it, the runs save and end, and `Stopped` is raised; KeyboardInterrupt kills them at once.
         """
         try:
             while any(entry.state in ("waiting", "running") for entry in self.entries):
@@ -226,7 +226,7 @@ class Sweep:
             entry.standing.read()
             code = entry.job.poll()
             if code is not None:
-                entry.standing.read()  # what it wrote last
+                entry.standing.read()  # its last records
                 self._end(entry, code)
         for entry in self.entries if start else []:
             if entry.state == "waiting":
@@ -236,7 +236,7 @@ class Sweep:
                 entry.state, entry.starts = "running", entry.starts + 1
 
     def _end(self, entry: Entry, code: int) -> None:
-        """A process has ended: done, stopped, or to be started again."""
+        """Handle a process that ended: the run is done, stopped, or to be started again."""
         if code == 0:
             entry.state = "complete" if entry.standing.finished else "waiting"
             return

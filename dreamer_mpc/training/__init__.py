@@ -1,1 +1,1 @@
-"""The training loop and what it knows."""
+"""The training loop, its schedule and its state."""

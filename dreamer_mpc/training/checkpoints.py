@@ -1,4 +1,4 @@
-"""The checkpoints of a training: when one was written, what they cost, which one is the best."""
+"""The checkpoints of a training run: when to write them, their cost, and which one is the best."""
 
 import math
 import time
@@ -11,28 +11,28 @@ from dreamer_mpc.runs.checkpoint import Checkpoint, checkpoint_path, keep_best
 from dreamer_mpc.runs.saving import Saver
 from dreamer_mpc.util.errors import UserError
 
-Position = tuple[Any, ...]  # env steps, and all that changes with what a checkpoint holds
+Position = tuple[Any, ...]  # env steps, and everything else that changes the content of a checkpoint
 
 
 class Checkpoints:
-    """Saves a run by `saver`, to `folder`. A disk that refuses one costs no more than that: training goes on.
+    """Saves a run with `saver` to `folder`. A disk error does not stop training.
 
-    The run stands at `position`, which is saved or has nothing to save. `say` takes a line for the user.
+    `position` is the state of the run that needs no saving now. `say` takes a line for the user.
     """
 
     def __init__(self, folder: Path, saver: Saver, position: Position, say: Callable[[str], None]):
-        self.unsaved = False  # the disk refused the last one
+        self.unsaved = False  # the last checkpoint could not be written
         self._folder, self._saver, self._say = folder, saver, say
         self._saved_at, self._tried_at = position, time.monotonic()
-        self._number, self._seconds = 0, 0.0  # of this process
+        self._number, self._seconds = 0, 0.0  # counted in this process
 
     def save(
         self, position: Position, checkpoint: Callable[[], Checkpoint], say: bool = False, last: bool = False
     ) -> None:
-        """Write a checkpoint if anything happened since the last one.
+        """Write a checkpoint if the run has changed since the last one.
 
-        Where the disk refuses it, that is said, and training goes on; UserError if there is no more time: it was the
-        `last`. `say` that it was written.
+        On a disk error a line is printed and training goes on; with `last` there is no later try, so it is a UserError.
+        With `say`, a line reports success.
         """
         if position == self._saved_at and not self.unsaved:
             return
@@ -50,11 +50,11 @@ class Checkpoints:
         self.unsaved, self._saved_at = False, position
 
     def seconds_since_try(self) -> float:
-        """Since a save was last begun, or this process."""
+        """Seconds since the last save began, or since the process started."""
         return time.monotonic() - self._tried_at
 
     def keep_best(self, env_steps: int, mean_return: float, best: float | None) -> bool:
-        """Keep the checkpoint that was written at `env_steps`, of that return, if above `best`; whether it was kept."""
+        """Keep the checkpoint written at `env_steps` if its `return` is above `best`; returns whether it was kept."""
         best = -math.inf if best is None else best
         if self.unsaved or not mean_return > best:
             return False
@@ -66,7 +66,7 @@ class Checkpoints:
         return True
 
     def cost(self, seconds: float) -> str:
-        """In words, what they took of a run of `seconds`."""
+        """The time spent on checkpoints in a run of `seconds`, in words."""
         share = self._seconds / seconds
         return f"{plural(self._number, 'checkpoint')} took {self._seconds:.1f} s, {share:.1%} of the run"
 

@@ -1,4 +1,4 @@
-"""`run.py train`. What takes long to import is imported once a signal can stop the run, and its time counted."""
+"""`run.py train`. Slow imports come after the signal handler is set up, and their time is counted."""
 
 import contextlib
 import dataclasses
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def main(args: Sequence[str]) -> int:
-    """Train an agent, evaluating and saving as it goes; then print the last evaluation under policy and planner."""
+    """Train an agent with evaluations and checkpoints; finally print the last evaluation under policy and planner."""
     started = time.monotonic()
     with Stop() as stop:
         try:
@@ -27,7 +27,7 @@ def main(args: Sequence[str]) -> int:
 
 
 def _train(stop: Stop, args: Sequence[str], started: float) -> None:
-    """Raises `Stopped` where `stop` asks for it."""
+    """Raises `Stopped` when `stop` requests it."""
     from rich.console import Console
 
     from dreamer_mpc.report.progress import results_table
@@ -45,7 +45,7 @@ def _train(stop: Stop, args: Sequence[str], started: float) -> None:
 
 
 def _settings(args: Sequence[str]) -> "tuple[Config, SavedRun | None]":
-    """What `args` ask for: a new run, or with --resume one that goes on, whose settings hold unless given again."""
+    """The run that `args` describe: a new one, or with --resume an old one with its settings, unless given again."""
     from dreamer_mpc import config as settings
     from dreamer_mpc.runs.resume import open_run
     from dreamer_mpc.util.errors import UserError
@@ -69,7 +69,7 @@ def _settings(args: Sequence[str]) -> "tuple[Config, SavedRun | None]":
 
 
 def _final_rows(trainer: "Trainer", on_step: Callable[[int], None]) -> "list[Row]":
-    """The last evaluation, and the bare policy on the same episode seeds beside it; `on_step` as in `evaluate`."""
+    """The last evaluation, and one of the bare policy on the same episode seeds; `on_step` as in `evaluate`."""
     from dreamer_mpc.evaluation.episodes import evaluate
     from dreamer_mpc.planners import make_planner
 

@@ -6,26 +6,26 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-WARM = 10  # updates and steps before the trace: by then CUDA graphs are recorded
+WARM = 10  # updates and steps before the trace begins, so that CUDA graphs are already recorded
 UPDATES = 3
 STEPS = 3
-MOST_STEPS = 10  # where updates are rare
+MOST_STEPS = 10  # limit on the steps in a trace, for runs with rare updates
 
 
 class Profiler:
     """Traces `UPDATES` updates and `STEPS` steps of a run once it is warm, if `wanted`: `folder`/trace.json.gz.
 
-    `before_update` and `after_step` are told what happens; `say` takes a line for the user.
+    The loop calls `before_update` and `after_step`; `say` takes a line for the user.
     """
 
     def __init__(self, folder: Path, device: torch.device, wanted: bool, say: Callable[[str], None]):
         self.path = folder / "trace.json.gz"
         self._device, self._wanted, self._say = device, wanted, say
-        self._updates = self._steps = 0  # of the run; while a trace is under way, of the trace
+        self._updates = self._steps = 0  # counted from the start of the run, or of the trace while one is recorded
         self._trace: profile | None = None
 
     def before_update(self, left: int) -> None:
-        """An update comes; `left` of them, with this one, until the environments are stepped or waited for."""
+        """An update follows; `left` updates, with this one, come before the environments step or are waited for."""
         if self._wanted and self._trace is None and min(self._updates, self._steps) >= WARM and left <= UPDATES:
             self._start()
         self._updates += 1
@@ -38,7 +38,7 @@ class Profiler:
             self.finish()
 
     def finish(self) -> None:
-        """Write the trace that is under way, if there is one, in whatever state."""
+        """Write the trace if one is being recorded, complete or not."""
         if self._trace is None:
             return
         self._wait()
@@ -52,7 +52,7 @@ class Profiler:
         )
 
     def close(self) -> None:
-        """The run is over."""
+        """The run has ended."""
         self.finish()
         if self._wanted:
             self._say(f"no profile: it begins after {WARM} updates and {WARM} planned steps, and this run ended before")
@@ -65,6 +65,6 @@ class Profiler:
         self._trace.start()
 
     def _wait(self) -> None:
-        """Let the device finish, so that the trace holds what was asked for in it, and all of that."""
+        """Synchronise, so that the trace contains exactly the device work that was requested within it."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)

@@ -1,4 +1,4 @@
-"""What a training tells its user, in words."""
+"""Messages of a training run to its user."""
 
 import time
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ PHASES = {Due.SEED_STEP: "seed episodes", Due.UPDATE: "updating", Due.EVALUATION
 
 
 def introduction(config: Config, train_planner: Planner, device: torch.device, folder: RunFolder) -> Iterator[str]:
-    """What is trained, how, and where."""
+    """Summary of the agent, the settings and the device."""
     acting = config.planner
     if config.train_planner not in (None, config.planner):
         acting = f"{config.train_planner} in training, {config.planner} in evaluation,"
@@ -36,7 +36,7 @@ def introduction(config: Config, train_planner: Planner, device: torch.device, f
 
 
 def phase(due: Due, num_envs: int) -> str:
-    """What a run is said to be doing."""
+    """The current phase of a run, for the display."""
     if due is Due.STEP:
         return "collecting" if num_envs == 1 else "training"
     return PHASES[due]
@@ -51,25 +51,25 @@ def evaluated(row: Row, env_steps: int) -> str:
 
 
 def terminated(env: str) -> str:
-    """What a user must know whose environment terminates."""
+    """Warning for environments that terminate episodes."""
     return f"{env} terminated an episode: the agent does not model that yet, imagination and values go on past it"
 
 
 def peak_memory(device: torch.device) -> Iterator[str]:
-    """Of a GPU."""
+    """Peak memory use of a GPU."""
     if device.type == "cuda":
         yield f"peak GPU memory {torch.cuda.max_memory_allocated(device) / GIB:.2f} GiB"
 
 
 class SetUpTime:
-    """Says once, after the first update of this process, how long that took since `started`, `time.monotonic`."""
+    """Reports once, after the first update of this process, the set-up time since `started`, a `time.monotonic`."""
 
     def __init__(self, started: float, device: torch.device):
-        self.started, self.seed_seconds = started, 0.0  # of seed episodes
+        self.started, self.seed_seconds = started, 0.0  # seconds of seed episodes
         self._device, self._said = device, False
 
     def after_update(self) -> Iterator[str]:
-        """A line after the first one, which is waited for."""
+        """One line after the first update, which is waited for."""
         if self._said:
             return
         self._said = True

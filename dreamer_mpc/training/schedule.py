@@ -1,4 +1,4 @@
-"""What a run does when: steps, updates, records, evaluations and saves, from its counters alone."""
+"""The schedule of a run: when to step, update, record, evaluate and save, from its counters alone."""
 
 from dataclasses import asdict, dataclass
 from enum import Enum
@@ -8,7 +8,7 @@ from dreamer_mpc.config import Config
 
 
 class Due(Enum):
-    """What a run does next."""
+    """The next action of a run."""
 
     SEED_STEP = "a step of the seed episodes"
     UPDATE = "an update before the next step"
@@ -20,18 +20,18 @@ class Due(Enum):
 
 @dataclass(frozen=True)
 class Pace:
-    """How often a run does what; env steps, where nothing else is said."""
+    """The intervals of a run's actions; in env steps unless said otherwise."""
 
-    end: int  # of the run
-    updates: int  # a round
-    every: int  # a round
+    end: int  # length of the run
+    updates: int  # per round
+    every: int  # length of a round
     evaluate_every: int
     save_seconds: float
-    in_flight: int  # of a step that updates go on beside; 0: steps and updates take turns
+    in_flight: int  # env steps of a step with concurrent updates; 0: steps and updates take turns
 
     @classmethod
     def of(cls, config: Config) -> "Pace":
-        """One environment takes turns, as in the paper; several step while updates go on."""
+        """One environment: steps and updates take turns, as in the paper; several environments step during updates."""
         in_flight = config.num_envs * config.action_repeat if config.num_envs > 1 else 0
         train = config.train
         return cls(
@@ -41,10 +41,10 @@ class Pace:
 
 @dataclass
 class UpdateRatio:
-    """Says how many updates are owed, so that they never leave the ratio of `updates` to `every` env steps.
+    """Computes how many updates are due, so that they keep the ratio of `updates` to `every` env steps.
 
-    It counts from env step `start`, where `lead` updates are owed at once, as the sequential algorithm makes a round of
-    them before its first step; from then on it is that much ahead. Env steps past `end` are owed none.
+    It counts from env step `start`, where `lead` updates are due at once, as the sequential algorithm makes a round of
+    them before its first step; after that, updates stay `lead` ahead. Env steps after `end` add no updates.
     """
 
     updates: int
@@ -52,18 +52,18 @@ class UpdateRatio:
     start: int
     end: int
     issued: int = 0
-    lead: int = 0  # runs that were begun before 2026-11-28 had none
+    lead: int = 0  # 0 in runs that began before 2026-11-28
 
     def due(self, env_steps: int) -> int:
-        """Updates that a run at `env_steps` has made since `start`, if none is missing: rounded down, exact."""
+        """Total number of updates due from `start` to `env_steps`, rounded down, exact."""
         if self.end <= self.start:
             return 0
         return self.lead + max(self.updates * (min(env_steps, self.end) - self.start) // self.every, 0)
 
     def issue(self, env_steps: int) -> int:
-        """Updates missing at `env_steps`; they count as issued.
+        """Number of updates missing at `env_steps`, which then count as issued.
 
-        None where `env_steps` was overestimated before, by an episode that ended early, until the run has caught up.
+        It is 0 after `env_steps` was overestimated, because an episode ended early, until the run has caught up.
         """
         missing = max(self.due(env_steps) - self.issued, 0)
         self.issued += missing
@@ -72,24 +72,24 @@ class UpdateRatio:
 
 @dataclass
 class Schedule:
-    """Where a run stands between two of the things it does, and which one comes next.
+    """The position of a run in its schedule, and its next action.
 
-    After the seed episodes a run goes by rounds of `pace.every` env steps. Where steps and updates take turns, all
-    updates of a round are owed at its start. Where they go on at once, those of the first round are, so that the run
-    stays a round ahead, and later ones with each step.
+    After the seed episodes a run proceeds in rounds of `pace.every` env steps. If steps and updates take turns, all
+    updates of a round are due at its start. If they are concurrent, those of the first round are due at its start,
+    so that the run stays a round ahead, and later ones with each step.
     """
 
     pace: Pace
-    seeding: bool = True  # the seed episodes are not over
+    seeding: bool = True  # the seed episodes are still running
     round_end: int = 0  # env steps
-    updates_left: int = 0  # to make before the next step
-    ratio: UpdateRatio | None = None  # once the seed episodes are over
+    updates_left: int = 0  # number of updates before the next step
+    ratio: UpdateRatio | None = None  # set after the seed episodes
     evaluated_at: int = 0  # env steps
     evaluation_due: bool = False
-    finished: bool = False  # evaluated at its end
+    finished: bool = False  # the evaluation at the end is done
 
     def due(self, env_steps: int) -> Due:
-        """What comes next in a run that stands at `env_steps`."""
+        """The next action of a run at `env_steps`."""
         if self.finished:
             return Due.NOTHING
         if self.evaluation_due:
@@ -101,11 +101,11 @@ class Schedule:
         return Due.RECORD if env_steps >= min(self.round_end, self.pace.end) else Due.STEP
 
     def save_due(self, seconds: float) -> bool:
-        """Whether `seconds` without a try to save are long enough."""
+        """Whether a checkpoint is due, `seconds` after the last attempt to save."""
         return seconds >= self.pace.save_seconds
 
     def seeded(self, env_steps: int) -> None:
-        """The seed episodes are over."""
+        """Record that the seed episodes are over."""
         self.seeding, self.round_end = False, env_steps
         self.ratio = self._ratio_from(env_steps, lead=self.pace.updates)
         self.evaluation_due = env_steps >= self.pace.end
@@ -114,32 +114,32 @@ class Schedule:
             self.updates_left = self.ratio.issue(env_steps)
 
     def take_update(self) -> int:
-        """One of the updates before the next step is made; how many there were to make, with this one."""
+        """Count one update before the next step; returns how many there were to make, this one included."""
         self.updates_left -= 1
         return self.updates_left + 1
 
     def take_updates_beside(self, env_steps: int) -> int:
-        """How many updates are made beside the step that was begun at `env_steps`."""
+        """Number of updates to make concurrently with the step that began at `env_steps`."""
         return self.ratio.issue(env_steps + self.pace.in_flight) if self.pace.in_flight else 0
 
     def recorded(self, env_steps: int) -> None:
-        """A round is on record; the next one begins, after an evaluation where the grid of those has been reached."""
+        """End a recorded round and begin the next, with an evaluation in between if the evaluation grid was reached."""
         next_evaluation = (self.evaluated_at // self.pace.evaluate_every + 1) * self.pace.evaluate_every
         self.evaluation_due = env_steps >= min(next_evaluation, self.pace.end)
         self._begin_round(env_steps)
 
     def evaluated(self, env_steps: int) -> None:
-        """The agent was evaluated."""
+        """Record that the agent was evaluated."""
         self.evaluation_due, self.evaluated_at = False, env_steps
         self.finished = env_steps >= self.pace.end
 
     def resumed(self, env_steps: int) -> None:
-        """The run goes on at `env_steps`, perhaps to another end or at another ratio than it was saved with."""
+        """Resume the run at `env_steps`, possibly with another length or another ratio than before."""
         self.finished &= env_steps >= self.pace.end
         if self.ratio:
             self.ratio.end = self.pace.end
             if (self.ratio.updates, self.ratio.every) != (self.pace.updates, self.pace.every):
-                self.ratio = self._ratio_from(env_steps, lead=0)  # a lead was made before
+                self.ratio = self._ratio_from(env_steps, lead=0)  # the lead was made in the first round
 
     def state_dict(self) -> dict[str, Any]:
         plain = {name: value for name, value in vars(self).items() if name not in ("pace", "ratio")}
@@ -154,8 +154,8 @@ class Schedule:
         return UpdateRatio(self.pace.updates, self.pace.every, env_steps, self.pace.end, lead=lead)
 
     def _begin_round(self, env_steps: int) -> None:
-        self.round_end = min(self.round_end, env_steps) + self.pace.every  # the last one may have been shorter
+        self.round_end = min(self.round_end, env_steps) + self.pace.every  # the interrupted round may have been shorter
         if self.pace.in_flight:
-            self.round_end = max(self.round_end, env_steps + 1)  # updates come with steps: at least one step a round
+            self.round_end = max(self.round_end, env_steps + 1)  # a round has at least one step, as updates need one
         else:
             self.updates_left = self.pace.updates

@@ -1,4 +1,4 @@
-"""What a training needs before its first step: a folder, environments, an agent, a replay; from a checkpoint or new."""
+"""Set-up of a training run, new or from a checkpoint: folder, environments, agent and replay."""
 
 import contextlib
 from dataclasses import dataclass, field
@@ -26,18 +26,18 @@ NOTHING_SAVED = "stopped before the first step: there was nothing to save"
 
 
 def claim_folder(config: Config) -> RunFolder:
-    """The folder of a new run, once settings and environment were tried. UserError, or EnvError as `try_env`."""
+    """The folder of a new run, after settings and environment were checked. UserError, or EnvError as in `try_env`."""
     check_start(config)
     replay_capacity(config)
     check_storage(config.replay.storage, choose_device(config.device))
     try_env(config.env, config.num_envs, **env_settings(config))
     path = Path(config.run_dir or default_run_dir(config))
-    # What is to be overwritten is deleted when the new run is ready to start, not before.
+    # An old run that is to be overwritten is deleted only when the new run is ready to start.
     return RunFolder(path) if config.overwrite and path.exists() else RunFolder.create(path)
 
 
 def begin_folder(folder: RunFolder, config: Config, device: torch.device) -> None:
-    """Write what the run is made with. A run that could not be set up leaves its folder as it was: only now."""
+    """Write settings and versions; only now, so that a failed set-up leaves the folder unchanged."""
     if config.overwrite and not config.resume:
         RunFolder.create(folder.path, overwrite=True)
     try:
@@ -51,7 +51,7 @@ def begin_folder(folder: RunFolder, config: Config, device: torch.device) -> Non
 
 @dataclass
 class Parts:
-    """What a training works with, and lines for the user about it."""
+    """The objects of a training run, and lines for the user about it."""
 
     envs: RowVectorEnv
     eval_envs: RowVectorEnv
@@ -70,7 +70,7 @@ def open_parts(
     stop: Stop,
     opened: contextlib.ExitStack,
 ) -> Parts:
-    """Everything as `config` describes it, or as `checkpoint` left it; `opened` gets what must be closed.
+    """Build everything from `config`, or restore it from `checkpoint`; `opened` closes it at the end.
 
     Weights of a new agent are drawn from torch's generator.
     """
@@ -92,7 +92,7 @@ def open_parts(
     if checkpoint:
         _restore(parts, config, checkpoint)
     else:
-        collector.begin(config.train.seed_episodes)  # one that cannot even be reset leaves no run folder
+        collector.begin(config.train.seed_episodes)  # an environment that cannot be reset leaves no run folder
     return parts
 
 
@@ -107,14 +107,14 @@ def _make_replay(
     required = capacity * frame_bytes(action_dim)
     place, memmap, line = choose_storage(config.replay.storage, required, device, folder.path)
     if memmap:
-        opened.callback(memmap.unlink, missing_ok=True)  # its frames are saved elsewhere
+        opened.callback(memmap.unlink, missing_ok=True)  # its frames are also saved in the replay files
     replay = Replay(capacity, action_dim, config.num_envs, device=place, memmap=memmap, seed=config.seed)
     saved = f"saved as it grows, at last {required / GIB:.2f} GiB on disk"
     return replay, f"{line}, {capacity:,} frames; {saved} ({free_disk(folder.path) / GIB:.0f} GiB free)"
 
 
 def _restore(parts: Parts, config: Config, checkpoint: Checkpoint) -> None:
-    """Replay and episodes in progress; networks are there already."""
+    """Restore replay and the episodes in progress; the networks are already restored."""
     parts.replay.load_state_dict(checkpoint.replay)
     parts.saver.restore(checkpoint)
     same_planner = training_planner(trained_config(checkpoint, "the checkpoint")) == training_planner(config)

@@ -1,4 +1,4 @@
-"""What is done about skipped updates: the frames of the first are kept for people to look at, too many end the run."""
+"""Handling of skipped updates: the frames of the first are saved for inspection, and too many end the run."""
 
 import json
 from pathlib import Path
@@ -12,18 +12,18 @@ from dreamer_mpc.util.files import atomic_path
 
 
 class SkippedUpdateWatch:
-    """Saves the frames of the first update of a run that was skipped to `folder`, and ends the run after too many.
+    """Saves the frames of the first skipped update of a run to `folder`; ends the run after too many.
 
-    `limit` updates in a row are too many.
+    `limit` consecutive skipped updates are too many.
     """
 
     def __init__(self, folder: Path, replay: Replay, limit: int):
         self._folder, self._replay, self._limit = folder, replay, limit
 
     def check(self, agent: Agent, updates: int, metrics: dict[str, float]) -> list[str]:
-        """Lines for the user, about the updates before `updates` whose means are `metrics`; waits for the device.
+        """Lines for the user about the updates before `updates` with mean metrics `metrics`; waits for the device.
 
-        UserError after too many skipped ones in a row.
+        UserError after too many consecutive skipped updates.
         """
         skipped = agent.skipped_updates()
         lines = [] if skipped.index is None or self._saved() else [self._save(skipped, updates, metrics)]
@@ -41,7 +41,7 @@ class SkippedUpdateWatch:
         return sorted(self._folder.glob("update-*.safetensors"))
 
     def _save(self, skipped: SkippedUpdates, updates: int, metrics: dict[str, float]) -> str:
-        """Write the frames [T, B, ...] as replay has them, and their `index`; a line that says so."""
+        """Write the frames [T, B, ...] as stored in replay, and their `index`; returns a line that says so."""
         frames = {name: value.contiguous() for name, value in self._replay.look_up(skipped.index).items()}
         about = {"updates": str(updates), "metrics": json.dumps(metrics)}
         path = self._folder / f"update-{updates:08d}.safetensors"

@@ -1,4 +1,4 @@
-"""What the training loop knows beside its counters."""
+"""The state of the training loop apart from its counters."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +21,7 @@ class MetricMeans:
         self._updates += 1
 
     def read(self) -> dict[str, float]:
-        """As they are logged; waits for the device."""
+        """The means for logging; waits for the device."""
         if self._total is None:
             return {}
         means = dict(zip(self._names, (self._total / self._updates).tolist(), strict=True))
@@ -39,13 +39,13 @@ class MetricMeans:
 
 @dataclass
 class TrainingState:
-    """All that the loop of a run knows between two of the things it does, but for its counters."""
+    """The state of a run's loop between two actions, apart from its counters."""
 
     schedule: Schedule
     returns: list[float] = field(default_factory=list)  # of the seed episodes, or of this round's
     metrics: MetricMeans = field(default_factory=MetricMeans)  # of this round's updates
     best_return: float | None = None  # mean return of the best evaluation
-    terminates: bool = False  # an episode of this run was terminated, and the user told what that means
+    terminates: bool = False  # an episode of this run was terminated, and the user was told what that means
 
     def state_dict(self) -> dict[str, Any]:
         plain = {name: value for name, value in vars(self).items() if name != "schedule"}

@@ -1,1 +1,1 @@
-"""What every part may use; it knows nothing of any."""
+"""Helpers for every part of the program; they import none of those parts."""

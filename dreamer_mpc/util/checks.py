@@ -1,14 +1,14 @@
-"""Settings that are out of range are errors that name themselves."""
+"""Range checks of settings; each error names its setting."""
 
 import math
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-LARGEST = 2**31 - 1  # of integers: counts, sizes and seeds that some library keeps in 32 bits
-WIDEST = 2**16  # layers of networks
+LARGEST = 2**31 - 1  # for integers: counts, sizes and seeds, which some libraries keep in 32 bits
+WIDEST = 2**16  # for layers of networks
 
 
 def check_range(name: str, value: float, low: float | None, high: float | None) -> None:
-    """ValueError unless value is finite and low <= value <= high; None is no bound, for integers `LARGEST`."""
+    """ValueError unless value is finite and low <= value <= high; None means no bound, for integers `LARGEST`."""
     if high is None and isinstance(value, int) and value > LARGEST:
         raise ValueError(f"{name} must be at most {LARGEST}, got {str(value)[:20]}")
     if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
@@ -17,7 +17,7 @@ def check_range(name: str, value: float, low: float | None, high: float | None) 
 
 
 def check_ranges(settings: Any, **ranges: tuple[float | None, float | None]) -> None:
-    """`check_range` of every named field of `settings`; each value of a tuple."""
+    """`check_range` for every named field of `settings`, and for each value of a tuple."""
     for name, (low, high) in ranges.items():
         value = getattr(settings, name)
         for number in value if isinstance(value, (tuple, list)) else [value]:
@@ -34,7 +34,7 @@ def check_most(settings: Any, most: int, *names: str) -> None:
 
 
 def check_each(name: str, values: tuple[str, ...], known: Any) -> None:
-    """ValueError unless each of `values` is one of those of the Literal `known`."""
+    """ValueError unless each of `values` is one of the values of the Literal `known`."""
     for value in values:
         if value not in get_args(known):
             raise ValueError(f"{name} must be among {', '.join(get_args(known))}, got {value!r}")

@@ -1,11 +1,11 @@
-"""How far a run has come."""
+"""The counters of a run."""
 
 from dataclasses import dataclass
 
 
 @dataclass
 class Counters:
-    """Where a run stands. env_steps = agent_steps x action repeat, but for steps that an episode's end cut short."""
+    """Counters of a run. env_steps = agent_steps x action repeat, minus repeats that the end of an episode cut off."""
 
     env_steps: int = 0  # steps of the simulator
     agent_steps: int = 0  # actions executed

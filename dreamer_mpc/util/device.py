@@ -1,4 +1,4 @@
-"""Where a run computes."""
+"""The device of a run."""
 
 import contextlib
 import ctypes
@@ -10,7 +10,7 @@ from dreamer_mpc.util.errors import UserError
 
 
 def choose_device(name: str) -> torch.device:
-    """The torch device of `--device`, torch set up for it; UserError if there is no such device."""
+    """The torch device of `--device`, with torch's settings for it; UserError if there is no such device."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -26,7 +26,7 @@ def choose_device(name: str) -> torch.device:
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")  # TF32, for the recurrent part and the heads
         torch.backends.cudnn.benchmark = True
-        # The host only hands work over. OpenMP's threads would spin between its copies, on the workers' cores.
+        # The host only launches work. OpenMP threads would spin between its copies, on the cores of the workers.
         torch.set_num_threads(1)
     else:
         _keep_freed_memory()
@@ -34,9 +34,9 @@ def choose_device(name: str) -> torch.device:
 
 
 def _keep_freed_memory() -> None:
-    """Let malloc (glibc's) keep what is freed: an update frees and takes gigabytes, whose pages the kernel would clear.
+    """Let glibc's malloc keep freed memory: an update frees and takes gigabytes, whose pages the kernel would clear.
 
-    That is half of an update's time on two cores.
+    Clearing them takes half of an update's time on two cores.
     """
     m_trim_threshold, m_mmap_max = -1, -4
     try:
@@ -44,25 +44,25 @@ def _keep_freed_memory() -> None:
     except (OSError, AttributeError):  # another C library
         return
     mallopt(m_mmap_max, 0)  # large blocks come from the heap too
-    mallopt(m_trim_threshold, -1)  # which is never given back
+    mallopt(m_trim_threshold, -1)  # the heap is never returned to the system
 
 
 @contextlib.contextmanager
 def preserved_rng(device: torch.device) -> Iterator[None]:
-    """torch's generators, of the host and of `device`, are afterwards as they were before."""
+    """Context in which torch's generators, of the host and of `device`, are saved and afterwards restored."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
 
 
 def device_name(device: torch.device) -> str:
-    """What the machine calls it."""
+    """The name of the device's hardware."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
 
 
 def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """`x` on `device`; from the host to a GPU through pinned memory, so that the host goes on at once.
+    """`x` on `device`; from the host to a GPU through pinned memory, so that the host does not wait.
 
-    The pinned memory is torch's, which does not hand it out again before the copy is done.
+    torch's allocator of pinned memory does not reuse a block before its copy is done.
     """
     if x.device.type == "cpu" and device.type == "cuda":
         return x.pin_memory().to(device, non_blocking=True)

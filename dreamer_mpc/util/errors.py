@@ -1,5 +1,5 @@
-"""The one exception that is meant for the person at the command line."""
+"""The exception for mistakes of the user at the command line."""
 
 
 class UserError(Exception):
-    """A mistake the user can mend: one line that names the remedy; run.py prints it and exits with 2."""
+    """A mistake that the user can fix: its one line names the remedy; run.py prints it and exits with 2."""

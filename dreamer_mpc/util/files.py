@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Writing files atomically."""
 
 import csv
 import io
@@ -11,10 +11,10 @@ from typing import Any
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that replaces it when the block ends, or vanishes if it raises.
+    """Yield a temporary path beside `path` that replaces it when the block ends, or is removed if it raises.
 
     The name keeps the suffix, because matplotlib and ffmpeg choose the format by it. Readers of `path` see
-    the old file or the new one, never half of one. OSError is passed on, the old file whole.
+    the old file or the new one, never a part of one. After an OSError the old file is unchanged.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -23,13 +23,13 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         _fsync(temporary)
         os.replace(temporary, path)
-        _fsync(path.parent)  # the new name must outlive a loss of power as well
+        _fsync(path.parent)  # so that the new name also survives a loss of power
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def temporary_path(path: Path) -> Path:
-    """Where `path` is written before it is whole."""
+    """The temporary path beside `path`."""
     return path.with_name(f".{path.stem}.tmp{path.suffix}")
 
 
@@ -48,7 +48,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def to_csv(rows: Iterable[dict[str, Any]]) -> str:
-    """Rows of one shape as CSV; None is an empty cell."""
+    """Write rows with equal keys as CSV; None is an empty cell."""
     rows = list(rows)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")

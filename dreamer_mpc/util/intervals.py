@@ -1,7 +1,7 @@
-"""What episodes add up to: means with intervals that hold their level, failed episodes, and many comparisons at once.
+"""Statistics of returns: means with calibrated intervals, failed episodes, and corrections for many comparisons.
 
-Scores are [E, C]: E episodes in each of C strata (checkpoints). How often the interval covers, beside others that were
-tried: docs/statistics.md.
+Scores are [E, C]: E episodes in each of C strata (checkpoints). docs/statistics.md has the measured coverage of this
+interval and of alternatives.
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from scipy import special  # not scipy.stats, which takes a second to import
 
 Scores = Float[np.ndarray, "E C"]
 
-FEWEST = 5  # episodes of a stratum that an interval, a test or a failed episode is made from
-FAR_BELOW = -3.5  # modified z-score; Iglewicz and Hoaglin's
+FEWEST = 5  # least number of episodes per stratum for an interval, a test or the detection of failed episodes
+FAR_BELOW = -3.5  # modified z-score of Iglewicz and Hoaglin
 SHARE_LOST = 0.2  # of the median
 
 
 def mean_interval(scores: Scores, level: float = 0.95) -> tuple[float, float] | None:
-    """Student's t interval of the mean over strata of their means; None from fewer than FEWEST episodes."""
+    """Student's t interval of the mean over strata of their means; None with fewer than FEWEST episodes."""
     if len(scores) < FEWEST:
         return None
     error, freedom = _standard_error(scores)
@@ -27,9 +27,9 @@ def mean_interval(scores: Scores, level: float = 0.95) -> tuple[float, float] | 
 
 
 def p_value(differences: Scores) -> float | None:
-    """Two-sided p-value of Student's t test that the mean is 0; None from fewer than FEWEST episodes.
+    """Two-sided p-value of Student's t test that the mean is 0; None with fewer than FEWEST episodes.
 
-    It is below 0.05 just where 0 lies outside of the 95 % interval.
+    It is below 0.05 exactly if 0 lies outside of the 95 % interval.
     """
     if len(differences) < FEWEST:
         return None
@@ -41,7 +41,7 @@ def p_value(differences: Scores) -> float | None:
 
 
 def _standard_error(scores: Scores) -> tuple[float, float]:
-    """Of the mean over strata of their means, and its degrees of freedom (Welch and Satterthwaite)."""
+    """Variance of the mean over strata of their means, and its degrees of freedom (Welch and Satterthwaite)."""
     episodes, strata = scores.shape
     variances = scores.var(axis=0, ddof=1) / episodes  # of each stratum's mean
     total = float(variances.sum())
@@ -54,7 +54,7 @@ def _standard_error(scores: Scores) -> tuple[float, float]:
 def iqm(scores: Scores) -> float:
     """Interquartile mean: the mean of all scores but the lowest and the highest quarter, rounded down.
 
-    It has no interval: none that was tried holds its level at five episodes.
+    It has no interval: none of those tried has the nominal coverage at five episodes.
     """
     ordered = np.sort(scores, axis=None)
     cut = len(ordered) // 4
@@ -62,7 +62,7 @@ def iqm(scores: Scores) -> float:
 
 
 def failed(returns: Float[np.ndarray, " E"]) -> Bool[np.ndarray, " E"]:
-    """Which episodes of one planner on one checkpoint ended far below the others; none of fewer than FEWEST.
+    """Mask of the episodes of one planner on one checkpoint that ended far below the others; none below FEWEST.
 
     Far below is a modified z-score, 0.6745 (x - median) / MAD with MAD the median absolute deviation, below -3.5
     (Iglewicz and Hoaglin 1993, How to Detect and Handle Outliers), and more than a fifth of the median's size below it.
@@ -81,14 +81,14 @@ def failed(returns: Float[np.ndarray, " E"]) -> Bool[np.ndarray, " E"]:
 
 
 def count_failed(scores: Scores) -> int | None:
-    """Failed episodes of all strata; None from fewer than FEWEST a stratum."""
+    """Number of failed episodes over all strata; None with fewer than FEWEST per stratum."""
     return None if len(scores) < FEWEST else int(sum(failed(column).sum() for column in scores.T))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values of several tests, adjusted by Holm's step-down correction (1979).
 
-    With those at or below 0.05 called decided, the chance that any of them is false is at most 5 %.
+    If those at or below 0.05 are called significant, the chance that any of them is false is at most 5 %.
     """
     order = np.argsort(p_values)
     ordered = np.asarray(p_values, dtype=float)[order] * np.arange(len(order), 0, -1)

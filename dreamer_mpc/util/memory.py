@@ -1,4 +1,4 @@
-"""How much memory and disk there is, and how much of it one thing may take."""
+"""Free memory and disk space, and how much of it one allocation may take."""
 
 import shutil
 from pathlib import Path
@@ -7,11 +7,11 @@ import psutil
 
 GIB = 2**30
 CGROUP = Path("/sys/fs/cgroup")
-HEADROOM = 0.9  # share of what is free that one thing may take
+HEADROOM = 0.9  # share of the free amount that one allocation may take
 
 
 def fits(required: int, free: int) -> bool:
-    """Whether `required` bytes may be taken where `free` are."""
+    """Whether `required` bytes may be allocated when `free` are free."""
     return required <= HEADROOM * free
 
 
@@ -22,7 +22,7 @@ def free_disk(folder: Path) -> int:
 
 
 def available_memory() -> int:
-    """Bytes of RAM that can still be had, under the container's limit (cgroup v2) where there is one."""
+    """Available bytes of RAM, under the container's limit (cgroup v2) if there is one."""
     free = psutil.virtual_memory().available
     try:
         limit = CGROUP.joinpath("memory.max").read_text().strip()
@@ -38,7 +38,7 @@ def total_memory() -> int:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether a GPU or the host had no memory left."""
+    """Whether the error means that a GPU or the host ran out of memory."""
     import torch  # here, as `doctor` must run where it cannot be imported
 
     words = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")

@@ -1,4 +1,4 @@
-"""The states of random generators, as what a checkpoint can hold."""
+"""States of random generators in a form that a checkpoint can hold."""
 
 import json
 import random
@@ -9,14 +9,14 @@ import torch
 
 
 def seed_everything(seed: int) -> None:
-    """Seed torch, and NumPy's and Python's own generators, which custom environments may draw from."""
+    """Seed torch, NumPy and Python; custom environments may use the latter two."""
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
 
 
 def global_state(device: torch.device) -> dict[str, Any]:
-    """Of torch (the host and `device`), NumPy and Python."""
+    """States of the generators of torch (host and `device`), NumPy and Python."""
     numpy = np.random.get_state(legacy=False)
     numpy["state"]["key"] = numpy["state"]["key"].tolist()
     return {
@@ -28,7 +28,7 @@ def global_state(device: torch.device) -> dict[str, Any]:
 
 
 def restore_global_state(state: dict[str, Any], device: torch.device) -> None:
-    """Restore `global_state`. A GPU's generator stays as it is where the state is of a run without one."""
+    """Restore `global_state`. A GPU's generator is left unchanged if the state is of a run without a GPU."""
     torch.set_rng_state(state["torch"])
     if device.type == "cuda" and state["cuda"] is not None:
         torch.cuda.set_rng_state(state["cuda"], device)
@@ -40,7 +40,7 @@ def restore_global_state(state: dict[str, Any], device: torch.device) -> None:
 
 
 def generator_state(generator: np.random.Generator) -> str:
-    """Of one generator; its integers have 128 bits, so it is text."""
+    """State of one NumPy generator, as text because its integers have 128 bits."""
     return json.dumps(generator.bit_generator.state)
 
 

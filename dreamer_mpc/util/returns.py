@@ -1,4 +1,4 @@
-"""Returns as pure functions of predictions; they know no network."""
+"""Returns as pure functions of predicted rewards and values."""
 
 import torch
 from jaxtyping import Float

@@ -1,4 +1,4 @@
-"""Stopping a run when the system or its user asks for it."""
+"""Stopping a run on SIGTERM or Ctrl-C."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(Exception):
-    """A run was asked to stop, and has; the text is for its user."""
+    """A run has stopped on request; the text is for the user."""
 
 
 class Stop:
@@ -32,6 +32,6 @@ class Stop:
     def _note(self, number, frame):
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if number == signal.SIGINT:  # print() might wait for a lock that the interrupted code holds
+        if number == signal.SIGINT:  # no print(): it might wait for a lock that the interrupted code holds
             os.write(2, b"\nstopping after a last checkpoint; Ctrl-C again stops at once, without one\n")
         self.requested = True

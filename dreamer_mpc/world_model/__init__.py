@@ -1,4 +1,4 @@
-"""Images to latent states, latent dynamics, and back."""
+"""Encoder, latent dynamics and decoder."""
 
 from dreamer_mpc.world_model.protocol import Batch, WorldModelKind, WorldModelProtocol
 from dreamer_mpc.world_model.world_model import WorldModel, WorldModelConfig

@@ -16,8 +16,8 @@ BITS = 5
 def preprocess(image: UInt8[Tensor, "*b H W C"], dequantize: bool = False) -> Float[Tensor, "*b C H W"]:
     """uint8 pixels to 5 bits in [-0.5, 0.5] (PlaNet, Hafner et al. 2019).
 
-    `dequantize` adds uniform noise of one level, so that the Gaussian likelihood sees a density (training); without it
-    a level stands at its centre (acting).
+    `dequantize` adds uniform noise of one level, so that the likelihood is that of a density (training); without it
+    each level is represented by its centre (acting).
     """
     levels = 2**BITS
     if dequantize:
@@ -56,7 +56,7 @@ class Encoder(nn.Module):
         return x.reshape(*image.shape[:-3], self.outputs)
 
     def in_blocks(self, image: Float[Tensor, "M 3 64 64"]) -> Float[Tensor, "M C 2 2"]:
-        """What the layers compute; on a CPU it gains nothing."""
+        """The output of the plain layers, computed in blocks of pixels; on a CPU it is no faster."""
         first, *rest = self.layers[::2]
         x = image_convolution(image.permute(0, 2, 3, 1), first)
         for layer in rest:

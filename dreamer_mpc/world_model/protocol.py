@@ -1,4 +1,4 @@
-"""What agents need of a world model, whatever its latent state is."""
+"""The interface of a world model for agents, independent of its latent state."""
 
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -12,8 +12,8 @@ WorldModelKind = Literal["gaussian"]
 class Batch(NamedTuple):
     """Sequences from replay. action[t] led into image[t]; reward[t] was paid on arriving there.
 
-    is_terminal[t]: the environment ended its episode there, so that nothing follows; where one was cut short, or goes
-    on, it is false.
+    is_terminal[t]: the environment terminated the episode there, so that nothing follows. It is false where an episode
+    was truncated or continues.
     """
 
     image: UInt8[Tensor, "T B H W C"]
@@ -21,20 +21,20 @@ class Batch(NamedTuple):
     reward: Float[Tensor, "T B"]
     is_first: Bool[Tensor, "T B"]
     is_terminal: Bool[Tensor, "T B"]
-    index: Int64[Tensor, "T B"]  # the frame's place in replay, its identity for the bootstrap masks
+    index: Int64[Tensor, "T B"]  # the frame's place in replay, which identifies it for the bootstrap masks
 
 
 @runtime_checkable
 class WorldModelProtocol(Protocol):
-    """Images and actions in, latent states [*, S] out, and what they predict.
+    """Maps images and actions to latent states [*, S], and predicts from them.
 
-    `kind` is the name that a checkpoint states. `infer` gives the states of a batch, which imagination starts from;
-    `loss` the scalar to descend and the mean of each of its terms, named, of what `infer` returned.
+    `kind` is the name in a checkpoint. `infer` gives the states of a batch, from which imagination starts; `loss` takes
+    what `infer` returned and gives the scalar to minimise and the mean of each of its terms by name.
     """
 
     kind: ClassVar[WorldModelKind]
     state_dim: int  # S
-    noise_dim: int  # Z, of one step's draws
+    noise_dim: int  # Z, size of the noise of one step
 
     def initial(self, batch: int) -> Float[Tensor, "B S"]:
         """The state before an episode's first image."""
@@ -47,7 +47,7 @@ class WorldModelProtocol(Protocol):
         is_first: Bool[Tensor, " B"],
         amp: torch.autocast,
     ) -> Float[Tensor, "B S"]:
-        """The state after `action` led from `state` to `image`; where `is_first`, both count for nothing."""
+        """The posterior after `action` led from `state` to `image`; where `is_first`, both are ignored."""
 
     def step(
         self, state: Float[Tensor, "*b S"], action: Float[Tensor, "*b A"], noise: Float[Tensor, "*b Z"] | None = None
@@ -55,7 +55,7 @@ class WorldModelProtocol(Protocol):
         """One step without an image."""
 
     def noise(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b Z"]:
-        """Draws for `step`."""
+        """Standard normal draws for `step`."""
 
     def reward(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b"]:
         """Mean of the reward received on arriving in `state`."""
@@ -64,7 +64,7 @@ class WorldModelProtocol(Protocol):
         """Mean images of latent states."""
 
     def infer(self, batch: Batch, amp: torch.autocast) -> Any:
-        """What is made of a batch; `.states` [T, B, S] are the posterior's."""
+        """The inference on a batch; `.states` [T, B, S] are posterior samples."""
 
     def loss(
         self, batch: Batch, inference: Any, amp: torch.autocast

@@ -28,8 +28,8 @@ class RSSM(nn.Module):
     """One-step functions with and without an image, and the sequence functions that scan them.
 
     Alignment everywhere: action[t] led into image[t], and is_first[t] marks an episode's first image, before which
-    there is neither state nor action. With `kernels`, a sequence has a backward pass of its own (`cell.py`); without,
-    autograd's, which is the reference. `bf16` is for kernels on a GPU: products of bf16 numbers, summed in fp32.
+    there is neither state nor action. With `kernels`, sequences have their own backward pass (`cell.py`); else they use
+    autograd, the reference. `bf16` is for kernels on a GPU: products of bf16 numbers, summed in fp32.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class RSSM(nn.Module):
         keep = (~is_first)[..., None].to(embed.dtype)  # [T, B, 1]
         action = action * keep
         noise = torch.randn(*embed.shape[:2], self.stoch, device=embed.device, dtype=embed.dtype)
-        # The image's share of the posterior's first layer needs no recurrence: one product for all steps.
+        # The contribution of images to the posterior's first layer is not recurrent: one product for all steps.
         deter_weight, embed_weight = self.posterior_hidden.weight.split([self.deter, embed.shape[-1]], dim=1)
         seen = F.linear(embed, embed_weight, self.posterior_hidden.bias)  # [T, B, hidden]
         if self.kernels:
@@ -122,7 +122,7 @@ class RSSM(nn.Module):
     ) -> tuple[Float[Tensor, "T M A"], Trace]:
         """`prior_step` for each action in turn, or with the policy in the loop: the actions taken, and the trace.
 
-        `save` keeps what `differentiable_states` needs.
+        `save` keeps the tensors that `differentiable_states` needs.
         """
         cell, bias = self._prior_cell(), self.prior_hidden.bias
         return unroll(cell, state, action, bias, noise, None, self.min_std, save, self.bf16)
@@ -148,7 +148,7 @@ class RSSM(nn.Module):
         )  # fmt: skip
 
     def prior(self, deter: Float[Tensor, "*b D"]) -> Gaussian:
-        """p(stoch | deter): what is expected before the image is seen."""
+        """p(stoch | deter), before the image is seen."""
         return self._gaussian(self.prior_out(F.elu(self.prior_hidden(deter))))
 
     def _recur(self, state: Float[Tensor, "M S"], action: Float[Tensor, "M A"]) -> Float[Tensor, "M D"]:

@@ -35,9 +35,9 @@ class SquaredError(torch.autograd.Function):
 
 
 class Inference(NamedTuple):
-    """What a world model makes of a batch."""
+    """The inference of the world model on a batch."""
 
-    target: Float[Tensor, "T B C H W"]  # the images as the decoder is to give them
+    target: Float[Tensor, "T B C H W"]  # the images as targets of the decoder
     states: Float[Tensor, "T B S"]
     posterior: Gaussian
     prior: Gaussian
@@ -66,14 +66,14 @@ class WorldModelConfig:
     reward_hidden: int = 200
     """Hidden size of the reward head (paper: 200)."""
     free_nats: float = 3.0
-    """Nats of KL that cost nothing (paper: 3)."""
+    """Free nats of the KL: below this it is not penalised (paper: 3)."""
     image_scale: float = 1.0
     """Weight of half the squared error of the image, the log-likelihood that the paper's Table 18 names. Its base code
     defaults to the whole squared error: 2, as in the preset paper-base-loss."""
     reward_scale: float = 1.0
     """Weight of half the squared error of the reward, likewise; the paper's base code: 2."""
     kl_scale: float = 1.0
-    """Weight of max(KL, free nats); 1 in the paper's base code too, but beside errors that weigh twice ours."""
+    """Weight of max(KL, free nats); also 1 in the paper's base code, where the squared errors have twice our weight."""
 
     def __post_init__(self):
         sizes = ("deter", "stoch", "hidden", "encoder_channels", "decoder_dense", "decoder_channels", "reward_hidden")
@@ -100,12 +100,12 @@ class WorldModel(nn.Module):
 
     @property
     def state_dim(self) -> int:
-        """S, of a state: deter and stoch."""
+        """S, the size of a state: deter and stoch."""
         return self.rssm.state_dim
 
     @property
     def noise_dim(self) -> int:
-        """Z, of the draws of one step: stoch."""
+        """Z, the size of the noise of one step: stoch."""
         return self.rssm.stoch
 
     def initial(self, batch: int) -> Float[Tensor, "B S"]:

@@ -21,7 +21,7 @@ SIZES = [
     "--behavior.horizon", "3", "--behavior.actor-hidden", "16", "--behavior.value-hidden", "16",
 ]  # fmt: skip
 ENV = ["--env", "tests.example_env:make"]
-# Episodes of 8 steps, and an update for each: a run in a second or two, of whatever environment.
+# Episodes of 8 steps, with one update each: a run takes a second or two in any environment.
 BRIEF = [
     "--config", "quick", "--action-repeat", "1", "--max-env-steps", "8", "--env-steps", "16",
     "--train.seed-episodes", "1", "--train.every", "8", "--train.updates", "1", "--eval.every", "1000",
@@ -29,7 +29,7 @@ BRIEF = [
     "--replay.sequence-length", "4", *SIZES,
 ]  # fmt: skip
 TINY = [*ENV, *BRIEF]
-# Planners of next to no cost.
+# Very cheap planners.
 CHEAP = [
     "--cem.candidates", "20", "--cem.elites", "4", "--cem.iterations", "2", "--cem.horizon", "4",
     "--mppi.candidates", "16", "--mppi.elites", "4", "--mppi.iterations", "2", "--mppi.policy-candidates", "2",
@@ -52,7 +52,7 @@ def make_planet(seed=0, **optimizer):
 
 
 def make_batch(seed=0, length=5, batch_size=3, action_dim=ACTION_DIM, first=((0, 0),), device="cpu"):
-    """Random frames numbered row by row; episodes start at the frames `first`, each (t, row)."""
+    """Random frames with their numbers as index; episodes start at the frames `first`, each (t, row)."""
     draw = {"generator": torch.Generator(device).manual_seed(seed), "device": device}
     is_first = torch.zeros(length, batch_size, dtype=torch.bool, device=device)
     for frame in first:

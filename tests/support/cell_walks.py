@@ -1,4 +1,4 @@
-"""Sequences walked by the cell's kernels and by its loop in torch, of the same numbers."""
+"""Rollouts by the cell's kernels and by its loop in torch, on the same numbers."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ KINDS = ("observe", "rollout", "policy", "policy alone", "policy's mode")
 
 
 class Sizes(NamedTuple):
-    """Of the layers: those of the paper."""
+    """Sizes of the layers, by default those of the paper."""
 
     deter: int = 200
     stoch: int = 30
@@ -23,7 +23,7 @@ class Sizes(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """What a walk is made of: with the posterior's inputs, with given actions, or with the policy in the loop."""
+    """The inputs of a rollout: with the posterior's inputs, with given actions, or with the policy in the loop."""
 
     weights: cell.Cell
     state: Tensor
@@ -31,7 +31,7 @@ class Walk(NamedTuple):
     add: Tensor
     noise: Tensor
     keep: Tensor | None
-    grads: list[Tensor]  # of deter and stoch; of what is observed, of stats too
+    grads: list[Tensor]  # of deter and stoch; with observations also of stats
 
 
 def walk_both(kind, rows, monkeypatch, bf16=False, steps=7, sizes=Sizes(), device="cpu"):
@@ -51,7 +51,7 @@ def walk_both(kind, rows, monkeypatch, bf16=False, steps=7, sizes=Sizes(), devic
 
 
 def make_walk(kind, rows, steps, sizes, device) -> Walk:
-    """Numbers of a size at which gates and policy are not saturated."""
+    """Random numbers at a scale where gates and policy are not saturated."""
     torch.manual_seed(rows)
     d, z, x, a = sizes[:4]
     draw = lambda *shape: 0.3 * torch.randn(*shape, device=device)  # noqa: E731
@@ -67,16 +67,16 @@ def make_walk(kind, rows, steps, sizes, device) -> Walk:
         return Walk(weights, state, action, draw(steps, rows, x), noise, keep, [*grads, draw(steps, rows, 2 * z)])
     if kind.startswith("policy"):
         mode = kind == "policy's mode"
-        std = 0.3 if mode else 5.0  # where it is wide there are two modes, and rounding decides between them
+        std = 0.3 if mode else 5.0  # a wide Gaussian has two modes, and rounding decides between them
         actor = Actor(d + z, a, sizes.layers, sizes.units, init_std=std).to(device)
         weight = torch.rand(steps, rows, device=device)
-        blend = () if kind == "policy alone" else (4 * action, weight)  # some beyond the bounds
+        blend = () if kind == "policy alone" else (4 * action, weight)  # some actions exceed the bounds
         action = cell.Acting(actor.weights(), None if mode else torch.randn_like(action), *blend)
     return Walk(weights, state, action, draw(x), noise, None, grads)
 
 
 def assert_near(found, expected, tolerance):
-    """Relative distance of each tensor; one that is zero must be zero."""
+    """Relative distance of each tensor; a tensor of zeros must be zero in both."""
     for i, (x, y) in enumerate(zip(found, expected, strict=True)):
         distance = ((x - y).norm() / y.norm().clamp_min(1e-12)).item()
         assert distance < tolerance, f"tensor {i}: {distance}"

@@ -1,4 +1,4 @@
-"""Comparing what checkpoints hold, and a hostile one."""
+"""Comparing the contents of checkpoints, and a hostile checkpoint."""
 
 import torch
 
@@ -6,7 +6,7 @@ from dreamer_mpc.data.collect import Counters
 from dreamer_mpc.runs.checkpoint import Checkpoint, as_payload, load_checkpoint
 from dreamer_mpc.runs.payload import write_payload
 
-TRAINING_FIELDS = {  # what a checkpoint of a run has beside its agent, with odd values
+TRAINING_FIELDS = {  # fields of a run's checkpoint besides its agent, with unusual values
     "training": {"finished": False, "returns": [1.0, float("nan")]},
     "records": 3,
     "collector": {"begun": torch.tensor([True, False])},

@@ -1,4 +1,4 @@
-"""The commands, run in this process or in one of their own, and what they left in a run folder."""
+"""Running the commands in this process or in a separate one, and reading the run folder."""
 
 import contextlib
 import io
@@ -16,20 +16,20 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def command(*args, **environment):
-    """Run `python run.py ...` in a process of its own."""
+    """Run `python run.py ...` in a separate process."""
     full = [sys.executable, "run.py", *map(str, args)]
     return subprocess.run(full, cwd=ROOT, capture_output=True, text=True, timeout=240, env=os.environ | environment)
 
 
 def script(path, code, **settings):
-    """Run `code` as a program of its own that finds the package, from the file `path`."""
+    """Run `code` as a separate program that finds the package, from the file `path`."""
     path.write_text(code)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run([sys.executable, path], env=environment, capture_output=True, text=True, **settings)
 
 
 def quietly(*args):
-    """A command in this process: its exit code, and what it printed."""
+    """Run a command in this process; returns its exit code and its output."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = run.main([*map(str, args)])
@@ -37,7 +37,7 @@ def quietly(*args):
 
 
 def train(*args, code=0):
-    """`run.py train` in this process; what it printed."""
+    """`run.py train` in this process; returns its output."""
     done = quietly(*args)
     assert done.code == code, done.out + done.err
     return done.out + done.err

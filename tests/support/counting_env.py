@@ -1,4 +1,4 @@
-"""An environment whose images and rewards say which step of which episode they belong to."""
+"""An environment whose images and rewards encode the step and the episode."""
 
 import gymnasium
 import numpy as np
@@ -47,14 +47,14 @@ def expected_reward(episode: int, step: int, action: np.ndarray) -> float:
 
 
 def encode(episode: int, step: int) -> np.ndarray:
-    """An image uint8 [64, 64, 3] that says `episode` (below 256) and `step` (below 65536); one pixel is inverted."""
+    """An image uint8 [64, 64, 3] that encodes `episode` (below 256) and `step` (below 65536); one pixel is inverted."""
     image = np.full((64, 64, 3), (episode, step % 256, step // 256), np.uint8)
     image[3, 20] = 255 - image[3, 20]
     return image
 
 
 def decode(image: np.ndarray) -> tuple[int, int]:
-    """(episode, step) of an image; ValueError if its pixels are others, as of a blend or a misplaced copy."""
+    """(episode, step) of an image; ValueError for any other pixels, as after blending or a misplaced copy."""
     episode, low, high = (int(value) for value in image[0, 0])
     if (image != encode(episode, low + 256 * high)).any():
         raise ValueError("not an image of CountingEnv")
@@ -62,5 +62,5 @@ def decode(image: np.ndarray) -> tuple[int, int]:
 
 
 def make() -> CountingEnv:
-    """Episodes of 10 steps that end as truncated."""
+    """Episodes of 10 steps that are truncated."""
     return CountingEnv()

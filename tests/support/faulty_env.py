@@ -1,4 +1,4 @@
-"""An environment that fails as it is told, in this process or in a worker's: `tests.support.faulty_env:make`."""
+"""An environment with injected faults, in this process or in a worker: `tests.support.faulty_env:make`."""
 
 import os
 import pickle
@@ -17,12 +17,12 @@ import numpy as np
 
 SHAPE = (16, 24, 3)
 LENGTH = 5  # steps of an episode
-VARIABLE = "DREAMER_MPC_TEST_FAULT"  # a file that holds the `Fault`, pickled: workers inherit it
+VARIABLE = "DREAMER_MPC_TEST_FAULT"  # path of a file with the pickled `Fault`, inherited by workers
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong in which call: `call` number `after` (from 0) of the `row` that is reset with that seed.
+    """The fault of one call: `call` number `after` (from 0) of the `row` that is reset with that seed.
 
     `how` is `raise` (the exception `what`), `exit` (sys.exit(what)), `die` (by signal `what`), `return` (`what` instead
     of the answer), `part` (the answer with `what` = (index, value) in it) or `sleep` (for `what` seconds).
@@ -35,7 +35,7 @@ class Fault:
     row: int | None = None  # None: all
 
     def strike(self, answer: Any) -> Any:
-        """The answer to give in place of `answer`, if there is one."""
+        """The replacement of `answer`, if the fault has one."""
         if self.how == "raise":
             raise self.what
         if self.how == "exit":
@@ -55,7 +55,7 @@ class Fault:
 
 @contextmanager
 def injected(fault: Fault, folder: Path) -> Iterator[dict[str, str]]:
-    """Within it, environments of `make` have that fault; the variables that other programs need for it."""
+    """Context in which environments of `make` have that fault; yields the environment variables for other programs."""
     file = folder / "fault.pickle"
     file.write_bytes(pickle.dumps(fault))
     with patch.dict(os.environ, {VARIABLE: str(file)}):
@@ -63,7 +63,7 @@ def injected(fault: Fault, folder: Path) -> Iterator[dict[str, str]]:
 
 
 class FaultyEnv(gymnasium.Env):
-    """Episodes of `LENGTH` steps on images that say which step and seed they belong to, until the fault strikes."""
+    """Episodes of `LENGTH` steps with images that encode step and seed, until the fault occurs."""
 
     observation_space = gymnasium.spaces.Box(0, 255, SHAPE, np.uint8)
     action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)

@@ -1,4 +1,4 @@
-"""What Triton's interpreter lacks for our kernels: teams, whose programs wait for each other, and bf16 products."""
+"""Additions to Triton's interpreter for our kernels: teams whose programs wait for each other, and bf16 products."""
 
 import inspect
 import random
@@ -9,11 +9,11 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 BUILDER = interpreter.interpreter_builder
-TURNS = 5_000  # of each program of a launch; after these they wait for what never comes
+TURNS = 5_000  # limit per program of a launch, after which the program counts as waiting for ever
 
 
 class Program(threading.Thread):
-    """One program of a launch: it runs alone, from one touch of a counter in memory to the next."""
+    """One program of a launch: it runs alone between two accesses to a counter in memory."""
 
     def __init__(self, fn, args):
         super().__init__(daemon=True)
@@ -32,7 +32,7 @@ class Program(threading.Thread):
         self.over.release()
 
     def step(self) -> bool:
-        """Let it take a turn; whether it has more to do."""
+        """Let it take a turn; returns whether it has more to do."""
         BUILDER.grid_idx = self.place
         self.turn.release()
         self.over.acquire()
@@ -47,7 +47,7 @@ class Program(threading.Thread):
 
 
 class Grid(interpreter.GridExecutor):
-    """Programs in turns, where the interpreter would finish one before it starts the next."""
+    """Programs take turns; the plain interpreter would finish one before it starts the next."""
 
     def __init__(self, fn, *args, **kwargs):
         super().__init__(fn, *args, **kwargs)
@@ -55,19 +55,19 @@ class Grid(interpreter.GridExecutor):
         self.fn = self._collect(fn)
 
     def _collect(self, fn):
-        """In place of `fn`: programs wait until the last of the grid is there."""
+        """Replaces `fn`: programs are collected until the last one of the grid is there."""
 
         def collect(**args):
             self.programs.append(Program(fn, args))
             if len(self.programs) == np.prod(BUILDER.grid_dim):
                 take_turns(self.programs)
 
-        collect.__signature__ = inspect.signature(fn)  # the executor asks which arguments there are
+        collect.__signature__ = inspect.signature(fn)  # the executor inspects the signature
         return collect
 
 
 def take_turns(programs: list[Program]) -> None:
-    """Run them to their ends, in an order that lets some hurry ahead, the same one every time."""
+    """Run them to their ends, in a reproducible order that lets some programs get ahead of others."""
     order, left = random.Random(0), list(programs)
     for _ in range(TURNS * len(programs)):
         program = order.choice(left)
@@ -87,7 +87,7 @@ def atomic(*args):
 
 
 def dot(a, b, acc, *settings):
-    """The interpreter's product; it would multiply the bits of bf16 numbers, as integers."""
+    """The interpreter's product, which would multiply the bits of bf16 numbers as integers."""
     return type(BUILDER).create_dot(BUILDER, _widened(a), _widened(b), acc, *settings)
 
 
@@ -98,7 +98,7 @@ def _widened(x):
 
 
 def complete(monkeypatch) -> None:
-    """Teach the interpreter both, for a test."""
+    """Add both to the interpreter for a test."""
     monkeypatch.setattr(interpreter, "GridExecutor", Grid)
     monkeypatch.setattr(BUILDER, "create_atomic_rmw", atomic)
     monkeypatch.setattr(BUILDER, "create_dot", dot)

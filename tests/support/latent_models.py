@@ -29,10 +29,10 @@ class Spread(Squashed):
 
 
 class Smooth(nn.Module):
-    """A deterministic nonlinear model whose every part has parameters; K value heads that differ."""
+    """A deterministic nonlinear model with parameters in every part; K value heads that differ."""
 
     action_dim = 2
-    count = 0  # of the states that were stepped
+    count = 0  # number of states that were stepped
 
     def __init__(
         self, size: int = 3, heads: int = 3, std: float = 0.5, distribution: type = Squashed, seed: int = 0
@@ -62,7 +62,7 @@ class Smooth(nn.Module):
 
 
 class Noisy(Smooth):
-    """`Smooth` with additive noise in its step; remembers the draws that it was given."""
+    """`Smooth` with additive noise in its step; records the draws that it gets."""
 
     def __init__(self, **settings):
         super().__init__(**settings)
@@ -80,7 +80,7 @@ class Noisy(Smooth):
 
 
 class Quadratic(nn.Module):
-    """s' = s + a / 2 and r = v = -|s - goal|^2: J is concave, its optimum is at `goal` at once and stays."""
+    """s' = s + a / 2 and r = v = -|s - goal|^2: J is concave; its optimum goes to `goal` at once and stays there."""
 
     action_dim = 2
 
@@ -111,7 +111,7 @@ class Deaf(Smooth):
 class Broken(Smooth):
     """`Smooth` in which one `part` returns `value` where the state's mark, its last entry, is above 10.
 
-    The mark is handed on from state to state and read by nothing else.
+    The mark is copied from state to state and has no other effect.
     """
 
     def __init__(self, part: str, bad: float = torch.nan, **settings):

@@ -1,4 +1,4 @@
-"""What the tests of the planners share: small settings, small problems, and J in plain numbers."""
+"""Shared code of the planner tests: small settings, small problems, and J in plain numbers."""
 
 from dataclasses import asdict
 
@@ -27,7 +27,7 @@ def small(name, **settings):
 
 
 def kind(name):
-    """The planner's own name, of one that is there with several settings."""
+    """The name of the planner, for an entry with a suffix."""
     return name.split()[0]
 
 
@@ -67,7 +67,7 @@ def same(a: Plan, b: Plan, rows=slice(None)):
 
 
 def plain_j(model, state, actions, planner):
-    """J of one sequence, one number at a time, by the settings of `planner`."""
+    """J of one sequence, computed number by number from the settings of `planner`."""
     gains, penalties, states = [], [], []
     for action in actions:
         state = model.step(state, action)
@@ -108,7 +108,7 @@ def plain_gradient(model, state, actions, planner, epsilon=1e-6):
 
 
 def plain_ascent(model, state, actions, planner):
-    """(one sequence after the planner's steps up the gradient, J before the last of them)."""
+    """(one sequence after the planner's gradient steps, J before the last of them)."""
     for _ in range(planner.iterations):
         value = plain_j(model, state, actions, planner)
         slope = plain_gradient(model, state, actions, planner)

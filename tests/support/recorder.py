@@ -1,4 +1,4 @@
-"""An agent that notes what it is shown."""
+"""An agent that records its inputs."""
 
 import torch
 
@@ -7,7 +7,7 @@ from tests.support.counting_env import decode
 
 
 class Recorder(Agent):
-    """An agent that notes what it sees; its n-th action is (n / 100, row / 10)."""
+    """An agent that records its inputs; its n-th action is (n / 100, row / 10)."""
 
     kind, world_model_kind, device, model = "dreamer", "gaussian", torch.device("cpu"), None
     notes = ()

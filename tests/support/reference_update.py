@@ -1,12 +1,12 @@
-"""One update of an agent, written a second time from the equations: float64, and loops over time, rows and heads.
+"""An independent implementation of one update, from the equations: float64, and loops over time, rows and heads.
 
-Nothing of the package is called here, and nothing of it is imported but the types of its settings: weights and random
-draws are handed in as numbers. autograd differentiates the scalars that the loops end in; `test_reference_update.py`
-checks it by central differences.
+No function of the package is called, and only the types of its settings are imported: weights and random draws are
+passed in as numbers. autograd differentiates the resulting scalars; `test_reference_update.py` checks it by central
+differences.
 
-What families of agents differ in is a `Family`: how its world steps and pays, what its heads say, its actor's loss and
-its critic's. Imagination, returns, bootstrap masks, clipping and Adam are shared loops below it. `DreamerFamily` is
-Dreamer's; another family (REINFORCE, two-hot critics, a head that foresees an episode's end) is another such class.
+A `Family` has what differs between families of agents: dynamics, rewards, heads, and the losses of actor and critic.
+Imagination, returns, bootstrap masks, clipping and Adam are shared loops below it. `DreamerFamily` is Dreamer's;
+another family (REINFORCE, two-hot critics, a continuation head) would be another such class.
 """
 
 import math
@@ -33,7 +33,7 @@ LEVELS = 32  # of an image's 5 bits
 MEAN_SCALE, ACTOR_MIN_STD = 5.0, 1e-4  # Dreamer, Table 18
 
 
-# what a family of agents brings
+# the parts of one family of agents
 
 
 class Family(Protocol):
@@ -46,30 +46,30 @@ class Family(Protocol):
         """The state that `action` leads to."""
 
     def reward(self, state: Vector) -> Scalar:
-        """What is paid on arriving in `state`."""
+        """The reward on arriving in `state`."""
 
     def goes_on(self, state: Vector) -> Scalar | float:
         """The probability that the episode does not end in `state`."""
 
     def values(self, state: Vector) -> list[Scalar]:
-        """What each value head says of `state`."""
+        """The value of `state` by each head."""
 
     def actor_loss(self, trajectories: Sequence["Trajectory"]) -> Scalar:
-        """The scalar that the actor descends."""
+        """The scalar that the actor minimises."""
 
     def head_error(self, trajectory: "Trajectory", k: int, t: int) -> Scalar:
         """The error of head k at step t of a trajectory; its targets are constants."""
 
     def model_loss(self, batch: Batch, draws: "Draws") -> tuple[Scalar, dict[str, float], list[list[Vector]]]:
-        """What the world model descends, metrics, and the states [T][B] that imagination starts from."""
+        """The scalar that the world model minimises, metrics, and the states [T][B] from which imagination starts."""
 
     def metrics(self, trajectories: Sequence["Trajectory"]) -> dict[str, float]:
-        """What is logged of the actor itself."""
+        """The logged metrics of the actor."""
 
 
 @dataclass
 class Trajectory:
-    """One row of imagination: H states, and what is computed from them. Index 0 of each list is the first state s_1."""
+    """One imagined trajectory: H states and values computed from them. Index 0 of each list is the first state, s_1."""
 
     start: Vector
     actions: list[Vector] = field(default_factory=list)  # a_0 .. a_{H-1}; actions[t] led into states[t]
@@ -77,12 +77,12 @@ class Trajectory:
     rewards: list[Scalar] = field(default_factory=list)
     discounts: list[Scalar | float] = field(default_factory=list)  # gamma times the probability of going on
     values: list[list[Scalar]] = field(default_factory=list)  # [H][K]
-    returns: list[Scalar] = field(default_factory=list)  # [H - 1], what the actor climbs
-    targets: list[list[float]] = field(default_factory=list)  # [K][H - 1], what each head is fitted to
+    returns: list[Scalar] = field(default_factory=list)  # [H - 1], maximised by the actor
+    targets: list[list[float]] = field(default_factory=list)  # [K][H - 1], regression targets of the heads
 
 
 def number(x: Scalar | float) -> float:
-    """Its value, without what it was computed from."""
+    """Its value as a number, without its graph."""
     return float(torch.as_tensor(x).detach())
 
 
@@ -96,7 +96,7 @@ def imagine(
     state_noise: Float[Tensor, "H Z"],
     shown: Sequence[Vector] | None = None,
 ) -> Trajectory:
-    """Follow the policy for H steps. It is shown states without their gradient: `shown`, or those that it reaches."""
+    """Follow the policy for H steps. Its inputs are detached states: `shown`, or those that it reaches."""
     path, state = Trajectory(start), start
     for t in range(len(action_noise)):
         action = family.act(state.detach() if shown is None else shown[t], action_noise[t])
@@ -118,7 +118,7 @@ def lambda_returns(
     for t in range(last):
         total, weight = 0.0, 1.0
         for k in range(t, last):
-            # With probability lambda^(k - t) the sum has come this far; then it stops at v_{k+1}, or goes on.
+            # With probability lambda^(k - t) the sum reaches this step; then it either stops at v_{k+1} or continues.
             total = total + weight * rewards[k]
             weight = weight * discounts[k]
             stops = 1.0 if k + 1 == last else 1 - lambda_
@@ -133,7 +133,7 @@ def evaluate_trajectory(
 ) -> None:
     """Fill in rewards, values, returns and the heads' targets of a trajectory.
 
-    The actor climbs returns that bootstrap from the mean over heads; so do all heads if targets are "shared", and
+    The actor maximises returns that bootstrap from the mean over heads; so do all heads if targets are "shared", and
     each from its own values if they are "own".
     """
     for state in path.states:
@@ -157,7 +157,7 @@ def learns_from(masks: Bool[Tensor, "P K"], frame: int, k: int) -> bool:
 def critic_losses(
     family: Family, paths: Sequence[Trajectory], frames: Sequence[int], masks: Bool[Tensor, "P K"]
 ) -> list[Scalar]:
-    """Of each head: the mean error over the trajectories that begin in its frames, and over their steps."""
+    """For each head: the mean error over the trajectories that begin in its frames, and over their steps."""
     losses = []
     for k in range(len(paths[0].targets)):
         errors = []
@@ -174,7 +174,7 @@ def critic_losses(
 
 
 def clip(gradients: Weights, largest: float) -> tuple[Weights, float]:
-    """All gradients of a part times one factor, so that their common norm is at most `largest`; and the norm."""
+    """Scale all gradients of a part by one factor, so that their common norm is at most `largest`; and that norm."""
     norm = math.sqrt(sum(float((gradient * gradient).sum()) for gradient in gradients.values()))
     factor = min(1.0, largest / (norm + TORCH_CLIP_EPS))
     return {name: factor * gradient for name, gradient in gradients.items()}, norm
@@ -270,12 +270,12 @@ class DreamerFamily:
         return gru(self.weights, "world_model.rssm.cell", x, deter)
 
     def prior(self, deter: Vector) -> tuple[Vector, Vector]:
-        """What is expected before the image is seen."""
+        """The prior."""
         hidden = elu(linear(self.weights, "world_model.rssm.prior_hidden", deter))
         return gaussian(linear(self.weights, "world_model.rssm.prior_out", hidden), self.world.min_std)
 
     def posterior(self, deter: Vector, embed: Vector) -> tuple[Vector, Vector]:
-        """What is known once the image is seen."""
+        """The posterior."""
         hidden = elu(linear(self.weights, "world_model.rssm.posterior_hidden", torch.cat([deter, embed])))
         return gaussian(linear(self.weights, "world_model.rssm.posterior_out", hidden), self.world.min_std)
 
@@ -324,7 +324,7 @@ class DreamerFamily:
         return 1.0
 
     def values(self, state: Vector) -> list[Scalar]:
-        """Each head is a network of its own."""
+        """Each head is a separate network."""
         return [self._head(k, state) for k in range(self.behavior.value_heads)]
 
     def _head(self, k: int, x: Vector) -> Scalar:
@@ -341,11 +341,11 @@ class DreamerFamily:
 
     def head_error(self, trajectory: Trajectory, k: int, t: int) -> Scalar:
         """Half the squared distance to the target (Dreamer, Eq. 8)."""
-        # The heads learn what to say of these states, not the states: those are numbers here.
+        # The heads learn values of these states, not the states: the states are constants here.
         said = self._head(k, trajectory.states[t].detach())
         return 0.5 * (said - trajectory.targets[k][t]) ** 2
 
-    # what the world model learns
+    # the loss of the world model
 
     def observe(
         self, batch: Batch, pixel_noise: Float[Tensor, "T B H W C"], state_noise: Float[Tensor, "T B Z"]
@@ -372,7 +372,7 @@ class DreamerFamily:
         return terms, states
 
     def model_loss(self, batch: Batch, draws: "Draws") -> tuple[Scalar, dict[str, float], list[list[Vector]]]:
-        """The weighed sum of each term's mean over frames (Dreamer, Eq. 10)."""
+        """The weighted sum of each term's mean over frames (Dreamer, Eq. 10)."""
         config = self.world
         terms, states = self.observe(batch, draws.pixels, draws.states)
         free = [torch.maximum(x, torch.full_like(x, config.free_nats)) for x in terms["kl"]]
@@ -383,13 +383,13 @@ class DreamerFamily:
         return total, metrics | {"kl": number(sum(terms["kl"]) / len(terms["kl"]))}, states
 
     def metrics(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
-        """The policy's standard deviation where imagination ends."""
+        """The policy's standard deviation in the last imagined state."""
         stds = [number(x) for path in trajectories for x in self.distribution(path.states[-1])[1]]
         return {"actor_std": sum(stds) / len(stds)}
 
 
 def dequantised(image: Tensor, noise: Float[Tensor, "H W C"]) -> Float[Tensor, "C H W"]:
-    """Pixels of 5 bits and noise within a level, from -0.5 to 0.5; channels first."""
+    """Pixels of 5 bits with noise within a level, from -0.5 to 0.5; channels first."""
     levels = torch.div(image, 256 // LEVELS, rounding_mode="floor").double()
     return ((levels + noise) / LEVELS - 0.5).permute(2, 0, 1)
 
@@ -399,7 +399,7 @@ def dequantised(image: Tensor, noise: Float[Tensor, "H W C"]) -> Float[Tensor, "
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers of one update. Rows of imagination are counted as time first: row t * B + b."""
+    """The random numbers of one update. Row t * B + b of imagination starts from frame (t, b)."""
 
     pixels: Float[Tensor, "T B H W C"]
     states: Float[Tensor, "T B Z"]
@@ -409,14 +409,14 @@ class Draws:
 
 @dataclass(frozen=True)
 class Update:
-    """What an update gives."""
+    """The result of an update."""
 
     metrics: dict[str, float]
     clipped: dict[str, Weights]  # gradients of each part after clipping
 
 
 def imagination_metrics(paths: Sequence[Trajectory]) -> dict[str, float]:
-    """What is logged of values and rewards."""
+    """The logged metrics of values and rewards."""
     values = [[number(value) for value in said] for path in paths for said in path.values]
     spreads = []
     for said in values:
@@ -431,7 +431,7 @@ def imagination_metrics(paths: Sequence[Trajectory]) -> dict[str, float]:
 
 
 class Reference:
-    """An agent of plain numbers: its weights, and Adam's moments. `update` is what `Dreamer.update` is to do."""
+    """An agent of plain numbers: its weights, and Adam's moments. `update` is the reference for `Dreamer.update`."""
 
     def __init__(
         self,
@@ -450,13 +450,13 @@ class Reference:
         self.adams = {part: Adam(rate, optimizer.eps) for part, rate in rates.items()}
 
     def family(self) -> Family:
-        """The family's functions with the weights as they are now."""
+        """The family's functions with the current weights."""
         return self._family(self.weights, self.world, self.behavior)
 
     def trajectories(
         self, starts: Sequence[Vector], draws: Draws, shown: Sequence[Sequence[Vector]] | None = None
     ) -> list[Trajectory]:
-        """Imagination from each start. The policy reads the states `shown`, [M][H], or else those that it reaches."""
+        """Imagination from each start. The policy reads the states `shown`, [M][H], or those that it reaches."""
         family, behavior, paths = self.family(), self.behavior, []
         for m, start in enumerate(starts):
             noise = draws.imagined_actions[:, m], draws.imagined_states[:, m]
@@ -466,7 +466,7 @@ class Reference:
         return paths
 
     def losses(self, batch: Batch, draws: Draws) -> tuple[dict[str, Scalar], dict[str, float]]:
-        """The loss that each part descends, and the metrics."""
+        """The loss of each part, and the metrics."""
         family = self.family()
         model_loss, metrics, states = family.model_loss(batch, draws)
         # Row t * B + b of imagination starts from frame (t, b).
@@ -482,7 +482,7 @@ class Reference:
         return {"world_model": model_loss, "actor": actor_loss, "critic": sum(of_heads)}, metrics
 
     def gradients(self, losses: dict[str, Scalar]) -> dict[str, Weights]:
-        """Of each part's loss, by that part's weights alone."""
+        """Gradients of each part's loss with respect to that part's weights only."""
         found = {}
         for part, loss in losses.items():
             own = {name: x for name, x in self.weights.items() if name.split(".")[0] == part}
@@ -493,7 +493,7 @@ class Reference:
         return found
 
     def update(self, batch: Batch, draws: Draws) -> Update:
-        """One step of all parts; the losses and gradients are of the weights before it."""
+        """One step of all parts; losses and gradients are computed with the weights before it."""
         losses, metrics = self.losses(batch, draws)
         clipped = {}
         for part, gradients in self.gradients(losses).items():

@@ -1,4 +1,4 @@
-"""Replays whose frames say which they are."""
+"""Replays whose frames encode their episode and step."""
 
 import hashlib
 
@@ -46,7 +46,7 @@ def make_replay(capacity, lengths=(), streams=1, **settings):
 
 
 def as_before(folder, state):
-    """Rewrite the files as they were before they told where episodes terminate; the state that names them."""
+    """Rewrite the files in the old format without `is_terminal`; returns the state that lists them."""
     chunks = []
     for chunk in state:
         path = folder / Chunk(**chunk).name

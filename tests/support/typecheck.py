@@ -1,4 +1,4 @@
-"""beartype as the tests use it: an int is welcome where a float is asked for (PEP 484's numeric tower)."""
+"""beartype as the tests use it: an int is accepted where a float is expected (PEP 484's numeric tower)."""
 
 from beartype import BeartypeConf, beartype
 
