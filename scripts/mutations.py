@@ -241,7 +241,7 @@ MUTATIONS = [
     ),
     planner(
         "spread with the sample correction (K - 1)", "objective",
-        "correction=int(self.released_penalty)", "correction=1",
+        "correction: int = 0", "correction: int = 1",
         "tests/test_objective.py::test_ensemble_std_divides_by_the_number_of_heads",
     ),
     planner(

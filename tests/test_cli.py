@@ -54,7 +54,7 @@ def test_train_writes_a_run_folder(trained):
         "videos/00000400.mp4", "videos/00000400-decision.png",
     }  # fmt: skip
     assert "200 agent steps (action repeat 2)" in output
-    assert "dream-mpc" in output and "policy" in output and "75" in output
+    assert "dream-mpc" in output and "policy" in output and "245" in output
     rows = records(folder)
     assert all({"env_steps", "agent_steps", "updates", "episodes"} <= row.keys() for row in rows)
     last = rows[-1]
@@ -71,7 +71,7 @@ def test_eval_prints_a_table_and_writes_it(trained, tmp_path):
     assert done.code == 0, done.err
     record = json.loads((tmp_path / "eval.json").read_text())
     assert [row["planner"] for row in record["results"]] == ["dream-mpc", "policy"]
-    assert [row["model_evaluations"] for row in record["results"]] == [5 * 4, 0]
+    assert [row["model_evaluations"] for row in record["results"]] == [8 * 4 * (1 + 2) + 4, 0]
     assert all(len(row["returns"]) == 2 for row in record["results"])
     assert {path.name for path in tmp_path.iterdir()} == {
         "eval.json", "dream-mpc.mp4", "dream-mpc-decision.png", "policy.mp4",
