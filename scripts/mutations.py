@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LEFT_OUT = (".*", "results", "runs", "__pycache__", "*.egg-info")
+LEFT_OUT = ("results", "runs")  # of the root; dreamer_mpc has a folder named runs, too
+NEVER_COPIED = (".*", "__pycache__", "*.egg-info")
 SECONDS = 240  # time limit of the tests of one row
 
 REFERENCE = "tests/test_reference_update.py::test_two_updates_are_the_reference_s"
@@ -454,7 +455,12 @@ MUTATIONS = [
 
 def copy_tree(folder: Path) -> Path:
     """The tree in `folder`, without what no test reads."""
-    return Path(shutil.copytree(ROOT, folder / "tree", ignore=shutil.ignore_patterns(*LEFT_OUT)))
+    never = shutil.ignore_patterns(*NEVER_COPIED)
+
+    def left_out(directory: str, names: list[str]) -> set[str]:
+        return never(directory, names) | ({*names} & {*LEFT_OUT} if Path(directory) == ROOT else set())
+
+    return Path(shutil.copytree(ROOT, folder / "tree", ignore=left_out))
 
 
 def mutated(source: str, mutation: Mutation) -> str:
