@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import run
-from dreamer_mpc.runs.logger import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -52,4 +51,6 @@ def counters(env_steps):
 
 
 def env_steps_in(folder):
+    from dreamer_mpc.runs.logger import read_metrics  # here: workers of test_envs import this module, and load no torch
+
     return [record["env_steps"] for record in read_metrics(folder.metrics)]
