@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, write."""
     parser = common.parser(__doc__)
     names = [*PLANNERS, *planner_presets()]
-    parser.add_argument("--planners", nargs="+", choices=names, help="default: all but presets")
+    parser.add_argument("--planners", nargs="+", choices=names, help="default: all, and two presets")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8], help="environments planned for at once")
     parser.add_argument("--kernels-off", nargs="*", choices=names, default=["dream-mpc", "cem"],
                         help="planners that are also timed without kernels")  # fmt: skip
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     limits, rate, rows = ceilings.load(args.ceilings, device), roofline.rate_of(config, device), []
     for kernels in ("auto", "off"):
         agent = make_agent(replace(config, kernels=kernels), common.ACTION_DIM, device)
-        for name in args.planners or PLANNERS:
+        for name in args.planners or [*PLANNERS, "dream-mpc-paper", "dream-mpc-cpu"]:
             planner = planner_from(config, name)
             if kernels == "off" and name not in args.kernels_off:
                 continue

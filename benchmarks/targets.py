@@ -81,11 +81,13 @@ def _whole_run(results: Results) -> float | None:
     return row["wall_min"] if row["env_steps"] >= WHOLE_RUN else None
 
 
+PAPER = "dream-mpc-paper"
 GPU = [
     Target("one update, 50x50x64x64x3", "update", "ms", _update, 12, 6.5,
            lambda r: _peer(r, "update", name="peer, update")),
-    Target("Dream-MPC plan, batch 1", "plan", "ms", lambda r: _plan(r, "dream-mpc", 1), 2, 1),
-    Target("Dream-MPC plan, batch 8", "plan", "ms", lambda r: _plan(r, "dream-mpc", 8), 2.5, 1.3),
+    Target("Dream-MPC plan, batch 1", "plan", "ms", lambda r: _plan(r, "dream-mpc", 1), 2.5, 1.5),
+    Target("Dream-MPC plan, the paper's settings, batch 1", "plan", "ms", lambda r: _plan(r, PAPER, 1), 2, 1),
+    Target("Dream-MPC plan, the paper's settings, batch 8", "plan", "ms", lambda r: _plan(r, PAPER, 8), 2.5, 1.3),
     Target("CEM plan, batch 1", "plan", "ms", lambda r: _plan(r, "cem", 1), 6, 4,
            lambda r: _peer(r, "plan", planner="peer, cem plan, batch 1")),
     Target("whole run, 1M env steps of cheetah-run with Dream-MPC, evaluations and checkpoints", "end_to_end", "min",
@@ -97,7 +99,8 @@ GPU = [
 CPU = [
     Target("one update, 50x50x64x64x3: times as fast as the peer's", "update", "x",
            lambda r: _update(r, "peer, update") / _update(r), 1.5, at_least=True),
-    Target("Dream-MPC plan, batch 1", "plan", "ms", lambda r: _plan(r, "dream-mpc", 1), 20),
+    Target("Dream-MPC plan, settings for CPUs, batch 1", "plan", "ms", lambda r: _plan(r, "dream-mpc-cpu", 1), 60),
+    Target("Dream-MPC plan, the paper's settings, batch 1", "plan", "ms", lambda r: _plan(r, PAPER, 1), 20),
 ]  # fmt: skip
 
 
