@@ -6,7 +6,18 @@ from typing import get_args
 import pytest
 import torch
 
-from dreamer_mpc.config import Config, config_from_dict, load_presets, planner_from, planner_presets, to_dict, to_yaml
+import run
+from dreamer_mpc.config import (
+    CompareConfig,
+    Config,
+    config_from_dict,
+    load_presets,
+    planner_from,
+    planner_presets,
+    to_dict,
+    to_yaml,
+)
+from dreamer_mpc.evaluation.compare import swept
 from dreamer_mpc.planners import DreamMPC, PolicyGradMPC
 from dreamer_mpc.planners.ascent import Habit
 from dreamer_mpc.util.errors import UserError
@@ -64,3 +75,26 @@ def test_the_released_preset_has_every_habit():
     torch.manual_seed(0)
     model, first = Noisy(), plan(planner, Noisy(), start())
     assert plan(planner, model, start(), first.memory).memory.actions.shape == (2, 5, 3, 2)
+
+
+def test_values_of_a_setting_that_has_several_are_joined_by_a_plus():
+    planners = swept(CompareConfig(checkpoint=("x",)), "dream-mpc-paper.line-search=none,0.1,0.3+0.1:habits=clip+wide")
+    lengths = {"none": (), "0.1": (0.1,), "0.3+0.1": (0.3, 0.1)}
+    assert [*planners] == [f"dream-mpc-paper line_search={words} habits=clip+wide" for words in lengths]
+    assert [planner.line_search for planner in planners.values()] == [*lengths.values()]
+    assert {planner.habits for planner in planners.values()} == {("clip", "wide")} and len(set(planners.values())) == 3
+
+
+def test_a_value_in_a_list_that_does_not_fit_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"^dream-mpc.line_search=a\+b: A value could not be converted to Float$"):
+        swept(CompareConfig(checkpoint=("x",)), "dream-mpc.line-search=a+b")
+    (tmp_path / "mine.yaml").write_text("dream_mpc:\n  line_search: [far]\n")
+    with pytest.raises(UserError, match=r"yaml: dream_mpc.line_search: A value could not be converted to Float"):
+        load_presets(str(tmp_path / "mine.yaml"))
+
+
+@pytest.mark.parametrize("flag", ["planner", "train-planner"])
+def test_a_preset_is_no_planner_to_train_with(flag, capsys):
+    assert run.main([f"--{flag}", "dream-mpc-paper"]) == 2
+    words = f"dream-mpc-paper is a preset: train with --{flag} dream-mpc --config default,planner/dream-mpc-paper"
+    assert capsys.readouterr().err == f"error: {words}\n"

@@ -46,8 +46,22 @@ def load_presets(names: str) -> Config:
             values = _read_yaml(path)
             merged = OmegaConf.merge(merged, EARLIER if "config" in values else {}, values)
         except (OmegaConfBaseException, ValueError, TypeError, OverflowError) as error:
-            raise UserError(f"{path}: {first_lines(error)}") from error
+            raise UserError(f"{path}: {_misfit_list(values, error)}{first_lines(error)}") from error
     return _build(merged, names)
+
+
+def _misfit_list(values: dict[str, Any], error: Exception) -> str:
+    """`key: ` of the first list in `values` that does not fit the schema, where `error` names no key; else nothing."""
+    if "full_key" in str(error):
+        return ""
+    for key, value in _flatten(values).items():
+        try:
+            OmegaConf.update(OmegaConf.structured(Config), key, value)
+        except OmegaConfBaseException:
+            return f"{key}: " if isinstance(value, list) else ""
+        except (ValueError, TypeError, OverflowError):
+            return ""
+    return ""
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -95,7 +109,7 @@ def config_from_dict(values: dict[str, Any], source: str) -> Config:
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Config), EARLIER, OmegaConf.create(values))
     except (OmegaConfBaseException, ValueError, TypeError) as error:
-        raise UserError(f"{source}: {first_lines(error)}") from error
+        raise UserError(f"{source}: {_misfit_list(values, error)}{first_lines(error)}") from error
     return _build(merged, source)
 
 
@@ -174,6 +188,8 @@ def first_lines(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     keys = [line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")]
     message = " ".join(line for line in lines if not re.match(r"(full_key|reference_type|object_type)\b", line))
+    # OmegaConf leaves these empty for a value in a list.
+    message = message.replace("Value '$VALUE' of type '$VALUE_TYPE'", "A value")
     return f"{keys[0]}: {message}" if keys else message
 
 

@@ -31,11 +31,15 @@ def planner_presets() -> list[str]:
     return sorted(path.stem for path in (PRESETS / "planner").glob("*.yaml"))
 
 
+def preset_kind(name: str) -> str:
+    """The planner that a preset of `planner_presets` has settings for."""
+    return max((kind for kind in PLANNERS if name.startswith(kind)), key=len)
+
+
 def planner_from(config: PlannerSettings, name: str) -> Planner:
     """The planner `name` with its group of settings in `config`, or that of a preset; UserError on an unknown name."""
     if name in planner_presets():
-        kind = max((kind for kind in PLANNERS if name.startswith(kind)), key=len)
-        return planner_from(load_presets(f"planner/{name}"), kind)
+        return planner_from(load_presets(f"planner/{name}"), preset_kind(name))
     if name not in PLANNERS:
         presets = ", ".join(planner_presets())
         raise UserError(f"unknown planner {name!r}: known are {', '.join(PLANNERS)}; and the presets {presets}")
@@ -73,8 +77,11 @@ def with_setting(planner: Planner, name: str, setting: str, value: str) -> Plann
         raise UserError(f"{name} has no setting {setting!r}: known are {', '.join(known) or 'none'}")
     if "${" in value or value == "???":  # OmegaConf expressions
         raise UserError(f"{name}.{setting}={value}: give a value")
+    given: str | list[str] = value
+    if isinstance(getattr(planner, key), tuple):  # several values, which a command joins by +
+        given = [] if value == "none" else value.split("+")
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(planner), {key: value}))
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(planner), {key: given}))
     except (OmegaConfBaseException, ValueError) as error:
         raise UserError(f"{name}.{setting}={value}: {first_lines(error)}") from error
 

@@ -196,7 +196,8 @@ class CompareConfig(EpisodeSettings):
     """Planners, joined by commas; all: those that the checkpoints can run. None is all, with --sweep only policy."""
     sweep: tuple[str, ...] = ()
     """Values of a setting to compare as well, e.g. dream-mpc.iterations=1,2,5,10; several with spaces between.
-    A colon varies settings together: dream-mpc.uncertainty=0.01,0.1:penalty-gradient=false."""
+    A colon varies settings together: dream-mpc.uncertainty=0.01,0.1:penalty-gradient=false. A plus joins the values of
+    one setting: dream-mpc.line-search=0.1,0.3+0.1, or none."""
     out: str | None = None
     """Where everything is written; None is compare/ in the first checkpoint's run folder."""
     overwrite: bool = False

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -76,10 +77,14 @@ def swept(config: CompareConfig, sweep: str) -> dict[str, Planner]:
             for text in texts:
                 changed = with_setting(planner, name, setting, text)
                 value = getattr(changed, setting)
-                words = f"{value:.12g}" if isinstance(value, float) else str(value)
-                varied[f"{label} {setting}={words}"] = changed
+                words = [f"{x:.12g}" if isinstance(x, float) else str(x) for x in _each(value)]
+                varied[f"{label} {setting}={'+'.join(words) or 'none'}"] = changed
         planners = varied
     return planners
+
+
+def _each(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 @dataclass

@@ -51,6 +51,11 @@ def _settings(args: Sequence[str]) -> "tuple[Config, SavedRun | None]":
     from dreamer_mpc.util.errors import UserError
 
     resume = settings.option(args, "resume")
+    for flag in ("planner", "train-planner"):
+        name = settings.option(args, flag)
+        if name in settings.planner_presets():
+            kind, preset = settings.preset_kind(name), f"planner/{name}"
+            raise UserError(f"{name} is a preset: train with --{flag} {kind} --config default,{preset}")
     if resume is None:
         default = settings.load_presets(settings.option(args, "config") or "default")
         return settings.parse(settings.Config, args, default, prog="run.py train"), None
