@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks.together import ROOT as ROOT
 from dreamer_mpc.config import Config, load_presets, option, parse
+from dreamer_mpc.report.progress import table_console
 from dreamer_mpc.runs.folder import package_versions, source_commit
 from dreamer_mpc.util.device import device_name
 from dreamer_mpc.util.errors import UserError
@@ -160,7 +160,7 @@ def print_table(title: str, columns: dict[str, str], rows: Sequence[dict[str, An
         table.add_column(heading, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*(show(row.get(key)) for key in columns))
-    Console(width=None if sys.stdout.isatty() else 130).print(table)
+    table_console(130).print(table)
 
 
 def show(value: Any) -> str:

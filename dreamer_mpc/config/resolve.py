@@ -38,13 +38,14 @@ def preset_kind(name: str) -> str:
 
 def planner_from(config: PlannerSettings, name: str) -> Planner:
     """The planner `name` with its group of settings in `config`, or that of a preset; UserError on an unknown name."""
-    if name in planner_presets():
-        return planner_from(load_presets(f"planner/{name}"), preset_kind(name))
-    if name not in PLANNERS:
-        presets = ", ".join(planner_presets())
-        raise UserError(f"unknown planner {name!r}: known are {', '.join(PLANNERS)}; and the presets {presets}")
-    group = getattr(config, name.replace("-", "_"), None)
-    return make_planner(name) if group is None else group
+    if name in PLANNERS:
+        group = getattr(config, name.replace("-", "_"), None)
+        return make_planner(name) if group is None else group
+    presets = planner_presets()
+    if name not in presets:
+        known = f"{', '.join(PLANNERS)}; and the presets {', '.join(presets)}"
+        raise UserError(f"unknown planner {name!r}: known are {known}")
+    return planner_from(load_presets(f"planner/{name}"), preset_kind(name))
 
 
 def training_planner(config: Config) -> Planner:

@@ -11,7 +11,13 @@ from dreamer_mpc import config as settings
 from dreamer_mpc.evaluation.compare import Comparison
 from dreamer_mpc.evaluation.subject import Subject
 from dreamer_mpc.report.plot import COMPARE, draw_comparison
-from dreamer_mpc.report.progress import ComparisonProgress, EvaluationProgress, comparison_table, results_table
+from dreamer_mpc.report.progress import (
+    ComparisonProgress,
+    EvaluationProgress,
+    comparison_table,
+    results_table,
+    table_console,
+)
 from dreamer_mpc.report.rows import to_comparison, to_evaluation
 from dreamer_mpc.util.device import device_name
 from dreamer_mpc.util.files import to_csv
@@ -66,8 +72,7 @@ def compare_checkpoints(args: Sequence[str]) -> int:
     rows, record = comparison.rows(), comparison.record
     record.write(COMPARE, to_csv(map(to_comparison, rows)))
     draw_comparison(record.folder)
-    # A file or pipe has no width; a wide table keeps each long label on one line there.
-    Console(width=None if sys.stdout.isatty() else 120).print(comparison_table(rows))
+    table_console(120).print(comparison_table(rows))
     folder = record.folder
     print(f"wrote {folder / 'compare.csv'}, {folder / 'compare.png'}; every episode: {folder / 'episodes.csv'}")
     return 0

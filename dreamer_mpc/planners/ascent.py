@@ -64,6 +64,7 @@ class Ascent(Shooting):
     where an action has 20 dimensions or more."""
 
     fewest_iterations: ClassVar[int] = 0  # without ascent, the best of the proposals is executed
+    proposes_policy: ClassVar[bool] = False  # `propose` is a sample of the policy
 
     def __post_init__(self):
         super().__post_init__()
@@ -126,27 +127,30 @@ class Ascent(Shooting):
         states that the blended actions lead to, and J's gradient is taken through those same steps. Where draws are
         shared, sequences are proposed first, along the prior's mean.
         """
-        own = "own-plan" in self.habits
-        previous, weight = self._previous(model, state, memory, repeat_last=True, each=own)
-        previous = previous if own else self._expand(previous)  # [B, N, H, A]
-        weight = weight.expand_as(previous[..., 0])
-        blend = (previous, weight) if self.reuse > 0 else ()
-        climbs, given = self.iterations > 0, None
+        blend, climbs, h = self._blend(model, state, memory), self.iterations > 0, self.ascended
+        along = None if noise is None else noise[:, :, 0]  # [B, _, H, Z]
         if not self._proposes_first:
             with torch.set_grad_enabled(climbs):
-                given = None if noise is None else noise[:, :, 0]
-                leaves, states = self._walk(model, self._expand(state), self.horizon, *blend, noise=given)
+                leaves, states = self._walk(model, self._expand(state), self.horizon, *blend, noise=along)
                 return self._evaluated(model, leaves, states, tried=1)
-        if noise is not None:
-            own = noise[:, :, 0] if self.draws == 1 else torch.zeros_like(noise[:, :, 0])
-            given = own.expand(-1, self.candidates, -1, -1)[:, :, : self.ascended]
-        along = tuple(x[:, :, : self.ascended] for x in blend) if "blend" not in self.habits else ()
-        leaves, _ = self._walk(model, self._expand(state), self.ascended, *along, noise=given)
+        if along is not None:
+            along = torch.zeros_like(along) if self.draws > 1 else along
+            along = along.expand(-1, self.candidates, -1, -1)[:, :, :h]
+        blend = tuple(x[:, :, :h] for x in blend)
+        in_rollout, afterwards = ((), blend) if "blend" in self.habits else (blend, ())
+        leaves, _ = self._walk(model, self._expand(state), h, *in_rollout, noise=along)
         actions = joined(leaves)
-        if blend and not along:
-            share = weight[:, :, : self.ascended, None]
-            actions = share * previous[:, :, : self.ascended] + (1 - share) * actions
+        if afterwards:
+            previous, share = afterwards[0], afterwards[1][..., None]
+            actions = share * previous + (1 - share) * actions
         return self._evaluate(model, state, actions[:, :, None], noise, climbs)
+
+    def _blend(self, model: LatentDynamics, state: Float[Tensor, "B S"], memory: Memory | None) -> tuple[Tensor, ...]:
+        """The previous plan for each candidate, [B, N, H, A], and its weight, [B, N, H]; nothing without reuse."""
+        own = "own-plan" in self.habits
+        previous, weight = self._previous(model, state, memory, repeat_last=True, each=own)
+        previous = previous if own else self._expand(previous)
+        return (previous, weight.expand_as(previous[..., 0])) if self.reuse > 0 else ()
 
     @property
     def ascended(self) -> int:
@@ -269,6 +273,9 @@ class Ascent(Shooting):
         noise: Float[Tensor, "B N h Z"] | None = None,
     ) -> Proposals:
         """`propose` in the loop; the policy's mode is the first candidate where that is asked for."""
+        one_rule = self.candidates == 1 or not self.mode_candidate
+        if self.proposes_policy and one_rule:  # two rules in one rollout need a loop over steps
+            return policy_rollout(model, state, horizon, previous, weight, noise, self.mode_candidate)
 
         def act(state: Float[Tensor, "B N S"]) -> Float[Tensor, "B N A"]:
             action = self.propose(model, state)

@@ -1,13 +1,13 @@
 """Policy+Grad-MPC: gradient ascent from policy rollouts."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
 from dreamer_mpc.planners.ascent import Ascent
 from dreamer_mpc.planners.protocol import LatentDynamics
-from dreamer_mpc.planners.rollout import Proposals, policy_rollout
 
 
 @dataclass(frozen=True)
@@ -28,22 +28,11 @@ class PolicyGradMPC(Ascent):
     uncertainty: float = 0.0
     """Weight of the spread of the value heads in J (0: without it)."""
 
+    proposes_policy: ClassVar[bool] = True
+
     def propose(self, model: LatentDynamics, state: Float[Tensor, "B N S"]) -> Float[Tensor, "B N A"]:
         """A sample of the policy."""
         return model.policy(state).rsample()
-
-    def _walk(
-        self,
-        model: LatentDynamics,
-        state: Float[Tensor, "B N S"],
-        horizon: int,
-        previous: Float[Tensor, "B N h A"] | None = None,
-        weight: Float[Tensor, "B N h"] | None = None,
-        noise: Float[Tensor, "B N h Z"] | None = None,
-    ) -> Proposals:
-        if self.mode_candidate and self.candidates > 1:  # two action rules in one rollout need a loop over steps
-            return super()._walk(model, state, horizon, previous, weight, noise)
-        return policy_rollout(model, state, horizon, previous, weight, noise, self.mode_candidate)
 
     @property
     def requires(self) -> tuple[str, ...]:

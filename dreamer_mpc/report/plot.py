@@ -2,18 +2,16 @@
 
 import csv
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from dreamer_mpc.config import PlotConfig, parse
 from dreamer_mpc.report.charts import comparison_picture, curves_picture
 from dreamer_mpc.report.curves import CURVES, Curve, gather, published, read_curves, write_curves
-from dreamer_mpc.report.progress import plural
+from dreamer_mpc.report.progress import plural, table_console
 from dreamer_mpc.report.rows import from_comparison
 from dreamer_mpc.util.errors import UserError
 
@@ -25,7 +23,7 @@ def main(args: Sequence[str]) -> int:
     config = parse(PlotConfig, args, prog="run.py plot")
     written = plot(Path(config.folder), config.runs, config.until)
     if config.runs:
-        Console(width=None if sys.stdout.isatty() else 120).print(final_table(read_curves(written[0])))
+        table_console(120).print(final_table(read_curves(written[0])))
     for path in written:
         print(f"wrote {path}")
     return 0

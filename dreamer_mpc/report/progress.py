@@ -1,6 +1,7 @@
 """Progress displays: a live bar or table on a terminal, plain lines elsewhere."""
 
 import math
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +21,11 @@ from dreamer_mpc.util.intervals import FEWEST
 
 WINDOW_S = 60.0
 LINE_EVERY_S = 30.0
+
+
+def table_console(width: int) -> Console:
+    """The console for a table. A file or pipe has no width: `width` keeps each label on one line there."""
+    return Console(width=None if sys.stdout.isatty() else width)
 
 
 class _Lines:

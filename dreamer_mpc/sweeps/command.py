@@ -4,10 +4,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from dreamer_mpc import config as settings
-from dreamer_mpc.report.progress import SweepProgress, plural
+from dreamer_mpc.report.progress import SweepProgress, plural, table_console
 from dreamer_mpc.sweeps.launch import LocalLauncher, alone_in, choose_gpus
 from dreamer_mpc.sweeps.sweep import Sweep, list_runs
 from dreamer_mpc.util.stop import Stop, Stopped
@@ -19,8 +17,7 @@ def main(args: Sequence[str]) -> int:
     runs = list_runs(config, rest)
     launcher = LocalLauncher(config.jobs_per_gpu, choose_gpus(runs[0].config.device))
     sweep = Sweep(runs, launcher, Path(config.out) / "logs", config.restarts)
-    # A file or pipe has no width.
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = table_console(160)
     with alone_in(Path(config.out)), Stop() as stop, SweepProgress(sweep.entries, console=console) as progress:
         try:
             sweep.work(stop, progress.update)
