@@ -147,36 +147,36 @@ MUTATIONS = [
     ),
     # what the world model learns
     world(
-        "arguments of the KL exchanged", "world_model/world_model",
+        "arguments of the KL exchanged", "world_model/gaussian",
         "gaussian_kl(posterior, prior)", "gaussian_kl(prior, posterior)",
     ),
     world(
-        "free nats applied to the mean over frames", "world_model/world_model", "kl.clamp_min(self.config.free_nats)",
+        "free nats applied to the mean over frames", "world_model/gaussian", "kl.clamp_min(self.config.free_nats)",
         "kl.mean().clamp_min(self.config.free_nats).expand_as(kl)",
     ),
     world(
-        "free nats subtracted", "world_model/world_model", "kl.clamp_min(self.config.free_nats)",
+        "free nats subtracted", "world_model/gaussian", "kl.clamp_min(self.config.free_nats)",
         "(kl - self.config.free_nats).clamp_min(0)",
     ),
     world(
-        "rewards scored at first images", "world_model/world_model", "torch.where(batch.is_first, 0.0,",
+        "rewards scored at first images", "world_model/gaussian", "torch.where(batch.is_first, 0.0,",
         "torch.where(batch.is_first & False, 0.0,",
     ),
     world(
-        "rewards scored only at first images", "world_model/world_model", "torch.where(batch.is_first, 0.0,",
+        "rewards scored only at first images", "world_model/gaussian", "torch.where(batch.is_first, 0.0,",
         "torch.where(~batch.is_first, 0.0,",
     ),
     world(
-        "rewards predicted from the previous state", "world_model/world_model", "predict_reward(states).loss(",
+        "rewards predicted from the previous state", "world_model/gaussian", "predict_reward(states).loss(",
         "predict_reward(states.roll(1, 0)).loss(",
     ),
     world(
-        "scales of reward and KL exchanged", "world_model/world_model",
+        "scales of reward and KL exchanged", "world_model/gaussian",
         '"reward": self.config.reward_scale, "kl": self.config.kl_scale}',
         '"reward": self.config.kl_scale, "kl": self.config.reward_scale}',
     ),
-    world("image's gradient doubled", "world_model/world_model", "torch.mul(error, g[", "torch.mul(2 * error, g["),
-    world("training images not dequantised", "world_model/world_model", "dequantize=True", "dequantize=False"),
+    world("image's gradient doubled", "world_model/gaussian", "torch.mul(error, g[", "torch.mul(2 * error, g["),
+    world("training images not dequantised", "world_model/gaussian", "dequantize=True", "dequantize=False"),
     world("images quantised to four bits", "world_model/encoder", "BITS = 5", "BITS = 4"),
     world(
         "posterior's mean in place of its sample", "world_model/rssm", "posterior.mean + posterior.std * noise[t]",

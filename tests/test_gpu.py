@@ -9,7 +9,7 @@ from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.config import load_presets
 from dreamer_mpc.kernels import cell, fused
 from dreamer_mpc.planners import make_planner
-from dreamer_mpc.world_model import WorldModel, WorldModelConfig
+from dreamer_mpc.world_model import GaussianWorldModel, WorldModelConfig
 from dreamer_mpc.world_model.encoder import preprocess
 from tests.support.agents import TINY, make_batch
 from tests.support.cell_walks import KINDS, Sizes, assert_near, walk_both
@@ -209,7 +209,7 @@ def test_the_world_model_s_loss_with_kernels_is_the_plain_one(full_fp32):
     results = []
     for kernels in (True, False):
         torch.manual_seed(0)
-        world = WorldModel(WorldModelConfig(), ACTION_DIM, kernels).cuda()
+        world = GaussianWorldModel(WorldModelConfig(), ACTION_DIM, kernels).cuda()
         torch.manual_seed(1)
         batch, amp = random_batch(0), torch.autocast("cuda", enabled=False)
         inference = world.infer(batch, amp)

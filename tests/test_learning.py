@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dreamer_mpc.data.replay import Replay
-from dreamer_mpc.world_model import WorldModel, WorldModelConfig
+from dreamer_mpc.world_model import GaussianWorldModel, WorldModelConfig
 
 AMP = torch.autocast("cpu", enabled=False)
 CONFIG = WorldModelConfig(
@@ -58,7 +58,7 @@ def foresight():
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
     replay, test = fill(rng, 100, 30), fill(rng, 64, SEEN + AHEAD).sample(64, SEEN + AHEAD)
-    model = WorldModel(CONFIG, action_dim=2)
+    model = GaussianWorldModel(CONFIG, action_dim=2)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     # At twice this learning rate a quarter of the seeds never model the square; at a constant rate, errors may double
     # from one update to the next. The affected seeds and updates depend on the CPU.

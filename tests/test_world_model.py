@@ -5,7 +5,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from dreamer_mpc.config import load_presets
-from dreamer_mpc.world_model import WorldModel, WorldModelConfig
+from dreamer_mpc.world_model import GaussianWorldModel, WorldModelConfig
 from dreamer_mpc.world_model.encoder import preprocess, to_image
 from tests.support.agents import make_batch as random_batch
 
@@ -19,7 +19,7 @@ LEVELS = torch.arange(256, dtype=torch.uint8).view(16, 16, 1).expand(-1, -1, 3) 
 
 def make_world(**settings):
     torch.manual_seed(0)
-    return WorldModel(WorldModelConfig(**SMALL | settings), action_dim=2)
+    return GaussianWorldModel(WorldModelConfig(**SMALL | settings), action_dim=2)
 
 
 def make_batch(seed=0):

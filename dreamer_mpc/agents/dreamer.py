@@ -22,7 +22,7 @@ from dreamer_mpc.planners import Planner
 from dreamer_mpc.planners.rollout import imagine
 from dreamer_mpc.util.checks import check_ranges
 from dreamer_mpc.util.returns import lambda_return
-from dreamer_mpc.world_model import Batch, WorldModel, WorldModelConfig, WorldModelKind
+from dreamer_mpc.world_model import Batch, GaussianWorldModel, WorldModelConfig, WorldModelKind
 
 THREADED_ROWS = 512  # a plan on a CPU gains from several threads if it steps at least so many latent states at once
 
@@ -117,7 +117,7 @@ class Dreamer:
             self.device, kernels, bf16, capture, has_triton(), action=action_dim, units=units, **sizes
         )
         self.bf16, self.kernels = self.forms.bf16, self.forms.kernels
-        world = WorldModel(world_model, action_dim, kernels, self.bf16)
+        world = GaussianWorldModel(world_model, action_dim, kernels, self.bf16)
         self.world_model_kind: WorldModelKind = world.kind
         learners = [("world_model", world, optimizer.world_model_lr)]
         if behavior is None:

@@ -7,13 +7,13 @@ from torch import Tensor, nn
 from dreamer_mpc.kernels.cell import Acting
 from dreamer_mpc.networks import Actor, Critic, TanhNormal
 from dreamer_mpc.planners.rollout import FusedPolicyRollouts, FusedRollouts, Proposals
-from dreamer_mpc.world_model import WorldModel
+from dreamer_mpc.world_model import GaussianWorldModel
 
 
 class LatentWorld(nn.Module):
     """The world model alone (PlaNet) behind the interface of planners (`LatentDynamics`)."""
 
-    def __init__(self, world_model: WorldModel, action_dim: int):
+    def __init__(self, world_model: GaussianWorldModel, action_dim: int):
         super().__init__()
         self.world_model, self.action_dim = world_model, action_dim
         self.noise_dim = world_model.noise_dim  # Z, of one step's draws
@@ -36,7 +36,7 @@ class LatentWorld(nn.Module):
 class Latents(LatentWorld):
     """World model, actor and critic behind the interface of planners (`LatentModel`)."""
 
-    def __init__(self, world_model: WorldModel, actor: Actor, critic: Critic, action_dim: int):
+    def __init__(self, world_model: GaussianWorldModel, actor: Actor, critic: Critic, action_dim: int):
         super().__init__(world_model, action_dim)
         self.actor, self.critic = actor, critic
 

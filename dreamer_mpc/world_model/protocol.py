@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-WorldModelKind = Literal["gaussian"]
+WorldModelKind = Literal["gaussian", "categorical"]
 
 
 class Batch(NamedTuple):
@@ -22,6 +22,7 @@ class Batch(NamedTuple):
     is_first: Bool[Tensor, "T B"]
     is_terminal: Bool[Tensor, "T B"]
     index: Int64[Tensor, "T B"]  # the frame's place in replay, which identifies it for the bootstrap masks
+    state: Float[Tensor, "B S"] | None = None  # the latent state before image[0], where the replay keeps states
 
 
 @runtime_checkable

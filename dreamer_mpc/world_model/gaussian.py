@@ -1,6 +1,5 @@
-"""The world model: encoder, RSSM, decoder and reward head, and their loss."""
+"""The paper's world model: encoder, RSSM with Gaussian states, decoder and reward head, and their loss."""
 
-from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -10,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from dreamer_mpc.networks import MLP
 from dreamer_mpc.networks.heads import Prediction, UnitNormal
-from dreamer_mpc.util.checks import WIDEST, check_most, check_ranges
+from dreamer_mpc.world_model.config import WorldModelConfig
 from dreamer_mpc.world_model.decoder import Decoder
 from dreamer_mpc.world_model.encoder import Encoder, preprocess, to_image
 from dreamer_mpc.world_model.protocol import Batch, WorldModelKind
@@ -43,47 +42,7 @@ class Inference(NamedTuple):
     prior: Gaussian
 
 
-@dataclass(frozen=True)
-class WorldModelConfig:
-    """Sizes and loss of the world model."""
-
-    deter: int = 200
-    """Size of the deterministic (GRU) part of the state (paper: 200)."""
-    stoch: int = 30
-    """Size of the stochastic (Gaussian) part of the state (paper: 30)."""
-    hidden: int = 200
-    """Hidden size of the RSSM's layers (paper: 200)."""
-    min_std: float = 0.1
-    """Smallest standard deviation of prior and posterior (paper: 0.1)."""
-    encoder_channels: tuple[int, int, int, int] = (32, 64, 128, 256)
-    """Channels of the encoder's four convolutions (paper: 32 64 128 256)."""
-    decoder_dense: int = 1024
-    """Size of the decoder's dense layer (paper: 1024)."""
-    decoder_channels: tuple[int, int, int] = (128, 64, 32)
-    """Channels of the decoder's first three transposed convolutions (paper: 128 64 32)."""
-    reward_layers: int = 2
-    """Hidden layers of the reward head (paper: 2)."""
-    reward_hidden: int = 200
-    """Hidden size of the reward head (paper: 200)."""
-    free_nats: float = 3.0
-    """Free nats of the KL: below this it is not penalised (paper: 3)."""
-    image_scale: float = 1.0
-    """Weight of half the squared error of the image, the log-likelihood that the paper's Table 18 names. Its base code
-    defaults to the whole squared error: 2, as in the preset paper-base-loss."""
-    reward_scale: float = 1.0
-    """Weight of half the squared error of the reward, likewise; the paper's base code: 2."""
-    kl_scale: float = 1.0
-    """Weight of max(KL, free nats); also 1 in the paper's base code, where the squared errors have twice our weight."""
-
-    def __post_init__(self):
-        sizes = ("deter", "stoch", "hidden", "encoder_channels", "decoder_dense", "decoder_channels", "reward_hidden")
-        check_ranges(self, **dict.fromkeys(sizes, (1, None)), reward_layers=(1, None))
-        check_most(self, WIDEST, *sizes, "reward_layers")
-        scales = ("min_std", "free_nats", "image_scale", "reward_scale", "kl_scale")
-        check_ranges(self, **dict.fromkeys(scales, (0, None)))
-
-
-class WorldModel(nn.Module):
+class GaussianWorldModel(nn.Module):
     """Encoder, RSSM with Gaussian states, decoder and reward head (paper, Table 18); see `WorldModelProtocol`."""
 
     kind: ClassVar[WorldModelKind] = "gaussian"
