@@ -1,0 +1,111 @@
+"""Multilayer perceptrons of DreamerV3: linear, RMSNorm, SiLU."""
+
+import math
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dreamer_mpc.networks.mlp import EnsembleLinear, full_precision
+
+NORM_EPS = 1e-4
+TRUNCATION = 1.1368  # a normal cut at two standard deviations times this has variance 1
+
+
+@torch.no_grad()
+def init_weight(weight: Tensor, fan_in: int, scale: float = 1.0) -> None:
+    """Fill with a normal of standard deviation 1 / sqrt(fan_in), cut at twice the normal's own, times `scale`."""
+    std = TRUNCATION / math.sqrt(fan_in)
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std).mul_(scale)
+
+
+def norm_linear(inputs: int, outputs: int, scale: float = 1.0) -> nn.Linear:
+    """A linear layer with DreamerV3's initial values: weights by `init_weight`, biases 0."""
+    linear = nn.Linear(inputs, outputs)
+    init_weight(linear.weight, inputs, scale)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+class NormLayer(nn.Module):
+    """Linear, RMSNorm with gain and without offset, SiLU: [*, inputs] -> [*, outputs]."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.linear = norm_linear(inputs, outputs)
+        self.norm = nn.RMSNorm(outputs, eps=NORM_EPS)
+
+    def forward(self, x: Float[Tensor, "*b I"]) -> Float[Tensor, "*b O"]:
+        x = self.linear(x)
+        normed = self.norm(x.to(self.norm.weight.dtype))  # bf16 would be too coarse for the mean square
+        return F.silu(normed.to(x.dtype))
+
+
+class NormMLP(nn.Module):
+    """`layers` times linear, RMSNorm and SiLU, then a linear layer that autocast keeps in fp32.
+
+    [*, inputs] -> [*, outputs]. `scale` multiplies the initial weights of the last layer; with 0 the output is 0.
+    """
+
+    def __init__(self, inputs: int, hidden: int, layers: int, outputs: int, scale: float = 1.0):
+        super().__init__()
+        sizes = [inputs] + [hidden] * layers
+        self.hidden = nn.Sequential(*(NormLayer(i, o) for i, o in pairwise(sizes)))
+        self.last = norm_linear(sizes[-1], outputs, scale)
+
+    def forward(self, x: Float[Tensor, "*b I"]) -> Float[Tensor, "*b O"]:
+        x = self.hidden(x)
+        with full_precision(x):
+            return self.last(x.to(self.last.weight.dtype))
+
+
+class NormEnsembleLayer(EnsembleLinear):
+    """K linear layers in one batched product; RMSNorm, each with its own gain; SiLU."""
+
+    def __init__(self, members: int, inputs: int, outputs: int):
+        super().__init__(members, inputs, outputs)
+        _init_ensemble(self)
+        self.gain = nn.Parameter(torch.ones(members, 1, outputs))
+
+    def hidden(self, x: Float[Tensor, "K M I"]) -> Float[Tensor, "K M O"]:
+        """All three on inputs of each member."""
+        return self._activate(self(x))
+
+    def shared(self, x: Float[Tensor, "M I"]) -> Float[Tensor, "K M O"]:
+        """All three on one input of all members, in one product."""
+        members, inputs, outputs = self.weight.shape
+        weight = self.weight.transpose(0, 1).reshape(inputs, members * outputs)
+        x = F.linear(x, weight.t(), self.bias.flatten())
+        return self._activate(x.view(-1, members, outputs).transpose(0, 1))
+
+    def _activate(self, x: Float[Tensor, "K M O"]) -> Float[Tensor, "K M O"]:
+        normed = F.rms_norm(x.to(self.gain.dtype), x.shape[-1:], eps=NORM_EPS) * self.gain
+        return F.silu(normed.to(x.dtype))
+
+
+class NormEnsemble(nn.Module):
+    """K independent `NormMLP` on one input in batched products: [*, inputs] -> [K, *, outputs]; `layers` at least 1."""
+
+    def __init__(self, inputs: int, hidden: int, layers: int, outputs: int, members: int, scale: float = 1.0):
+        super().__init__()
+        sizes = [inputs] + [hidden] * layers
+        self.hidden = nn.ModuleList(NormEnsembleLayer(members, i, o) for i, o in pairwise(sizes))
+        self.last = EnsembleLinear(members, hidden, outputs)
+        _init_ensemble(self.last, scale)
+
+    def forward(self, x: Float[Tensor, "*b I"]) -> Float[Tensor, "K *b O"]:
+        first, *others = self.hidden
+        shape, x = x.shape[:-1], first.shared(x.reshape(-1, x.shape[-1]))
+        for layer in others:
+            x = layer.hidden(x)
+        with full_precision(x):
+            y = self.last(x.to(self.last.weight.dtype))
+        return y.view(-1, *shape, y.shape[-1])
+
+
+def _init_ensemble(linear: EnsembleLinear, scale: float = 1.0) -> None:
+    """DreamerV3's initial values for all members."""
+    init_weight(linear.weight, linear.weight.shape[1], scale)
+    nn.init.zeros_(linear.bias)
