@@ -1,4 +1,4 @@
-"""Returns as pure functions of predicted rewards and values."""
+"""Returns as pure functions of predicted rewards, values and continuations."""
 
 import torch
 from jaxtyping import Float
@@ -6,18 +6,35 @@ from torch import Tensor
 
 
 def lambda_return(
-    r_t: Float[Tensor, "T *b"], v_tp1: Float[Tensor, "T *b"], discount: float, lambda_: float
+    r_t: Float[Tensor, "T *b"],
+    v_tp1: Float[Tensor, "T *b"],
+    discount: float,
+    lambda_: float,
+    continues: Float[Tensor, "T *b"] | None = None,
 ) -> Float[Tensor, "T *b"]:
     """TD(lambda) returns (Dreamer, Hafner et al. 2020, Eq. 6, written as a recursion).
 
-        R_t = r_t + discount * ((1 - lambda) v_{t+1} + lambda R_{t+1}),     R_T = v_T
+        R_t = r_t + discount c_t ((1 - lambda) v_{t+1} + lambda R_{t+1}),     R_T = v_T
 
     `r_t[k]` is the reward of the k-th state and `v_tp1[k]` the value of the one after it, so R_t begins with r_t and a
-    value head trained on it includes the reward of its own state.
+    value head trained on it includes the reward of its own state. `continues[k]`, c_k in [0, 1], is the probability
+    that the episode goes on after the k-th state; without it no episode ends, c = 1.
     """
+    discounts = [discount] * len(r_t) if continues is None else (discount * continues).flip(0).unbind(0)
     returns = []
     last = v_tp1[-1]
-    for r, v in zip(r_t.flip(0).unbind(0), v_tp1.flip(0).unbind(0), strict=True):
-        last = r + discount * ((1 - lambda_) * v + lambda_ * last)
+    for r, v, d in zip(r_t.flip(0).unbind(0), v_tp1.flip(0).unbind(0), discounts, strict=True):
+        last = r + d * ((1 - lambda_) * v + lambda_ * last)
         returns.append(last)
     return torch.stack(returns[::-1])
+
+
+def survival(continues: Float[Tensor, "T *b"]) -> Float[Tensor, "T+1 *b"]:
+    """Probabilities that an episode that is in the first of T + 1 states reaches each of them: 1, c_0, c_0 c_1, ...
+
+    A loop, because the gradient of `torch.cumprod` waits for the device.
+    """
+    reached = [continues.new_ones(continues.shape[1:])]
+    for c in continues.unbind(0):
+        reached.append(reached[-1] * c)
+    return torch.stack(reached)
