@@ -1,0 +1,163 @@
+"""DreamerV3's recurrent state-space model (Hafner et al. 2023): a GRU in blocks and categorical stochastic states.
+
+A state is cat(deter, stoch), [*, S], where stoch are K one-hot vectors of C classes, flattened: S = deter + K * C.
+Distributions of stoch are tensors of log-probabilities [*, K, C].
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dreamer_mpc.networks.block_linear import BlockLinear
+from dreamer_mpc.networks.mlp import full_precision
+from dreamer_mpc.networks.norm_mlp import NORM_EPS, NormLayer, NormMLP, norm_linear
+
+FARTHEST = 10.0  # standard deviations; beyond 13, Gumbel noise in float32 is infinite
+
+
+def mixed_log_probs(logits: Float[Tensor, "*b K C"], unimix: float) -> Float[Tensor, "*b K C"]:
+    """Log-probabilities of softmax(logits), mixed with a share `unimix` of the uniform distribution."""
+    if unimix == 0:
+        return F.log_softmax(logits, dim=-1)
+    return torch.log((1 - unimix) * F.softmax(logits, dim=-1) + unimix / logits.shape[-1])
+
+
+def categorical_kl(p: Float[Tensor, "*b K C"], q: Float[Tensor, "*b K C"]) -> Float[Tensor, "*b"]:
+    """KL(p || q) in nats of log-probabilities, summed over the K variables."""
+    return (p.exp() * (p - q)).sum(dim=(-2, -1))
+
+
+@torch.no_grad()
+def gumbel(noise: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    """Standard normal draws to Gumbel draws, number by number: -log(-log Phi(x)), x cut at 10 standard deviations."""
+    return -torch.log(-torch.special.log_ndtr(noise.clamp(-FARTHEST, FARTHEST)))
+
+
+def sample(log_probs: Float[Tensor, "*b K C"], noise: Float[Tensor, "*b K C"]) -> Float[Tensor, "*b K C"]:
+    """One-hot samples, argmax(log-probability + Gumbel noise), with straight-through gradients: those of the
+    probabilities (Bengio et al. 2013)."""
+    probs = log_probs.exp()
+    best = (log_probs.detach() + noise).argmax(dim=-1, keepdim=True)
+    one_hot = torch.zeros_like(probs).scatter_(-1, best, 1.0)
+    return one_hot + (probs - probs.detach())
+
+
+class BlockRSSM(nn.Module):
+    """One-step functions with and without an image, and the sequence function that scans the first.
+
+    Alignment everywhere: action[t] led into image[t], and is_first[t] marks an episode's first image, before which
+    there is neither state nor action. Prior: 2 layers on deter; posterior: 1 layer on cat(deter, embed). `noise` is
+    standard normal [*, K * C] and is turned into Gumbel noise, so that zeros give the most probable classes.
+    """
+
+    def __init__(
+        self,
+        action_dim: int,
+        embed: int,
+        deter: int = 2048,
+        stoch: int = 32,
+        classes: int = 16,
+        hidden: int = 256,
+        blocks: int = 8,
+        unimix: float = 0.01,
+    ):
+        super().__init__()
+        self.deter, self.stoch, self.classes = deter, stoch, classes
+        self.blocks, self.unimix = blocks, unimix
+        self.noise_dim = stoch * classes
+        self.state_dim = deter + self.noise_dim
+        own = deter // blocks
+        self.deter_input = NormLayer(deter, hidden)
+        self.stoch_input = NormLayer(self.noise_dim, hidden)
+        self.action_input = NormLayer(action_dim, hidden)
+        self.hidden = BlockLinear(blocks, own + 3 * hidden, own)
+        self.hidden_norm = nn.RMSNorm(deter, eps=NORM_EPS)
+        self.gates = BlockLinear(blocks, own, 3 * own)
+        self.prior_logits = NormMLP(deter, hidden, 2, self.noise_dim)
+        self.posterior_hidden = NormLayer(deter + embed, hidden)
+        self.posterior_logits = norm_linear(hidden, self.noise_dim)
+
+    def initial(self, batch: int) -> Float[Tensor, "B S"]:
+        """The state before an episode's first image: zeros."""
+        return self.hidden.weight.new_zeros(batch, self.state_dim)
+
+    def prior_step(
+        self, state: Float[Tensor, "*b S"], action: Float[Tensor, "*b A"], noise: Float[Tensor, "*b Z"] | None = None
+    ) -> Float[Tensor, "*b S"]:
+        """Imagine one step: sample the next state from the prior. `noise` is drawn here if None."""
+        rows = state.reshape(-1, self.state_dim)
+        deter = self._recur(rows, self._see_action(action.reshape(-1, action.shape[-1])))
+        noise = torch.randn_like(rows[:, : self.noise_dim]) if noise is None else noise.reshape(-1, self.noise_dim)
+        stoch = sample(self.prior(deter), gumbel(self._by_variable(noise)))
+        return torch.cat([deter, stoch.flatten(-2)], dim=-1).view(state.shape)
+
+    def posterior_step(
+        self,
+        state: Float[Tensor, "B S"],
+        action: Float[Tensor, "B A"],
+        embed: Float[Tensor, "B E"],
+        is_first: Bool[Tensor, " B"],
+    ) -> Float[Tensor, "B S"]:
+        """Observe one image: the posterior's sample after `action` led from `state` into the image."""
+        return self.observe(embed[None], action[None], is_first[None], state)[0][0]
+
+    def observe(
+        self,
+        embed: Float[Tensor, "T B E"],
+        action: Float[Tensor, "T B A"],
+        is_first: Bool[Tensor, "T B"],
+        state: Float[Tensor, "B S"] | None = None,
+    ) -> tuple[Float[Tensor, "T B S"], Float[Tensor, "T B K C"]]:
+        """Infer states over a sequence that begins after `state`: samples and posterior."""
+        state = self.initial(embed.shape[1]) if state is None else state
+        noise = torch.randn(*embed.shape[:2], self.noise_dim, device=state.device, dtype=state.dtype)
+        noise, first = gumbel(self._by_variable(noise)), is_first[..., None]  # [T, B, K, C], [T, B, 1]
+        # What does not depend on the state is computed for all steps at once: the action's layer, and the product of
+        # the posterior's first layer with the embedding.
+        moved = self._see_action(torch.where(first, 0.0, action))  # [T, B, hidden]
+        linear, norm = self.posterior_hidden.linear, self.posterior_hidden.norm
+        deter_weight, embed_weight = linear.weight.split([self.deter, embed.shape[-1]], dim=1)
+        seen = F.linear(embed, embed_weight, linear.bias)  # [T, B, hidden]
+        states, posteriors = [], []
+        for t in range(len(embed)):
+            deter = self._recur(torch.where(first[t], 0.0, state), moved[t])
+            hidden = norm_silu(norm, seen[t] + F.linear(deter, deter_weight))
+            posterior = self._posterior(hidden)
+            state = torch.cat([deter, sample(posterior, noise[t]).flatten(-2)], dim=-1)
+            states.append(state)
+            posteriors.append(posterior)
+        return torch.stack(states), torch.stack(posteriors)
+
+    def prior(self, deter: Float[Tensor, "*b D"]) -> Float[Tensor, "*b K C"]:
+        """p(stoch | deter), before the image is seen."""
+        return mixed_log_probs(self._by_variable(self.prior_logits(deter)), self.unimix)
+
+    def _posterior(self, hidden: Float[Tensor, "*b hidden"]) -> Float[Tensor, "*b K C"]:
+        with full_precision(hidden):
+            logits = self.posterior_logits(hidden.to(self.posterior_logits.weight.dtype))
+        return mixed_log_probs(self._by_variable(logits), self.unimix)
+
+    def _see_action(self, action: Float[Tensor, "*b A"]) -> Float[Tensor, "*b hidden"]:
+        """The action's layer; an action outside [-1, 1] is brought to its border, with a gradient."""
+        return self.action_input(action / action.detach().abs().clamp_min(1.0))
+
+    def _recur(self, state: Float[Tensor, "M S"], moved: Float[Tensor, "M hidden"]) -> Float[Tensor, "M D"]:
+        """The GRU: every block of deter sees itself and the layers of deter, stoch and action."""
+        deter, stoch = state.split([self.deter, self.noise_dim], dim=-1)
+        shared = torch.cat([self.deter_input(deter), self.stoch_input(stoch), moved], dim=-1)
+        shared = shared[:, None].expand(-1, self.blocks, -1)  # [M, G, 3 * hidden]
+        own = deter.to(shared.dtype).unflatten(-1, (self.blocks, -1))  # [M, G, D / G]
+        x = norm_silu(self.hidden_norm, self.hidden(torch.cat([own, shared], dim=-1)).flatten(-2))
+        gates = self.gates(x.unflatten(-1, (self.blocks, -1))).to(deter.dtype)
+        reset, candidate, update = (gate.flatten(-2) for gate in gates.chunk(3, dim=-1))
+        update = torch.sigmoid(update - 1)
+        return update * torch.tanh(torch.sigmoid(reset) * candidate) + (1 - update) * deter
+
+    def _by_variable(self, x: Float[Tensor, "*b Z"]) -> Float[Tensor, "*b K C"]:
+        return x.unflatten(-1, (self.stoch, self.classes))
+
+
+def norm_silu(norm: nn.RMSNorm, x: Float[Tensor, "*b X"]) -> Float[Tensor, "*b X"]:
+    """SiLU of the norm of `x`, which is computed in the precision of its gain."""
+    return F.silu(norm(x.to(norm.weight.dtype)).to(x.dtype))

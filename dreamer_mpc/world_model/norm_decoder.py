@@ -1,0 +1,47 @@
+"""Latent states to images, with DreamerV3's convolutions."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dreamer_mpc.networks.block_linear import BlockLinear
+from dreamer_mpc.networks.norm_mlp import NORM_EPS, NormLayer, norm_linear
+from dreamer_mpc.world_model.norm_encoder import NormConvolution, convolution
+
+PIXELS = 4 * 4  # of the first map
+
+
+class NormDecoder(nn.Module):
+    """A first map of 4x4 pixels, then 5x5 convolutions, each after an upsampling: [*, S] -> [*, 3, 64, 64] in [0, 1].
+
+    The first map has `dense` numbers, dense / 16 channels: a block-linear layer of `deter`, whose blocks give a part of
+    the channels each, plus a perceptron of `stoch` with one hidden layer of `width` units (DreamerV3's default
+    decoder for images).
+    """
+
+    def __init__(self, deter: int, stoch: int, width: int, blocks: int, dense: int, channels: Sequence[int]):
+        super().__init__()
+        self.deter, self.stoch, self.blocks = deter, stoch, blocks
+        self.from_deter = BlockLinear(blocks, deter // blocks, dense // blocks)
+        self.from_stoch = nn.Sequential(NormLayer(stoch, width), norm_linear(width, dense))
+        self.norm = nn.RMSNorm(dense // PIXELS, eps=NORM_EPS)
+        self.layers = nn.ModuleList(NormConvolution(i, o) for i, o in pairwise([dense // PIXELS, *channels]))
+        self.last = convolution(channels[-1], 3)
+
+    def forward(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b 3 64 64"]:
+        x = self._first_map(state.reshape(-1, state.shape[-1]))
+        for layer in self.layers:
+            x = layer(F.interpolate(x, scale_factor=2.0))
+        x = self.last(F.interpolate(x, scale_factor=2.0))
+        return x.to(self.norm.weight.dtype).sigmoid().view(*state.shape[:-1], *x.shape[1:])
+
+    def _first_map(self, state: Float[Tensor, "M S"]) -> Float[Tensor, "M C 4 4"]:
+        deter, stoch = state.split([self.deter, self.stoch], dim=-1)
+        x = self.from_deter(deter.unflatten(-1, (self.blocks, -1)))  # [M, G, 16 * C / G]
+        x = x.unflatten(-1, (PIXELS, -1)).transpose(1, 2).flatten(2)  # [M, 16, C]
+        x = x + self.from_stoch(stoch).view_as(x)
+        x = F.silu(self.norm(x.to(self.norm.weight.dtype)).to(x.dtype))
+        return x.transpose(1, 2).unflatten(-1, (4, 4))  # a view: pixels stay the outer dimension

@@ -1,0 +1,56 @@
+"""Images to embeddings, with DreamerV3's convolutions."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dreamer_mpc.networks.norm_mlp import NORM_EPS, init_weight
+from dreamer_mpc.world_model.config import Downsampling
+
+KERNEL = 5
+
+
+def convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    """A 5x5 convolution with DreamerV3's initial values; of stride 1 it keeps the size, of stride 2 it halves it."""
+    layer = nn.Conv2d(inputs, outputs, KERNEL, stride, padding=KERNEL // 2)
+    init_weight(layer.weight, inputs * KERNEL**2)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class NormConvolution(nn.Module):
+    """Convolution, max-pooling of windows of `pool` pixels a side, RMSNorm over the channels of a pixel, SiLU."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1, pool: int = 1):
+        super().__init__()
+        self.convolution = convolution(inputs, outputs, stride)
+        self.norm = nn.RMSNorm(outputs, eps=NORM_EPS)
+        self.pool = pool
+
+    def forward(self, x: Float[Tensor, "M I H W"]) -> Float[Tensor, "M O h w"]:
+        x = self.convolution(x)
+        if self.pool > 1:
+            x = F.max_pool2d(x, self.pool)
+        normed = self.norm(x.movedim(1, -1).to(self.norm.weight.dtype)).movedim(-1, 1)
+        return F.silu(normed.to(x.dtype))
+
+
+class NormEncoder(nn.Module):
+    """Four 5x5 convolutions, each halving the map, with RMSNorm and SiLU (DreamerV3): [*, 3, 64, 64] -> [*, E].
+
+    E = 16 * channels[-1]. "max-pool" is DreamerV3's default, "strided" its option of stride 2; there, windows are
+    centred at even pixels (padding 2 on both sides), in its code at odd ones (padding 1 and 2).
+    """
+
+    def __init__(self, channels: Sequence[int], downsampling: Downsampling = "max-pool"):
+        super().__init__()
+        halving = {"stride": 2} if downsampling == "strided" else {"pool": 2}
+        self.layers = nn.Sequential(*(NormConvolution(i, o, **halving) for i, o in pairwise([3, *channels])))
+        self.outputs = 16 * channels[-1]  # 64 -> 32 -> 16 -> 8 -> 4 pixels a side
+
+    def forward(self, image: Float[Tensor, "*b 3 64 64"]) -> Float[Tensor, "*b E"]:
+        x = self.layers(image.reshape(-1, *image.shape[-3:]))
+        return x.reshape(*image.shape[:-3], self.outputs)
