@@ -8,7 +8,7 @@ import torch
 
 from dreamer_mpc.planners.objective import Objective, ensemble_std
 from dreamer_mpc.planners.rollout import draw_noise, rollout
-from tests.support.latent_models import Noisy, Quadratic, Smooth
+from tests.support.latent_models import Ended, Ledge, Mortal, Noisy, Quadratic, Smooth
 from tests.support.planning import plain_j
 
 B, N, A = 2, 3, 2
@@ -144,3 +144,92 @@ def test_noise_is_none_draws_or_zeros():
     draws = draw_noise(model, state, 4, "fixed")
     assert draws.shape == (B, N, 4, 3) and draws.flatten().unique().numel() == draws.numel()
     assert not draw_noise(model, state, 4, "mean").any()
+
+
+# where episodes may end
+
+
+def ends(model, state, actions):
+    """Pairs (k, its probability): the episode ends in s_k; k = H, where it does not end before."""
+    alive, steps = 1.0, len(actions)
+    for k, action in enumerate(actions[:-1], start=1):
+        state = model.step(state, action)
+        goes_on = model.continues(state).item()
+        yield k, alive * (1 - goes_on)
+        alive *= goes_on
+    yield steps, alive
+
+
+@pytest.mark.parametrize("horizon", [1, 2, 5])
+@pytest.mark.parametrize("c, scale", [(0.0, False), (0.7, False), (-0.4, True)])
+@pytest.mark.parametrize("kind", ["return", "lambda-return", "rewards"])
+def test_j_is_the_mean_over_the_states_where_the_episode_may_end(horizon, c, scale, kind):
+    model, (state, actions) = Mortal(), problem(horizon)
+    values = Objective(0.9, c, kind, 0.6, scale)(model, rollout(model, state, actions))
+    settings = SimpleNamespace(objective=kind, discount=0.9, uncertainty=c, return_lambda=0.6, scale_penalty=scale)
+    for b, n in product(range(B), range(N)):
+        begin = torch.cat([state[b], torch.zeros(1, dtype=torch.float64)])
+        expected = sum(
+            share * plain_j(Ended(model, k), begin, actions[b, n], settings)
+            for k, share in ends(model, state[b], actions[b, n])
+        )
+        assert values[b, n].item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["return", "rewards"])
+def test_the_released_penalty_too_counts_only_in_states_that_are_reached(kind):
+    model, (state, actions) = Mortal(), problem(4)
+    objective = Objective(0.9, 0.7, kind, released_penalty=True)
+    states = rollout(model, state, actions)
+    values = objective(model, states)
+    clock = torch.arange(1, 5, dtype=torch.float64).expand(B, N, 4)[..., None]
+    for b, n in product(range(B), range(N)):
+        expected = sum(
+            share * objective(Ended(model, k), torch.cat([states, clock], dim=-1))[b, n]
+            for k, share in ends(model, state[b], actions[b, n])
+        )
+        torch.testing.assert_close(values[b, n], expected, rtol=1e-6, atol=1e-6)  # a spread of 0 counts as 1e-8
+
+
+@pytest.mark.parametrize("kind", ["return", "lambda-return", "rewards"])
+def test_nothing_behind_a_cliff_counts(kind):
+    """x is 0.1, 0.6, 1.1, 1.6. The episode ends behind a top of 1, and the reward of arriving there counts."""
+    model, state = Ledge(sharpness=1e4), torch.full((1, 1), 0.1, dtype=torch.float64)
+    objective = Objective(0.5, 0.0, kind, lambda_=1.0)
+    states = rollout(model, state, torch.ones(1, 1, 3, 1, dtype=torch.float64))
+    assert objective(model, states).item() == pytest.approx(0.6 + 0.5 * 1.1)
+    model.top = 9
+    last = 1.6 if kind == "rewards" else 1.6 + 4
+    assert objective(model, states).item() == pytest.approx(0.6 + 0.5 * 1.1 + 0.25 * last)
+
+
+@pytest.mark.parametrize("kind, c", list(product(["return", "lambda-return", "rewards"], [0.0, 0.7])))
+@pytest.mark.parametrize("horizon", [1, 4])
+def test_gradient_through_continuation_is_that_of_central_differences(horizon, kind, c):
+    model = Mortal().requires_grad_(False)
+    state, actions = problem(horizon)
+    objective = Objective(0.9, c, kind, 0.6)
+    assert torch.autograd.gradcheck(
+        lambda a: objective(model, rollout(model, state, a)), actions.requires_grad_()
+    )
+
+
+class Immortal(Mortal):
+    terminates = False
+
+
+class Unrelated(Smooth):
+    """Has a method of that name, with another meaning."""
+
+    def continues(self, state):
+        raise AssertionError("not what J needs")
+
+
+@pytest.mark.parametrize("kind", ["return", "lambda-return", "rewards"])
+@pytest.mark.parametrize("model", [Immortal(), Unrelated()], ids=["says none ends", "does not say"])
+def test_continuation_is_asked_only_where_a_model_says_that_episodes_end(model, kind):
+    state, actions = problem(4)
+    objective = Objective(0.9, 0.7, kind, 0.6)
+    values = objective(model, rollout(model, state, actions))
+    assert torch.equal(values, objective(Smooth(), rollout(Smooth(), state, actions)))
+    assert not getattr(model, "asked", 0)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from dreamer_mpc.planners import Memory, make_planner
-from tests.support.latent_models import Linear, TwoBumps
+from dreamer_mpc.planners.rollout import rollout
+from tests.support.latent_models import Ledge, Linear, Slope, TwoBumps
 from tests.support.planning import PAPER, plan
 
 # Budgets that come close to the optimum of a smooth problem of a few steps in a fraction of a second. The ascent
@@ -214,3 +215,22 @@ def test_a_lone_random_start_climbs_the_bump_that_it_is_at():
         near = (begin - peak).abs() < 0.31
         assert 3 < near.sum() < 30
         torch.testing.assert_close(end[near], torch.full_like(end[near], peak), rtol=0, atol=1e-3)
+
+
+# A cliff: J rises up to its edge, and goes on rising behind it only where continuation is not known
+
+
+@pytest.mark.parametrize("objective", ["return", "rewards"])
+@every_search
+def test_planners_stay_on_a_cliff_if_the_model_says_that_it_ends_the_episode(name, objective):
+    iterations = min(40, BUDGETS[name]["iterations"])
+    settings = BUDGETS[name] | dict(iterations=iterations, horizon=5, discount=0.9, objective=objective)
+    state = torch.zeros(8, 1, dtype=torch.float64)
+    for model in (Ledge(), Slope()):
+        actions = plan(make_planner(name, **settings), model, state).actions
+        before_last = rollout(model, state, actions[:, None])[:, 0, :-1, 0]  # [B, 4]; a fall at the end may pay
+        highest = before_last.max(dim=1).values
+        if isinstance(model, Ledge):
+            assert (highest < model.top).all() and (highest > 0.5).all(), "close to the edge, never behind it"
+        else:
+            assert (highest > 1.5).all(), "the same without continuation runs over it"

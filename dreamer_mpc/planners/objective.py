@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dreamer_mpc.planners.protocol import LatentDynamics
-from dreamer_mpc.util.returns import lambda_return
+from dreamer_mpc.planners.protocol import LatentDynamics, Terminating
+from dreamer_mpc.util.returns import lambda_return, survival
 
 ObjectiveKind = Literal["return", "lambda-return", "rewards"]
 
@@ -22,7 +22,12 @@ def ensemble_std(values: Float[Tensor, "K *b"], correction: int = 0) -> Float[Te
 class Objective:
     """J of the states s_1 .. s_H of an imagined trajectory (paper, Eq. 5 and 6, with Dreamer's value convention).
 
-        J = sum_{k=1}^{H-1} discount^{k-1} [r(s_k) - c u(s_k)]  +  discount^{H-1} [v(s_H) - c u(s_H)]
+        J = sum_{k=1}^{H-1} discount^{k-1} p_k [r(s_k) - c u(s_k)]  +  discount^{H-1} p_H [v(s_H) - c u(s_H)]
+
+    p_k is the probability that s_k is reached: 1, unless the model is `Terminating`; then it is the product of its
+    `continues` in s_1 .. s_{k-1}. s_0, from which is planned, counts as alive: p_1 = 1. A reward is paid on arriving in
+    a state that ends the episode, too, and v(s_H) weighs by itself what comes after s_H, so neither p_k nor p_H has
+    the continuation of its own state. J is differentiable through `continues`.
 
     v and u are mean and standard deviation of the value heads, c the `uncertainty` coefficient. `value(s)` already
     includes `reward(s)`, so the reward of s_H is not added again. `scale_penalty` multiplies u by v and
@@ -44,28 +49,38 @@ class Objective:
 
     def __call__(self, model: LatentDynamics, states: Float[Tensor, "B N H S"]) -> Float[Tensor, "B N"]:
         gains = model.reward(states)  # [B, N, H]
+        continues = None  # [B, N, H-1]
+        if isinstance(model, Terminating) and model.terminates and states.shape[2] > 1:
+            continues = model.continues(states[:, :, :-1])
         if not self.needs_value:
-            return self._sum(gains, None)
+            return self._sum(gains, None, continues)
         every_state = self.uncertainty != 0 or self.kind == "lambda-return"
         values = model.value(states if every_state else states[:, :, -1:])  # [K, B, N, H or 1]
         value = self._mean(values)
         if self.uncertainty == 0:
-            return self._sum(gains, value)
+            return self._sum(gains, value, continues)
         penalty = self.uncertainty * self._spread(values)  # [B, N, H]
         if self.released_penalty:
-            return self._sum(gains, value) - penalty.sum(2) - penalty[:, :, -1]
-        return self._sum(gains - penalty, value - penalty)
+            penalty = penalty if continues is None else _reached(continues) * penalty
+            return self._sum(gains, value, continues) - penalty.sum(2) - penalty[:, :, -1]
+        return self._sum(gains - penalty, value - penalty, continues)
 
-    def _sum(self, gains: Float[Tensor, "B N H"], value: Float[Tensor, "B N _"] | None) -> Float[Tensor, "B N"]:
+    def _sum(
+        self,
+        gains: Float[Tensor, "B N H"],
+        value: Float[Tensor, "B N _"] | None,
+        continues: Float[Tensor, "B N h"] | None,  # of s_1 .. s_{H-1}
+    ) -> Float[Tensor, "B N"]:
         """J of rewards and values after the penalty is subtracted."""
         if value is not None:
             if self.kind == "lambda-return" and gains.shape[2] > 1:
                 r_t, v_tp1 = gains.movedim(2, 0)[:-1], value.movedim(2, 0)[1:]
-                return lambda_return(r_t, v_tp1, self.discount, self.lambda_)[0]
+                c_t = None if continues is None else continues.movedim(2, 0)
+                return lambda_return(r_t, v_tp1, self.discount, self.lambda_, c_t)[0]
             if self.kind != "rewards":
                 gains = torch.cat([gains[:, :, :-1], value[:, :, -1:]], dim=2)
         weights = self.discount ** torch.arange(gains.shape[2], device=gains.device, dtype=gains.dtype)
-        return (weights * gains).sum(2)
+        return ((weights if continues is None else weights * _reached(continues)) * gains).sum(2)
 
     @property
     def needs_value(self) -> bool:
@@ -82,3 +97,8 @@ class Objective:
         if self.scale_penalty:
             spread = spread * values.mean(0)
         return spread if self.penalty_gradient else spread.detach()
+
+
+def _reached(continues: Float[Tensor, "B N h"]) -> Float[Tensor, "B N h+1"]:
+    """Probabilities p_1 .. p_H that states are reached, of the continuations in s_1 .. s_{H-1}."""
+    return survival(continues.movedim(2, 0)).movedim(0, 2)

@@ -1,5 +1,6 @@
 """The interface of planners: what they need from a world model, and what they return."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -25,7 +26,7 @@ class LatentDynamics(Protocol):
     A model whose `step` is random may also offer `noise(state) -> [*, Z]`, standard normal draws, and take them as
     `step(state, action, noise)`; zeros then mean the prior's mean. Planners use that for `latent_noise` other than
     `fresh` and for several `draws`. A model that computes whole rollouts faster than a loop over `step` inherits from
-    `planners.rollout.FusedRollouts`.
+    `planners.rollout.FusedRollouts`; one whose episodes may end, from `Terminating`.
     """
 
     action_dim: int
@@ -46,6 +47,19 @@ class LatentModel(LatentDynamics, Protocol):
 
     def policy(self, state: Float[Tensor, "*b S"]) -> ActionDistribution:
         """The actor's distribution over actions."""
+
+
+class Terminating(ABC):
+    """A latent model that says where episodes end; a `continues` without inheriting from here is never called."""
+
+    @property
+    def terminates(self) -> bool:
+        """Whether any episode ends; if not, `continues` is not asked, and J is that of a model that does not say."""
+        return True
+
+    @abstractmethod
+    def continues(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b"]:
+        """Probability that the episode goes on after `state`, in [0, 1], differentiable."""
 
 
 class Memory(NamedTuple):

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dreamer_mpc.planners.protocol import Terminating
+
 
 class Squashed(NamedTuple):
     """tanh of a Gaussian, with its own `mode`."""
@@ -77,6 +79,63 @@ class Noisy(Smooth):
         else:
             self.given.append(noise)
         return super().step(state, action) + 0.3 * noise
+
+
+class Mortal(Smooth, Terminating):
+    """`Smooth` whose episodes end with a probability that depends on the state; counts the states that are asked."""
+
+    asked = 0
+
+    def continues(self, state):
+        self.asked += state[..., 0].numel()
+        return torch.sigmoid(1 + 2 * state @ self.heads[:, 0])
+
+
+class Ended:
+    """An episode of `model` that ended in s_`last`: neither reward nor value after it. A state ends in its number k."""
+
+    def __init__(self, model, last: float):
+        self.model, self.last, self.action_dim = model, last, model.action_dim
+
+    def step(self, state, action):
+        return torch.cat([self.model.step(state[..., :-1], action), state[..., -1:] + 1], dim=-1)
+
+    def reward(self, state):
+        return torch.where(state[..., -1] > self.last, 0.0, self.model.reward(state[..., :-1]))
+
+    def value(self, state):
+        return torch.where(state[..., -1] > self.last, 0.0, self.model.value(state[..., :-1]))
+
+
+class Slope:
+    """x' = x + a / 2 and r = x: the further up the better, and so v = x + 4."""
+
+    action_dim, top = 1, 1.0
+
+    def step(self, state, action):
+        return state + action / 2
+
+    def reward(self, state):
+        return state[..., 0]
+
+    def value(self, state):
+        return (self.reward(state) + 4)[None]
+
+    def policy(self, state):
+        return Squashed(torch.full_like(state, 0.2), torch.full_like(state, 0.5))
+
+
+class Ledge(Slope, Terminating):
+    """`Slope` that ends in an abyss behind its `top`, as sudden as `sharpness` says: it pays to stay just below."""
+
+    def __init__(self, sharpness: float = 12.0):
+        self.sharpness = sharpness
+
+    def continues(self, state):
+        return torch.sigmoid(self.sharpness * (self.top - state[..., 0]))
+
+    def value(self, state):
+        return (self.reward(state) + 4 * self.continues(state))[None]
 
 
 class Quadratic(nn.Module):
