@@ -4,6 +4,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @runtime_checkable
@@ -33,3 +34,23 @@ class UnitNormal(NamedTuple):
     def loss(self, target: Float[Tensor, "*t"]) -> Float[Tensor, "*b"]:
         """Half the squared distance of the mean to `target`."""
         return 0.5 * (self.mean - target).square()
+
+
+class Bernoulli(NamedTuple):
+    """A coin per number, given by `logits` [*]: whether an episode continues after a step."""
+
+    logits: Tensor
+
+    @property
+    def mean(self) -> Float[Tensor, "*b"]:
+        """The probability of 1."""
+        return self.logits.sigmoid()
+
+    @property
+    def mode(self) -> Float[Tensor, "*b"]:
+        """The likelier of 0 and 1; 0 if both are as likely."""
+        return (self.logits > 0).to(self.logits.dtype)
+
+    def loss(self, target: Float[Tensor, "*t"]) -> Float[Tensor, "*c"]:
+        """Cross-entropy to `target`, the probability of 1, in [0, 1]."""
+        return -target * F.logsigmoid(self.logits) - (1 - target) * F.logsigmoid(-self.logits)

@@ -1,0 +1,110 @@
+"""LaProp with adaptive gradient clipping, the optimizer of DreamerV3."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dreamer_mpc.util.checks import check_range
+
+
+class LaProp(torch.optim.Optimizer):
+    """LaProp (Ziyin et al. 2020): gradients are divided by their root mean square first and averaged then.
+
+    Update t = 1, 2, ... of a tensor p with gradient g, all constants as in DreamerV3:
+
+        u = g / max(1, |g| / (clip max(clip_floor, |p|)))     adaptive clipping by norms of whole tensors, of all
+        v = beta2 v + (1 - beta2) u^2
+        m = beta1 m + (1 - beta1) u / (sqrt(v / (1 - beta2^t)) + eps)
+        p = p - lr min(1, (t - 1) / warmup) m / (1 - beta1^t)
+
+    so the first update of a warm-up moves nothing; there is no weight decay. If the attribute `found_inf` is set, a
+    tensor, a step where it is 1 changes neither parameters nor state, whatever the gradients hold. A step never waits
+    for the device and can be captured in a CUDA graph. The tensors of a group share device, dtype and count of steps:
+    all need a gradient in every step.
+    """
+
+    found_inf: Float[Tensor, ""] | None = None
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 4e-5,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-20,
+        clip: float = 0.3,
+        clip_floor: float = 1e-3,
+        warmup: int = 1000,
+    ):
+        for name, value in dict(lr=lr, eps=eps, clip=clip, clip_floor=clip_floor, warmup=warmup).items():
+            check_range(name, value, 0, None)
+        settings = dict(lr=lr, betas=betas, eps=eps, clip=clip, clip_floor=clip_floor, warmup=warmup)
+        # `capturable` makes load_state_dict put the count of steps on the parameters' device.
+        super().__init__(params, settings | {"capturable": True})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One update from the parameters' gradients, which stay as they are."""
+        for group in self.param_groups:
+            self._step_group(group)
+
+    def _step_group(self, group: dict[str, Any]) -> None:
+        params = group["params"]
+        steps, averages, squares = self._states(params)
+        skipped = _flag(self.found_inf, steps[0])
+        torch._foreach_add_(steps, 1 - skipped.to(steps[0].dtype))
+        count = steps[0].to(params[0].dtype).clamp(min=1)  # 0 if the very first step is skipped
+
+        updates = clip_by_norm(params, [p.grad for p in params], group["clip"], group["clip_floor"])
+        updates = [update.masked_fill(skipped, 0) for update in updates]  # also where they are NaN
+        beta1, beta2 = group["betas"]
+        torch._foreach_mul_(squares, count.new_full((), beta2).masked_fill(skipped, 1))
+        torch._foreach_addcmul_(squares, updates, updates, value=1 - beta2)
+        sizes = torch._foreach_sqrt(squares)
+        torch._foreach_div_(sizes, _bias_correction(beta2, count).sqrt())
+        torch._foreach_add_(sizes, group["eps"])
+        torch._foreach_mul_(averages, count.new_full((), beta1).masked_fill(skipped, 1))
+        torch._foreach_addcdiv_(averages, updates, sizes, value=1 - beta1)
+        rate = _learning_rate(group["lr"], group["warmup"], count) / _bias_correction(beta1, count)
+        torch._foreach_sub_(params, torch._foreach_mul(averages, rate.masked_fill(skipped, 0)))
+
+    def _states(self, params: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Count of steps, m and v of each tensor."""
+        if any(p.grad is None for p in params):
+            raise ValueError("LaProp needs a gradient of every parameter in every step")
+        for p in params:
+            if not self.state[p]:
+                step = torch.zeros((), dtype=torch.float32, device=p.device)
+                self.state[p] = dict(step=step, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+        names = ("step", "exp_avg", "exp_avg_sq")
+        return tuple([self.state[p][name] for p in params] for name in names)
+
+
+def clip_by_norm(params: Sequence[Tensor], grads: Sequence[Tensor], clip: float, floor: float) -> list[Tensor]:
+    """Gradients, each scaled so that its norm is at most `clip` times the larger of `floor` and its parameter's norm.
+
+    Adaptive gradient clipping (Brock et al. 2021), by the norms of whole tensors.
+    """
+    limits = clip * torch.stack(torch._foreach_norm(params)).clamp(min=floor)
+    excess = torch.stack(torch._foreach_norm(grads)) / limits
+    return list(torch._foreach_mul(grads, excess.clamp(min=1).reciprocal().unbind()))
+
+
+def _learning_rate(lr: float, warmup: int, count: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """The learning rate of update `count` = 1, 2, ...; it rises from 0 for `warmup` updates."""
+    return lr * ((count - 1) / warmup).clamp(max=1) if warmup else torch.full_like(count, lr)
+
+
+def _bias_correction(beta: float, count: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """1 - beta^count, in a form that keeps its precision where it is small."""
+    return -torch.expm1(count * math.log(beta))
+
+
+def _flag(found_inf: Tensor | None, like: Tensor) -> Tensor:
+    """`found_inf` as a boolean tensor [] on the device of `like`."""
+    if found_inf is None:
+        return torch.zeros((), dtype=torch.bool, device=like.device)
+    return found_inf.reshape(()).bool()

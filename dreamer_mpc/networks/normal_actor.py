@@ -1,0 +1,72 @@
+"""The policy network of DreamerV3."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dreamer_mpc.networks.norm_mlp import NormMLP
+
+
+class BoundedNormal(NamedTuple):
+    """A diagonal Gaussian with `mean` [*, A] in [-1, 1] and `std` [*, A]: actions are its samples, clipped to [-1, 1].
+
+    `sample`, `log_prob` and `entropy` are those of the Gaussian before the clipping, as the score function needs them;
+    `mode` and `rsample` are actions to execute, all in [-1, 1].
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    @property
+    def mode(self) -> Float[Tensor, "*b A"]:
+        """Where the Gaussian's density is highest: its mean."""
+        return self.mean
+
+    def sample(self) -> Float[Tensor, "*b A"]:
+        """A sample before the clipping, without gradient: what `log_prob` takes. It may lie outside [-1, 1]."""
+        with torch.no_grad():
+            return self._draw()
+
+    def rsample(self) -> Float[Tensor, "*b A"]:
+        """A reparameterised sample in [-1, 1]; its gradient is 0 where it was clipped."""
+        return self._draw().clamp(-1, 1)
+
+    def log_prob(self, action: Float[Tensor, "*b A"]) -> Float[Tensor, "*b"]:
+        """Log-density of actions before the clipping, summed over A; finite everywhere."""
+        normal = -0.5 * ((action - self.mean) / self.std).square() - self.std.log() - 0.5 * math.log(2 * math.pi)
+        return normal.sum(-1)
+
+    def entropy(self) -> Float[Tensor, "*b"]:
+        """Differential entropy before the clipping, summed over A."""
+        return (self.std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+    def _draw(self) -> Float[Tensor, "*b A"]:
+        return self.mean + self.std * torch.randn_like(self.mean)
+
+
+class NormalActor(nn.Module):
+    """Policy of DreamerV3: mean tanh(m), std min_std + (max_std - min_std) sigmoid(s + 2), m and s from one network.
+
+    The last layer's initial weights are scaled by 0.01: at first the mean is near 0 and, by default, the std near 0.89.
+    """
+
+    def __init__(
+        self,
+        state: int,
+        action_dim: int,
+        layers: int = 3,
+        hidden: int = 256,
+        min_std: float = 0.1,
+        max_std: float = 1.0,
+        scale: float = 0.01,
+    ):
+        super().__init__()
+        self.layers = NormMLP(state, hidden, layers, 2 * action_dim, scale)
+        self.min_std, self.max_std = min_std, max_std
+
+    def forward(self, state: Float[Tensor, "*b S"]) -> BoundedNormal:
+        mean, std = self.layers(state).chunk(2, dim=-1)
+        return BoundedNormal(mean.tanh(), self.min_std + (self.max_std - self.min_std) * (std + 2).sigmoid())
