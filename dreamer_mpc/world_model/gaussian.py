@@ -1,4 +1,4 @@
-"""The paper's world model: encoder, RSSM with Gaussian states, decoder and reward head, and their loss."""
+"""The paper's world model: encoder, RSSM with Gaussian states, decoder and heads, and their loss."""
 
 from typing import ClassVar, NamedTuple
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from dreamer_mpc.networks import MLP
-from dreamer_mpc.networks.heads import Prediction, UnitNormal
+from dreamer_mpc.networks.heads import Bernoulli, Prediction, UnitNormal
 from dreamer_mpc.world_model.config import WorldModelConfig
 from dreamer_mpc.world_model.decoder import Decoder
 from dreamer_mpc.world_model.encoder import Encoder, preprocess, to_image
@@ -43,7 +43,10 @@ class Inference(NamedTuple):
 
 
 class GaussianWorldModel(nn.Module):
-    """Encoder, RSSM with Gaussian states, decoder and reward head (paper, Table 18); see `WorldModelProtocol`."""
+    """Encoder, RSSM with Gaussian states, decoder and reward head (paper, Table 18); see `WorldModelProtocol`.
+
+    With `config.continuation`, one more head of the reward head's sizes predicts whether the episode goes on.
+    """
 
     kind: ClassVar[WorldModelKind] = "gaussian"
 
@@ -56,6 +59,8 @@ class GaussianWorldModel(nn.Module):
         )
         self.decoder = Decoder(self.rssm.state_dim, config.decoder_dense, config.decoder_channels, kernels)
         self.reward_head = MLP(self.rssm.state_dim, config.reward_hidden, config.reward_layers, 1)
+        if config.continuation:
+            self.continue_head = MLP(self.rssm.state_dim, config.reward_hidden, config.reward_layers, 1)
 
     @property
     def state_dim(self) -> int:
@@ -66,6 +71,11 @@ class GaussianWorldModel(nn.Module):
     def noise_dim(self) -> int:
         """Z, the size of the noise of one step: stoch."""
         return self.rssm.stoch
+
+    @property
+    def continuation(self) -> bool:
+        """Whether there is a continue head."""
+        return self.config.continuation
 
     def initial(self, batch: int) -> Float[Tensor, "B S"]:
         """The state before an episode's first image: zeros."""
@@ -102,6 +112,14 @@ class GaussianWorldModel(nn.Module):
         """The reward received on arriving in `state`."""
         return UnitNormal(self.reward_head(state).squeeze(-1))
 
+    def continues(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b"]:
+        """Probability that the episode goes on after `state`; 1 without a continue head."""
+        return self.predict_continue(state).mean if self.continuation else torch.ones_like(state[..., 0])
+
+    def predict_continue(self, state: Float[Tensor, "*b S"]) -> Prediction:
+        """Whether the episode goes on after `state`; needs the continue head."""
+        return Bernoulli(self.continue_head(state).squeeze(-1))
+
     def encode(self, image: UInt8[Tensor, "*b H W C"]) -> Float[Tensor, "*b E"]:
         """Embed images for acting: no dequantisation noise."""
         return self.encoder(preprocess(image)).float()
@@ -124,7 +142,8 @@ class GaussianWorldModel(nn.Module):
         """Negative evidence lower bound of a batch (Dreamer, Eq. 10): scalar, and mean of each term.
 
         image and reward: unit-variance Gaussian log-likelihoods without their constants. A reward is scored only
-        where one was paid, so not at an episode's first image. `amp` covers the convolutions; losses are in fp32.
+        where one was paid, so not at an episode's first image. continue, if predicted: the log-likelihood of whether a
+        frame is not terminal, of weight 1. `amp` covers the convolutions; losses are in fp32.
         """
         target, states, posterior, prior = inference
         with amp:
@@ -136,6 +155,9 @@ class GaussianWorldModel(nn.Module):
             "kl": kl.clamp_min(self.config.free_nats),
         }
         scales = {"image": self.config.image_scale, "reward": self.config.reward_scale, "kl": self.config.kl_scale}
+        if self.continuation:
+            losses["continue"] = self.predict_continue(states).loss((~batch.is_terminal).to(kl.dtype))
+            scales["continue"] = 1.0
         assert losses.keys() == scales.keys() and all(loss.shape == kl.shape for loss in losses.values())
         total = sum(scales[name] * losses[name].mean() for name in losses)
         metrics = {f"{name}_loss": loss.mean().detach() for name, loss in losses.items()}

@@ -30,12 +30,14 @@ class WorldModelProtocol(Protocol):
     """Maps images and actions to latent states [*, S], and predicts from them.
 
     `kind` is the name in a checkpoint. `infer` gives the states of a batch, from which imagination starts; `loss` takes
-    what `infer` returned and gives the scalar to minimise and the mean of each of its terms by name.
+    what `infer` returned and gives the scalar to minimise and the mean of each of its terms by name. Where
+    `continuation` is False, every episode is taken to go on: `continues` is 1 and imagination does not ask for it.
     """
 
     kind: ClassVar[WorldModelKind]
     state_dim: int  # S
     noise_dim: int  # Z, size of the noise of one step
+    continuation: bool  # whether it predicts where episodes end
 
     def initial(self, batch: int) -> Float[Tensor, "B S"]:
         """The state before an episode's first image."""
@@ -60,6 +62,9 @@ class WorldModelProtocol(Protocol):
 
     def reward(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b"]:
         """Mean of the reward received on arriving in `state`."""
+
+    def continues(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b"]:
+        """Probability that the episode goes on after `state`."""
 
     def decode(self, state: Float[Tensor, "*b S"]) -> UInt8[Tensor, "*b H W C"]:
         """Mean images of latent states."""
