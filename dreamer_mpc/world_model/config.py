@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from dreamer_mpc.networks.two_hot import Readout
 from dreamer_mpc.util.checks import WIDEST, check_choices, check_most, check_ranges
 from dreamer_mpc.world_model.protocol import WorldModelKind
 
@@ -44,9 +45,12 @@ class WorldModelConfig:
     """Channels of the decoder's first three convolutions, the paper's transposed (paper: 128 64 32; v3, 12M:
     64 48 32)."""
     reward_layers: int = 2
-    """Hidden layers of the reward head (paper: 2)."""
+    """Hidden layers of the reward head (paper: 2; v3: 1), and of the continue head."""
     reward_hidden: int = 200
-    """Hidden size of the reward head (paper: 200)."""
+    """Hidden size of the reward head (paper: 200; v3, 12M: 256), and of the continue head."""
+    reward_readout: Readout = "real"
+    """Categorical: how a reward is read from its bins. real (v3): their expectation; symlog: the expectation in symlog
+    space, whose gradient the outermost bins cannot dominate."""
     free_nats: float = 3.0
     """Free nats of the KL: below this it is not penalised (paper: 3); categorical: of each of its two terms (v3: 1)."""
     image_scale: float = 1.0
