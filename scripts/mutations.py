@@ -60,7 +60,7 @@ def loop(name: str, file: str, old: str, new: str, *tests: str) -> Mutation:
     return Mutation(name, f"dreamer_mpc/{file}.py", old, new, tests)
 
 
-RETURNS = "lambda_return(rewards[:-1], values.mean(0)[1:], behavior.discount, behavior.return_lambda)"
+RETURNS = "lambda_return(rewards[:-1], values.mean(0)[1:], behavior.discount, behavior.return_lambda, continues)"
 BOTH = (REFERENCE, CLOSED_LOOP)
 
 MUTATIONS = [
@@ -74,7 +74,7 @@ MUTATIONS = [
         "critic fitted to the next state", "critic_loss(values[:, :-1], targets", "critic_loss(values[:, 1:], targets",
         *BOTH,
     ),
-    agent("index of the bootstrap mask transposed", "batch.index.flatten())", "batch.index.t().flatten())"),
+    agent("index of the bootstrap mask transposed", "batch.index.flatten(),", "batch.index.t().flatten(),"),
     agent(
         "actor not clipped", "clip_grad_norm_(self._parameters(name), self.optimizer.grad_clip)",
         'clip_grad_norm_(self._parameters(name), float("inf") if name == "actor" else self.optimizer.grad_clip)',
@@ -83,7 +83,7 @@ MUTATIONS = [
         "world model not clipped", "clip_grad_norm_(self._parameters(name), self.optimizer.grad_clip)",
         'clip_grad_norm_(self._parameters(name), float("inf") if name == "world_model" else self.optimizer.grad_clip)',
     ),
-    agent("actor minimises the return", "actor_loss(returns)\n", "-actor_loss(returns)\n", *BOTH),
+    agent("actor minimises the return", "actor_loss(returns, weight)\n", "-actor_loss(returns, weight)\n", *BOTH),
     agent(
         "discount and lambda swapped", RETURNS,
         RETURNS.replace("behavior.discount, behavior.return_lambda", "behavior.return_lambda, behavior.discount"),
@@ -118,7 +118,7 @@ MUTATIONS = [
     behavior("actor maximises only the first return", "agents/imagination", "-returns.mean()", "-returns[0].mean()"),
     behavior(
         "own targets of another head", "agents/imagination",
-        "lambda_).transpose(0, 1)", "lambda_).transpose(0, 1).flip(0)"
+        "continues).transpose(0, 1)", "continues).transpose(0, 1).flip(0)"
     ),
     behavior("masks of another head", "networks/critic", ".movedim(-1, 0)\n", ".movedim(-1, 0).flip(0)\n"),
     behavior(
@@ -137,8 +137,8 @@ MUTATIONS = [
         "tests/test_returns.py", REFERENCE,
     ),
     loop(
-        "a state's own reward discounted", "util/returns", "r + discount * ((1 - lambda_) * v",
-        "discount * (r + (1 - lambda_) * v",
+        "a state's own reward discounted", "util/returns", "r + d * ((1 - lambda_) * v",
+        "d * (r + (1 - lambda_) * v",
         "tests/test_returns.py", REFERENCE,
     ),
     loop(

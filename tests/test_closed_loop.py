@@ -80,14 +80,14 @@ def learned_by(kind, seed=0):
     torch.manual_seed(seed)
     agent = kind(1, SMALLEST, BEHAVIOR, OPTIMIZER)
     agent.model = model = Stream(agent.model.actor, agent.model.critic)
-    start, index = grid((0, 1), (1, 3)), torch.arange(120)
+    start, index, none = grid((0, 1), (1, 3)), torch.arange(120), torch.zeros(120, dtype=torch.bool)
     # Learning rates decay to zero, so that the result does not contain the noise of the last steps.
     schedules = [
         torch.optim.lr_scheduler.LinearLR(agent.optimizers[part], 1.0, 0.01, total_iters=UPDATES)
         for part in ("actor", "critic")
     ]
     for _ in range(UPDATES):
-        gradients, metrics = agent._behavior_gradients(start, index)
+        gradients, metrics = agent._behavior_gradients(start, index, none)
         agent._descend(gradients, torch.stack([metrics["actor_loss"], metrics["critic_loss"]]), index[:, None])
         for schedule in schedules:
             schedule.step()

@@ -12,13 +12,14 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
 from dreamer_mpc.agents.behavior import BehaviorConfig, make_behavior
-from dreamer_mpc.agents.imagination import actor_loss, critic_loss, own_returns
+from dreamer_mpc.agents.imagination import actor_loss, arrival, critic_loss, own_returns
 from dreamer_mpc.agents.latents import Latents, LatentWorld, UnrolledLatents, UnrolledWorld
 from dreamer_mpc.agents.protocol import Act, AgentKind, Carry, SkippedUpdates
 from dreamer_mpc.kernels.cell import has_triton
 from dreamer_mpc.kernels.choice import choose_forms
 from dreamer_mpc.kernels.graphs import Aside, Captured
 from dreamer_mpc.planners import Planner
+from dreamer_mpc.planners.protocol import predicts_ends
 from dreamer_mpc.planners.rollout import imagine
 from dreamer_mpc.util.checks import check_ranges
 from dreamer_mpc.util.returns import lambda_return
@@ -200,7 +201,9 @@ class Dreamer:
         metrics["model_loss"] = model_loss.detach()
         if self.behavior is not None:
             with aside:  # it needs only the posterior states, not the world model's gradients
-                gradients, learned = self._behavior_gradients(start, batch.index.flatten())
+                gradients, learned = self._behavior_gradients(
+                    start, batch.index.flatten(), batch.is_terminal.flatten()
+                )
         gradients = {"world_model": torch.autograd.grad(model_loss, list(world.parameters())), **gradients}
         aside.join()
         metrics |= learned
@@ -208,20 +211,27 @@ class Dreamer:
         return metrics | self._descend(gradients, losses, batch.index)
 
     def _behavior_gradients(
-        self, start: Float[Tensor, "M S"], index: Int64[Tensor, " M"]
+        self, start: Float[Tensor, "M S"], index: Int64[Tensor, " M"], is_terminal: Bool[Tensor, " M"]
     ) -> tuple[dict[str, tuple[Tensor, ...]], dict[str, Float[Tensor, ""]]]:
-        """Gradients of actor and critic in imagination from `start`, frames `index` of replay; and metrics."""
+        """Gradients of actor and critic in imagination from `start`, frames `index` of replay; and metrics.
+
+        Where the world model predicts continuation, returns stop where it expects an end, and each imagined state
+        counts with the probability of reaching it: not at all from a frame that `is_terminal`.
+        """
         model, behavior = self.model, self.behavior
         states = imagine(model, start, behavior.horizon)  # [H, M, S]
         seen = states.bfloat16() if self.bf16 and self.kernels else states  # once for all heads
         with self._amp(self.kernels):
             rewards, values = model.reward(seen), model.value(seen)  # [H, M], [K, H, M]
-        returns = lambda_return(rewards[:-1], values.mean(0)[1:], behavior.discount, behavior.return_lambda)  # [H-1, M]
-        policy_loss = actor_loss(returns)
+            continues = model.continues(seen[:-1]) if predicts_ends(model) else None  # [H-1, M]
+        weight = None if continues is None else arrival(continues, is_terminal)  # [H-1, M]
+        # Returns, like their weights: [H-1, M].
+        returns = lambda_return(rewards[:-1], values.mean(0)[1:], behavior.discount, behavior.return_lambda, continues)
+        policy_loss = actor_loss(returns, weight)
         targets = returns
         if behavior.head_targets == "own":  # [K, H-1, M]; their mean over heads is `returns`
-            targets = own_returns(rewards[:-1], values[:, 1:], behavior.discount, behavior.return_lambda)
-        value_loss = critic_loss(values[:, :-1], targets, model.critic.mask(index))
+            targets = own_returns(rewards[:-1], values[:, 1:], behavior.discount, behavior.return_lambda, continues)
+        value_loss = critic_loss(values[:, :-1], targets, model.critic.mask(index), weight)
         actor_grads = torch.autograd.grad(policy_loss, list(model.actor.parameters()), retain_graph=True)
         # The value graph reaches back through the imagined states; asking for the critic's parameters stops there.
         critic_grads = torch.autograd.grad(value_loss, list(model.critic.parameters()))
@@ -234,6 +244,8 @@ class Dreamer:
                 "imagined_reward": rewards.mean(),
                 "actor_std": model.policy(states[-1]).std.mean(),
             }
+            if continues is not None:
+                metrics["imagined_continue"] = continues.mean()
         return {"actor": actor_grads, "critic": critic_grads}, metrics
 
     def _descend(

@@ -6,11 +6,12 @@ from torch import Tensor, nn
 
 from dreamer_mpc.kernels.cell import Acting
 from dreamer_mpc.networks import Actor, Critic, TanhNormal
+from dreamer_mpc.planners.protocol import Terminating
 from dreamer_mpc.planners.rollout import FusedPolicyRollouts, FusedRollouts, Proposals
 from dreamer_mpc.world_model import GaussianWorldModel
 
 
-class LatentWorld(nn.Module):
+class LatentWorld(nn.Module, Terminating):
     """The world model alone (PlaNet) behind the interface of planners (`LatentDynamics`)."""
 
     def __init__(self, world_model: GaussianWorldModel, action_dim: int):
@@ -31,6 +32,15 @@ class LatentWorld(nn.Module):
     def reward(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b"]:
         """Reward received on arriving in `state`."""
         return self.world_model.reward(state)
+
+    @property
+    def terminates(self) -> bool:
+        """Whether the world model predicts where episodes end."""
+        return self.world_model.continuation
+
+    def continues(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b"]:
+        """Probability that the episode goes on after `state`."""
+        return self.world_model.continues(state)
 
 
 class Latents(LatentWorld):

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dreamer_mpc.planners.protocol import LatentDynamics, Terminating
+from dreamer_mpc.planners.protocol import LatentDynamics, predicts_ends
 from dreamer_mpc.util.returns import lambda_return, survival
 
 ObjectiveKind = Literal["return", "lambda-return", "rewards"]
@@ -50,7 +50,7 @@ class Objective:
     def __call__(self, model: LatentDynamics, states: Float[Tensor, "B N H S"]) -> Float[Tensor, "B N"]:
         gains = model.reward(states)  # [B, N, H]
         continues = None  # [B, N, H-1]
-        if isinstance(model, Terminating) and model.terminates and states.shape[2] > 1:
+        if predicts_ends(model) and states.shape[2] > 1:
             continues = model.continues(states[:, :, :-1])
         if not self.needs_value:
             return self._sum(gains, None, continues)

@@ -54,12 +54,17 @@ class Terminating(ABC):
 
     @property
     def terminates(self) -> bool:
-        """Whether any episode ends; if not, `continues` is not asked, and J is that of a model that does not say."""
+        """Whether episodes end at all; if not, `continues` is never called."""
         return True
 
     @abstractmethod
     def continues(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b"]:
         """Probability that the episode goes on after `state`, in [0, 1], differentiable."""
+
+
+def predicts_ends(model: LatentDynamics) -> bool:
+    """Whether the continuation that `model` predicts counts; otherwise every episode is taken to go on."""
+    return isinstance(model, Terminating) and model.terminates
 
 
 class Memory(NamedTuple):

@@ -1,0 +1,82 @@
+"""An agent that knows where episodes end learns to stay alive where another one, which does not, runs to its end."""
+
+import torch
+from torch import nn
+
+from dreamer_mpc.agents.behavior import BehaviorConfig
+from dreamer_mpc.agents.dreamer import Dreamer, OptimizerConfig
+from dreamer_mpc.planners.protocol import Terminating
+from dreamer_mpc.world_model import WorldModelConfig
+
+TOP, STEP, DISCOUNT = 1.0, 0.3, 0.9
+SMALLEST = WorldModelConfig(
+    deter=1, stoch=1, hidden=1, encoder_channels=(1, 1, 1, 1), decoder_dense=1, decoder_channels=(1, 1, 1),
+    reward_layers=1, reward_hidden=1,
+)  # fmt: skip
+BEHAVIOR = BehaviorConfig(
+    horizon=6, discount=DISCOUNT, return_lambda=0.9, actor_layers=1, actor_hidden=16, actor_init_std=0.3,
+    value_heads=2, value_layers=1, value_hidden=16, bootstrap=1.0,
+)  # fmt: skip
+UPDATES = 200
+
+
+class Hill(nn.Module):
+    """x' = x + 0.3 a, and x' is paid on arriving. What says nothing of the abyss behind the top."""
+
+    action_dim = 1
+
+    def __init__(self, actor, critic):
+        super().__init__()
+        self.actor, self.critic = actor, critic
+
+    def step(self, state, action):
+        return torch.cat([state[..., :1] + STEP * action, torch.ones_like(state[..., :1])], dim=-1)
+
+    def reward(self, state):
+        return state[..., 0]
+
+    def value(self, state):
+        return self.critic(state)
+
+    def policy(self, state):
+        return self.actor(state)
+
+
+class Known(Hill, Terminating):
+    """The same, and the abyss is known."""
+
+    def continues(self, state):
+        return torch.sigmoid(15 * (TOP - state[..., 0]))
+
+
+def learned(kind, seed):
+    """The model after learning from starts on both sides of the top; those behind it are the end of an episode."""
+    torch.manual_seed(seed)
+    agent = Dreamer(1, SMALLEST, BEHAVIOR, OptimizerConfig(actor_lr=0.01, critic_lr=0.02))
+    agent.model = model = kind(agent.model.actor, agent.model.critic)
+    x = torch.linspace(-1, 1.5, 60)[:, None]
+    start, index = torch.cat([x, torch.ones_like(x)], dim=1), torch.arange(60)
+    for _ in range(UPDATES):
+        gradients, metrics = agent._behavior_gradients(start, index, x[:, 0] > TOP)
+        agent._descend(gradients, torch.stack([metrics["actor_loss"], metrics["critic_loss"]]), index[:, None])
+    return model
+
+
+@torch.no_grad()
+def played(model, steps=40):
+    """Mean return of the policy's mode from starts below the top, and the share that never stepped behind it."""
+    x = torch.linspace(-0.8, 0.6, 15)[:, None]
+    state, total, alive = torch.cat([x, torch.ones_like(x)], dim=1), 0.0, torch.ones(15)
+    for _ in range(steps):
+        state = model.step(state, model.policy(state).mode)
+        total = total + alive * model.reward(state)
+        alive = alive * (state[:, 0] < TOP)
+    return total.mean().item(), alive.mean().item()
+
+
+# Over seven seeds: 28.4 to 28.8 for the one that knows, 2.73 for the other. Staying at the top would give close to 40.
+def test_who_knows_where_episodes_end_stays_below_the_top_and_who_does_not_runs_over_it():
+    known, alive = played(learned(Known, seed=0))
+    assert alive == 1 and known > 20
+    unknown, alive = played(learned(Hill, seed=0))
+    assert alive == 0 and unknown < 5
