@@ -1,6 +1,7 @@
 """`Dreamer.update` against the update of `reference_update.py`: metrics, gradients, and weights after two steps."""
 
 import contextlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -38,9 +39,9 @@ def float64():
     torch.set_default_dtype(before)
 
 
-def make_agent(kernels, heads, seed=0, behavior=None, **optimizer):
+def make_agent(kernels, heads, seed=0, behavior=None, world=WORLD, **optimizer):
     behavior = BEHAVIOR | {"value_heads": heads} | (behavior or {})
-    agent = agents.make_agent(seed, behavior, WORLD, ACTIONS, kernels, **OPTIMIZER | optimizer)
+    agent = agents.make_agent(seed, behavior, world, ACTIONS, kernels, **OPTIMIZER | optimizer)
     agent.model.double()
     with torch.no_grad():  # so that every factor of a gradient differs from weight to weight
         for parameter in agent.model.parameters():
@@ -49,15 +50,20 @@ def make_agent(kernels, heads, seed=0, behavior=None, **optimizer):
 
 
 def make_batch(seed=0):
-    """Two rows start an episode, one of them in the middle; frames are numbered so that no two orders agree."""
+    """Two rows start an episode, one of them in the middle; frames are numbered so that no two orders agree.
+
+    Two episodes terminate, which only an agent with continuation sees.
+    """
     batch = agents.make_batch(seed, LENGTH, ROWS, ACTIONS, first=[(0, 0), (2, 1)])
     index = torch.randint(0, 300_000, (LENGTH, ROWS), generator=torch.Generator().manual_seed(seed))
+    batch.is_terminal[1, 1] = batch.is_terminal[3, 2] = True
     return batch._replace(reward=3 * batch.reward + 1, index=index)
 
 
 def make_reference(agent):
     weights, masks = dict(agent.model.named_parameters()), agent.model.critic.masks
-    return Reference(weights, masks, WORLD, agent.behavior, agent.optimizer, agent.behavior.head_targets)
+    world = agent.model.world_model.config
+    return Reference(weights, masks, world, agent.behavior, agent.optimizer, agent.behavior.head_targets)
 
 
 @contextlib.contextmanager
@@ -138,6 +144,26 @@ def test_two_updates_are_the_reference_s(kernels, heads, largest, head_targets, 
     metrics = assert_same_updates(agent, make_reference(agent), monkeypatch)
     for part in PARTS:
         assert (metrics[f"{part}_grad_norm"] > largest) == (largest < 1), "the settings clip what they say"
+
+
+@each_kind
+@each_size
+@pytest.mark.parametrize("head_targets", ["shared", "own"])
+def test_two_updates_with_continuation_are_the_reference_s(kernels, heads, head_targets, monkeypatch):
+    world = replace(WORLD, continuation=True)
+    agent = make_agent(kernels, heads, behavior={"head_targets": head_targets}, world=world, grad_clip=1e9)
+    metrics = assert_same_updates(agent, make_reference(agent), monkeypatch)
+    assert 0.2 < metrics["imagined_continue"] < 0.8, "else the tests would hardly see it"
+
+
+def test_without_continuation_it_makes_no_difference_that_episodes_terminate():
+    found = []
+    for ended in (False, True):
+        agent, batch = make_agent(True, 5), make_batch()
+        torch.manual_seed(0)
+        agent.update(batch._replace(is_terminal=torch.full_like(batch.is_terminal, ended)))
+        found.append(agent.model.state_dict())
+    assert agents.same(*found) and not any("continue" in name for name in found[0])
 
 
 @each_kind

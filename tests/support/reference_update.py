@@ -6,7 +6,7 @@ differences.
 
 A `Family` has what differs between families of agents: dynamics, rewards, heads, and the losses of actor and critic.
 Imagination, returns, bootstrap masks, clipping and Adam are shared loops below it. `DreamerFamily` is Dreamer's;
-another family (REINFORCE, two-hot critics, a continuation head) would be another such class.
+another family (REINFORCE, two-hot critics) would be another such class.
 """
 
 import math
@@ -72,10 +72,12 @@ class Trajectory:
     """One imagined trajectory: H states and values computed from them. Index 0 of each list is the first state, s_1."""
 
     start: Vector
+    root: float = 1.0  # the probability that the episode goes on after `start`
     actions: list[Vector] = field(default_factory=list)  # a_0 .. a_{H-1}; actions[t] led into states[t]
     states: list[Vector] = field(default_factory=list)  # s_1 .. s_H
     rewards: list[Scalar] = field(default_factory=list)
-    discounts: list[Scalar | float] = field(default_factory=list)  # gamma times the probability of going on
+    continues: list[Scalar | float] = field(default_factory=list)  # the probability that the episode goes on there
+    weights: list[float] = field(default_factory=list)  # the probability that the state is reached, a constant
     values: list[list[Scalar]] = field(default_factory=list)  # [H][K]
     returns: list[Scalar] = field(default_factory=list)  # [H - 1], maximised by the actor
     targets: list[list[float]] = field(default_factory=list)  # [K][H - 1], regression targets of the heads
@@ -95,9 +97,10 @@ def imagine(
     action_noise: Float[Tensor, "H A"],
     state_noise: Float[Tensor, "H Z"],
     shown: Sequence[Vector] | None = None,
+    root: float = 1.0,
 ) -> Trajectory:
     """Follow the policy for H steps. Its inputs are detached states: `shown`, or those that it reaches."""
-    path, state = Trajectory(start), start
+    path, state = Trajectory(start, root), start
     for t in range(len(action_noise)):
         action = family.act(state.detach() if shown is None else shown[t], action_noise[t])
         state = family.step(state, action, state_noise[t])
@@ -131,21 +134,25 @@ def lambda_returns(
 def evaluate_trajectory(
     family: Family, path: Trajectory, discount: float, lambda_: float, head_targets: HeadTargets
 ) -> None:
-    """Fill in rewards, values, returns and the heads' targets of a trajectory.
+    """Fill in rewards, values, continuations, weights, returns and the heads' targets of a trajectory.
 
     The actor maximises returns that bootstrap from the mean over heads; so do all heads if targets are "shared", and
     each from its own values if they are "own".
     """
+    alive = path.root
     for state in path.states:
         path.rewards.append(family.reward(state))
-        path.discounts.append(discount * family.goes_on(state))
+        path.continues.append(family.goes_on(state))
         path.values.append(family.values(state))
+        path.weights.append(alive)  # the episode has gone on after every state before, not necessarily after this one
+        alive = alive * number(path.continues[-1])
+    discounts = [discount * goes_on for goes_on in path.continues]
     heads = len(path.values[0])
     means = [sum(values) / heads for values in path.values]
-    path.returns = lambda_returns(path.rewards, path.discounts, means, lambda_)
+    path.returns = lambda_returns(path.rewards, discounts, means, lambda_)
     for k in range(heads):
         own = [values[k] for values in path.values]
-        returns = lambda_returns(path.rewards, path.discounts, own, lambda_) if head_targets == "own" else path.returns
+        returns = lambda_returns(path.rewards, discounts, own, lambda_) if head_targets == "own" else path.returns
         path.targets.append([number(value) for value in returns])
 
 
@@ -157,7 +164,7 @@ def learns_from(masks: Bool[Tensor, "P K"], frame: int, k: int) -> bool:
 def critic_losses(
     family: Family, paths: Sequence[Trajectory], frames: Sequence[int], masks: Bool[Tensor, "P K"]
 ) -> list[Scalar]:
-    """For each head: the mean error over the trajectories that begin in its frames, and over their steps."""
+    """For each head: the mean weighted error over the trajectories that begin in its frames, and over their steps."""
     losses = []
     for k in range(len(paths[0].targets)):
         errors = []
@@ -165,7 +172,7 @@ def critic_losses(
             if not learns_from(masks, frame, k):
                 continue
             for t in range(len(path.targets[k])):
-                errors.append(family.head_error(path, k, t))
+                errors.append(path.weights[t] * family.head_error(path, k, t))
         losses.append(sum(errors) / len(errors) if errors else torch.zeros((), dtype=torch.float64))
     return losses
 
@@ -319,9 +326,14 @@ class DreamerFamily:
         """The reward head's mean."""
         return perceptron(self.weights, "world_model.reward_head", self.world.reward_layers, state)[0]
 
-    def goes_on(self, state: Vector) -> float:
-        """Dreamer's episodes do not end."""
-        return 1.0
+    def goes_on(self, state: Vector) -> Scalar | float:
+        """The continue head's probability; without one, Dreamer's episodes do not end."""
+        if not self.world.continuation:
+            return 1.0
+        return 1 / (1 + torch.exp(-self._log_odds(state)))
+
+    def _log_odds(self, state: Vector) -> Scalar:
+        return perceptron(self.weights, "world_model.continue_head", self.world.reward_layers, state)[0]
 
     def values(self, state: Vector) -> list[Scalar]:
         """Each head is a separate network."""
@@ -335,8 +347,8 @@ class DreamerFamily:
         return x[0]
 
     def actor_loss(self, trajectories: Sequence[Trajectory]) -> Scalar:
-        """Minus the mean return over all steps and rows (Dreamer, Eq. 7)."""
-        returns = [value for path in trajectories for value in path.returns]
+        """Minus the mean return over all steps and rows (Dreamer, Eq. 7), each times the probability of its state."""
+        returns = [path.weights[t] * value for path in trajectories for t, value in enumerate(path.returns)]
         return -sum(returns) / len(returns)
 
     def head_error(self, trajectory: Trajectory, k: int, t: int) -> Scalar:
@@ -369,6 +381,10 @@ class DreamerFamily:
                 paid = 0.5 * (self.reward(state) - batch.reward[t, b]) ** 2
                 terms["reward"].append(torch.zeros_like(paid) if first else paid)
                 terms["kl"].append(kl(posterior, prior))
+                if self.world.continuation:  # -log of the probability of what happened
+                    odds = self._log_odds(state)
+                    ended = bool(batch.is_terminal[t, b])
+                    terms.setdefault("continue", []).append(softplus(odds) if ended else softplus(-odds))
         return terms, states
 
     def model_loss(self, batch: Batch, draws: "Draws") -> tuple[Scalar, dict[str, float], list[list[Vector]]]:
@@ -378,14 +394,18 @@ class DreamerFamily:
         free = [torch.maximum(x, torch.full_like(x, config.free_nats)) for x in terms["kl"]]
         means = {name: sum(values) / len(values) for name, values in (terms | {"kl": free}).items()}
         total = config.image_scale * means["image"] + config.reward_scale * means["reward"]
-        total = total + config.kl_scale * means["kl"]
+        total = total + config.kl_scale * means["kl"] + means.get("continue", 0.0)
         metrics = {f"{name}_loss": number(value) for name, value in means.items()}
         return total, metrics | {"kl": number(sum(terms["kl"]) / len(terms["kl"]))}, states
 
     def metrics(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
-        """The policy's standard deviation in the last imagined state."""
+        """The policy's standard deviation in the last imagined state, and the probability of going on in the others."""
         stds = [number(x) for path in trajectories for x in self.distribution(path.states[-1])[1]]
-        return {"actor_std": sum(stds) / len(stds)}
+        found = {"actor_std": sum(stds) / len(stds)}
+        if self.world.continuation:  # the last state's is not needed
+            going = [number(x) for path in trajectories for x in path.continues[:-1]]
+            found["imagined_continue"] = sum(going) / len(going)
+        return found
 
 
 def dequantised(image: Tensor, noise: Float[Tensor, "H W C"]) -> Float[Tensor, "C H W"]:
@@ -454,13 +474,21 @@ class Reference:
         return self._family(self.weights, self.world, self.behavior)
 
     def trajectories(
-        self, starts: Sequence[Vector], draws: Draws, shown: Sequence[Sequence[Vector]] | None = None
+        self,
+        starts: Sequence[Vector],
+        draws: Draws,
+        shown: Sequence[Sequence[Vector]] | None = None,
+        ended: Sequence[bool] | None = None,
     ) -> list[Trajectory]:
-        """Imagination from each start. The policy reads the states `shown`, [M][H], or those that it reaches."""
+        """Imagination from each start. The policy reads the states `shown`, [M][H], or those that it reaches.
+
+        Nothing follows the starts where the episode has `ended`, if the world model has continuation.
+        """
         family, behavior, paths = self.family(), self.behavior, []
         for m, start in enumerate(starts):
             noise = draws.imagined_actions[:, m], draws.imagined_states[:, m]
-            path = imagine(family, start, *noise, None if shown is None else shown[m])
+            root = 0.0 if self.world.continuation and ended is not None and ended[m] else 1.0
+            path = imagine(family, start, *noise, None if shown is None else shown[m], root)
             evaluate_trajectory(family, path, behavior.discount, behavior.return_lambda, self.head_targets)
             paths.append(path)
         return paths
@@ -471,7 +499,8 @@ class Reference:
         model_loss, metrics, states = family.model_loss(batch, draws)
         # Row t * B + b of imagination starts from frame (t, b).
         places = [(t, b) for t in range(len(states)) for b in range(len(states[t]))]
-        paths = self.trajectories([states[t][b].detach() for t, b in places], draws)
+        ended = [bool(batch.is_terminal[place]) for place in places]
+        paths = self.trajectories([states[t][b].detach() for t, b in places], draws, ended=ended)
         actor_loss = family.actor_loss(paths)
         of_heads = critic_losses(family, paths, [int(batch.index[place]) for place in places], self.masks)
         metrics |= family.metrics(paths) | imagination_metrics(paths) | {
