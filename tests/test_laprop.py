@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dreamer_mpc.agents.laprop import LaProp, clip_by_norm
+from dreamer_mpc.kernels.graphs import Captured
 
 SETTINGS = dict(lr=0.02, betas=(0.8, 0.95), eps=1e-3, clip=0.3, clip_floor=1e-3, warmup=4)
 SIZES = {"large": (3, 2), "tiny": (4,), "zero": (2, 2), "scalar": ()}
@@ -136,6 +137,27 @@ def test_a_skipped_step_changes_nothing_at_all(first, value):
         descend(optimizer, params, gradients(step), found_inf=0.0)
         descend(other, never, gradients(step))
     assert all(torch.equal(a, b) for a, b in zip(params, never))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_captured_steps_are_eager_steps():
+    captured, eager = ([torch.nn.Parameter(x.detach().cuda()) for x in make_params()] for _ in range(2))
+    optimizers = LaProp(captured, **SETTINGS), LaProp(eager, **SETTINGS)
+
+    def step_captured(found_inf, *grads):
+        for parameter, grad in zip(captured, grads):
+            parameter.grad = grad
+        optimizers[0].found_inf = found_inf
+        optimizers[0].step()
+
+    replayed = Captured(step_captured)
+    for step in range(1, 10):
+        skip = step in (1, 3, 7)
+        grads = [g.cuda() * (math.nan if skip else 1) for g in gradients(step)]
+        replayed(torch.tensor(float(skip), device="cuda"), *grads)
+        descend(optimizers[1], eager, grads, float(skip))
+    assert all(torch.equal(a, b) for a, b in zip(captured, eager))
+    assert optimizers[0].state[captured[0]]["step"].item() == 6
 
 
 def test_gradients_stay_as_they_are():

@@ -55,11 +55,12 @@ class LaProp(torch.optim.Optimizer):
         params = group["params"]
         steps, averages, squares = self._states(params)
         skipped = _flag(self.found_inf, steps[0])
-        torch._foreach_add_(steps, 1 - skipped.to(steps[0].dtype))
+        one = 1 - skipped.to(steps[0].dtype)
+        torch._foreach_add_(steps, [one] * len(steps))  # adding a tensor to a list would wait for its value
         count = steps[0].to(params[0].dtype).clamp(min=1)  # 0 if the very first step is skipped
 
-        updates = clip_by_norm(params, [p.grad for p in params], group["clip"], group["clip_floor"])
-        updates = [update.masked_fill(skipped, 0) for update in updates]  # also where they are NaN
+        grads = _zero_if(skipped, [p.grad for p in params])
+        updates = clip_by_norm(params, grads, group["clip"], group["clip_floor"])
         beta1, beta2 = group["betas"]
         torch._foreach_mul_(squares, count.new_full((), beta2).masked_fill(skipped, 1))
         torch._foreach_addcmul_(squares, updates, updates, value=1 - beta2)
@@ -101,6 +102,16 @@ def _learning_rate(lr: float, warmup: int, count: Float[Tensor, ""]) -> Float[Te
 def _bias_correction(beta: float, count: Float[Tensor, ""]) -> Float[Tensor, ""]:
     """1 - beta^count, in a form that keeps its precision where it is small."""
     return -torch.expm1(count * math.log(beta))
+
+
+def _zero_if(skipped: Tensor, grads: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients, or zeros if `skipped`, also in place of NaN: their bits are multiplied by 1 or by 0.
+
+    One kernel does that for all of them; `masked_fill` would launch one for each.
+    """
+    bits = torch.int64 if grads[0].dtype == torch.float64 else torch.int32
+    products = torch._foreach_mul([grad.view(bits) for grad in grads], (~skipped).to(bits))
+    return [product.view(grad.dtype) for product, grad in zip(products, grads, strict=True)]
 
 
 def _flag(found_inf: Tensor | None, like: Tensor) -> Tensor:

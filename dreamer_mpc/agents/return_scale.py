@@ -4,8 +4,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-QUANTILES = (0.05, 0.95)
-
 
 class ReturnScale(nn.Module):
     """Moving averages of the 5 % and the 95 % quantile of returns; the scale is their distance, but at least 1.
@@ -19,16 +17,19 @@ class ReturnScale(nn.Module):
     """
 
     bounds: Float[Tensor, "2"]
+    places: Float[Tensor, "2"]
 
     def __init__(self, rate: float = 0.01, least: float = 1.0):
         super().__init__()
         self.rate, self.least = rate, least
         self.register_buffer("bounds", torch.zeros(2))
+        self.register_buffer("places", torch.tensor([0.05, 0.95]), persistent=False)
 
     @torch.no_grad()
     def propose(self, returns: Float[Tensor, "*b"]) -> Float[Tensor, "2"]:
         """The moving averages after `returns`, without keeping them. NaN if any return is NaN."""
-        return self.bounds.lerp(_quantiles(returns.flatten().to(self.bounds.dtype)), self.rate)
+        quantiles = torch.quantile(returns.flatten().to(self.places.dtype), self.places)  # interpolated
+        return self.bounds.lerp(quantiles, self.rate)
 
     def scale(self, bounds: Float[Tensor, "2"]) -> Float[Tensor, ""]:
         """What to divide by."""
@@ -38,15 +39,3 @@ class ReturnScale(nn.Module):
     def commit(self, bounds: Float[Tensor, "2"], skipped: Bool[Tensor, ""]) -> None:
         """Keep proposed averages unless `skipped`, in place and without waiting for the device."""
         self.bounds.copy_(torch.where(skipped, self.bounds, bounds))
-
-
-def _quantiles(values: Float[Tensor, " M"]) -> Float[Tensor, "2"]:
-    """Linearly interpolated quantiles. `torch.quantile` waits for the device and takes at most 16 M numbers."""
-    ascending = values.sort().values
-    quantiles = []
-    for q in QUANTILES:
-        place = q * (len(values) - 1)
-        below = int(place)
-        above = min(below + 1, len(values) - 1)
-        quantiles.append(ascending[below].lerp(ascending[above], place - below))
-    return torch.stack(quantiles)

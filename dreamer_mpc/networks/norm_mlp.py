@@ -71,18 +71,19 @@ class NormEnsembleLayer(EnsembleLinear):
 
     def hidden(self, x: Float[Tensor, "K M I"]) -> Float[Tensor, "K M O"]:
         """All three on inputs of each member."""
-        return self._activate(self(x))
+        return self._activate(self(x), self.gain)
 
     def shared(self, x: Float[Tensor, "M I"]) -> Float[Tensor, "K M O"]:
         """All three on one input of all members, in one product."""
         members, inputs, outputs = self.weight.shape
         weight = self.weight.transpose(0, 1).reshape(inputs, members * outputs)
-        x = F.linear(x, weight.t(), self.bias.flatten())
-        return self._activate(x.view(-1, members, outputs).transpose(0, 1))
+        x = F.linear(x, weight.t(), self.bias.flatten()).view(-1, members, outputs)
+        return self._activate(x, self.gain.transpose(0, 1)).transpose(0, 1)  # after the norm, which would copy
 
-    def _activate(self, x: Float[Tensor, "K M O"]) -> Float[Tensor, "K M O"]:
-        normed = F.rms_norm(x.to(self.gain.dtype), x.shape[-1:], eps=NORM_EPS) * self.gain
-        return F.silu(normed.to(x.dtype))
+    @staticmethod
+    def _activate(x: Float[Tensor, "*b O"], gain: Float[Tensor, "*#b O"]) -> Float[Tensor, "*b O"]:
+        """RMSNorm and SiLU of the last dimension."""
+        return F.silu((F.rms_norm(x.to(gain.dtype), x.shape[-1:], eps=NORM_EPS) * gain).to(x.dtype))
 
 
 class NormEnsemble(nn.Module):
