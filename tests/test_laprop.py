@@ -34,7 +34,7 @@ def descend(optimizer, params, grads, found_inf=None):
     for parameter, grad in zip(params, grads):
         parameter.grad = grad.to(parameter.dtype)
     if found_inf is not None:
-        optimizer.found_inf = torch.tensor(found_inf)
+        optimizer.found_inf = torch.tensor(found_inf, device=params[0].device)
     optimizer.step()
 
 
