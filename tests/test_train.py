@@ -265,16 +265,24 @@ def test_a_run_that_was_saved_before_the_setting_goes_on_with_the_mode():
 
 
 def test_a_termination_is_said_once_a_run(tmp_path, monkeypatch, capsys):
-    words = "tests.test_train:terminating terminated an episode: the agent does not model that yet"
+    words = "tests.test_train:terminating terminated an episode: imagination and values go on past it"
     args = ["--env", "tests.test_train:terminating", "--num-envs", 2]
     trainer = make_trainer(tmp_path, [], monkeypatch, *args, "--env-steps", 60)
     trainer.run()
-    assert " ".join(capsys.readouterr().out.split()).count(words) == 1
+    out = " ".join(capsys.readouterr().out.split())
+    assert out.count(words) == 1 and "--world-model.continuation" in out
     config = parse(Config, ["--env-steps", "100", "--resume", str(tmp_path)], trainer.config)
     resumed = Trainer(config, RunFolder(tmp_path), open_run(str(tmp_path)).checkpoint)
     resumed.run()
     assert resumed.collector.terminations > 0
     assert words not in " ".join(capsys.readouterr().out.split()), "a resumed run has said it"
+
+
+def test_a_run_that_predicts_where_episodes_end_is_given_no_advice_about_it(tmp_path, monkeypatch, capsys):
+    args = ["--env", "tests.test_train:terminating", "--world-model.continuation", "--env-steps", 60]
+    trainer = make_trainer(tmp_path, [], monkeypatch, *args)
+    trainer.run()
+    assert trainer.collector.terminations > 0 and "terminated" not in capsys.readouterr().out
 
 
 def terminating():

@@ -51,8 +51,11 @@ def evaluated(row: Row, env_steps: int) -> str:
 
 
 def terminated(env: str) -> str:
-    """Warning for environments that terminate episodes."""
-    return f"{env} terminated an episode: the agent does not model that yet, imagination and values go on past it"
+    """Advice where an environment terminates episodes and the world model does not predict it."""
+    return (
+        f"{env} terminated an episode: imagination and values go on past it, "
+        "unless a run is started with --world-model.continuation"
+    )
 
 
 def peak_memory(device: torch.device) -> Iterator[str]:

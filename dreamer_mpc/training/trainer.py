@@ -174,7 +174,8 @@ class Trainer:
         self.state.returns += self.collector.receive()
         if self.collector.terminations and not self.state.terminates:
             self.state.terminates = True
-            self._progress.line(reporting.terminated(self.config.env))
+            if not self.config.world_model.continuation:
+                self._progress.line(reporting.terminated(self.config.env))
 
     def _update(self, left: int) -> None:
         """An update, with which `left` are left before a step. On a GPU it is asked for, not waited for."""
