@@ -26,6 +26,7 @@ SECONDS = 240  # time limit of the tests of one row
 
 REFERENCE = "tests/test_reference_update.py::test_two_updates_are_the_reference_s"
 CLOSED_LOOP = "tests/test_closed_loop.py::test_actor_and_critic_reach_the_optimum"
+CONTINUED = "tests/test_reference_update.py::test_two_updates_with_continuation_are_the_reference_s"
 EVALUATION = "tests/test_train_evaluation.py::"
 
 
@@ -88,6 +89,22 @@ MUTATIONS = [
         "discount and lambda swapped", RETURNS,
         RETURNS.replace("behavior.discount, behavior.return_lambda", "behavior.return_lambda, behavior.discount"),
         *BOTH,
+    ),
+    agent(
+        "imagined returns go on past an episode's end", RETURNS, RETURNS.replace(", continues)", ")"), CONTINUED,
+        "tests/test_continuation.py::test_who_knows_where_episodes_end_stays_below_the_top_and_who_does_not_runs_over_it",
+    ),
+    agent(
+        "imagination from an episode's last frame counts", "arrival(continues, is_terminal)",
+        "arrival(continues, is_terminal & False)", CONTINUED,
+    ),
+    behavior(
+        "imagined states weighted by their own continuation", "agents/imagination", "survival(continues[:-1])",
+        "survival(continues)[1:]", CONTINUED,
+    ),
+    world(
+        "frames that do not end an episode taken for its end", "world_model/gaussian", "(~batch.is_terminal)",
+        "batch.is_terminal", CONTINUED,
     ),
     agent("own and shared targets of the heads exchanged", 'head_targets == "own"', 'head_targets != "own"'),
     agent("own targets with rewards shifted by one", "own_returns(rewards[:-1]", "own_returns(rewards[1:]"),
@@ -239,6 +256,16 @@ MUTATIONS = [
         "last state's reward counted twice", "objective", "[gains[:, :, :-1], value[:, :, -1:]]",
         "[gains, value[:, :, -1:]]",
         "tests/test_objective.py::test_the_reward_of_the_last_state_counts_once",
+    ),
+    planner(
+        "J weighs a state by its own continuation", "objective", "survival(continues.movedim(2, 0)).movedim(0, 2)",
+        "survival(continues.movedim(2, 0)).roll(-1, 0).movedim(0, 2)",
+        "tests/test_objective.py::test_j_is_the_mean_over_the_states_where_the_episode_may_end",
+    ),
+    planner(
+        "J asks models that do not say where episodes end", "protocol",
+        "isinstance(model, Terminating) and model.terminates", 'hasattr(model, "continues")',
+        "tests/test_objective.py::test_continuation_is_asked_only_where_a_model_says_that_episodes_end",
     ),
     planner(
         "spread with the sample correction (K - 1)", "objective",
