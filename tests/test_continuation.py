@@ -1,12 +1,19 @@
 """An agent that knows where episodes end learns to stay alive where another one, which does not, runs to its end."""
 
+from dataclasses import replace
+
+import pytest
 import torch
 from torch import nn
 
 from dreamer_mpc.agents.behavior import BehaviorConfig
 from dreamer_mpc.agents.dreamer import Dreamer, OptimizerConfig
+from dreamer_mpc.planners.objective import Objective
 from dreamer_mpc.planners.protocol import Terminating
+from dreamer_mpc.planners.rollout import rollout
 from dreamer_mpc.world_model import WorldModelConfig
+from tests.support.agents import BEHAVIOR as SMALL_BEHAVIOR
+from tests.support.agents import WORLD
 
 TOP, STEP, DISCOUNT = 1.0, 0.3, 0.9
 SMALLEST = WorldModelConfig(
@@ -80,3 +87,19 @@ def test_who_knows_where_episodes_end_stays_below_the_top_and_who_does_not_runs_
     assert alive == 1 and known > 20
     unknown, alive = played(learned(Hill, seed=0))
     assert alive == 0 and unknown < 5
+
+
+@pytest.mark.parametrize("kernels", [False, True], ids=["plain", "kernels"])
+@pytest.mark.parametrize("behavior", [None, BehaviorConfig(**SMALL_BEHAVIOR)], ids=["planet", "dreamer"])
+def test_the_continue_head_is_what_planners_ask(behavior, kernels):
+    torch.manual_seed(0)
+    world = replace(WORLD, continuation=True)
+    model = Dreamer(2, world, behavior, kernels=kernels).model
+    state, actions = torch.randn(3, model.world_model.state_dim), torch.rand(3, 4, 5, 2)
+    with torch.no_grad():
+        states = rollout(model, state, actions)
+        for odds, rewards in ((-30.0, 1), (30.0, 5)):  # every state is the last one, or none is
+            model.world_model.continue_head.linear[-1].weight.zero_()
+            model.world_model.continue_head.linear[-1].bias.fill_(odds)
+            expected = model.reward(states[:, :, :rewards]).sum(-1)
+            torch.testing.assert_close(Objective(1.0, kind="rewards")(model, states), expected)
