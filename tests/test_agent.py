@@ -17,7 +17,7 @@ PARTS = ("world_model", "actor", "critic")
 
 def update(agent, batch, seed=0):
     torch.manual_seed(seed)
-    return agent.update(batch)
+    return agent.update(batch).metrics
 
 
 def snapshot(agent, part="model"):

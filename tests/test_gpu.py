@@ -72,7 +72,7 @@ def test_captured_update_is_eager_update(settings):
         metrics = []
         for agent in (captured, eager):
             torch.manual_seed(step)
-            metrics.append(agent.update(batch))
+            metrics.append(agent.update(batch).metrics)
         for name in metrics[0]:
             torch.testing.assert_close(metrics[0][name], metrics[1][name], rtol=2e-2, atol=2e-2, msg=f"{step} {name}")
     for (name, p), q in zip(captured.model.named_parameters(), eager.model.parameters(), strict=True):
@@ -85,7 +85,7 @@ def test_bf16_is_near_fp32():
         torch.manual_seed(0)
         agent = Dreamer(ACTION_DIM, device="cuda:0", capture=False, bf16=bf16)
         torch.manual_seed(1)
-        losses.append(agent.update(random_batch(0))["model_loss"])
+        losses.append(agent.update(random_batch(0)).metrics["model_loss"])
         assert all(p.dtype == torch.float32 for p in agent.model.parameters())
     torch.testing.assert_close(*losses, rtol=1e-2, atol=0)
 
@@ -128,10 +128,10 @@ def test_nonfinite_update_is_skipped():
     for _ in range(5):
         agent.update(batch)
     before = [p.clone() for p in agent.model.parameters()]
-    metrics = agent.update(batch._replace(reward=batch.reward * torch.nan))
+    metrics = agent.update(batch._replace(reward=batch.reward * torch.nan)).metrics
     assert metrics["skipped"].item() == 1
     assert all(torch.equal(p, q) for p, q in zip(agent.model.parameters(), before, strict=True))
-    assert agent.update(batch)["skipped"].item() == 0
+    assert agent.update(batch).metrics["skipped"].item() == 0
 
 
 @pytest.fixture

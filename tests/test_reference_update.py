@@ -109,7 +109,7 @@ def update(agent, batch, monkeypatch, seed=1):
 
         hooks.append(optimizer.register_step_pre_hook(note))
     with noted_draws(monkeypatch) as drawn:
-        metrics = agent.update(batch)
+        metrics = agent.update(batch).metrics
     for hook in hooks:
         hook.remove()
     return metrics, given, sort_draws(drawn, agent.kernels)

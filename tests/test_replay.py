@@ -10,7 +10,7 @@ import torch
 from dreamer_mpc.data.replay import ReplayConfig, choose_storage, frame_bytes
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.memory import GIB
-from tests.support.replays import ACTION_DIM, SHAPE, add_episode, append, make_replay, sampled
+from tests.support.replays import ACTION_DIM, SHAPE, add_episode, append, make_replay, same, sampled
 
 
 @pytest.mark.parametrize("streams", [1, 3])
@@ -36,7 +36,8 @@ def test_index_names_the_same_frame_each_time(streams):
 
 def test_a_batch_has_replay_s_shapes_and_types():
     batch = make_replay(50, [20]).sample(5, 3)
-    shapes = [(tuple(x.shape), x.dtype) for x in batch]
+    assert batch.state is None
+    shapes = [(tuple(x.shape), x.dtype) for x in batch[:-1]]
     assert shapes == [
         ((3, 5, *SHAPE), torch.uint8),
         ((3, 5, ACTION_DIM), torch.float32),
@@ -126,8 +127,7 @@ def test_a_memory_map_holds_what_ram_holds(tmp_path):
     lengths = [7, 12, 9, 14, 8, 11]
     ram, disk = make_replay(40, lengths, 2, seed=1), make_replay(40, lengths, 2, seed=1, memmap=path)
     for _ in range(5):
-        for a, b in zip(ram.sample(8, 4), disk.sample(8, 4)):
-            assert torch.equal(a, b)
+        assert same(ram.sample(8, 4), disk.sample(8, 4))
     assert path.stat().st_size == 40 * int(np.prod(SHAPE))
     on_disk = np.fromfile(path, np.uint8).reshape(2, 20, *SHAPE)
     batch = disk.sample(8, 4)

@@ -8,7 +8,7 @@ import torch
 from dreamer_mpc.data.replay import Replay
 from dreamer_mpc.data.storage import ReplayFiles, check_files
 from dreamer_mpc.util.errors import UserError
-from tests.support.replays import ACTION_DIM, SHAPE, append, as_before, make_replay, marked, sampled
+from tests.support.replays import ACTION_DIM, SHAPE, append, as_before, make_replay, marked, same, sampled
 
 
 def fill(replay, rng, frames, numbers, held):
@@ -49,7 +49,7 @@ def test_a_replay_comes_back_as_it_was(capacity, streams, storage, tmp_path):
         assert (len(other), other.episodes) == (len(replay), replay.episodes)
         state = replay.state_dict()
         for a, b in zip(draws(replay), draws(other)):
-            assert all(map(torch.equal, a, b))
+            assert same(a, b)
         replay.load_state_dict(state)
     fill(replay, rng, 100, numbers, held)
     sampled(replay.sample(500, 3))
@@ -76,7 +76,7 @@ def test_large_replays_are_written_in_several_files(tmp_path, monkeypatch):
     files = ReplayFiles(tmp_path, replay)
     files.write()
     assert [sum(chunk.ends) - sum(chunk.starts) for chunk in files.chunks] == [16, 16, 16, 14, 8, 5]
-    assert all(map(torch.equal, *(x.sample(99, 4) for x in (copy_of(replay, files, 100, tmp_path), replay))))
+    assert same(*(x.sample(99, 4) for x in (copy_of(replay, files, 100, tmp_path), replay)))
 
 
 @pytest.mark.parametrize("capacity", [30, 47, 200])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dreamer_mpc.agents.behavior import BehaviorConfig, make_behavior
 from dreamer_mpc.agents.imagination import actor_loss, arrival, critic_loss, own_returns
 from dreamer_mpc.agents.latents import Latents, LatentWorld, UnrolledLatents, UnrolledWorld
-from dreamer_mpc.agents.protocol import Act, AgentKind, Carry, SkippedUpdates
+from dreamer_mpc.agents.protocol import Act, AgentKind, Carry, SkippedUpdates, Update
 from dreamer_mpc.kernels.cell import has_triton
 from dreamer_mpc.kernels.choice import choose_forms
 from dreamer_mpc.kernels.graphs import Aside, Captured
@@ -120,6 +120,7 @@ class Dreamer:
         self.bf16, self.kernels = self.forms.bf16, self.forms.kernels
         world = GaussianWorldModel(world_model, action_dim, kernels, self.bf16)
         self.world_model_kind: WorldModelKind = world.kind
+        self.state_dim = world.state_dim
         learners = [("world_model", world, optimizer.world_model_lr)]
         if behavior is None:
             self.model = (UnrolledWorld if kernels else LatentWorld)(world, action_dim)
@@ -187,7 +188,7 @@ class Dreamer:
             action = (action + action_noise * torch.randn_like(action)).clamp(-1, 1)
         return Act(action, Carry(state, action, plan.memory), plan.model_evaluations, plan.value)
 
-    def _update(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
+    def _update(self, batch: Batch) -> Update:
         """One gradient step on world model and, with behavior, actor and critic; metrics stay on the device.
 
         A step in which any loss or gradient is not finite changes no parameter and counts as `skipped`: see
@@ -208,7 +209,8 @@ class Dreamer:
         aside.join()
         metrics |= learned
         losses = torch.stack([value for name, value in metrics.items() if name.endswith("_loss")])
-        return metrics | self._descend(gradients, losses, batch.index)
+        metrics |= self._descend(gradients, losses, batch.index)
+        return Update(metrics, inference.states.detach())
 
     def _behavior_gradients(
         self, start: Float[Tensor, "M S"], index: Int64[Tensor, " M"], is_terminal: Bool[Tensor, " M"]

@@ -41,6 +41,13 @@ class SkippedUpdates(NamedTuple):
     index: Int64[Tensor, "T B"] | None  # replay frames of the first skipped update since the last call; None: none
 
 
+class Update(NamedTuple):
+    """What an update gives; everything stays on the device."""
+
+    metrics: dict[str, Float[Tensor, ""]]  # their means are logged as `train/NAME`
+    states: Float[Tensor, "T B S"]  # the latent states of the batch's frames
+
+
 @runtime_checkable
 class Agent(Protocol):
     """Observes, plans and learns, for B environments at once, on one device.
@@ -51,6 +58,7 @@ class Agent(Protocol):
     kind: AgentKind  # a checkpoint stores both, so that its content is known before it is loaded
     world_model_kind: WorldModelKind
     device: torch.device
+    state_dim: int  # S, of the latent states in `Carry` and `Update`
     model: LatentDynamics  # what planners see; its weights are `state_dict()["model"]`
     notes: tuple[str, ...]  # lines that a user should read before training, such as why a fast form does not fit
 
@@ -70,10 +78,10 @@ class Agent(Protocol):
         Where `is_first`, an episode starts and the carry of the last one is dropped.
         """
 
-    def update(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
-        """Learn from a batch; returns metrics, which stay on the device. Their means are logged as `train/NAME`.
+    def update(self, batch: Batch) -> Update:
+        """Learn from a batch.
 
-        `skipped` is 1 where a loss or gradient was not finite and nothing was changed, else 0.
+        The metric `skipped` is 1 where a loss or gradient was not finite and nothing was changed, else 0.
         """
 
     def skipped_updates(self) -> SkippedUpdates:

@@ -32,6 +32,7 @@ class _Step(NamedTuple):
     executed: Float[np.ndarray, "B A"]
     action: Float[np.ndarray, "B A"] | Float[Tensor, "B A"]  # executed; on replay's device if that is the agent's
     carry: Carry  # for the plan after this step
+    observed: bool  # by the agent, which inferred latent states of the newest frames
 
 
 class Collector:
@@ -108,11 +109,11 @@ class Collector:
             if planner is None:
                 # Random actions carry no state; a planner that takes over in mid-episode starts from the zero state.
                 executed = self._rng.uniform(-1, 1, self._shape).astype(np.float32)
-                self._sent = _Step(stepping, executed, executed, self.agent.initial(len(self._rows)))
+                self._sent = _Step(stepping, executed, executed, self.agent.initial(len(self._rows)), False)
             else:
                 act = self.agent.act(planner, self._carry, self._image, self._is_first, action_noise)
                 executed = act.action.cpu().numpy()  # waits for the device
-                self._sent = _Step(stepping, executed, act.action if self._shared else executed, act.carry)
+                self._sent = _Step(stepping, executed, act.action if self._shared else executed, act.carry, True)
         self.envs.step_async(executed, stepping)
 
     def receive(self) -> list[float]:
@@ -125,7 +126,7 @@ class Collector:
             image, reward, terminated, truncated, info = self.envs.step_wait()
         nowhere = np.zeros(len(self._rows), dtype=bool)
         lost = info.get("lost", nowhere)
-        stepped, executed, action, self._carry = self._sent
+        stepped, executed, action, self._carry, observed = self._sent
         kept, rows = stepped & ~lost, self._rows
         if not kept.all():
             rows = self._rows[kept]
@@ -136,6 +137,8 @@ class Collector:
         for row in rows:
             self._actions[row].append(executed[row])
         with record_function("store"):
+            if observed and self.replay.states:
+                self.replay.remember(rows, self._carry.state)
             none = np.zeros(len(rows), dtype=bool)
             self._see(rows, self._store(rows, image, action, reward, none, terminated[rows]))
         self._is_first = self._none_first

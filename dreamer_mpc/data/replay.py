@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
+from dreamer_mpc.data.states import StoredStates, state_bytes
 from dreamer_mpc.util.checks import check_ranges
 from dreamer_mpc.util.device import to_device
 from dreamer_mpc.util.errors import UserError
@@ -33,6 +34,9 @@ class ReplayConfig:
     """Sequences per update (paper: 50)."""
     sequence_length: int = 50
     """Frames per sequence (paper: 50)."""
+    states: bool = False
+    """Keep each frame's latent state, refreshed by updates, so that a sequence starts from the state before it (v3);
+    otherwise from the initial state (paper)."""
 
     def __post_init__(self):
         check_ranges(self, capacity=(1, None), batch_size=(1, None), sequence_length=(1, None))
@@ -42,7 +46,8 @@ class Replay:
     """Frames on one device, one ring for each of `streams` environments; a sampled sequence lies inside one episode.
 
     Stream i has its own `capacity // streams` slots, so episodes are written in parallel and can be sampled while they
-    are in progress. When its ring is full, each new frame of a stream replaces the oldest one.
+    are in progress. When its ring is full, each new frame of a stream replaces the oldest one. With `state_dim`, the
+    agent's latent state of each frame is kept beside it (`states`).
     """
 
     def __init__(
@@ -54,6 +59,7 @@ class Replay:
         device: torch.device | str = "cpu",
         memmap: Path | None = None,
         seed: int = 0,
+        state_dim: int = 0,
     ):
         if capacity < streams:
             raise ValueError(f"a replay of {capacity} frames has none for each of {streams} streams")
@@ -73,6 +79,7 @@ class Replay:
             else:
                 frames = torch.zeros(shape, dtype=dtype, device=self.device)
             self._frames[name] = frames
+        self.states = StoredStates(capacity, state_dim, self.device) if state_dim else None
         self._episodes = _Episodes(streams, self.size)
         self._rng = np.random.default_rng(seed)
 
@@ -111,6 +118,8 @@ class Replay:
         """
         slots = self._slots(rows, self._episodes.append(rows, is_first))
         at, *scalars = _upload(self.device, slots, reward.astype(np.float32), is_first, is_terminal)
+        if self.states:
+            self.states.forget(at)
         frames = (torch.from_numpy(x) if isinstance(x, np.ndarray) else x for x in (image, action, *scalars))
         for name, value in zip(self._frames, frames, strict=True):
             self._frames[name][at] = to_device(value, self.device)
@@ -123,14 +132,34 @@ class Replay:
         """Sequences [length, batch_size, ...], uniform over every start that leaves `length` frames of its episode.
 
         They are on `device`, by default the replay's, and sampling does not wait for it. `index` identifies a frame
-        permanently, whatever the size of the ring.
+        permanently, whatever the size of the ring. Where states are kept, `state` is that of the frame before each
+        sequence, or zeros where there is none.
         """
         device = self.device if device is None else torch.device(device)
         streams, starts = self._starts(batch_size, length)
         positions = starts + np.arange(length)[:, None]  # [T, B]
         index, slots = _upload(self.device, positions * self.streams + streams, self._slots(streams, positions))
         batch = Batch(**{name: frames[slots] for name, frames in self._frames.items()}, index=index)
-        return Batch(*(to_device(x, device) for x in batch))
+        batch = batch._replace(state=self._state_before(streams, starts))
+        return Batch(*(None if x is None else to_device(x, device) for x in batch))
+
+    def remember(self, rows: Int64[np.ndarray, " N"], states: Float[Tensor, "B S"]) -> None:
+        """Keep the latent states of the newest frames of the streams `rows`; `states` are those of all streams."""
+        slots, at = _upload(self.device, self._slots(rows, self.written[rows] - 1), rows)
+        self.states.store(slots, to_device(states, self.device)[at])
+
+    def refresh(self, index: Int64[Tensor, "T B"], states: Float[Tensor, "T B S"]) -> None:
+        """Replace the latent states of sampled frames, which `sample` gave with this `index`, by newer ones."""
+        index = index.to(self.device)
+        stream, position = index % self.streams, index // self.streams
+        self.states.store(stream * self.size + position % self.size, states)
+
+    def _state_before(self, streams: np.ndarray, starts: np.ndarray) -> Float[Tensor, "B S"] | None:
+        if self.states is None:
+            return None
+        exists = starts > self.oldest[streams]
+        slots, exists = _upload(self.device, self._slots(streams, starts - 1), exists)
+        return self.states.look_up(slots, exists)
 
     def look_up(self, index: Int64[Tensor, "*b"]) -> dict[str, Tensor]:
         """The frames with the `index` that `sample` gave, on the host; overwritten frames give those in their slots."""
@@ -145,25 +174,41 @@ class Replay:
 
     def read(self, starts: Int64[np.ndarray, " S"], ends: Int64[np.ndarray, " S"]) -> dict[str, Tensor]:
         """Frames from `starts` to before `ends` of every stream, stream after stream, on the host."""
-        bounds = zip(range(self.streams), starts.tolist(), ends.tolist(), strict=True)
-        spans = [span for stream, start, end in bounds for span in self._spans(stream, start, end)]
-        return {
-            name: torch.cat([frames[:0].cpu(), *(frames[span].cpu() for span in spans)])
-            for name, frames in self._frames.items()
-        }
+        return self._read(self._frames, starts, ends)
 
     def write(
         self, starts: Int64[np.ndarray, " S"], ends: Int64[np.ndarray, " S"], frames: dict[str, Tensor]
     ) -> None:
         """Write the frames that `read` gave back to their slots, except those too old to fit in the ring."""
+        self._write(self._frames, starts, ends, frames)
+
+    def read_states(self, starts: Int64[np.ndarray, " S"], ends: Int64[np.ndarray, " S"]) -> dict[str, Tensor]:
+        """The latent states of frames, likewise."""
+        return self._read(vars(self.states), starts, ends)
+
+    def write_states(
+        self, starts: Int64[np.ndarray, " S"], ends: Int64[np.ndarray, " S"], states: dict[str, Tensor]
+    ) -> None:
+        """Write the latent states that `read_states` gave back to their slots."""
+        self._write(vars(self.states), starts, ends, states)
+
+    def _read(self, held: dict[str, Tensor], starts: np.ndarray, ends: np.ndarray) -> dict[str, Tensor]:
+        bounds = zip(range(self.streams), starts.tolist(), ends.tolist(), strict=True)
+        spans = [span for stream, start, end in bounds for span in self._spans(stream, start, end)]
+        return {
+            name: torch.cat([values[:0].cpu(), *(values[span].cpu() for span in spans)])
+            for name, values in held.items()
+        }
+
+    def _write(self, held: dict[str, Tensor], starts: np.ndarray, ends: np.ndarray, given: dict[str, Tensor]) -> None:
         passed = 0  # frames of the streams before
         for stream, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
             kept = min(max(start, int(self.written[stream]) - self.size), end)
             position = passed + kept - start
             for span in self._spans(stream, kept, end):
                 count = span.stop - span.start
-                for name, values in frames.items():
-                    self._frames[name][span] = values[position : position + count].to(self.device)
+                for name, values in given.items():
+                    held[name][span] = values[position : position + count].to(self.device)
                 position += count
             passed += end - start
 
@@ -306,9 +351,9 @@ def _map_file(path: Path, size: int) -> Tensor:
     return torch.from_file(str(path), shared=True, size=size, dtype=torch.uint8)
 
 
-def frame_bytes(action_dim: int, image_shape: Sequence[int] = (64, 64, 3)) -> int:
+def frame_bytes(action_dim: int, image_shape: Sequence[int] = (64, 64, 3), state_dim: int = 0) -> int:
     """Bytes of one stored frame."""
-    return int(np.prod(image_shape)) + 4 * action_dim + 4 + 1 + 1
+    return int(np.prod(image_shape)) + 4 * action_dim + 4 + 1 + 1 + state_bytes(state_dim)
 
 
 def check_storage(storage: Storage, device: torch.device) -> None:

@@ -39,7 +39,7 @@ class Checkpoints:
         self._tried_at = time.monotonic()
         content = checkpoint()
         try:
-            self._saver.save(content)
+            self._saver.save(content, last)
         except UserError as error:
             self._refused(error, position, last)
             return

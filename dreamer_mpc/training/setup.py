@@ -85,7 +85,7 @@ def open_parts(
     else:
         agent = make_agent(config, action_dim, device)
     stop.check(NOTHING_SAVED)
-    replay, line = _make_replay(config, folder, capacity, action_dim, device, opened)
+    replay, line = _make_replay(config, folder, capacity, agent, opened)
     collector = Collector(envs, agent, replay, counters, config.seed)
     saver = Saver(folder, replay, config.train.keep_checkpoints)
     parts = Parts(envs, eval_envs, agent, replay, collector, saver, [line])
@@ -100,15 +100,17 @@ def _make_replay(
     config: Config,
     folder: RunFolder,
     capacity: int,
-    action_dim: int,
-    device: torch.device,
+    agent: Agent,
     opened: contextlib.ExitStack,
 ) -> tuple[Replay, str]:
-    required = capacity * frame_bytes(action_dim)
-    place, memmap, line = choose_storage(config.replay.storage, required, device, folder.path)
+    action_dim, state_dim = agent.model.action_dim, agent.state_dim if config.replay.states else 0
+    required = capacity * frame_bytes(action_dim, state_dim=state_dim)
+    place, memmap, line = choose_storage(config.replay.storage, required, agent.device, folder.path)
     if memmap:
         opened.callback(memmap.unlink, missing_ok=True)  # its frames are also saved in the replay files
-    replay = Replay(capacity, action_dim, config.num_envs, device=place, memmap=memmap, seed=config.seed)
+    replay = Replay(
+        capacity, action_dim, config.num_envs, device=place, memmap=memmap, seed=config.seed, state_dim=state_dim
+    )
     saved = f"saved as it grows, at last {required / GIB:.2f} GiB on disk"
     return replay, f"{line}, {capacity:,} frames; {saved} ({free_disk(folder.path) / GIB:.0f} GiB free)"
 
@@ -116,7 +118,11 @@ def _make_replay(
 def _restore(parts: Parts, config: Config, checkpoint: Checkpoint) -> None:
     """Restore replay and the episodes in progress; the networks are already restored."""
     parts.replay.load_state_dict(checkpoint.replay)
-    parts.saver.restore(checkpoint)
+    if not parts.saver.restore(checkpoint):
+        parts.notes.append(
+            "the latent states in replay were not saved with this checkpoint: a sequence starts from the initial state "
+            "until updates have refreshed them"
+        )
     same_planner = training_planner(trained_config(checkpoint, "the checkpoint")) == training_planner(config)
     broken = parts.collector.load_state_dict(checkpoint.collector, with_memory=same_planner)
     if broken:

@@ -183,7 +183,10 @@ class Trainer:
         self._profiler.before_update(left)
         with record_function("update"):
             batch = self.replay.sample(replay.batch_size, replay.sequence_length, self.device)
-            self.state.metrics.add(self.agent.update(batch))
+            learned = self.agent.update(batch)
+            self.state.metrics.add(learned.metrics)
+            if self.replay.states:
+                self.replay.refresh(batch.index, learned.states)
         self.counters.updates += 1
         self._say(self._set_up_time.after_update())
 

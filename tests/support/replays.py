@@ -56,6 +56,11 @@ def as_before(folder, state):
     return chunks
 
 
+def same(a, b):
+    """Whether two batches are equal; parts that replay does not keep are None in both."""
+    return all(x is y if x is None else torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
 def sampled(batch):
     """(episode, first step) of each sequence, each checked to be consecutive steps of one episode."""
     number, step = batch.action.unbind(-1)  # [T, B]
