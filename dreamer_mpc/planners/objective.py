@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dreamer_mpc.planners.protocol import LatentDynamics
-from dreamer_mpc.util.returns import lambda_return
+from dreamer_mpc.util.returns import lambda_weights
 
 ObjectiveKind = Literal["return", "lambda-return", "rewards"]
 
@@ -60,8 +60,9 @@ class Objective:
         """J of rewards and values after the penalty is subtracted."""
         if value is not None:
             if self.kind == "lambda-return" and gains.shape[2] > 1:
-                r_t, v_tp1 = gains.movedim(2, 0)[:-1], value.movedim(2, 0)[1:]
-                return lambda_return(r_t, v_tp1, self.discount, self.lambda_)[0]
+                steps = gains.shape[2] - 1
+                of_r, of_v = lambda_weights(steps, self.discount, self.lambda_, gains.device, gains.dtype)
+                return (of_r * gains[:, :, :-1]).sum(2) + (of_v * value[:, :, 1:]).sum(2)
             if self.kind != "rewards":
                 gains = torch.cat([gains[:, :, :-1], value[:, :, -1:]], dim=2)
         weights = self.discount ** torch.arange(gains.shape[2], device=gains.device, dtype=gains.dtype)
