@@ -443,7 +443,7 @@ MUTATIONS = [
         EVALUATION + "test_a_training_s_seed_does_not_reach_an_evaluation_nor_the_other_way_round",
     ),
     loop(
-        "replay drawn from seed 0", "training/setup", "memmap=memmap, seed=config.seed)", "memmap=memmap, seed=0)",
+        "replay drawn from seed 0", "training/setup", "memmap=memmap, seed=config.seed,", "memmap=memmap, seed=0,",
         EVALUATION + "test_what_is_drawn_from_replay_depends_on_the_training_s_seed",
     ),
     loop(

@@ -72,7 +72,9 @@ def test_a_file_that_the_program_of_format_2_wrote_is_read():
     assert equal(as_payload(checkpoint), as_payload(make_checkpoint(**TRAINING)))
 
 
-@pytest.mark.parametrize("field, known", [("agent_kind", "dreamer, planet"), ("world_model_kind", "gaussian, categorical")])
+@pytest.mark.parametrize(
+    "field, known", [("agent_kind", "dreamer, planet"), ("world_model_kind", "gaussian, categorical")]
+)
 def test_a_kind_that_is_not_known_is_named_with_those_that_are(field, known, tmp_path):
     path = tmp_path / "a.safetensors"
     write_payload(path, as_payload(make_checkpoint()) | {field: "of\ntomorrow"})

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dreamer_mpc.util.returns import lambda_return, survival
+from dreamer_mpc.util.returns import lambda_return, lambda_weights, survival
 
 
 def n_step(r, v, t, n, discount):
@@ -28,6 +28,15 @@ def test_matches_the_explicit_mixture_of_n_step_returns(steps, discount, lambda_
     r, v = torch.randn(2, steps, 3, 2, dtype=torch.float64)
     expected = torch.stack([explicit(r, v, t, discount, lambda_) for t in range(steps)])
     torch.testing.assert_close(lambda_return(r, v, discount, lambda_), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("discount, lambda_", [(0.99, 0.95), (1.0, 0.5), (0.0, 0.95), (0.9, 0.0), (0.9, 1.0)])
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_the_first_return_is_a_weighted_sum_of_rewards_and_values(steps, discount, lambda_):
+    torch.manual_seed(1)
+    r, v = torch.randn(2, steps, 3, dtype=torch.float64)
+    of_r, of_v = lambda_weights(steps, discount, lambda_, r.device, r.dtype)
+    torch.testing.assert_close(of_r @ r + of_v @ v, lambda_return(r, v, discount, lambda_)[0], rtol=1e-12, atol=1e-12)
 
 
 def test_worked_by_hand():

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dreamer_mpc.planners.protocol import LatentDynamics, predicts_ends
-from dreamer_mpc.util.returns import lambda_return, survival
+from dreamer_mpc.util.returns import lambda_weights, survival
 
 ObjectiveKind = Literal["return", "lambda-return", "rewards"]
 
@@ -72,15 +72,18 @@ class Objective:
         continues: Float[Tensor, "B N h"] | None,  # of s_1 .. s_{H-1}
     ) -> Float[Tensor, "B N"]:
         """J of rewards and values after the penalty is subtracted."""
+        if continues is not None:
+            reached = _reached(continues)  # [B, N, H]
+            gains, value = reached * gains, None if value is None else reached[:, :, -value.shape[2] :] * value
         if value is not None:
             if self.kind == "lambda-return" and gains.shape[2] > 1:
-                r_t, v_tp1 = gains.movedim(2, 0)[:-1], value.movedim(2, 0)[1:]
-                c_t = None if continues is None else continues.movedim(2, 0)
-                return lambda_return(r_t, v_tp1, self.discount, self.lambda_, c_t)[0]
+                steps = gains.shape[2] - 1
+                of_r, of_v = lambda_weights(steps, self.discount, self.lambda_, gains.device, gains.dtype)
+                return (of_r * gains[:, :, :-1]).sum(2) + (of_v * value[:, :, 1:]).sum(2)
             if self.kind != "rewards":
                 gains = torch.cat([gains[:, :, :-1], value[:, :, -1:]], dim=2)
         weights = self.discount ** torch.arange(gains.shape[2], device=gains.device, dtype=gains.dtype)
-        return ((weights if continues is None else weights * _reached(continues)) * gains).sum(2)
+        return (weights * gains).sum(2)
 
     @property
     def needs_value(self) -> bool:
