@@ -99,7 +99,7 @@ MUTATIONS = [
         "arrival(continues, is_terminal & False)", CONTINUED,
     ),
     behavior(
-        "imagined states weighted by their own continuation", "agents/imagination", "survival(continues[:-1])",
+        "imagined states weighted by their own continuation", "agents/dynamics", "survival(continues[:-1])",
         "survival(continues)[1:]", CONTINUED,
     ),
     world(
@@ -123,18 +123,18 @@ MUTATIONS = [
         "policy inputs not detached", "planners/rollout",
         "model.policy(state.detach()).rsample()", "model.policy(state).rsample()",
     ),
-    behavior("critic targets not detached", "agents/imagination", "returns.detach())", "returns)"),
+    behavior("critic targets not detached", "agents/dynamics", "returns.detach())", "returns)"),
     behavior(
-        "critic's mean divided by all frames, not those of the mask", "agents/imagination",
+        "critic's mean divided by all frames, not those of the mask", "agents/dynamics",
         "mask.sum(dim=1).clamp_min(1)",
         "mask.shape[1]",
     ),
     behavior(
-        "heads' losses averaged, not summed", "agents/imagination", "clamp_min(1)).sum()", "clamp_min(1)).mean()"
+        "heads' losses averaged, not summed", "agents/dynamics", "clamp_min(1)).sum()", "clamp_min(1)).mean()"
     ),
-    behavior("actor maximises only the first return", "agents/imagination", "-returns.mean()", "-returns[0].mean()"),
+    behavior("actor maximises only the first return", "agents/dynamics", "-returns.mean()", "-returns[0].mean()"),
     behavior(
-        "own targets of another head", "agents/imagination",
+        "own targets of another head", "agents/dynamics",
         "continues).transpose(0, 1)", "continues).transpose(0, 1).flip(0)"
     ),
     behavior("masks of another head", "networks/critic", ".movedim(-1, 0)\n", ".movedim(-1, 0).flip(0)\n"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import run
-from dreamer_mpc.agents.dreamer import OptimizerConfig
+from dreamer_mpc.agents.optimizers import OptimizerConfig
 from dreamer_mpc.config import (
     Config,
     config_from_dict,

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from dreamer_mpc.agents.behavior import BehaviorConfig
-from dreamer_mpc.agents.dreamer import Dreamer, OptimizerConfig
+from dreamer_mpc.agents.dreamer import Dreamer
+from dreamer_mpc.agents.optimizers import OptimizerConfig
 from dreamer_mpc.world_model import WorldModelConfig
 from scripts.mutations import MUTATIONS
 

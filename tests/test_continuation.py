@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from dreamer_mpc.agents.behavior import BehaviorConfig
-from dreamer_mpc.agents.dreamer import Dreamer, OptimizerConfig
+from dreamer_mpc.agents.dreamer import Dreamer
+from dreamer_mpc.agents.optimizers import OptimizerConfig
 from dreamer_mpc.planners.objective import Objective
 from dreamer_mpc.planners.protocol import Terminating
 from dreamer_mpc.planners.rollout import rollout

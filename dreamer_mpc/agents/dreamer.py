@@ -3,7 +3,6 @@
 import contextlib
 import copy
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,41 +10,19 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
-from dreamer_mpc.agents.behavior import BehaviorConfig, make_behavior
-from dreamer_mpc.agents.imagination import actor_loss, arrival, critic_loss, own_returns
-from dreamer_mpc.agents.latents import Latents, LatentWorld, UnrolledLatents, UnrolledWorld
+from dreamer_mpc.agents.behavior import Behavior, BehaviorConfig, Learned
+from dreamer_mpc.agents.dynamics import DynamicsBehavior
+from dreamer_mpc.agents.latents import make_latents
+from dreamer_mpc.agents.optimizers import OptimizerConfig, make_optimizers
 from dreamer_mpc.agents.protocol import Act, AgentKind, Carry, SkippedUpdates, Update
+from dreamer_mpc.agents.reinforce import ReinforceBehavior
 from dreamer_mpc.kernels.cell import has_triton
-from dreamer_mpc.kernels.choice import choose_forms
+from dreamer_mpc.kernels.choice import Forms, choose_forms
 from dreamer_mpc.kernels.graphs import Aside, Captured
 from dreamer_mpc.planners import Planner
-from dreamer_mpc.planners.protocol import predicts_ends
-from dreamer_mpc.planners.rollout import imagine
-from dreamer_mpc.util.checks import check_ranges
-from dreamer_mpc.util.returns import lambda_return
-from dreamer_mpc.world_model import Batch, GaussianWorldModel, WorldModelConfig, WorldModelKind
+from dreamer_mpc.world_model import Batch, WorldModelConfig, WorldModelKind, make_world_model
 
 THREADED_ROWS = 512  # a plan on a CPU gains from several threads if it steps at least so many latent states at once
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """Adam for world model, actor and critic."""
-
-    world_model_lr: float = 1e-3
-    """Learning rate of the world model (paper: 1e-3)."""
-    actor_lr: float = 8e-5
-    """Learning rate of the actor (paper: 8e-5)."""
-    critic_lr: float = 8e-5
-    """Learning rate of the critic (paper: 8e-5)."""
-    eps: float = 1e-7
-    """Adam's epsilon (paper: 1e-7)."""
-    grad_clip: float = 100.0
-    """Largest gradient norm of world model, actor and critic, each clipped alone (paper: 100)."""
-
-    def __post_init__(self):
-        rates = ("world_model_lr", "actor_lr", "critic_lr", "eps", "grad_clip")
-        check_ranges(self, **dict.fromkeys(rates, (0, None)))
 
 
 @contextlib.contextmanager
@@ -112,33 +89,40 @@ class Dreamer:
         self.behavior, self.optimizer = behavior, optimizer
         self.kind: AgentKind = "planet" if behavior is None else "dreamer"
         self.device = torch.device(device)
-        sizes = {name: getattr(world_model, name) for name in ("deter", "stoch", "hidden")}
-        units = behavior.actor_hidden if behavior else 0
-        self.forms = choose_forms(
-            self.device, kernels, bf16, capture, has_triton(), action=action_dim, units=units, **sizes
-        )
+        self.forms = self._choose_forms(action_dim, world_model, kernels, bf16, capture)
         self.bf16, self.kernels = self.forms.bf16, self.forms.kernels
-        world = GaussianWorldModel(world_model, action_dim, kernels, self.bf16)
+        world = make_world_model(world_model, action_dim, kernels, self.bf16)
         self.world_model_kind: WorldModelKind = world.kind
         self.state_dim = world.state_dim
-        learners = [("world_model", world, optimizer.world_model_lr)]
-        if behavior is None:
-            self.model = (UnrolledWorld if kernels else LatentWorld)(world, action_dim)
-        else:
-            actor, critic = make_behavior(behavior, world.state_dim, action_dim)
-            self.model = (UnrolledLatents if kernels else Latents)(world, actor, critic, action_dim)
-            learners += [("actor", actor, optimizer.actor_lr), ("critic", critic, optimizer.critic_lr)]
+        self.model = make_latents(behavior, world, action_dim, unrolled=kernels and world.kind == "gaussian")
         self.model.to(self.device)
-        self.optimizers = {
-            name: torch.optim.Adam(
-                part.parameters(), lr=rate, eps=optimizer.eps, fused=True, capturable=self.device.type == "cuda"
-            )
-            for name, part, rate in learners
-        }
+        self.learner = None if behavior is None else self._make_learner(behavior)
+        parts = {"world_model": world}
+        if behavior is not None:
+            parts |= {"actor": self.model.actor, "critic": self.model.critic}
+        self.optimizers = make_optimizers(optimizer, parts, self.device)
         self._skipped = SkippedUpdateCounter(self.device)
         self.capture = self.forms.graphs
         self.update = Captured(self._update) if self.capture else self._update
         self._acts: dict[tuple[Planner, float], Any] = {}
+
+    def _choose_forms(
+        self, action_dim: int, world_model: WorldModelConfig, kernels: bool, bf16: bool, capture: bool
+    ) -> Forms:
+        """Kernels are those of the Gaussian world model, and of the paper's actor where there is one."""
+        sizes = {name: getattr(world_model, name) for name in ("deter", "stoch", "hidden")}
+        paper_s = self.behavior is not None and self.behavior.kind == "dreamer"
+        units = self.behavior.actor_hidden if paper_s else 0
+        kernels = kernels and world_model.kind == "gaussian"
+        return choose_forms(
+            self.device, kernels, bf16, capture, has_triton(), action=action_dim, units=units, **sizes
+        )
+
+    def _make_learner(self, behavior: BehaviorConfig) -> Behavior:
+        if behavior.kind == "v3":
+            return ReinforceBehavior(behavior, self.model, self._amp)
+        amp = partial(self._amp, self.kernels or self.world_model_kind != "gaussian")  # its plain form is the reference
+        return DynamicsBehavior(behavior, self.model, amp, bf16=self.bf16 and self.kernels)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -160,8 +144,9 @@ class Dreamer:
     ) -> Act:
         """Observe an image and plan.
 
-        `action_noise` is the standard deviation of Gaussian exploration noise on the executed action. Where `is_first`,
-        an episode starts and the carry of the last one is dropped.
+        `action_noise` is the standard deviation of Gaussian exploration noise on the executed action; with
+        `exploration: policy` that of the policy takes its place, unless it is 0. Where `is_first`, an episode starts
+        and the carry of the last one is dropped.
         """
         key = (planner, action_noise)
         if key not in self._acts:
@@ -185,8 +170,15 @@ class Dreamer:
         plan = planner.plan(self.model, state, carry.memory)
         action = plan.action
         if action_noise > 0:
-            action = (action + action_noise * torch.randn_like(action)).clamp(-1, 1)
+            action = self._explore(state, action, action_noise)
         return Act(action, Carry(state, action, plan.memory), plan.model_evaluations, plan.value)
+
+    def _explore(
+        self, state: Float[Tensor, "B S"], action: Float[Tensor, "B A"], action_noise: float
+    ) -> Float[Tensor, "B A"]:
+        if self.behavior is not None and self.behavior.exploration == "policy":
+            return self.model.policy(state).around(action)
+        return (action + action_noise * torch.randn_like(action)).clamp(-1, 1)
 
     def _update(self, batch: Batch) -> Update:
         """One gradient step on world model and, with behavior, actor and critic; metrics stay on the device.
@@ -194,61 +186,24 @@ class Dreamer:
         A step in which any loss or gradient is not finite changes no parameter and counts as `skipped`: see
         `skipped_updates`.
         """
-        world, gradients, learned = self.model.world_model, {}, {}
+        world = self.model.world_model
         inference = world.infer(batch, self._amp())
-        start = inference.states.detach().flatten(0, 1)
-        aside = Aside(self.device)
+        aside, learned = Aside(self.device), Learned({}, {})
         model_loss, metrics = world.loss(batch, inference, self._amp())
         metrics["model_loss"] = model_loss.detach()
-        if self.behavior is not None:
+        if self.learner is not None:
             with aside:  # it needs only the posterior states, not the world model's gradients
-                gradients, learned = self._behavior_gradients(
-                    start, batch.index.flatten(), batch.is_terminal.flatten()
-                )
-        gradients = {"world_model": torch.autograd.grad(model_loss, list(world.parameters())), **gradients}
+                learned = self.learner.learn(inference.states, batch)
+        losses, weights = [model_loss], [None]
+        if learned.states_gradient is not None:
+            aside.join()
+            losses, weights = [model_loss, inference.states], [None, learned.states_gradient]
+        world_grads = torch.autograd.grad(losses, list(world.parameters()), weights)
         aside.join()
-        metrics |= learned
+        metrics |= learned.metrics
         losses = torch.stack([value for name, value in metrics.items() if name.endswith("_loss")])
-        metrics |= self._descend(gradients, losses, batch.index)
+        metrics |= self._descend({"world_model": world_grads, **learned.gradients}, losses, batch.index)
         return Update(metrics, inference.states.detach())
-
-    def _behavior_gradients(
-        self, start: Float[Tensor, "M S"], index: Int64[Tensor, " M"], is_terminal: Bool[Tensor, " M"]
-    ) -> tuple[dict[str, tuple[Tensor, ...]], dict[str, Float[Tensor, ""]]]:
-        """Gradients of actor and critic in imagination from `start`, frames `index` of replay; and metrics.
-
-        Where the world model predicts continuation, returns stop where it expects an end, and each imagined state
-        counts with the probability of reaching it: not at all from a frame that `is_terminal`.
-        """
-        model, behavior = self.model, self.behavior
-        states = imagine(model, start, behavior.horizon)  # [H, M, S]
-        seen = states.bfloat16() if self.bf16 and self.kernels else states  # once for all heads
-        with self._amp(self.kernels):
-            rewards, values = model.reward(seen), model.value(seen)  # [H, M], [K, H, M]
-            continues = model.continues(seen[:-1]) if predicts_ends(model) else None  # [H-1, M]
-        weight = None if continues is None else arrival(continues, is_terminal)  # [H-1, M]
-        # Returns, like their weights: [H-1, M].
-        returns = lambda_return(rewards[:-1], values.mean(0)[1:], behavior.discount, behavior.return_lambda, continues)
-        policy_loss = actor_loss(returns, weight)
-        targets = returns
-        if behavior.head_targets == "own":  # [K, H-1, M]; their mean over heads is `returns`
-            targets = own_returns(rewards[:-1], values[:, 1:], behavior.discount, behavior.return_lambda, continues)
-        value_loss = critic_loss(values[:, :-1], targets, model.critic.mask(index), weight)
-        actor_grads = torch.autograd.grad(policy_loss, list(model.actor.parameters()), retain_graph=True)
-        # The value graph reaches back through the imagined states; asking for the critic's parameters stops there.
-        critic_grads = torch.autograd.grad(value_loss, list(model.critic.parameters()))
-        with torch.no_grad():
-            metrics = {
-                "actor_loss": policy_loss.detach(),
-                "critic_loss": value_loss.detach() / len(values),
-                "value_mean": values.mean(),
-                "value_spread": values.std(0, correction=0).mean(),
-                "imagined_reward": rewards.mean(),
-                "actor_std": model.policy(states[-1]).std.mean(),
-            }
-            if continues is not None:
-                metrics["imagined_continue"] = continues.mean()
-        return {"actor": actor_grads, "critic": critic_grads}, metrics
 
     def _descend(
         self, gradients: dict[str, tuple[Tensor, ...]], losses: Float[Tensor, " L"], index: Int64[Tensor, "T B"]
@@ -258,14 +213,22 @@ class Dreamer:
         for name, grads in gradients.items():
             for parameter, grad in zip(self._parameters(name), grads, strict=True):
                 parameter.grad = grad.contiguous()  # fused Adam wants the parameter's strides
-            norms[f"{name}_grad_norm"] = nn.utils.clip_grad_norm_(self._parameters(name), self.optimizer.grad_clip)
+            norms[f"{name}_grad_norm"] = self._clip(name)
         skipped = ~torch.cat([losses, torch.stack(list(norms.values()))]).isfinite().all()
         self._skipped.note(skipped, index)
         for optimizer in self.optimizers.values():
             optimizer.found_inf = skipped.float()  # fused Adam leaves parameters and moments alone where this is 1
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        if self.learner is not None:
+            self.learner.commit(skipped)
         return norms | {"skipped": skipped.float()}
+
+    def _clip(self, name: str) -> Float[Tensor, ""]:
+        """Clip the gradient of a part, unless its optimizer clips by itself; its norm before."""
+        if self.optimizer.kind == "adam":
+            return nn.utils.clip_grad_norm_(self._parameters(name), self.optimizer.grad_clip)
+        return nn.utils.get_total_norm([parameter.grad for parameter in self._parameters(name)])
 
     def _parameters(self, name: str) -> Iterable[nn.Parameter]:
         return self.optimizers[name].param_groups[0]["params"]
@@ -281,11 +244,15 @@ class Dreamer:
         """State of the networks, the optimizers and the count of skipped updates."""
         optimizers = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
         skipped = self._skipped.in_a_row.clone()
-        return {"model": self.model.state_dict(), "optimizers": optimizers, "skipped_in_a_row": skipped}
+        behavior = {} if self.learner is None else self.learner.state_dict()
+        state = {"model": self.model.state_dict(), "optimizers": optimizers, "skipped_in_a_row": skipped}
+        return state | ({"behavior": behavior} if behavior else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`; without optimizers (a checkpoint for acting only) they keep their initial state."""
         self.model.load_state_dict(state["model"])
+        if self.learner is not None:
+            self.learner.load_state_dict(state.get("behavior", {}))
         self._skipped.in_a_row.copy_(state.get("skipped_in_a_row", torch.tensor(0)))
         for name, optimizer in state.get("optimizers", {}).items():
             own = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizers[name].param_groups]

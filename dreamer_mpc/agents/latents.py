@@ -4,17 +4,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dreamer_mpc.agents.behavior import BehaviorConfig
 from dreamer_mpc.kernels.cell import Acting
 from dreamer_mpc.networks import Actor, Critic, TanhNormal
+from dreamer_mpc.networks.normal_actor import BoundedNormal, NormalActor
+from dreamer_mpc.networks.value_ensemble import TwoHotCritic
 from dreamer_mpc.planners.protocol import Terminating
 from dreamer_mpc.planners.rollout import FusedPolicyRollouts, FusedRollouts, Proposals
-from dreamer_mpc.world_model import GaussianWorldModel
+from dreamer_mpc.world_model import WorldModelProtocol
 
 
 class LatentWorld(nn.Module, Terminating):
     """The world model alone (PlaNet) behind the interface of planners (`LatentDynamics`)."""
 
-    def __init__(self, world_model: GaussianWorldModel, action_dim: int):
+    def __init__(self, world_model: WorldModelProtocol, action_dim: int):
         super().__init__()
         self.world_model, self.action_dim = world_model, action_dim
         self.noise_dim = world_model.noise_dim  # Z, of one step's draws
@@ -46,7 +49,7 @@ class LatentWorld(nn.Module, Terminating):
 class Latents(LatentWorld):
     """World model, actor and critic behind the interface of planners (`LatentModel`)."""
 
-    def __init__(self, world_model: GaussianWorldModel, actor: Actor, critic: Critic, action_dim: int):
+    def __init__(self, world_model: WorldModelProtocol, actor: nn.Module, critic: nn.Module, action_dim: int):
         super().__init__(world_model, action_dim)
         self.actor, self.critic = actor, critic
 
@@ -54,9 +57,26 @@ class Latents(LatentWorld):
         """Value heads, each including `reward(state)`."""
         return self.critic(state)
 
-    def policy(self, state: Float[Tensor, "*b S"]) -> TanhNormal:
+    def policy(self, state: Float[Tensor, "*b S"]) -> TanhNormal | BoundedNormal:
         """The actor."""
         return self.actor(state)
+
+
+class ReturnLatents(Latents):
+    """`Latents` with a critic that predicts the return after a state, without the reward of the state itself (v3)."""
+
+    def __init__(
+        self, world_model: WorldModelProtocol, actor: nn.Module, critic: nn.Module, action_dim: int, discount: float
+    ):
+        super().__init__(world_model, actor, critic, action_dim)
+        self.discount = discount
+
+    def value(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "K *b"]:
+        """Values as planners count them: the reward of the state, and its return if the episode goes on."""
+        after = self.critic(state)  # [K, *b]
+        if self.terminates:
+            after = self.continues(state) * after
+        return self.reward(state) + self.discount * after
 
 
 class UnrolledWorld(LatentWorld, FusedRollouts):
@@ -117,6 +137,30 @@ class UnrolledLatents(Latents, UnrolledWorld, FusedPolicyRollouts):
             distribution = self.actor(before)
         action = torch.tanh(distribution.mean + distribution.std * acting.noise)
         return rssm.differentiable_states(start, action, noise, trace)
+
+
+class UnrolledReturnLatents(ReturnLatents, UnrolledWorld):
+    """`ReturnLatents` that also rolls out given actions in one call."""
+
+
+def make_latents(
+    config: BehaviorConfig | None, world_model: WorldModelProtocol, action_dim: int, unrolled: bool
+) -> LatentWorld:
+    """World model, actor and critic of the kind that `config` names; without it the world model alone.
+
+    `unrolled`: whole rollouts in one call, which the Gaussian world model alone offers.
+    """
+    if config is None:
+        return (UnrolledWorld if unrolled else LatentWorld)(world_model, action_dim)
+    size, (actor_layers, critic_layers) = world_model.state_dim, (config.actor_layers, config.value_layers)
+    if config.kind == "v3":
+        actor = NormalActor(size, action_dim, actor_layers, config.actor_hidden)
+        critic = TwoHotCritic(size, config.value_heads, critic_layers, config.value_hidden, config.bootstrap)
+        kind = UnrolledReturnLatents if unrolled else ReturnLatents
+        return kind(world_model, actor, critic, action_dim, config.discount)
+    actor = Actor(size, action_dim, actor_layers, config.actor_hidden, init_std=config.actor_init_std)
+    critic = Critic(size, config.value_heads, critic_layers, config.value_hidden, config.bootstrap)
+    return (UnrolledLatents if unrolled else Latents)(world_model, actor, critic, action_dim)
 
 
 def _time_first(x: Float[Tensor, "*b H X"]) -> Float[Tensor, "H M X"]:

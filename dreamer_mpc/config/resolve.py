@@ -49,9 +49,13 @@ def planner_from(config: PlannerSettings, name: str) -> Planner:
 
 
 def training_planner(config: Config) -> Planner:
-    """The planner for collecting: the same as in an evaluation, except that a bare policy may sample its actions."""
+    """The planner for collecting: the same as in an evaluation, except that a bare policy may sample its actions.
+
+    With `exploration: policy` its mode is what the exploration makes a sample of.
+    """
     planner = planner_from(config, config.trained_by)
     samples = config.trained_by == "policy" and config.train.policy_action == "sample"
+    samples = samples and config.behavior.exploration == "noise"
     return SampledPolicy() if samples else planner
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from dreamer_mpc.agents.behavior import BehaviorConfig
-from dreamer_mpc.agents.dreamer import OptimizerConfig
+from dreamer_mpc.agents.optimizers import OptimizerConfig
 from dreamer_mpc.data.replay import ReplayConfig
 from dreamer_mpc.planners import PLANNERS
 from dreamer_mpc.util.checks import check_most, check_ranges
@@ -30,7 +30,8 @@ class TrainConfig:
     updates: int = 100
     """Updates in each round (paper: 100)."""
     action_noise: float = 0.3
-    """Standard deviation of the Gaussian noise on executed actions while collecting (paper: 0.3)."""
+    """Standard deviation of the Gaussian noise on executed actions while collecting (paper: 0.3). With
+    --behavior.exploration policy the policy's own takes its place; 0: none in either case."""
     policy_action: Literal["sample", "mode"] = "sample"
     """What the policy executes while collecting, before that noise: a sample of the actor (Dreamer and the paper's base
     code), or its mode (runs made before 2026-11-28). An evaluation always takes the mode."""

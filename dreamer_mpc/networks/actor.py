@@ -27,6 +27,11 @@ class TanhNormal(NamedTuple):
         """A reparameterised sample."""
         return torch.tanh(self.mean + self.std * torch.randn_like(self.mean))
 
+    def around(self, action: Float[Tensor, "*b A"]) -> Float[Tensor, "*b A"]:
+        """A sample with this spread around another `action` in place of the mean, in [-1, 1]."""
+        edge = 1 - torch.finfo(action.dtype).eps
+        return torch.tanh(torch.atanh(action.clamp(-edge, edge)) + self.std * torch.randn_like(self.std))
+
     def log_prob(self, action: Float[Tensor, "*b A"]) -> Float[Tensor, "*b"]:
         """Log-density of actions inside (-1, 1); those at a bound count as just inside it."""
         edge = 1 - torch.finfo(action.dtype).eps

@@ -34,6 +34,10 @@ class BoundedNormal(NamedTuple):
         """A reparameterised sample in [-1, 1]; its gradient is 0 where it was clipped."""
         return self._draw().clamp(-1, 1)
 
+    def around(self, action: Float[Tensor, "*b A"]) -> Float[Tensor, "*b A"]:
+        """A sample with this spread around another `action` in place of the mean, in [-1, 1]."""
+        return (action + self.std * torch.randn_like(self.std)).clamp(-1, 1)
+
     def log_prob(self, action: Float[Tensor, "*b A"]) -> Float[Tensor, "*b"]:
         """Log-density of actions before the clipping, summed over A; finite everywhere."""
         normal = -0.5 * ((action - self.mean) / self.std).square() - self.std.log() - 0.5 * math.log(2 * math.pi)

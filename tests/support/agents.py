@@ -3,7 +3,8 @@
 import torch
 
 from dreamer_mpc.agents.behavior import BehaviorConfig
-from dreamer_mpc.agents.dreamer import Dreamer, OptimizerConfig
+from dreamer_mpc.agents.dreamer import Dreamer
+from dreamer_mpc.agents.optimizers import OptimizerConfig
 from dreamer_mpc.world_model import Batch, WorldModelConfig
 
 ACTION_DIM = 2

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dreamer_mpc.agents.behavior import BehaviorConfig
-from dreamer_mpc.agents.dreamer import OptimizerConfig
+from dreamer_mpc.agents.optimizers import OptimizerConfig
 from dreamer_mpc.world_model import Batch, WorldModelConfig
 
 Scalar = Float[Tensor, ""]

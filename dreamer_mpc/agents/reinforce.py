@@ -1,0 +1,161 @@
+"""Actor and critic by the score function (REINFORCE), as DreamerV3 trains them (Hafner et al. 2023)."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from dreamer_mpc.agents.behavior import BehaviorConfig, Learned
+from dreamer_mpc.agents.latents import ReturnLatents
+from dreamer_mpc.agents.return_scale import ReturnScale
+from dreamer_mpc.networks.two_hot import TwoHot
+from dreamer_mpc.planners.rollout import closed_loop
+from dreamer_mpc.util.returns import lambda_return
+from dreamer_mpc.world_model import Batch
+
+
+class ReinforceBehavior:
+    """Trains actor and critic as DreamerV3 does; see `Behavior`. `amp` is autocast for networks.
+
+    Values leave out the reward of their own state: the return of s_k begins with the reward of s_{k+1}. The slow copy
+    of the value heads is a second target for them, a regulariser; returns bootstrap from the heads themselves.
+    """
+
+    def __init__(self, config: BehaviorConfig, model: ReturnLatents, amp: Callable[[], torch.autocast]):
+        self.config, self.model, self.amp = config, model, amp
+        self.slow = copy.deepcopy(model.critic).requires_grad_(False)
+        self.returns = ReturnScale(config.return_rate).to(self.slow.bins.device)
+
+    def learn(self, states: Float[Tensor, "T B S"], batch: Batch) -> Learned:
+        """Gradients from imagination that starts in every state of the batch, and from the batch's own rewards."""
+        model, config = self.model, self.config
+        with torch.no_grad(), self.amp():
+            imagined, actions = self._imagine(states.detach().flatten(0, 1))  # [H+1, M, S], [H, M, A]
+            rewards, continues = model.reward(imagined), model.continues(imagined)  # [H+1, M]
+        with self.amp():
+            predicted = model.critic.predict(imagined)  # [K, H+1, M]
+            policy = model.policy(imagined[:-1])
+        values = predicted.mean.detach()  # [K, H+1, M]
+        value = values.mean(0)
+        returns = lambda_return(rewards[1:], value[1:], config.discount, config.return_lambda, continues[1:])  # [H, M]
+        weight = arrival(continues[:-1], config.discount)  # [H, M]
+        self._bounds = self.returns.propose(returns)
+        advantage = (returns - value[:-1]) / self.returns.scale(self._bounds)
+        policy_loss = actor_loss(policy.log_prob(actions), policy.entropy(), advantage, weight, config.entropy_scale)
+        mask = model.critic.mask(batch.index)  # [K, T, B]
+        value_loss = self._value_loss(_first(predicted), imagined[:-1], returns, weight, mask.flatten(1))
+        replay_loss = self._replay_loss(states, batch, returns[0].view(batch.reward.shape), mask)
+        total = value_loss + config.replay_scale * replay_loss
+        critic = list(model.critic.parameters())
+        *critic_grads, states_gradient = torch.autograd.grad(total, [*critic, states])
+        heads = len(values)
+        metrics = {
+            "actor_loss": policy_loss.detach(),
+            "critic_loss": value_loss.detach() / heads,
+            "replay_value_loss": replay_loss.detach() / heads,
+            "value_mean": value.mean(),
+            "value_spread": values.std(0, correction=0).mean(),
+            "imagined_reward": rewards.mean(),
+            "imagined_continue": continues.mean(),
+            "actor_std": policy.std.mean().detach(),
+            "actor_entropy": policy.entropy().mean().detach(),
+            "return_scale": self.returns.scale(self._bounds),
+        }
+        actor_grads = torch.autograd.grad(policy_loss, list(model.actor.parameters()))
+        # The sum over heads would reach the world model with their number of times the gradient of one.
+        return Learned({"actor": actor_grads, "critic": tuple(critic_grads)}, metrics, states_gradient / heads)
+
+    def commit(self, skipped: Bool[Tensor, ""]) -> None:
+        """Move the slow copy towards the value heads and keep the quantiles of returns, unless `skipped`."""
+        self.returns.commit(self._bounds, skipped)
+        slow, heads = list(self.slow.parameters()), list(self.model.critic.parameters())
+        steps = torch._foreach_sub([p.detach() for p in heads], slow)
+        torch._foreach_mul_(steps, self.config.slow_rate * (1 - skipped.to(steps[0].dtype)))
+        torch._foreach_add_(slow, steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The slow copy and the quantiles of returns."""
+        return {"slow": self.slow.state_dict(), "returns": self.returns.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`; without it the slow copy begins as a copy of the value heads."""
+        self.slow.load_state_dict(state.get("slow", self.model.critic.state_dict()))
+        if "returns" in state:
+            self.returns.load_state_dict(state["returns"])
+
+    def _imagine(self, start: Float[Tensor, "M S"]) -> tuple[Float[Tensor, "h M S"], Float[Tensor, "H M A"]]:
+        """States s_0 .. s_H, h = H + 1, under samples of the policy, and these samples before their clipping."""
+        samples = []
+
+        def act(state: Float[Tensor, "M S"]) -> Float[Tensor, "M A"]:
+            samples.append(self.model.policy(state).sample())
+            return samples[-1]
+
+        states = closed_loop(self.model, start, self.config.horizon, act).states  # [M, H, S]
+        return torch.cat([start[None], states.transpose(0, 1)]), torch.stack(samples)
+
+    def _replay_loss(
+        self,
+        states: Float[Tensor, "T B S"],
+        batch: Batch,
+        bootstrap: Float[Tensor, "T B"],
+        mask: Bool[Tensor, "K T B"],
+    ) -> Float[Tensor, ""]:
+        """The value loss on replayed states, whose returns bootstrap from their imagined returns, `bootstrap`."""
+        alive = (~batch.is_terminal[1:]).to(bootstrap.dtype)
+        returns = lambda_return(
+            batch.reward[1:], bootstrap[1:], self.config.discount, self.config.return_lambda, alive
+        )  # [T-1, B]
+        with self.amp():
+            predicted = self.model.critic.predict(states[:-1])
+        weight = torch.ones_like(returns)
+        flat = predicted._replace(logits=predicted.logits.flatten(1, 2)[:, None])  # one step of (T-1) B trajectories
+        return self._value_loss(
+            flat, states[:-1].flatten(0, 1)[None], returns.view(1, -1), weight.view(1, -1), mask[:, :-1].flatten(1)
+        )
+
+    def _value_loss(
+        self,
+        predicted: TwoHot,  # [K, T, M]
+        states: Float[Tensor, "T M S"],
+        returns: Float[Tensor, "T M"],
+        weight: Float[Tensor, "T M"],
+        mask: Bool[Tensor, "K M"],
+    ) -> Float[Tensor, ""]:
+        """Cross-entropies of each value head to the returns and to its slow copy, over the trajectories of its mask.
+
+        Summed over heads, so that each learns as fast as a single critic would.
+        """
+        with torch.no_grad(), self.amp():
+            slow = self.slow(states)  # [K, T, M]
+        losses = predicted.loss(returns) + self.config.slow_scale * predicted.loss(slow)  # [K, T, M]
+        losses = (weight * losses).mean(dim=1)  # [K, M]
+        return ((losses * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1)).sum()
+
+
+def actor_loss(
+    log_prob: Float[Tensor, "H M"],
+    entropy: Float[Tensor, "H M"],
+    advantage: Float[Tensor, "H M"],
+    weight: Float[Tensor, "H M"],
+    entropy_scale: float,
+) -> Float[Tensor, ""]:
+    """The score function with a bonus for entropy (DreamerV3, Eq. 11); advantages are constants."""
+    return -(weight * (log_prob * advantage.detach() + entropy_scale * entropy)).mean()
+
+
+def arrival(continues: Float[Tensor, "H M"], discount: float) -> Float[Tensor, "H M"]:
+    """Discounted probability that each of s_0 .. s_{H-1} is one that an episode acts in: discount^k c_0 c_1 .. c_k.
+
+    It includes the predicted continuation of the state itself, the root's too, so that nothing is learned about actions
+    after an episode's end.
+    """
+    return torch.cumprod(discount * continues, dim=0) / discount
+
+
+def _first(predicted: TwoHot) -> TwoHot:
+    """Without the last of the steps."""
+    return predicted._replace(logits=predicted.logits[:, :-1])
