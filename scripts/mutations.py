@@ -45,6 +45,10 @@ def agent(name: str, old: str, new: str, *tests: str) -> Mutation:
     return Mutation(name, "dreamer_mpc/agents/dreamer.py", old, new, tests or (REFERENCE,))
 
 
+def dynamics(name: str, old: str, new: str, *tests: str) -> Mutation:
+    return Mutation(name, "dreamer_mpc/agents/dynamics.py", old, new, tests or (REFERENCE,))
+
+
 def behavior(name: str, file: str, old: str, new: str, *tests: str) -> Mutation:
     return Mutation(name, f"dreamer_mpc/{file}.py", old, new, tests or (REFERENCE,))
 
@@ -61,21 +65,21 @@ def loop(name: str, file: str, old: str, new: str, *tests: str) -> Mutation:
     return Mutation(name, f"dreamer_mpc/{file}.py", old, new, tests)
 
 
-RETURNS = "lambda_return(rewards[:-1], values.mean(0)[1:], behavior.discount, behavior.return_lambda, continues)"
+RETURNS = "lambda_return(rewards[:-1], values.mean(0)[1:], config.discount, config.return_lambda, continues)"
 BOTH = (REFERENCE, CLOSED_LOOP)
 
 MUTATIONS = [
     # learning of actor and critic
-    agent("rewards shifted by one", RETURNS, RETURNS.replace("[:-1]", "[1:]"), *BOTH),
-    agent("reward gradient cut", RETURNS, RETURNS.replace("rewards[:-1]", "rewards[:-1].detach()"), *BOTH),
-    agent("value gradient cut", RETURNS, RETURNS.replace("mean(0)[1:]", "mean(0)[1:].detach()"), *BOTH),
-    agent("minimum over heads in place of their mean", RETURNS, RETURNS.replace("mean(0)", "amin(0)"), *BOTH),
-    agent("values shifted by one", RETURNS, RETURNS.replace("mean(0)[1:]", "mean(0)[:-1]"), *BOTH),
-    agent(
+    dynamics("rewards shifted by one", RETURNS, RETURNS.replace("[:-1]", "[1:]"), *BOTH),
+    dynamics("reward gradient cut", RETURNS, RETURNS.replace("rewards[:-1]", "rewards[:-1].detach()"), *BOTH),
+    dynamics("value gradient cut", RETURNS, RETURNS.replace("mean(0)[1:]", "mean(0)[1:].detach()"), *BOTH),
+    dynamics("minimum over heads in place of their mean", RETURNS, RETURNS.replace("mean(0)", "amin(0)"), *BOTH),
+    dynamics("values shifted by one", RETURNS, RETURNS.replace("mean(0)[1:]", "mean(0)[:-1]"), *BOTH),
+    dynamics(
         "critic fitted to the next state", "critic_loss(values[:, :-1], targets", "critic_loss(values[:, 1:], targets",
         *BOTH,
     ),
-    agent("index of the bootstrap mask transposed", "batch.index.flatten(),", "batch.index.t().flatten(),"),
+    dynamics("index of the bootstrap mask transposed", "batch.index.flatten()", "batch.index.t().flatten()"),
     agent(
         "actor not clipped", "clip_grad_norm_(self._parameters(name), self.optimizer.grad_clip)",
         'clip_grad_norm_(self._parameters(name), float("inf") if name == "actor" else self.optimizer.grad_clip)',
@@ -84,19 +88,19 @@ MUTATIONS = [
         "world model not clipped", "clip_grad_norm_(self._parameters(name), self.optimizer.grad_clip)",
         'clip_grad_norm_(self._parameters(name), float("inf") if name == "world_model" else self.optimizer.grad_clip)',
     ),
-    agent("actor minimises the return", "actor_loss(returns, weight)\n", "-actor_loss(returns, weight)\n", *BOTH),
-    agent(
+    dynamics("actor minimises the return", "actor_loss(returns, weight)\n", "-actor_loss(returns, weight)\n", *BOTH),
+    dynamics(
         "discount and lambda swapped", RETURNS,
-        RETURNS.replace("behavior.discount, behavior.return_lambda", "behavior.return_lambda, behavior.discount"),
+        RETURNS.replace("config.discount, config.return_lambda", "config.return_lambda, config.discount"),
         *BOTH,
     ),
-    agent(
+    dynamics(
         "imagined returns go on past an episode's end", RETURNS, RETURNS.replace(", continues)", ")"), CONTINUED,
         "tests/test_continuation.py::test_who_knows_where_episodes_end_stays_below_the_top_and_who_does_not_runs_over_it",
     ),
-    agent(
-        "imagination from an episode's last frame counts", "arrival(continues, is_terminal)",
-        "arrival(continues, is_terminal & False)", CONTINUED,
+    dynamics(
+        "imagination from an episode's last frame counts", "arrival(continues, batch.is_terminal.flatten())",
+        "arrival(continues, batch.is_terminal.flatten() & False)", CONTINUED,
     ),
     behavior(
         "imagined states weighted by their own continuation", "agents/dynamics", "survival(continues[:-1])",
@@ -106,14 +110,17 @@ MUTATIONS = [
         "frames that do not end an episode taken for its end", "world_model/gaussian", "(~batch.is_terminal)",
         "batch.is_terminal", CONTINUED,
     ),
-    agent("own and shared targets of the heads exchanged", 'head_targets == "own"', 'head_targets != "own"'),
-    agent("own targets with rewards shifted by one", "own_returns(rewards[:-1]", "own_returns(rewards[1:]"),
-    agent(
+    dynamics("own and shared targets of the heads exchanged", 'head_targets == "own"', 'head_targets != "own"'),
+    dynamics("own targets with rewards shifted by one", "own_returns(rewards[:-1]", "own_returns(rewards[1:]"),
+    dynamics(
         "imagination starts in another order than its frames", "states.detach().flatten(0, 1)",
         "states.detach().transpose(0, 1).flatten(0, 1)",
     ),
-    agent("critic trained with the actor's learning rate", "critic, optimizer.critic_lr", "critic, optimizer.actor_lr"),
-    agent("Adam's epsilon left at its default", "eps=optimizer.eps", "eps=1e-8"),
+    behavior(
+        "critic trained with the actor's learning rate", "agents/optimizers", '"critic": config.critic_lr',
+        '"critic": config.actor_lr',
+    ),
+    behavior("Adam's epsilon left at its default", "agents/optimizers", '"eps": config.eps', '"eps": 1e-8'),
     agent(
         "a non-finite update is applied", "optimizer.found_inf = skipped.float()",
         "optimizer.found_inf = torch.zeros_like(skipped.float())",

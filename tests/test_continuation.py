@@ -12,7 +12,7 @@ from dreamer_mpc.agents.optimizers import OptimizerConfig
 from dreamer_mpc.planners.objective import Objective
 from dreamer_mpc.planners.protocol import Terminating
 from dreamer_mpc.planners.rollout import rollout
-from dreamer_mpc.world_model import WorldModelConfig
+from dreamer_mpc.world_model import Batch, WorldModelConfig
 from tests.support.agents import BEHAVIOR as SMALL_BEHAVIOR
 from tests.support.agents import WORLD
 
@@ -57,16 +57,24 @@ class Known(Hill, Terminating):
         return torch.sigmoid(15 * (TOP - state[..., 0]))
 
 
+def starting(x):
+    """A batch of frames [1, 60] of which learning by imagination reads where an episode ended, and the index."""
+    nothing = torch.zeros(1, 60, 1)
+    index = torch.arange(60)[None]
+    return Batch(nothing[..., None, None].byte(), nothing, x, index == 0, x > TOP, index)
+
+
 def learned(kind, seed):
     """The model after learning from starts on both sides of the top; those behind it are the end of an episode."""
     torch.manual_seed(seed)
     agent = Dreamer(1, SMALLEST, BEHAVIOR, OptimizerConfig(actor_lr=0.01, critic_lr=0.02))
-    agent.model = model = kind(agent.model.actor, agent.model.critic)
+    agent.model = agent.learner.model = model = kind(agent.model.actor, agent.model.critic)
     x = torch.linspace(-1, 1.5, 60)[:, None]
-    start, index = torch.cat([x, torch.ones_like(x)], dim=1), torch.arange(60)
+    states, batch = torch.cat([x, torch.ones_like(x)], dim=1)[None], starting(x.T)
     for _ in range(UPDATES):
-        gradients, metrics = agent._behavior_gradients(start, index, x[:, 0] > TOP)
-        agent._descend(gradients, torch.stack([metrics["actor_loss"], metrics["critic_loss"]]), index[:, None])
+        learned = agent.learner.learn(states, batch)
+        losses = torch.stack([learned.metrics["actor_loss"], learned.metrics["critic_loss"]])
+        agent._descend(learned.gradients, losses, batch.index)
     return model
 
 
