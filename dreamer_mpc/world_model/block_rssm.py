@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dreamer_mpc.kernels.block_scan import BlockScan, BlockWeights
 from dreamer_mpc.networks.block_linear import BlockLinear
 from dreamer_mpc.networks.mlp import full_precision
 from dreamer_mpc.networks.norm_mlp import NORM_EPS, NormLayer, NormMLP, norm_linear
@@ -48,7 +49,9 @@ class BlockRSSM(nn.Module):
 
     Alignment everywhere: action[t] led into image[t], and is_first[t] marks an episode's first image, before which
     there is neither state nor action. Prior: 2 layers on deter; posterior: 1 layer on cat(deter, embed). `noise` is
-    standard normal [*, K * C] and is turned into Gumbel noise, so that zeros give the most probable classes.
+    standard normal [*, K * C] and is turned into Gumbel noise, so that zeros give the most probable classes. With
+    `kernels`, sequences have their own backward pass (`block_scan.py`); else they use autograd, the reference. `bf16`
+    is for kernels on a GPU: products of bf16 numbers.
     """
 
     def __init__(
@@ -61,9 +64,12 @@ class BlockRSSM(nn.Module):
         hidden: int = 256,
         blocks: int = 8,
         unimix: float = 0.01,
+        kernels: bool = True,
+        bf16: bool = False,
     ):
         super().__init__()
         self.deter, self.stoch, self.classes = deter, stoch, classes
+        self.kernels, self.bf16 = kernels, bf16
         self.blocks, self.unimix = blocks, unimix
         self.noise_dim = stoch * classes
         self.state_dim = deter + self.noise_dim
@@ -119,6 +125,12 @@ class BlockRSSM(nn.Module):
         linear, norm = self.posterior_hidden.linear, self.posterior_hidden.norm
         deter_weight, embed_weight = linear.weight.split([self.deter, embed.shape[-1]], dim=1)
         seen = F.linear(embed, embed_weight, linear.bias)  # [T, B, hidden]
+        if self.kernels:
+            deter, stoch = state.split([self.deter, self.noise_dim], dim=-1)
+            inputs = (deter, stoch, moved.to(state.dtype), seen.to(state.dtype), noise, is_first)
+            settings = (self.unimix, NORM_EPS, self.bf16)
+            deter, stoch, posterior = BlockScan.apply(*inputs, *settings, *self._weights(deter_weight))
+            return torch.cat([deter, stoch], dim=-1), posterior
         states, posteriors = [], []
         for t in range(len(embed)):
             deter = self._recur(torch.where(first[t], 0.0, state), moved[t])
@@ -128,6 +140,18 @@ class BlockRSSM(nn.Module):
             states.append(state)
             posteriors.append(posterior)
         return torch.stack(states), torch.stack(posteriors)
+
+    def _weights(self, deter_weight: Float[Tensor, "hidden D"]) -> BlockWeights:
+        units = self.deter // self.blocks
+        own, shared = self.hidden.weight[:, :units], self.hidden.weight[:, units:]
+        deter, stoch = self.deter_input, self.stoch_input
+        return BlockWeights(
+            deter.linear.weight, deter.linear.bias, deter.norm.weight,
+            stoch.linear.weight, stoch.linear.bias, stoch.norm.weight,
+            own, shared.transpose(1, 2).flatten(0, 1), self.hidden.bias, self.hidden_norm.weight,
+            self.gates.weight, self.gates.bias, deter_weight, self.posterior_hidden.norm.weight,
+            self.posterior_logits.weight, self.posterior_logits.bias,
+        )  # fmt: skip
 
     def prior(self, deter: Float[Tensor, "*b D"]) -> Float[Tensor, "*b K C"]:
         """p(stoch | deter), before the image is seen."""

@@ -31,10 +31,10 @@ class Inference(NamedTuple):
 class CategoricalWorldModel(nn.Module):
     """Encoder, RSSM with categorical states, decoder, reward and continue head of DreamerV3 (Hafner et al. 2023).
 
-    See `WorldModelProtocol`. `kernels` is accepted for the other kinds' sake: there are no fast forms yet. With `bf16`,
-    `step` multiplies in bf16, as the other functions do under their `amp`; norms, gates, distributions and losses are
-    in the parameters' precision always. With `config.representation` "barlow" (R2-Dreamer), the images train encoder
-    and RSSM by `barlow_loss` in place of the reconstruction.
+    See `WorldModelProtocol`. With `kernels`, sequences are inferred by `kernels/block_scan.py`. With `bf16`, `step`
+    multiplies in bf16, as the other functions do under their `amp`; norms, gates, distributions and losses are in the
+    parameters' precision always. With `config.representation` "barlow" (R2-Dreamer), the images train encoder and RSSM
+    by `barlow_loss` in place of the reconstruction.
     """
 
     kind: ClassVar[WorldModelKind] = "categorical"
@@ -46,7 +46,7 @@ class CategoricalWorldModel(nn.Module):
         self.encoder = NormEncoder(config.encoder_channels, config.downsampling)
         self.rssm = BlockRSSM(
             action_dim, self.encoder.outputs, config.deter, config.stoch, config.classes, config.hidden, config.blocks,
-            config.unimix,
+            config.unimix, kernels, bf16,
         )  # fmt: skip
         width = 2 * config.hidden
         self.decoder = NormDecoder(

@@ -129,11 +129,15 @@ class GaussianWorldModel(nn.Module):
         return to_image(self.decoder(state).float())
 
     def infer(self, batch: Batch, amp: torch.autocast) -> Inference:
-        """Posterior and prior of a batch; `amp` covers the convolutions."""
+        """Posterior and prior of a batch that begins after `batch.state`, by default after the initial state.
+
+        `amp` covers the convolutions.
+        """
         target = preprocess(batch.image, dequantize=True)  # [T, B, C, H, W]
         with amp:
             embed = self.encoder(target)
-        states, posterior, prior = self.rssm.observe(embed.to(batch.action.dtype), batch.action, batch.is_first)
+        embed = embed.to(batch.action.dtype)
+        states, posterior, prior = self.rssm.observe(embed, batch.action, batch.is_first, batch.state)
         return Inference(target, states, posterior, prior)
 
     def loss(
