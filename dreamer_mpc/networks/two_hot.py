@@ -62,6 +62,7 @@ class TwoHot(NamedTuple):
         """Cross-entropy to `target` (broadcast, a constant), whose mass is split between the two bins around it.
 
         The nearer bin gets more, such that the expectation is `target`; beyond the ends all mass is in the last bin.
+        NaN where `target` is not finite.
         """
         below, share = self._split(target.detach())
         shape = torch.broadcast_shapes(self.logits.shape[:-1], target.shape)
@@ -71,7 +72,7 @@ class TwoHot(NamedTuple):
 
     def _split(self, target: Float[Tensor, "*t"]) -> tuple[Tensor, Float[Tensor, "*t"]]:
         """The bin at or below each target, and the share of its mass that the bin above it gets."""
-        target = target.clamp(self.bins[0], self.bins[-1])
-        below = torch.bucketize(target.contiguous(), self.bins, right=True).sub(1).clamp(0, len(self.bins) - 2)
+        inside = target.clamp(self.bins[0], self.bins[-1])
+        below = torch.bucketize(inside.contiguous(), self.bins, right=True).sub(1).clamp(0, len(self.bins) - 2)
         low, high = self.bins[below], self.bins[below + 1]
-        return below, (target - low) / (high - low)
+        return below, (inside - low) / (high - low) + 0 * target  # NaN for an infinite target too
