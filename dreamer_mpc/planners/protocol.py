@@ -24,9 +24,9 @@ class LatentDynamics(Protocol):
     """A latent world model alone: dynamics and reward. That is enough for CEM and Grad-MPC if J is a sum of rewards.
 
     A model whose `step` is random may also offer `noise(state) -> [*, Z]`, standard normal draws, and take them as
-    `step(state, action, noise)`; zeros then mean the prior's mean. Planners use that for `latent_noise` other than
-    `fresh` and for several `draws`. A model that computes whole rollouts faster than a loop over `step` inherits from
-    `planners.rollout.FusedRollouts`; one whose episodes may end, from `Terminating`.
+    `step(state, action, noise)`; zeros then mean the prior's mean or, for a categorical prior, its mode. Planners use
+    that for `latent_noise` other than `fresh` and for several `draws`. A model that computes whole rollouts faster than
+    a loop over `step` inherits from `planners.rollout.FusedRollouts`; one whose episodes may end, from `Terminating`.
     """
 
     action_dim: int
