@@ -1,4 +1,4 @@
-"""Planners on DreamerV3's agent: values, gradients through categorical samples, readouts, line search."""
+"""Planners on DreamerV3's agent: values, gradients through categorical samples, readouts, line search, exploration."""
 
 import dataclasses
 import itertools
@@ -7,14 +7,18 @@ import pytest
 import torch
 
 from dreamer_mpc.agents.latents import ReturnLatents
+from dreamer_mpc.config import load_presets
+from dreamer_mpc.config.resolve import training_planner
+from dreamer_mpc.networks.actor import TanhNormal
 from dreamer_mpc.networks.normal_actor import BoundedNormal, NormalActor
 from dreamer_mpc.networks.two_hot import TwoHot, symexp_bins, symlog
 from dreamer_mpc.networks.value_ensemble import TwoHotCritic
-from dreamer_mpc.planners import DreamMPC
+from dreamer_mpc.planners import DreamMPC, Policy
 from dreamer_mpc.planners.rollout import rollout
 from dreamer_mpc.planners.steps import gradient
 from dreamer_mpc.world_model import CategoricalWorldModel, WorldModelConfig
 from dreamer_mpc.world_model.block_rssm import gumbel, sample
+from tests.support.agents import make_agent
 from tests.support.planning import plan
 
 H = 2
@@ -331,3 +335,89 @@ def test_with_the_policy_in_the_loop_neither(settings):
     values = [plan(DreamMPC(**settings, iterations=i), model, state).candidate_values for i in range(3)]
     assert all((after >= before - 1e-12).all() for before, after in itertools.pairwise(x[:, 0] for x in values))
     assert (values[-1][:, 0] > values[0][:, 0] + 1e-3).sum() >= 5
+
+
+# exploration
+
+
+ROWS = 2000
+
+
+def make_explorer(kind, exploration="policy"):
+    """A v3 agent or the paper's, whose policy has means of about 0.2 and -0.3 and stds far from the bounds."""
+    world = dataclasses.replace(TINY, stoch=4) if kind == "v3" else None
+    behavior = dict(kind=kind, exploration=exploration, actor_layers=1, value_layers=1)
+    agent = make_agent(behavior=behavior, kernels=False, **({"world": world} if world else {}))
+    last = agent.model.actor.layers.last if kind == "v3" else agent.model.actor.layers.linear[-1]
+    last.weight.data.mul_(0.1)
+    raw = (-8.0, -4.0) if kind == "v3" else (-1.0, -0.3)
+    last.bias.data.copy_(torch.tensor([0.2, -0.3, *raw]))
+    return agent
+
+
+def act(agent, planner, action_noise=0.3):
+    """Act of many rows, and the policy in their states."""
+    torch.manual_seed(1)
+    image = torch.randint(0, 256, (ROWS, 64, 64, 3), dtype=torch.uint8)
+    first = torch.ones(ROWS, dtype=torch.bool)
+    found = agent.act(planner, agent.initial(ROWS), image, first, action_noise)
+    assert torch.equal(found.action, found.carry.action) and found.action.abs().max() <= 1
+    with torch.no_grad():
+        return found, agent.model.policy(found.carry.state)
+
+
+def is_standard_normal(x):
+    """Mean, std and 5 % of each column, within four standard errors for `ROWS` rows."""
+    assert (x.mean(0).abs() < 4 / ROWS**0.5).all(), x.mean(0)
+    assert ((x.std(0) - 1).abs() < 4 / (2 * ROWS) ** 0.5).all(), x.std(0)
+    tail = (x.abs() > 1.96).double().mean(0)
+    assert ((tail - 0.05).abs() < 4 * (0.05 * 0.95 / ROWS) ** 0.5).all(), tail
+
+
+def before_squashing(kind, action):
+    return action if kind == "v3" else torch.atanh(action)
+
+
+def collecting(kind, **settings):
+    """The planner by which a run collects with the bare policy."""
+    config = load_presets("default")
+    behavior = dataclasses.replace(config.behavior, kind=kind, exploration="policy")
+    train = dataclasses.replace(config.train, **settings)
+    return training_planner(dataclasses.replace(config, planner="policy", behavior=behavior, train=train))
+
+
+@pytest.mark.parametrize("kind", ["v3", "dreamer"])
+def test_the_bare_policy_executes_its_own_samples(kind):
+    """The mode of a tanh-Normal is not its mean squashed, so that a sample around the mode is another thing."""
+    found, policy = act(make_explorer(kind), collecting(kind))
+    is_standard_normal((before_squashing(kind, found.action) - policy.mean) / policy.std)
+
+
+@pytest.mark.parametrize("kind", ["v3", "dreamer"])
+def test_a_plan_is_explored_with_the_policy_s_spread(kind):
+    planner = DreamMPC(horizon=2, open_loop=0, draws=1, iterations=1)
+    found, policy = act(make_explorer(kind), planner)
+    planned = found.carry.memory.actions[:, 0]
+    is_standard_normal((before_squashing(kind, found.action) - before_squashing(kind, planned)) / policy.std)
+    assert (planned - policy.mode).abs().mean() > 0.01, "the plan is not the policy's mode"
+
+
+@pytest.mark.parametrize("kind", ["v3", "dreamer"])
+def test_without_action_noise_a_plan_is_executed_as_it_is(kind):
+    agent = make_explorer(kind)
+    found, _ = act(agent, DreamMPC(horizon=2, open_loop=0, draws=1, iterations=1), 0.0)
+    assert torch.equal(found.action, found.carry.memory.actions[:, 0])
+    found, policy = act(agent, collecting(kind, action_noise=0.0), 0.0)
+    torch.testing.assert_close(found.action, policy.mode)
+
+
+def test_exploration_by_noise_has_the_setting_s_spread():
+    found, policy = act(make_explorer("v3", "noise"), Policy(), 0.15)
+    is_standard_normal((found.action - policy.mean) / 0.15)
+
+
+@pytest.mark.parametrize("kind", [BoundedNormal, TanhNormal])
+def test_samples_around_an_action_stay_inside_the_bounds(kind):
+    policy = kind(torch.zeros(500, 2), torch.full((500, 2), 0.9))
+    around = policy.around(torch.tensor([1.0, -1.0]).expand(500, 2))
+    assert around.abs().max() <= 1 and around.isfinite().all()

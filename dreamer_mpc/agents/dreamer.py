@@ -19,7 +19,7 @@ from dreamer_mpc.agents.reinforce import ReinforceBehavior
 from dreamer_mpc.kernels.cell import has_triton
 from dreamer_mpc.kernels.choice import Forms, choose_forms
 from dreamer_mpc.kernels.graphs import Aside, Captured
-from dreamer_mpc.planners import Planner
+from dreamer_mpc.planners import Planner, SampledPolicy
 from dreamer_mpc.world_model import Batch, WorldModelConfig, WorldModelKind, make_world_model
 
 THREADED_ROWS = 512  # a plan on a CPU gains from several threads if it steps at least so many latent states at once
@@ -145,8 +145,8 @@ class Dreamer:
         """Observe an image and plan.
 
         `action_noise` is the standard deviation of Gaussian exploration noise on the executed action; with
-        `exploration: policy` that of the policy takes its place, unless it is 0. Where `is_first`, an episode starts
-        and the carry of the last one is dropped.
+        `exploration: policy` that of the policy takes its place, unless it is 0; samples of the policy stay as they
+        are. Where `is_first`, an episode starts and the carry of the last one is dropped.
         """
         key = (planner, action_noise)
         if key not in self._acts:
@@ -168,16 +168,14 @@ class Dreamer:
         carry = carry.reset(is_first)
         state = self.model.world_model.observe_step(carry.state, carry.action, image, is_first, self._amp())
         plan = planner.plan(self.model, state, carry.memory)
-        action = plan.action
-        if action_noise > 0:
-            action = self._explore(state, action, action_noise)
+        action = self._explore(planner, state, plan.action, action_noise) if action_noise > 0 else plan.action
         return Act(action, Carry(state, action, plan.memory), plan.model_evaluations, plan.value)
 
     def _explore(
-        self, state: Float[Tensor, "B S"], action: Float[Tensor, "B A"], action_noise: float
+        self, planner: Planner, state: Float[Tensor, "B S"], action: Float[Tensor, "B A"], action_noise: float
     ) -> Float[Tensor, "B A"]:
         if self.behavior is not None and self.behavior.exploration == "policy":
-            return self.model.policy(state).around(action)
+            return action if isinstance(planner, SampledPolicy) else self.model.policy(state).around(action)
         return (action + action_noise * torch.randn_like(action)).clamp(-1, 1)
 
     def _update(self, batch: Batch) -> Update:

@@ -51,11 +51,11 @@ def planner_from(config: PlannerSettings, name: str) -> Planner:
 def training_planner(config: Config) -> Planner:
     """The planner for collecting: the same as in an evaluation, except that a bare policy may sample its actions.
 
-    With `exploration: policy` its mode is what the exploration makes a sample of.
+    With `exploration: policy` nothing is added to these samples, and without action noise there are none.
     """
     planner = planner_from(config, config.trained_by)
     samples = config.trained_by == "policy" and config.train.policy_action == "sample"
-    samples = samples and config.behavior.exploration == "noise"
+    samples = samples and (config.behavior.exploration == "noise" or config.train.action_noise > 0)
     return SampledPolicy() if samples else planner
 
 
