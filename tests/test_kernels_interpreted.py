@@ -14,7 +14,7 @@ if torch.cuda.is_available():
 if not metadata.version("triton").startswith(("3.7.", "3.8.")):  # docs/architecture.md says why other versions fail
     pytest.skip(f"not with the interpreter of Triton {metadata.version('triton')}, but 3.7.1", allow_module_level=True)
 
-from dreamer_mpc.kernels import blocks, cell, cell_triton, fused
+from dreamer_mpc.kernels import block_scan, blocks, cell, cell_triton, fused, norm
 from dreamer_mpc.world_model.encoder import preprocess
 from tests.support import interpreter
 from tests.support.cell_walks import KINDS, Sizes, assert_near, walk_both
@@ -131,3 +131,43 @@ def test_images_are_dequantised_as_by_the_plain_form(kernels):
         torch.manual_seed(0)
         found.append(preprocess(image, dequantize=True))
     torch.testing.assert_close(*found, rtol=0, atol=1e-6)
+
+
+def between(kind, bf16=False):
+    """Inputs of a part of the block scan: sizes that differ and are no powers of two."""
+    torch.manual_seed(6)
+    rows, blocks, units, variables, classes = 5, 3, 7, 6, 5
+    product = torch.bfloat16 if bf16 else torch.float32
+    gain, wide = torch.rand(21) + 0.5, torch.randn(rows, 64)
+    deter, gates = torch.randn(rows, blocks * units), torch.randn(blocks, rows, 3 * units).to(product)
+    members = torch.randn(rows, 3, 7).to(product)
+    logits, noise = 3 * torch.randn(rows, variables * classes), torch.randn(rows, variables, classes)
+    first = torch.tensor([True, False, False, True, False])[:, None]
+    return {
+        "norm_silu": (wide[:, 3:24].to(product), gain, 1e-4, product),
+        "norm_silu_backward": (wide[:, 30:51], wide[:, 3:24].to(product), gain, 1e-4),
+        "norm_silu members": (members.transpose(0, 1), gain.view(3, 7), 1e-4, product),
+        "norm_silu_backward members": (torch.randn(3, rows, 7), members.transpose(0, 1), gain.view(3, 7), 1e-4),
+        "gru": (gates, deter),
+        "gru_backward": (torch.randn_like(deter), gates, deter),
+        "begin": (deter, torch.randn(rows, 30).to(product), first),
+        "draw": (logits, noise, 0.01, product),
+        "draw_backward": (torch.randn_like(logits), torch.randn_like(noise), logits, 0.01),
+    }[kind]
+
+
+NORMS = ["norm_silu", "norm_silu_backward"]
+PARTS = [*NORMS, *(f"{part} members" for part in NORMS), "gru", "gru_backward", "begin", "draw", "draw_backward"]
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("part", PARTS)
+def test_the_parts_of_the_block_scan_are_their_torch_forms(part, bf16):
+    given = between(part, bf16)
+    plain, name = norm if part.startswith("norm") else block_scan, part.split()[0]
+    got, expected = (getattr(module, name)(*given) for module in (plain.kernels, plain))
+    got, expected = (x if isinstance(x, tuple) else (x,) for x in (got, expected))
+    for a, b in zip(got, expected, strict=True):
+        assert a.dtype == b.dtype
+        tolerance = 1e-2 if a.dtype == torch.bfloat16 else 1e-5
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)

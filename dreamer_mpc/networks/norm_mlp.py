@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dreamer_mpc.kernels.norm import NormSiLU, fuses
 from dreamer_mpc.networks.mlp import EnsembleLinear, full_precision
 
 NORM_EPS = 1e-4
@@ -29,6 +30,13 @@ def norm_linear(inputs: int, outputs: int, scale: float = 1.0) -> nn.Linear:
     return linear
 
 
+def norm_silu(norm: nn.RMSNorm, x: Float[Tensor, "*b X"]) -> Float[Tensor, "*b X"]:
+    """SiLU of the norm of `x`, computed in the precision of its gain: bf16 would be too coarse for the mean square."""
+    if fuses(x):
+        return NormSiLU.apply(x.reshape(-1, x.shape[-1]), norm.weight, norm.eps).view(x.shape)
+    return F.silu(norm(x.to(norm.weight.dtype)).to(x.dtype))
+
+
 class NormLayer(nn.Module):
     """Linear, RMSNorm with gain and without offset, SiLU: [*, inputs] -> [*, outputs]."""
 
@@ -38,9 +46,7 @@ class NormLayer(nn.Module):
         self.norm = nn.RMSNorm(outputs, eps=NORM_EPS)
 
     def forward(self, x: Float[Tensor, "*b I"]) -> Float[Tensor, "*b O"]:
-        x = self.linear(x)
-        normed = self.norm(x.to(self.norm.weight.dtype))  # bf16 would be too coarse for the mean square
-        return F.silu(normed.to(x.dtype))
+        return norm_silu(self.norm, self.linear(x))
 
 
 class NormMLP(nn.Module):
@@ -71,13 +77,18 @@ class NormEnsembleLayer(EnsembleLinear):
 
     def hidden(self, x: Float[Tensor, "K M I"]) -> Float[Tensor, "K M O"]:
         """All three on inputs of each member."""
-        return self._activate(self(x), self.gain)
+        x = self(x)
+        if fuses(x):
+            return NormSiLU.apply(x, self.gain[:, 0], NORM_EPS)
+        return self._activate(x, self.gain)
 
     def shared(self, x: Float[Tensor, "M I"]) -> Float[Tensor, "K M O"]:
         """All three on one input of all members, in one product."""
         members, inputs, outputs = self.weight.shape
         weight = self.weight.transpose(0, 1).reshape(inputs, members * outputs)
         x = F.linear(x, weight.t(), self.bias.flatten()).view(-1, members, outputs)
+        if fuses(x):
+            return NormSiLU.apply(x.transpose(0, 1), self.gain[:, 0], NORM_EPS)
         return self._activate(x, self.gain.transpose(0, 1)).transpose(0, 1)  # after the norm, which would copy
 
     @staticmethod

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from dreamer_mpc.kernels.block_scan import BlockScan, BlockWeights
 from dreamer_mpc.networks.block_linear import BlockLinear
 from dreamer_mpc.networks.mlp import full_precision
-from dreamer_mpc.networks.norm_mlp import NORM_EPS, NormLayer, NormMLP, norm_linear
+from dreamer_mpc.networks.norm_mlp import NORM_EPS, NormLayer, NormMLP, norm_linear, norm_silu
 
 FARTHEST = 10.0  # standard deviations; beyond 13, Gumbel noise in float32 is infinite
 
@@ -129,7 +129,8 @@ class BlockRSSM(nn.Module):
             deter, stoch = state.split([self.deter, self.noise_dim], dim=-1)
             inputs = (deter, stoch, moved.to(state.dtype), seen.to(state.dtype), noise, is_first)
             settings = (self.unimix, NORM_EPS, self.bf16)
-            deter, stoch, posterior = BlockScan.apply(*inputs, *settings, *self._weights(deter_weight))
+            with full_precision(state):  # it chooses the precision of its products itself
+                deter, stoch, posterior = BlockScan.apply(*inputs, *settings, *self._weights(deter_weight))
             return torch.cat([deter, stoch], dim=-1), posterior
         states, posteriors = [], []
         for t in range(len(embed)):
@@ -180,8 +181,3 @@ class BlockRSSM(nn.Module):
 
     def _by_variable(self, x: Float[Tensor, "*b Z"]) -> Float[Tensor, "*b K C"]:
         return x.unflatten(-1, (self.stoch, self.classes))
-
-
-def norm_silu(norm: nn.RMSNorm, x: Float[Tensor, "*b X"]) -> Float[Tensor, "*b X"]:
-    """SiLU of the norm of `x`, which is computed in the precision of its gain."""
-    return F.silu(norm(x.to(norm.weight.dtype)).to(x.dtype))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dreamer_mpc.networks.block_linear import BlockLinear
-from dreamer_mpc.networks.norm_mlp import NORM_EPS, NormLayer, norm_linear
+from dreamer_mpc.networks.norm_mlp import NORM_EPS, NormLayer, norm_linear, norm_silu
 from dreamer_mpc.world_model.norm_encoder import NormConvolution, convolution
 
 PIXELS = 4 * 4  # of the first map
@@ -43,5 +43,5 @@ class NormDecoder(nn.Module):
         x = self.from_deter(deter.unflatten(-1, (self.blocks, -1)))  # [M, G, 16 * C / G]
         x = x.unflatten(-1, (PIXELS, -1)).transpose(1, 2).flatten(2)  # [M, 16, C]
         x = x + self.from_stoch(stoch).view_as(x)
-        x = F.silu(self.norm(x.to(self.norm.weight.dtype)).to(x.dtype))
+        x = norm_silu(self.norm, x)
         return x.transpose(1, 2).unflatten(-1, (4, 4))  # a view: pixels stay the outer dimension

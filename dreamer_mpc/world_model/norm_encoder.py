@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dreamer_mpc.networks.norm_mlp import NORM_EPS, init_weight
+from dreamer_mpc.networks.norm_mlp import NORM_EPS, init_weight, norm_silu
 from dreamer_mpc.world_model.config import Downsampling
 
 KERNEL = 5
@@ -34,8 +34,7 @@ class NormConvolution(nn.Module):
         x = self.convolution(x)
         if self.pool > 1:
             x = F.max_pool2d(x, self.pool)
-        normed = self.norm(x.movedim(1, -1).to(self.norm.weight.dtype)).movedim(-1, 1)
-        return F.silu(normed.to(x.dtype))
+        return norm_silu(self.norm, x.movedim(1, -1)).movedim(-1, 1)
 
 
 class NormEncoder(nn.Module):
