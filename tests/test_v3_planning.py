@@ -340,7 +340,7 @@ def test_with_the_policy_in_the_loop_neither(settings):
 # exploration
 
 
-ROWS = 2000
+ROWS = 1000
 
 
 def make_explorer(kind, exploration="policy"):
