@@ -16,7 +16,6 @@ from dreamer_mpc.data.replay import Replay
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import atomic_path
 
-STATES = "states.safetensors"
 SMALL_STATES = 2**28  # bytes of latent states that are written with every checkpoint; more only when a run ends
 MOST_FRAMES = 16_384  # per file: while it is written, its frames are held in memory twice (200 MB each)
 
@@ -64,34 +63,48 @@ class ReplayFiles:
         """Write the latent states of all frames to one file, unless they are many and this is not the `last` save.
 
         Gives what `read_states` needs, {} if nothing was written. Updates refresh states of old frames too, so the file
-        holds all of them, for the newest checkpoint alone. UserError on a disk error.
+        holds all of them. It is another one each time: the last checkpoint needs its own until the next one is whole.
+        UserError on a disk error.
         """
         states = self.replay.states
         if states is None or not (last or states.state.nbytes <= SMALL_STATES):
             return {}
         starts, ends = self.replay.oldest, self.replay.written
         content = save(self.replay.read_states(starts, ends))
-        path = self.folder / STATES
+        digest = hashlib.sha256(content).hexdigest()
+        path = self._states(digest)
         try:
             with atomic_path(path) as temporary:
                 temporary.write_bytes(content)
         except OSError as error:
             raise UserError(f"cannot write replay {path} ({error.strerror}): free space") from error
-        return {"sha256": hashlib.sha256(content).hexdigest(), "starts": starts.tolist(), "ends": ends.tolist()}
+        return {"sha256": digest, "starts": starts.tolist(), "ends": ends.tolist()}
 
     def read_states(self, saved: dict[str, Any]) -> bool:
         """Read what `write_states` wrote into replay; False where it is not there any more: then states are unknown."""
         try:
-            content = (self.folder / STATES).read_bytes()
+            content = self._states(saved["sha256"]).read_bytes()
             starts, ends = np.array(saved["starts"]), np.array(saved["ends"])
             states = load(content)
             size = (int((ends - starts).sum()), self.replay.states.state.shape[1])
-            if hashlib.sha256(content).hexdigest() != saved["sha256"] or states["state"].shape != size:
+            whole = hashlib.sha256(content).hexdigest() == saved["sha256"] and states["state"].shape == size
+            if not whole or (starts < 0).any() or (ends != self.replay.written).any():
                 return False
             self.replay.write_states(starts, ends, states)
         except (OSError, KeyError, TypeError, ValueError, SafetensorError):
             return False
         return True
+
+    def forget_states(self, saved: dict[str, Any]) -> None:
+        """Remove the files of latent states other than that of `saved`, what `write_states` gave; none if it is {}."""
+        if not saved:
+            return
+        for file in [*self.folder.glob("states-*.safetensors"), *self.folder.glob(".states-*.tmp.safetensors")]:
+            if file != self._states(saved["sha256"]):
+                file.unlink(missing_ok=True)
+
+    def _states(self, digest: str) -> Path:
+        return self.folder / f"states-{digest[:16]}.safetensors"
 
     def needed(self) -> int:
         """Number of the first file with a frame that is still in replay."""

@@ -35,6 +35,7 @@ class Saver:
         prune(self._folder, self._keep)
         self._needs = {key: needs[key] for file, key in own.items() if file.exists()}
         self._files.forget(min(self._needs.values()))
+        self._files.forget_states(states)
 
     def restore(self, checkpoint: Checkpoint) -> bool:
         """Read replay's frames, and continue the files of the run that wrote `checkpoint`.
