@@ -11,6 +11,7 @@ from dreamer_mpc.config.load import PRESETS, config_from_dict, first_lines, load
 from dreamer_mpc.config.schema import Config, PlannerSettings
 from dreamer_mpc.planners import PLANNERS, Planner, SampledPolicy, make_planner
 from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.world_model import WorldModelKind
 
 ALL = "all"  # planners
 S = TypeVar("S", bound=PlannerSettings)
@@ -23,6 +24,7 @@ class Trained(Protocol):
     config: dict[str, Any]
     action_dim: int
     agent_kind: AgentKind
+    world_model_kind: WorldModelKind
     agent: dict[str, Any]
 
 
@@ -138,4 +140,10 @@ def check_start(config: Config) -> None:
 
 def trained_config(checkpoint: Trained, source: str) -> Config:
     """The configuration that a checkpoint was trained with, and its kind of agent. UserError if it fits none."""
-    return dataclasses.replace(config_from_dict(checkpoint.config, source), agent=checkpoint.agent_kind)
+    config = dataclasses.replace(config_from_dict(checkpoint.config, source), agent=checkpoint.agent_kind)
+    stated, configured = checkpoint.world_model_kind, config.world_model.kind
+    if stated != configured:
+        raise UserError(
+            f"{source} holds a {stated} world model, but its settings are those of a {configured} one: name another"
+        )
+    return config

@@ -1,6 +1,7 @@
 """Opening a run to resume it: its newest undamaged checkpoint, and the settings that may not change."""
 
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 
 from dreamer_mpc.config import Config, load_presets, trained_config
@@ -9,7 +10,11 @@ from dreamer_mpc.runs.checkpoint import Checkpoint, list_checkpoints, load_check
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.util.errors import UserError
 
-FIXED = ("env", "num_envs", "action_repeat", "camera")  # frames in replay and the episodes in progress depend on these
+# Frames in replay and the episodes in progress depend on the first four, networks and optimizers on the others.
+FIXED = (
+    "env", "num_envs", "action_repeat", "camera", "world_model.kind", "behavior.kind", "optimizer.kind",
+    "replay.states",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class SavedRun:
         if config.agent != self.config.agent:
             raise UserError(f"{path} holds a {self.config.agent} agent: leave --agent out, or start another run")
         for name in FIXED:
-            before, now = getattr(self.config, name), getattr(config, name)
+            before, now = attrgetter(name)(self.config), attrgetter(name)(config)
             if before != now:
                 flag = f"--{name.replace('_', '-')}"
                 raise UserError(

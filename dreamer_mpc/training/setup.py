@@ -120,8 +120,8 @@ def _restore(parts: Parts, config: Config, checkpoint: Checkpoint) -> None:
     parts.replay.load_state_dict(checkpoint.replay)
     if not parts.saver.restore(checkpoint):
         parts.notes.append(
-            "the latent states in replay were not saved with this checkpoint: a sequence starts from the initial state "
-            "until updates have refreshed them"
+            "the latent states in replay were not saved with this checkpoint, or are damaged: a sequence starts from "
+            "the initial state until updates have refreshed them"
         )
     same_planner = training_planner(trained_config(checkpoint, "the checkpoint")) == training_planner(config)
     broken = parts.collector.load_state_dict(checkpoint.collector, with_memory=same_planner)
