@@ -15,6 +15,7 @@ import time
 import pytest
 from safetensors.torch import load
 
+import dreamer_mpc.runs.saving
 import dreamer_mpc.training.setup
 import dreamer_mpc.training.trainer
 from dreamer_mpc.runs.checkpoint import as_payload, find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
@@ -23,21 +24,25 @@ from dreamer_mpc.training.trainer import Trainer
 from envs.rows import LocalVectorEnv
 from scripts import soak
 from scripts.soak import differences, flatten, metrics, same
-from tests.support.agents import CHEAP, TINY
+from tests.support.agents import CHEAP, FAMILIES
 from tests.support.checkpoints import as_version_2
 from tests.support.commands import ROOT, records, train
 from tests.support.counting_env import CountingEnv
 from tests.support.replays import as_before
 
 # Two seed episodes of 8 steps, rounds of 8 env steps and 3 updates, an evaluation every 24 env steps.
-BASE = [
-    *TINY, *CHEAP, "--env-steps", "56", "--train.seed-episodes", "2", "--train.updates", "3", "--eval.every", "24",
-]  # fmt: skip
+PLAN = [*CHEAP, "--env-steps", "56", "--train.seed-episodes", "2", "--train.updates", "3", "--eval.every", "24"]
+BASE, V3 = ([*FAMILIES[name], *PLAN] for name in ("paper", "v3"))
 KINDS = {
-    "sequential, dream-mpc": ["--num-envs", "1", "--planner", "dream-mpc"],
-    "interleaved, dream-mpc": ["--num-envs", "2", "--planner", "dream-mpc"],
-    "sequential, PlaNet by cem": ["--num-envs", "1", "--planner", "cem"],
+    "sequential, dream-mpc": [*BASE, "--num-envs", "1", "--planner", "dream-mpc"],
+    "interleaved, dream-mpc": [*BASE, "--num-envs", "2", "--planner", "dream-mpc"],
+    "sequential, PlaNet by cem": [*BASE, "--num-envs", "1", "--planner", "cem"],
+    "sequential, v3": [*V3, "--num-envs", "1", "--planner", "policy"],
+    "interleaved, v3": [*V3, "--num-envs", "2", "--planner", "policy"],
 }
+# Where they are stopped: the seed episodes are 16 or 8 steps; then rounds of 3 updates and 8 steps, or of 4 steps with
+# updates in them. The second family is stopped late, when its own states are learned; see also the kills below.
+STOPS = [(kind, number) for kind in list(KINDS)[:3] for number in (2, 12, 19, 27)] + [("interleaved, v3", 27)]
 
 
 def assert_same_run(folder, reference):
@@ -46,10 +51,10 @@ def assert_same_run(folder, reference):
     assert "/random/torch" in flatten(as_payload(load_checkpoint(folder)))
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module")
 def kind(request, tmp_path_factory):
     """Arguments of a run, and the folder of an uninterrupted one."""
-    args = [*BASE, *KINDS[request.param]]
+    args = KINDS[request.param]
     folder = tmp_path_factory.mktemp("whole") / "run"
     train(*args, "--run-dir", folder)
     return args, folder
@@ -75,8 +80,7 @@ def stop_at(monkeypatch):
     return functools.partial(stop, monkeypatch)
 
 
-# The seed episodes are 16 or 8 steps; then rounds of 3 updates and 8 steps, or of 4 steps with updates in them.
-@pytest.mark.parametrize("number", [2, 12, 19, 27])
+@pytest.mark.parametrize("kind, number", STOPS, indirect=["kind"])
 def test_a_run_stopped_anywhere_and_resumed_is_the_one_that_was_not(number, kind, stop_at, tmp_path):
     args, reference = kind
     stop_at(number)
@@ -87,7 +91,7 @@ def test_a_run_stopped_anywhere_and_resumed_is_the_one_that_was_not(number, kind
 
 
 def test_a_run_stopped_again_and_again_is_the_one_that_was_not(stop_at, tmp_path):
-    args = [*BASE, *KINDS["interleaved, dream-mpc"]]
+    args = KINDS["interleaved, dream-mpc"]
     train(*args, "--run-dir", tmp_path / "whole")
     stop_at(3)
     output, stops = train(*args, "--run-dir", tmp_path / "run"), 0
@@ -152,9 +156,10 @@ def test_saving_at_every_turn_changes_nothing(whole, tmp_path):
     assert len(list((tmp_path / "run" / "replay").iterdir())) > 40, "a file of new frames for each save"
 
 
-def test_a_longer_run_is_the_one_that_was_to_be_so_long(whole, tmp_path):
+@pytest.mark.parametrize("base", [BASE, V3], ids=FAMILIES)
+def test_a_longer_run_is_the_one_that_was_to_be_so_long(base, tmp_path):
     """Its replay is larger, and with several streams the frames have other slots."""
-    args = [*BASE, "--num-envs", "2", "--planner", "policy", "--eval.every", "1000"]
+    args = [*base, "--num-envs", "2", "--planner", "policy", "--eval.every", "1000"]
     train(*args, "--run-dir", tmp_path / "long", "--env-steps", 80)
     train(*args, "--run-dir", tmp_path / "short", "--env-steps", 48)
     train("--resume", tmp_path / "short", "--env-steps", 80)
@@ -442,6 +447,13 @@ HUGE = ["--env-steps", 2_000_000_000, "--replay.capacity", 2_000_000_000]
         (["--env", "cartpole-swingup"], "--env of .* is tests.example_env:make and cannot become cartpole-swingup"),
         (["--action-repeat", 2], "--action-repeat of .* is 1 and cannot become 2"),
         (["--world-model.deter", 20], "the checkpoint's weights do not fit --world-model"),
+        (
+            ["--world-model.kind", "categorical", "--world-model.blocks", 2],
+            "--world-model.kind of .* is gaussian and cannot become categorical: leave it out, or start another run",
+        ),
+        (["--behavior.kind", "v3"], "--behavior.kind of .* is dreamer and cannot become v3"),
+        (["--optimizer.kind", "laprop"], "--optimizer.kind of .* is adam and cannot become laprop"),
+        (["--replay.states"], "--replay.states of .* is False and cannot become True"),
     ],
 )
 def test_what_a_saved_run_cannot_become_is_one_line(args, words, run_folder):
@@ -473,7 +485,62 @@ def test_a_memory_mapped_replay_is_resumed_alike(storage, run_folder, whole):
     assert_same_run(run_folder, whole[1])
 
 
+# latent states in replay
+
+
+@pytest.fixture(scope="module")
+def v3_stopped(tmp_path_factory):
+    """A run of the second family, stopped after 31 env steps."""
+    folder = tmp_path_factory.mktemp("stopped") / "v3"
+    with pytest.MonkeyPatch.context() as patch:
+        stop(patch, 38)
+        assert "stopped at 31 env steps" in train(*KINDS["sequential, v3"], "--run-dir", folder)
+    return folder
+
+
+@pytest.mark.parametrize("harm", [None, lambda content: content[:-1] + b"\x55"], ids=["missing", "damaged"])
+def test_latent_states_that_are_lost_are_named_and_the_run_goes_on(harm, v3_stopped, tmp_path):
+    folder = shutil.copytree(v3_stopped, tmp_path / "run")
+    (path,) = (folder / "replay").glob("states-*")
+    path.write_bytes(harm(path.read_bytes())) if harm else path.unlink()
+    output = train("--resume", folder, "--env-steps", 40)
+    [line] = [line for line in output.splitlines() if "latent states" in line]
+    assert "until updates have refreshed them" in line
+    assert load_checkpoint(folder).counters.env_steps == 40 and len(list((folder / "replay").glob("states-*"))) == 1
+
+
+def test_a_run_of_the_second_family_does_not_become_one_of_the_first(v3_stopped):
+    for name, value in {"world-model": "gaussian", "behavior": "dreamer", "optimizer": "adam"}.items():
+        output = train("--resume", v3_stopped, f"--{name}.kind", value, code=2)
+        assert f"--{name}.kind of " in output and f"cannot become {value}" in output and output.count("\n") == 1
+    output = train("--resume", v3_stopped, "--replay.no-states", code=2)
+    assert "--replay.states of " in output and output.count("\n") == 1
+
+
 # kills
+
+
+@pytest.mark.parametrize("kind", ["sequential, v3", "interleaved, v3"], indirect=True)
+def test_killed_before_or_after_a_checkpoint_is_whole_a_run_is_the_one_that_was_not(kind, tmp_path, monkeypatch):
+    """The files of replay, also of its latent states, are written before it: the last one keeps those it needs."""
+    args, reference = kind
+    folder, calls = tmp_path / "run", itertools.count(1)
+
+    def copied(path, checkpoint):
+        copying = next(calls) == 30
+        if copying:
+            shutil.copytree(folder, tmp_path / "before")
+        save_checkpoint(path, checkpoint)
+        if copying:
+            shutil.copytree(folder, tmp_path / "after")
+
+    monkeypatch.setattr(dreamer_mpc.runs.saving, "save_checkpoint", copied)
+    train(*args, "--run-dir", folder, "--train.checkpoint-seconds", 0)
+    monkeypatch.undo()
+    for killed in ("before", "after"):
+        assert 0 < load_checkpoint(tmp_path / killed).counters.updates < load_checkpoint(folder).counters.updates
+        assert "latent states" not in train("--resume", tmp_path / killed)
+        assert_same_run(tmp_path / killed, reference)
 
 
 def test_killed_at_random_moments_a_run_is_the_one_that_was_not(tmp_path, monkeypatch, capsys):

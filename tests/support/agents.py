@@ -1,5 +1,7 @@
 """Small agents and batches, and the command lines of small runs."""
 
+from dataclasses import replace
+
 import torch
 
 from dreamer_mpc.agents.behavior import BehaviorConfig
@@ -12,6 +14,7 @@ WORLD = WorldModelConfig(
     deter=16, stoch=8, hidden=16, encoder_channels=(4, 8, 16, 32), decoder_dense=32,
     decoder_channels=(8, 8, 4), reward_hidden=16, free_nats=0.0,
 )  # fmt: skip
+CATEGORICAL = replace(WORLD, kind="categorical", stoch=4, classes=4, blocks=2, reward_layers=1, continuation=True)
 BEHAVIOR = dict(horizon=4, actor_init_std=0.5, actor_hidden=16, value_hidden=16, value_heads=3)
 
 # `WORLD` and a behavior of its size, by the command line.
@@ -23,13 +26,20 @@ SIZES = [
 ]  # fmt: skip
 ENV = ["--env", "tests.example_env:make"]
 # Episodes of 8 steps, with one update each: a run takes a second or two in any environment.
-BRIEF = [
-    "--config", "quick", "--action-repeat", "1", "--max-env-steps", "8", "--env-steps", "16",
+LENGTHS = [
+    "--action-repeat", "1", "--max-env-steps", "8", "--env-steps", "16",
     "--train.seed-episodes", "1", "--train.every", "8", "--train.updates", "1", "--eval.every", "1000",
     "--eval.episodes", "1", "--eval.num-envs", "1", "--eval.no-video", "--replay.batch-size", "4",
     "--replay.sequence-length", "4", *SIZES,
 ]  # fmt: skip
+BRIEF = ["--config", "quick", *LENGTHS]
 TINY = [*ENV, *BRIEF]
+# The same of the second family, by its preset; its learning rate rises over a few updates, so that all of them count.
+V3 = [
+    "--config", "quick,v3-small", *ENV, *LENGTHS, "--world-model.stoch", "4", "--world-model.classes", "4",
+    "--world-model.blocks", "2", "--optimizer.warmup", "2",
+]  # fmt: skip
+FAMILIES = {"paper": TINY, "v3": V3}
 # Very cheap planners.
 CHEAP = [
     "--cem.candidates", "20", "--cem.elites", "4", "--cem.iterations", "2", "--cem.horizon", "4",
