@@ -5,11 +5,14 @@ from dataclasses import asdict
 import pytest
 import torch
 
+from dreamer_mpc.agents.behavior import BehaviorConfig
 from dreamer_mpc.agents.dreamer import Dreamer
+from dreamer_mpc.agents.optimizers import OptimizerConfig
 from dreamer_mpc.config import load_presets
 from dreamer_mpc.kernels import cell, fused
 from dreamer_mpc.planners import make_planner
 from dreamer_mpc.world_model import GaussianWorldModel, WorldModelConfig
+from dreamer_mpc.world_model.block_rssm import BlockRSSM
 from dreamer_mpc.world_model.encoder import preprocess
 from tests.support.agents import TINY, make_batch
 from tests.support.cell_walks import KINDS, Sizes, assert_near, walk_both
@@ -17,6 +20,14 @@ from tests.support.planning import PAPER
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 ACTION_DIM = 3
+V3 = {
+    "world_model": WorldModelConfig(
+        kind="categorical", continuation=True, deter=192, stoch=12, classes=6, hidden=48, free_nats=1.0,
+        encoder_channels=(8, 12, 16, 16), decoder_dense=256, decoder_channels=(16, 12, 8), reward_hidden=48,
+    ),
+    "behavior": BehaviorConfig(kind="v3", exploration="policy", actor_hidden=48, value_hidden=48, horizon=5),
+    "optimizer": OptimizerConfig(kind="laprop", warmup=4),
+}  # fmt: skip
 
 
 def make_pair(**settings):
@@ -49,7 +60,16 @@ PLANS = {
 @pytest.mark.parametrize("name", PLANS)
 @pytest.mark.parametrize("batch", [1, 4])
 def test_captured_acting_is_eager_acting(name, batch):
-    captured, eager = make_pair(bf16=False)
+    check_acting(name, batch)
+
+
+@pytest.mark.parametrize("name", ["dream-mpc", "cem", "mppi"])
+def test_captured_acting_is_eager_acting_for_v3(name):
+    check_acting(name, 4, **V3)
+
+
+def check_acting(name, batch, **settings):
+    captured, eager = make_pair(bf16=False, **settings)
     planner = make_planner(name.split()[0], **PLANS[name])
     carries = [captured.initial(batch), eager.initial(batch)]
     images = random_batch(1).image[:, :batch]
@@ -64,7 +84,7 @@ def test_captured_acting_is_eager_acting(name, batch):
         torch.testing.assert_close(carries[0].state, carries[1].state, rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize("settings", [{}, {"behavior": None}], ids=["dreamer", "planet"])
+@pytest.mark.parametrize("settings", [{}, {"behavior": None}, V3], ids=["dreamer", "planet", "v3"])
 def test_captured_update_is_eager_update(settings):
     captured, eager = make_pair(bf16=False, **settings)
     for step in range(8):
@@ -91,8 +111,9 @@ def test_bf16_is_near_fp32():
 
 
 @pytest.mark.parametrize("capture", [True, False])
-def test_update_does_not_synchronise(capture):
-    agent = Dreamer(ACTION_DIM, device="cuda:0", capture=capture)
+@pytest.mark.parametrize("settings", [{}, V3], ids=["dreamer", "v3"])
+def test_update_does_not_synchronise(settings, capture):
+    agent = Dreamer(ACTION_DIM, device="cuda:0", capture=capture, **settings)
     batch = random_batch(0)
     for _ in range(5):
         agent.update(batch)
@@ -102,6 +123,36 @@ def test_update_does_not_synchronise(capture):
         agent.update(batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_block_scan_is_the_loop(bf16):
+    """In fp32 states, posterior and gradients are the loop's; with bf16 they are near, where no sample differs."""
+    torch.manual_seed(0)
+    rssm = BlockRSSM(ACTION_DIM, 40, deter=192, stoch=12, classes=6, hidden=48, blocks=8).cuda()
+    embed, action = torch.randn(9, 8, 40, device="cuda"), torch.randn(9, 8, ACTION_DIM, device="cuda")
+    is_first = torch.rand(9, 8, device="cuda") < 0.2
+    precision, found = torch.get_float32_matmul_precision(), []
+    torch.set_float32_matmul_precision("highest")
+    try:
+        for kernels in (True, False):
+            rssm.kernels, rssm.bf16 = kernels, bf16 and kernels
+            torch.manual_seed(1)
+            states, posterior = rssm.observe(embed, action, is_first)
+            torch.manual_seed(2)
+            value = (states * torch.randn_like(states)).sum() + (posterior * torch.randn_like(posterior)).sum()
+            parts = [p for name, p in rssm.named_parameters() if not name.startswith("prior")]
+            found.append((states, posterior, torch.autograd.grad(value, parts)))
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    (states, posterior, grads), (loop_states, loop_posterior, loop_grads) = found
+    if bf16:
+        torch.testing.assert_close(posterior[0], loop_posterior[0], rtol=0.1, atol=0.1)
+        return
+    torch.testing.assert_close(states, loop_states, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(posterior, loop_posterior, rtol=1e-3, atol=1e-4)
+    for got, expected in zip(grads, loop_grads, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-2, atol=1e-2 * expected.abs().max().item())
 
 
 def test_captured_plans_follow_the_weights():
