@@ -104,14 +104,20 @@ class ReinforceBehavior:
         bootstrap: Float[Tensor, "T B"],
         mask: Bool[Tensor, "K T B"],
     ) -> Float[Tensor, ""]:
-        """The value loss on replayed states, whose returns bootstrap from their imagined returns, `bootstrap`."""
-        alive = (~batch.is_terminal[1:]).to(bootstrap.dtype)
+        """The value loss on replayed states, whose returns bootstrap from their imagined returns, `bootstrap`.
+
+        An episode's last frame counts nothing where another episode's first follows it: its own return is its
+        bootstrap, so that the returns before it end there.
+        """
+        last = batch.is_first[1:]  # [T-1, B], whether each frame is its episode's last
+        alive = ~(batch.is_terminal[1:] | last)
         returns = lambda_return(
-            batch.reward[1:], bootstrap[1:], self.config.discount, self.config.return_lambda, alive
-        )  # [T-1, B]
+            torch.where(last, bootstrap[:-1], batch.reward[1:]), bootstrap[1:], self.config.discount,
+            self.config.return_lambda, alive.to(bootstrap.dtype),
+        )  # fmt: skip
         with self.amp():
             predicted = self.model.critic.predict(states[:-1])
-        weight = torch.ones_like(returns)
+        weight = (~last).to(returns.dtype)
         flat = predicted._replace(logits=predicted.logits.flatten(1, 2)[:, None])  # one step of (T-1) B trajectories
         return self._value_loss(
             flat, states[:-1].flatten(0, 1)[None], returns.view(1, -1), weight.view(1, -1), mask[:, :-1].flatten(1)
