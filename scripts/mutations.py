@@ -27,6 +27,10 @@ SECONDS = 240  # time limit of the tests of one row
 REFERENCE = "tests/test_reference_update.py::test_two_updates_are_the_reference_s"
 CLOSED_LOOP = "tests/test_closed_loop.py::test_actor_and_critic_reach_the_optimum"
 CONTINUED = "tests/test_reference_update.py::test_two_updates_with_continuation_are_the_reference_s"
+REINFORCE = "tests/test_reinforce.py::test_two_updates_are_the_reference_s"
+NOT_FINITE = "tests/test_reinforce.py::test_a_batch_that_is_not_finite_changes_nothing_and_is_counted"
+RESTORED = "tests/test_reinforce.py::test_a_restored_agent_goes_on_bit_for_bit"
+EXPLORED = "tests/test_reinforce.py::test_exploration_of_the_policy_has_its_spread_around_the_plan"
 EVALUATION = "tests/test_train_evaluation.py::"
 
 
@@ -47,6 +51,10 @@ def agent(name: str, old: str, new: str, *tests: str) -> Mutation:
 
 def dynamics(name: str, old: str, new: str, *tests: str) -> Mutation:
     return Mutation(name, "dreamer_mpc/agents/dynamics.py", old, new, tests or (REFERENCE,))
+
+
+def reinforce(name: str, old: str, new: str, *tests: str) -> Mutation:
+    return Mutation(name, "dreamer_mpc/agents/reinforce.py", old, new, tests or (REINFORCE,))
 
 
 def behavior(name: str, file: str, old: str, new: str, *tests: str) -> Mutation:
@@ -168,6 +176,155 @@ MUTATIONS = [
     loop(
         "imagined actions taken from the states after them", "agents/latents", "trace.deter[:-1], trace.stoch[:-1]",
         "trace.deter[1:], trace.stoch[1:]", REFERENCE,
+    ),
+    # learning of actor and critic by the score function
+    reinforce(
+        "v3: imagined rewards shifted by one", "lambda_return(rewards[1:], value[1:]",
+        "lambda_return(rewards[:-1], value[1:]",
+    ),
+    reinforce(
+        "v3: values of imagined returns shifted by one", "lambda_return(rewards[1:], value[1:]",
+        "lambda_return(rewards[1:], value[:-1]",
+    ),
+    reinforce(
+        "v3: returns stop by the continuation of the state before", "config.return_lambda, continues[1:])",
+        "config.return_lambda, continues[:-1])",
+    ),
+    reinforce(
+        "v3: imagined returns go on past an episode's end", "config.return_lambda, continues[1:])",
+        "config.return_lambda)",
+    ),
+    reinforce(
+        "v3: discount and lambda of imagined returns swapped", "value[1:], config.discount, config.return_lambda,",
+        "value[1:], config.return_lambda, config.discount,",
+    ),
+    reinforce("v3: minimum over heads in place of their mean", "value = values.mean(0)", "value = values.amin(0)"),
+    reinforce(
+        "v3: weights without the continuation of the root", "arrival(continues[:-1], config.discount)",
+        "arrival(continues[:-1], config.discount) / continues[0]",
+    ),
+    reinforce(
+        "v3: weights by the continuation of the state after", "arrival(continues[:-1], config.discount)",
+        "arrival(continues[1:], config.discount)",
+    ),
+    reinforce(
+        "v3: weights discounted once too often", "torch.cumprod(discount * continues, dim=0) / discount",
+        "torch.cumprod(discount * continues, dim=0)",
+    ),
+    reinforce("v3: advantage without the value of the state", "(returns - value[:-1]) /", "returns /"),
+    reinforce("v3: advantage over the value of the next state", "(returns - value[:-1]) /", "(returns - value[1:]) /"),
+    reinforce(
+        "v3: advantage not scaled", "value[:-1]) / self.returns.scale(self._bounds)", "value[:-1])",
+    ),
+    reinforce(
+        "v3: advantage scaled by the quantiles of the update before", "value[:-1]) / self.returns.scale(self._bounds)",
+        "value[:-1]) / self.returns.scale(self.returns.bounds)",
+    ),
+    reinforce("v3: actor descends its advantage", "log_prob * advantage.detach()", "-log_prob * advantage.detach()"),
+    reinforce("v3: entropy penalised", "+ entropy_scale * entropy", "- entropy_scale * entropy"),
+    reinforce("v3: actor's steps not weighted", "-(weight * (log_prob", "-(1 * (log_prob"),
+    reinforce(
+        "v3: samples clipped before their density is taken", "self.model.policy(state).sample())",
+        "self.model.policy(state).sample().clamp(-1, 1))",
+    ),
+    reinforce(
+        "v3: imagination starts in another order than its frames", "states.detach().flatten(0, 1)",
+        "states.detach().transpose(0, 1).flatten(0, 1)",
+    ),
+    reinforce("v3: values fitted to the returns of the state before", "logits[:, :-1]", "logits[:, 1:]"),
+    reinforce(
+        "v3: slow copy asked for the value of the next state", "_first(predicted), imagined[:-1],",
+        "_first(predicted), imagined[1:],",
+    ),
+    reinforce("v3: slow copy is no target", "+ self.config.slow_scale *", "+ 0 * self.config.slow_scale *"),
+    reinforce(
+        "v3: the slow copies' mean is the target of every head", "slow = self.slow(states)",
+        "slow = self.slow(states).mean(0, keepdim=True)",
+    ),
+    reinforce("v3: imagined errors not weighted", "(weight * losses)", "(1 * losses)"),
+    reinforce(
+        "v3: critic's mean divided by all frames, not those of the mask", "mask.sum(dim=1).clamp_min(1)",
+        "mask.shape[1]",
+    ),
+    reinforce("v3: heads' losses averaged, not summed", "clamp_min(1)).sum()", "clamp_min(1)).mean()"),
+    reinforce("v3: index of the bootstrap mask transposed", "mask.flatten(1))\n", "mask.transpose(1, 2).flatten(1))\n"),
+    reinforce("v3: replayed values at full weight", "config.replay_scale * replay_loss", "replay_loss"),
+    reinforce(
+        "v3: every head teaches the world model as a single one would", "states_gradient / heads", "states_gradient",
+        REINFORCE, "tests/test_reinforce.py::test_the_world_model_learns_from_the_mean_of_identical_heads_as_from_one",
+    ),
+    agent(
+        "v3: replayed values teach the world model nothing", "[None, learned.states_gradient]",
+        "[None, 0 * learned.states_gradient]", REINFORCE,
+    ),
+    reinforce("v3: replayed returns go on past a terminal frame", "~(batch.is_terminal[1:] | last)", "~last"),
+    reinforce(
+        "v3: replayed returns begin with the state's own reward", "bootstrap[:-1], batch.reward[1:])",
+        "bootstrap[:-1], batch.reward[:-1])",
+    ),
+    reinforce(
+        "v3: replayed returns bootstrap from the state before", "batch.reward[1:]), bootstrap[1:]",
+        "batch.reward[1:]), bootstrap[:-1]",
+    ),
+    reinforce(
+        "v3: replayed returns bootstrap from rows of another order", "returns[0].view(batch.reward.shape)",
+        "returns[0].view(batch.reward.t().shape).t()",
+    ),
+    reinforce(
+        "v3: replayed returns run into the next episode", "last = batch.is_first[1:]",
+        "last = batch.is_first[1:] & False",
+    ),
+    reinforce("v3: an episode's last frame learns a value", "weight = (~last)", "weight = (last | True)"),
+    reinforce(
+        "v3: replayed values by the masks of the next frames", "mask[:, :-1].flatten(1)", "mask[:, 1:].flatten(1)"
+    ),
+    reinforce("v3: slow copy moves the rest of the way", "_foreach_mul_(steps, self", "_foreach_mul_(steps, 1 - self"),
+    reinforce(
+        "v3: slow copy moves in a skipped update", "(1 - skipped.to(steps[0].dtype))", "(1 + 0 * skipped)", NOT_FINITE
+    ),
+    loop(
+        "v3: quantiles of returns kept from a skipped update", "agents/return_scale",
+        "torch.where(skipped, self.bounds, bounds)", "bounds", NOT_FINITE,
+    ),
+    agent(
+        "v3: a non-finite update is applied", "optimizer.found_inf = skipped.float()",
+        "optimizer.found_inf = torch.zeros_like(skipped.float())", NOT_FINITE,
+    ),
+    loop(
+        "v3: quantiles of 10 % and 90 %", "agents/return_scale", "torch.tensor([0.05, 0.95])",
+        "torch.tensor([0.1, 0.9])", REINFORCE,
+    ),
+    reinforce(
+        "v3: a restored slow copy begins as the heads", 'state.get("slow", self.model.critic.state_dict())',
+        "self.model.critic.state_dict()", RESTORED,
+    ),
+    reinforce("v3: quantiles of returns not restored", 'if "returns" in state', 'if "no returns" in state', RESTORED),
+    loop(
+        "v3: the first update of a warm-up moves", "agents/laprop", "((count - 1) / warmup)", "(count / warmup)",
+        REINFORCE,
+    ),
+    loop(
+        "v3: gradients of a tensor not clipped by its norm", "agents/laprop", "excess.clamp(min=1).reciprocal()",
+        "torch.ones_like(excess)", REINFORCE,
+    ),
+    world(
+        "v3: the state before a batch forgotten", "world_model/categorical", "batch.is_first, batch.state)",
+        "batch.is_first)", REINFORCE,
+    ),
+    world(
+        "v3: action not reset at an episode's first image", "world_model/block_rssm",
+        "torch.where(first, 0.0, action)", "action", REINFORCE,
+    ),
+    world(
+        "v3: an infinite reward learned from the last bin", "networks/two_hot", " + 0 * target", "", NOT_FINITE,
+    ),
+    loop(
+        "v3: exploration of a fixed width in place of the policy's", "networks/normal_actor",
+        "(action + self.std * torch.randn_like(self.std))", "(action + 0.3 * torch.randn_like(self.std))", EXPLORED,
+    ),
+    agent(
+        "v3: fixed noise where the policy's is asked for", 'exploration == "policy"', 'exploration != "policy"',
+        EXPLORED,
     ),
     # what the world model learns
     world(
