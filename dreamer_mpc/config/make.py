@@ -1,6 +1,7 @@
 """Build what a config describes: environments, agent, and the size of the replay buffer."""
 
 import os
+import textwrap
 from typing import Any
 
 import gymnasium
@@ -56,7 +57,8 @@ def load_agent(checkpoint: Trained, config: Config, action_dim: int, device: tor
     try:
         agent.load_state_dict(checkpoint.agent)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
+        # Weights of another kind of network have other names, all of which torch lists.
+        reason = textwrap.shorten(str(error).strip().splitlines()[-1], 200, placeholder=" ...")
         raise UserError(f"the checkpoint's weights do not fit --world-model and --behavior: {reason}") from error
     return agent
 

@@ -13,8 +13,16 @@ from dreamer_mpc.training.schedule import Due
 from dreamer_mpc.util.device import device_name
 from dreamer_mpc.util.memory import GIB
 
-AGENTS = {"dreamer": "Dreamer", "planet": "PlaNet (world model alone)"}
+AGENTS = {("gaussian", "dreamer"): "Dreamer", ("categorical", "v3"): "DreamerV3"}  # by world model and behavior
 PHASES = {Due.SEED_STEP: "seed episodes", Due.UPDATE: "updating", Due.EVALUATION: "evaluating"}
+
+
+def agent_name(config: Config) -> str:
+    """The agent that `config` trains, in words."""
+    world, behavior = config.world_model.kind, config.behavior.kind
+    if config.agent == "planet":
+        return f"PlaNet (world model alone{', categorical' if world == 'categorical' else ''})"
+    return AGENTS.get((world, behavior), f"Dreamer ({world} world model, {behavior} behavior)")
 
 
 def introduction(config: Config, train_planner: Planner, device: torch.device, folder: RunFolder) -> Iterator[str]:
@@ -24,7 +32,7 @@ def introduction(config: Config, train_planner: Planner, device: torch.device, f
         acting = f"{config.train_planner} in training, {config.planner} in evaluation,"
     if isinstance(train_planner, SampledPolicy):
         acting = acting.replace("policy", "policy (sampled while collecting)", 1)
-    yield f"{config.env}: {AGENTS[config.agent]}, acted by {acting} on {device_name(device)}, run folder {folder.path}"
+    yield f"{config.env}: {agent_name(config)}, acted by {acting} on {device_name(device)}, run folder {folder.path}"
     yield (
         f"{config.env_steps:,} env steps = {config.env_steps // config.action_repeat:,} agent steps "
         f"(action repeat {config.action_repeat}); {config.train.updates} updates every {config.train.every:,} env steps"
