@@ -26,7 +26,7 @@ from dreamer_mpc.runs.folder import default_run_dir
 from dreamer_mpc.runs.payload import FORMAT_VERSION, read_payload
 from scripts import export_weights
 from tests.support.agents import CHEAP, SIZES, TINY
-from tests.support.checkpoints import rewrite_as_version_2
+from tests.support.checkpoints import family_checkpoint, rewrite_as_version_2
 from tests.support.commands import ROOT, command, quietly, records, train
 
 # Episodes of 50 agent steps, two updates per round, networks of a few thousand weights: the whole loop in seconds.
@@ -112,6 +112,25 @@ def test_exported_weights_are_evaluated_and_not_resumed(trained, tmp_path, capsy
     assert "is no run folder" in capsys.readouterr().err
 
 
+def test_exported_weights_of_the_second_family_are_its_networks_in_bf16(tmp_path):
+    """Without the slow copy of the value heads, which then begins as a copy of them."""
+    whole = family_checkpoint("v3")
+    save_checkpoint(tmp_path / "checkpoint-00000016.safetensors", whole)
+    export_weights.main([str(tmp_path), str(tmp_path / "small")])
+    small = load_checkpoint(tmp_path / "small")
+    assert (small.agent_kind, small.world_model_kind, small.agent.keys()) == ("dreamer", "categorical", {"model"})
+    agent = load_agent(small, config_from_dict(small.config, "checkpoint"), small.action_dim, torch.device("cpu"))
+    assert {weight.dtype for weight in agent.model.state_dict().values()} == {torch.float32, torch.bool}
+    for name, weight in agent.model.state_dict().items():
+        assert torch.equal(weight, whole.agent["model"][name].to(small.agent["model"][name].dtype).to(weight.dtype))
+    slow, heads = agent.learner.slow.state_dict(), agent.model.critic.state_dict()
+    assert all(torch.equal(slow[name], heads[name]) for name in heads)
+    args = ["--checkpoint", tmp_path / "small", "--planner", "policy,dream-mpc", "--episodes", 1, "--num-envs", 1]
+    done = quietly("eval", *args, "--video", "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert (tmp_path / "out" / "dream-mpc-decision.png").exists()
+
+
 PRETRAINED = {
     "acrobot-swingup": ("acrobot-swingup", "dream-mpc", 456_368),
     "cheetah-run": ("cheetah-run", "dream-mpc", 1_000_000),
@@ -177,6 +196,15 @@ TRAIN_ERRORS = {
         ["--env-steps", "2000000000", "--replay.capacity", "2000000000", "--replay.storage", "ram"],
         "does not fit RAM",
     ),
+    "kind that is not there": (["--behavior.kind", "v4"], "invalid choice 'v4' for argument '--behavior.kind'"),
+    "blocks that do not divide": (
+        ["--config", "quick,v3-small", "--world-model.blocks", "3"],
+        "--world-model.deter must be divisible by blocks, got deter 256 and blocks 3",
+    ),
+    "no classes": (["--world-model.classes", "0"], "--world-model.classes must be at least 1, got 0"),
+    "negative weight": (["--world-model.dyn-scale", "-1"], "--world-model.dyn-scale must be at least 0, got -1"),
+    "negative warm-up": (["--optimizer.warmup", "-1"], "--optimizer.warmup must be at least 0, got -1"),
+    "share out of range": (["--behavior.slow-rate", "2"], "--behavior.slow-rate must be between 0 and 1, got 2"),
     "custom env that is not there": (["--env", "nowhere:make"], "cannot import nowhere"),
     "unknown command": (["trian"], "unknown command 'trian': known are train, eval, compare, sweep, plot, doctor"),
 }

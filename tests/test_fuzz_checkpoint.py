@@ -3,6 +3,7 @@
 import json
 import pickle
 import zipfile
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,11 +11,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
-from dreamer_mpc.runs.checkpoint import AGENT, TRAINING, as_payload, find_checkpoint, load_checkpoint
+from dreamer_mpc.config.make import load_agent
+from dreamer_mpc.evaluation.subject import Subject
+from dreamer_mpc.runs.checkpoint import (
+    AGENT,
+    TRAINING,
+    as_payload,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from dreamer_mpc.runs.payload import FORMAT, FORMAT_VERSION, VERSIONS, _digest, read_payload, write_payload
 from dreamer_mpc.util.errors import UserError
 from run import main
-from tests.support.checkpoints import TRAINING_FIELDS, Bomb, as_version_2, equal, make_checkpoint
+from tests.support.agents import FAMILIES
+from tests.support.checkpoints import (
+    TRAINING_FIELDS,
+    Bomb,
+    as_version_2,
+    equal,
+    family_checkpoint,
+    make_checkpoint,
+)
 from tests.support.commands import ROOT
 from tests.support.commands import command as run_command
 
@@ -245,11 +263,75 @@ def test_forged_states_of_a_replay(tmp_path, capsys, name, value):
     assert str(path) in refused(capsys, "train", "--resume", folder)
 
 
-def test_a_real_one_cut_at_every_percent(tmp_path):
-    """A shipped checkpoint, 12 MB."""
-    content = find_checkpoint(ROOT / "pretrained/cheetah-run").read_bytes()
+@pytest.fixture(scope="module", params=["shipped", *FAMILIES])
+def real(request, tmp_path_factory):
+    """A shipped checkpoint, 12 MB, and small ones of both families: the bytes."""
+    if request.param == "shipped":
+        return find_checkpoint(ROOT / "pretrained/cheetah-run").read_bytes()
+    path = tmp_path_factory.mktemp("real") / "checkpoint-00000016.safetensors"
+    save_checkpoint(path, family_checkpoint(request.param))
+    return path.read_bytes()
+
+
+def test_a_real_one_cut_at_every_percent(real, tmp_path):
     path = tmp_path / "checkpoint-00000001.safetensors"
     for percent in range(100):
-        path.write_bytes(content[: len(content) * percent // 100])
+        path.write_bytes(real[: len(real) * percent // 100])
         assert load_or_line(path) is None
     save_file({}, path)
+
+
+# agents of two families
+
+
+@pytest.fixture(scope="module")
+def families():
+    return {family: family_checkpoint(family) for family in FAMILIES}
+
+
+def loaded(path, checkpoint):
+    """The agent of `checkpoint`, read back from a file as `run.py eval` reads it; or the one line of error."""
+    save_checkpoint(path, checkpoint)
+    try:
+        subject = Subject.load(path)
+        return load_agent(subject.checkpoint, subject.trained, checkpoint.action_dim, torch.device("cpu"))
+    except UserError as error:
+        assert "\n" not in str(error) and len(str(error)) < 500, error
+        return str(error)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_agent_of_each_family_is_read_back(family, families, tmp_path):
+    checkpoint = families[family]
+    agent = loaded(tmp_path / "checkpoint-00000016.safetensors", checkpoint)
+    assert equal(agent.state_dict(), checkpoint.agent)
+    kinds = {"paper": ("dreamer", "gaussian", False), "v3": ("dreamer", "categorical", True)}
+    own = (checkpoint.agent_kind, checkpoint.world_model_kind, "behavior" in checkpoint.agent)
+    assert own == kinds[family]
+
+
+@pytest.mark.parametrize("own, other", [("paper", "v3"), ("v3", "paper")])
+def test_what_is_of_the_other_family_is_one_line(own, other, families, tmp_path):
+    path, checkpoint, foreign = tmp_path / "checkpoint-00000016.safetensors", families[own], families[other]
+    stated = f"holds a {checkpoint.world_model_kind} world model, but its settings are those of a "
+    misfit = "the checkpoint's weights do not fit --world-model and --behavior"
+    assert stated + foreign.world_model_kind in loaded(path, replace(checkpoint, config=foreign.config))
+    changed = replace(checkpoint, config=foreign.config, world_model_kind=foreign.world_model_kind)
+    assert misfit in loaded(path, changed)
+    for group in ("behavior", "optimizer"):
+        config = checkpoint.config | {group: foreign.config[group]}
+        outcome = loaded(path, replace(checkpoint, config=config))
+        assert (misfit in outcome) if group == "behavior" else not isinstance(outcome, str), group
+    for name, value in {"model": foreign.agent["model"], "optimizers": foreign.agent["optimizers"]}.items():
+        assert misfit in loaded(path, replace(checkpoint, agent=checkpoint.agent | {name: value})), name
+
+
+@pytest.mark.parametrize("value", [
+    5, [], None, {"slow": 5}, {"slow": {}}, {"slow": {"x": torch.zeros(1)}}, {"returns": {}},
+    {"returns": {"bounds": 1.0}}, {"returns": {"bounds": torch.zeros(3)}},
+])  # fmt: skip
+def test_a_forged_state_of_the_behavior_is_one_line(value, families, tmp_path):
+    agent = families["v3"].agent
+    forged_state = agent["behavior"] | value if isinstance(value, dict) else value
+    checkpoint = replace(families["v3"], agent=agent | {"behavior": forged_state})
+    assert isinstance(loaded(tmp_path / "checkpoint-00000016.safetensors", checkpoint), str)

@@ -1,10 +1,13 @@
-"""Comparing the contents of checkpoints, and a hostile checkpoint."""
+"""Comparing the contents of checkpoints, a hostile checkpoint, and those of both families."""
 
 import torch
 
+from dreamer_mpc.config import Config, load_presets, option, parse, resolve, to_dict
+from dreamer_mpc.config.make import make_agent
 from dreamer_mpc.data.collect import Counters
 from dreamer_mpc.runs.checkpoint import Checkpoint, as_payload, load_checkpoint
 from dreamer_mpc.runs.payload import write_payload
+from tests.support.agents import ACTION_DIM, FAMILIES, make_batch
 
 TRAINING_FIELDS = {  # fields of a run's checkpoint besides its agent, with unusual values
     "training": {"finished": False, "returns": [1.0, float("nan")]},
@@ -45,6 +48,18 @@ def make_checkpoint(env_steps=2000, **fields):
     fields = {"agent": {"model": weights}, "agent_kind": "dreamer"} | fields
     config = {"env": "cheetah-run", "optimizer": {"eps": 1e-7}, "run_dir": None}
     return Checkpoint(config, Counters(env_steps, 1000, 7, 2), 6, world_model_kind="gaussian", **fields)
+
+
+def family_checkpoint(family, *args):
+    """The checkpoint of a small agent of one of `FAMILIES`, after two updates; without the state of a run."""
+    given = [*FAMILIES[family], *map(str, args)]
+    config = resolve(parse(Config, given, load_presets(option(given, "config"))))
+    torch.manual_seed(0)
+    agent = make_agent(config, ACTION_DIM, torch.device("cpu"))
+    for _ in range(2):
+        agent.update(make_batch())
+    kinds = {"agent_kind": agent.kind, "world_model_kind": agent.world_model_kind}
+    return Checkpoint(to_dict(config), Counters(16, 16, 2, 2), ACTION_DIM, agent=agent.state_dict(), **kinds)
 
 
 def as_version_2(checkpoint):
