@@ -88,6 +88,16 @@ def test_of_a_frame_in_several_columns_the_last_state_stays():
     assert replay.states.state[3].tolist() == [3.0] * S
 
 
+def test_a_state_that_is_not_finite_is_as_if_unknown():
+    replay = make(streams=1)
+    fill(replay, [10])
+    replay.refresh(torch.tensor([[3]]), torch.tensor([[[1.0, torch.nan, 2.0]]]))
+    batch = replay.sample(100, 4)
+    after = batch.action[0, :, 1] == 4
+    assert after.any() and (batch.state[after] == 0).all()
+    check(batch._replace(action=batch.action[:, ~after], state=batch.state[~after]))
+
+
 def test_a_replay_without_states_gives_none():
     replay = Replay(100, ACTION_DIM, 1, SHAPE)
     for step in range(10):

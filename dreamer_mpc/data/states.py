@@ -30,9 +30,13 @@ class StoredStates:
             self.known[column] = True
 
     def look_up(self, slots: Int64[Tensor, " B"], exists: Bool[Tensor, " B"]) -> Float[Tensor, "B S"]:
-        """States in fp32; zeros where they are unknown or do not exist."""
-        valid = exists & self.known[slots]
-        return torch.where(valid[:, None], self.state[slots], 0.0).float()
+        """States in fp32; zeros where they are unknown or do not exist.
+
+        Also where one is not finite, of an update that was skipped: it would make that of every update from it.
+        """
+        states = self.state[slots].float()
+        valid = exists & self.known[slots] & states.isfinite().all(-1)
+        return torch.where(valid[:, None], states, 0.0)
 
 
 def state_bytes(size: int) -> int:

@@ -10,15 +10,20 @@ from dreamer_mpc.data.replay import Replay
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import atomic_path
 
+RATES = {  # by kind of optimizer: what may be too high
+    "adam": ("world-model-lr", "actor-lr", "critic-lr", "grad-clip"), "laprop": ("lr", "relative-clip"),
+}  # fmt: skip
+
 
 class SkippedUpdateWatch:
     """Saves the frames of the first skipped update of a run to `folder`; ends the run after too many.
 
-    `limit` consecutive skipped updates are too many.
+    `limit` consecutive skipped updates are too many; `optimizer` is the kind of the agent's.
     """
 
-    def __init__(self, folder: Path, replay: Replay, limit: int):
+    def __init__(self, folder: Path, replay: Replay, limit: int, optimizer: str = "adam"):
         self._folder, self._replay, self._limit = folder, replay, limit
+        self._rates = [f"--optimizer.{name}" for name in RATES[optimizer]]
 
     def check(self, agent: Agent, updates: int, metrics: dict[str, float]) -> list[str]:
         """Lines for the user about the updates before `updates` with mean metrics `metrics`; waits for the device.
@@ -32,8 +37,7 @@ class SkippedUpdateWatch:
             look = f"look at the frames in {saved[0]}" if saved else "look at the rewards in metrics.jsonl"
             raise UserError(
                 f"{skipped.in_a_row} updates in a row had a loss or gradient that is not finite and changed nothing: "
-                f"{look}, and lower --optimizer.world-model-lr, --optimizer.actor-lr, --optimizer.critic-lr or "
-                "--optimizer.grad-clip, or try --precision fp32"
+                f"{look}, and lower {', '.join(self._rates[:-1])} or {self._rates[-1]}, or try --precision fp32"
             )
         return lines
 

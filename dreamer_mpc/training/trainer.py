@@ -67,7 +67,8 @@ class Trainer:
             self._opened = opened.pop_all()
         self.envs, self.eval_envs, self.agent = parts.envs, parts.eval_envs, parts.agent
         self.replay, self.collector, self._saver, self._notes = parts.replay, parts.collector, parts.saver, parts.notes
-        self._skipped = SkippedUpdateWatch(folder.skipped_updates, self.replay, config.train.max_skipped_in_a_row)
+        most, optimizer = config.train.max_skipped_in_a_row, config.optimizer.kind
+        self._skipped = SkippedUpdateWatch(folder.skipped_updates, self.replay, most, optimizer)
         if checkpoint:
             self.schedule.resumed(self.counters.env_steps)
             restore_global_state(checkpoint.random, self.device)
