@@ -3,6 +3,7 @@
 import errno
 import itertools
 import os
+from copy import deepcopy
 
 import pytest
 import torch
@@ -15,13 +16,17 @@ from dreamer_mpc.data.replay import Replay
 from dreamer_mpc.runs.checkpoint import load_checkpoint
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.runs.logger import Logger
-from tests.support.agents import CHEAP, TINY
+from tests.support.agents import CATEGORICAL, CHEAP, FAMILIES, make_agent, make_batch
+from tests.support.checkpoints import equal
 from tests.support.commands import counters, env_steps_in, records, train
 
-RUN = [
-    *TINY, *CHEAP, "--env-steps", "32", "--train.seed-episodes", "2", "--train.updates", "3", "--eval.every", "100",
-    "--num-envs", "1", "--planner", "policy",
-]  # fmt: skip
+RUN, V3 = (
+    [
+        *family, *CHEAP, "--env-steps", "32", "--train.seed-episodes", "2", "--train.updates", "3",
+        "--eval.every", "100", "--num-envs", "1", "--planner", "policy",
+    ]
+    for family in (FAMILIES["paper"], FAMILIES["v3"])
+)  # fmt: skip
 
 
 # updates
@@ -59,9 +64,10 @@ class Poison:
         monkeypatch.setattr(Replay, "sample", poisoned)
 
 
-def test_a_skipped_update_is_counted_and_its_frames_are_saved_once(tmp_path, monkeypatch):
+@pytest.mark.parametrize("args", [RUN, V3], ids=FAMILIES)
+def test_a_skipped_update_is_counted_and_its_frames_are_saved_once(args, tmp_path, monkeypatch):
     poison = Poison(monkeypatch, lambda call: call in (2, 3, 5))
-    output = train(*RUN, "--run-dir", tmp_path / "run")
+    output = train(*args, "--run-dir", tmp_path / "run")
     assert [r["train/skipped_updates"] for r in records(tmp_path / "run") if "train/skipped_updates" in r] == [2, 1]
     (path,) = (tmp_path / "run" / "diagnosis").iterdir()
     assert output.count("not finite") == 1 and str(path) in output
@@ -79,6 +85,28 @@ def test_too_many_in_a_row_end_the_run_with_what_to_look_at(tmp_path, monkeypatc
     last = output.splitlines()[-1]
     assert last.startswith("error: 4 updates in a row") and str(path) in last and "--optimizer" in last
     assert records(folder)[-1]["updates"] == 6, "the round that showed it is on record"
+
+
+def test_the_second_family_is_told_of_its_own_rates(tmp_path):
+    """A learning rate that breaks the states, which replay then keeps: the run ends with what to lower."""
+    args = ["--optimizer.lr", "1e30", "--optimizer.warmup", "0", "--train.max-skipped-in-a-row", "2"]
+    output = train(*V3, *args, "--run-dir", tmp_path / "run", code=2)
+    last = output.splitlines()[-1]
+    assert "updates in a row" in last and "lower --optimizer.lr or --optimizer.relative-clip, or" in last
+
+
+def test_a_skipped_update_leaves_what_the_second_family_learns_from():
+    """The slow copy of the value heads, the quantiles of returns, and LaProp's state."""
+    agent = make_agent(behavior={"kind": "v3"}, world=CATEGORICAL, kind="laprop", warmup=1)
+    for _ in range(3):
+        agent.update(make_batch())
+    before = deepcopy({name: part for name, part in agent.state_dict().items() if name != "skipped_in_a_row"})
+    batch = make_batch()
+    assert agent.update(batch._replace(reward=batch.reward * torch.nan)).metrics["skipped"]
+    after = {name: part for name, part in agent.state_dict().items() if name != "skipped_in_a_row"}
+    assert equal(before, after)
+    agent.update(batch)
+    assert not equal(before["behavior"], agent.state_dict()["behavior"])
 
 
 def test_skipped_updates_in_a_row_are_counted_on_after_a_stop():
