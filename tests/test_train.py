@@ -16,6 +16,7 @@ from dreamer_mpc.evaluation.episodes import EpisodeRecording, Evaluation
 from dreamer_mpc.planners import Policy, SampledPolicy
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.runs.resume import open_run
+from dreamer_mpc.training.reporting import agent_name
 from dreamer_mpc.training.state import MetricMeans
 from dreamer_mpc.training.trainer import Trainer
 from dreamer_mpc.util.errors import UserError
@@ -255,6 +256,17 @@ def test_the_policy_samples_while_collecting_and_takes_its_mode_in_evaluations(
     assert (two in capsys.readouterr().out) == (args[:2] == ["--planner", "mppi"])
 
 
+@pytest.mark.parametrize("args, words", [
+    ([], "Dreamer"), (["--agent", "planet"], "PlaNet (world model alone)"),
+    (["--world-model.kind", "categorical", "--behavior.kind", "v3"], "DreamerV3"),
+    (["--world-model.kind", "categorical"], "Dreamer (categorical world model, dreamer behavior)"),
+    (["--behavior.kind", "v3"], "Dreamer (gaussian world model, v3 behavior)"),
+    (["--world-model.kind", "categorical", "--agent", "planet"], "PlaNet (world model alone, categorical)"),
+])  # fmt: skip
+def test_a_run_is_introduced_by_its_family(args, words):
+    assert agent_name(dataclasses.replace(config(*args), agent="planet" if "planet" in args else "dreamer")) == words
+
+
 def test_a_run_that_was_saved_before_the_setting_goes_on_with_the_mode():
     values = to_dict(load_presets("quick"))
     del values["train"]["policy_action"]
@@ -287,6 +299,45 @@ def test_a_run_that_predicts_where_episodes_end_is_given_no_advice_about_it(tmp_
 
 def terminating():
     return CountingEnv(terminates=True)
+
+
+# latent states
+
+
+@pytest.mark.parametrize("num_envs", [1, 2])
+def test_replay_keeps_the_states_of_acting_and_those_of_the_last_update(num_envs, tmp_path, monkeypatch):
+    args = ["--replay.states", "--num-envs", num_envs, "--train.updates", 3, "--env-steps", 60]
+    trainer = make_trainer(tmp_path, [], monkeypatch, *args)
+    replay, agent, expected = trainer.replay, trainer.agent, {}  # slot -> state
+    act, update, planned = Dreamer.act, agent.update, []
+
+    def keep(slots, states):
+        for slot, state in zip(slots, states, strict=True):
+            expected[slot] = state.bfloat16()
+
+    def acted(*inputs):
+        for slots, states in planned:  # stored when the step is received
+            keep(slots, states)
+        plan = act(*inputs)
+        streams = np.arange(num_envs)
+        planned[:] = [((streams * replay.size + (replay.written - 1) % replay.size).tolist(), plan.carry.state)]
+        return plan
+
+    def updated(batch):
+        learned = update(batch)
+        position = batch.index // num_envs
+        slots = batch.index % num_envs * replay.size + position % replay.size
+        for column in range(slots.shape[1]):
+            keep(slots[:, column].tolist(), learned.states[:, column])
+        return learned
+
+    monkeypatch.setattr(Dreamer, "act", acted)
+    agent.update = updated
+    trainer.run()
+    for slots, states in planned:
+        keep(slots, states)
+    assert len(expected) > 40 and replay.states.known.sum() == len(expected)
+    assert all(torch.equal(replay.states.state[slot], state) for slot, state in expected.items())
 
 
 # replay's size
