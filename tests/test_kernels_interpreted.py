@@ -14,7 +14,7 @@ if torch.cuda.is_available():
 if not metadata.version("triton").startswith(("3.7.", "3.8.")):  # docs/architecture.md says why other versions fail
     pytest.skip(f"not with the interpreter of Triton {metadata.version('triton')}, but 3.7.1", allow_module_level=True)
 
-from dreamer_mpc.kernels import block_scan, blocks, cell, cell_triton, fused, norm
+from dreamer_mpc.kernels import block_cell, blocks, cell, cell_triton, fused, norm
 from dreamer_mpc.world_model.encoder import preprocess
 from tests.support import interpreter
 from tests.support.cell_walks import KINDS, Sizes, assert_near, walk_both
@@ -162,9 +162,9 @@ PARTS = [*NORMS, *(f"{part} members" for part in NORMS), "gru", "gru_backward", 
 
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("part", PARTS)
-def test_the_parts_of_the_block_scan_are_their_torch_forms(part, bf16):
+def test_the_parts_of_the_block_cell_are_their_torch_forms(part, bf16):
     given = between(part, bf16)
-    plain, name = norm if part.startswith("norm") else block_scan, part.split()[0]
+    plain, name = norm if part.startswith("norm") else block_cell, part.split()[0]
     got, expected = (getattr(module, name)(*given) for module in (plain.kernels, plain))
     got, expected = (x if isinstance(x, tuple) else (x,) for x in (got, expected))
     for a, b in zip(got, expected, strict=True):

@@ -97,7 +97,9 @@ def noted_draws(monkeypatch, call):
 
 
 def sort_draws(states, drawn):
-    """In each step of imagination the policy draws first, then the prior."""
+    """In each step of imagination the policy draws first, then the prior; with kernels the prior draws all at once."""
+    if drawn[0].dim() == 3:
+        return Draws(states, drawn[0], torch.stack(drawn[1:]))
     return Draws(states, torch.stack(drawn[1::2]), torch.stack(drawn[0::2]))
 
 

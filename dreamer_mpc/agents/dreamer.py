@@ -94,7 +94,7 @@ class Dreamer:
         world = make_world_model(world_model, action_dim, kernels, self.bf16)
         self.world_model_kind: WorldModelKind = world.kind
         self.state_dim = world.state_dim
-        self.model = make_latents(behavior, world, action_dim, unrolled=kernels and world.kind == "gaussian")
+        self.model = make_latents(behavior, world, action_dim, kernels)
         self.model.to(self.device)
         self.learner = None if behavior is None else self._make_learner(behavior)
         parts = {"world_model": world}

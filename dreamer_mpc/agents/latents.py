@@ -1,16 +1,19 @@
 """World model, actor and critic as planners and imagination see them."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from dreamer_mpc.agents.behavior import BehaviorConfig
+from dreamer_mpc.kernels.block_walk import Walk
 from dreamer_mpc.kernels.cell import Acting
 from dreamer_mpc.networks import Actor, Critic, TanhNormal
 from dreamer_mpc.networks.normal_actor import BoundedNormal, NormalActor
 from dreamer_mpc.networks.value_ensemble import TwoHotCritic
 from dreamer_mpc.planners.protocol import Terminating
-from dreamer_mpc.planners.rollout import FusedPolicyRollouts, FusedRollouts, Proposals
+from dreamer_mpc.planners.rollout import FusedClosedLoops, FusedPolicyRollouts, FusedRollouts, Proposals
 from dreamer_mpc.world_model import WorldModelProtocol
 
 
@@ -143,24 +146,84 @@ class UnrolledReturnLatents(ReturnLatents, UnrolledWorld):
     """`ReturnLatents` that also rolls out given actions in one call."""
 
 
+class WalkedWorld(LatentWorld, FusedClosedLoops):
+    """`LatentWorld` with a categorical world model, whose rollouts have a backward pass of their own."""
+
+    def walk(
+        self,
+        state: Float[Tensor, "*b S"],
+        actions: Float[Tensor, "*b H A"],
+        noise: Float[Tensor, "*b H Z"] | None = None,
+    ) -> Float[Tensor, "*b H S"]:
+        """`step` for each action in turn; differentiable in state and actions."""
+        rssm, rows, action = self.world_model.rssm, state.reshape(-1, state.shape[-1]), _time_first(actions)
+        noise = _draw(len(action), rows, self.noise_dim) if noise is None else _time_first(noise)
+        wanted = torch.is_grad_enabled() and (state.requires_grad or actions.requires_grad)
+        _, walked = rssm.walk(rows, lambda k, _: action[k], noise, save=wanted)
+        states = rssm.differentiable_states(rows, action, walked) if wanted else _states(walked)
+        return states.transpose(0, 1).unflatten(0, actions.shape[:-2])
+
+    def walk_closed(
+        self,
+        state: Float[Tensor, "*b S"],
+        horizon: int,
+        act: Callable[[int, Float[Tensor, "*b S"]], Float[Tensor, "*b A"]],
+        noise: Float[Tensor, "*b H Z"] | None = None,
+    ) -> Proposals:
+        """`step` with the rule `act` in the loop; differentiable in the actions."""
+        rssm, batch, rows = self.world_model.rssm, state.shape[:-1], state.detach().reshape(-1, state.shape[-1])
+        noise = _draw(horizon, rows, self.noise_dim) if noise is None else _time_first(noise)
+
+        def of_rows(k: int, now: Float[Tensor, "M S"]) -> Float[Tensor, "M A"]:
+            return act(k, now.view(*batch, -1)).reshape(len(now), -1)
+
+        wanted = torch.is_grad_enabled()
+        taken, walked = rssm.walk(rows, of_rows, noise, save=wanted)
+        actions = taken.transpose(0, 1).unflatten(0, batch)
+        states = _states(walked)
+        if wanted:
+            actions = actions.detach().requires_grad_()
+            states = rssm.differentiable_states(rows, _time_first(actions), walked)
+        return Proposals((actions,), states.transpose(0, 1).unflatten(0, batch))
+
+
+class WalkedLatents(Latents, WalkedWorld):
+    """`Latents` with these rollouts."""
+
+
+class WalkedReturnLatents(ReturnLatents, WalkedWorld):
+    """`ReturnLatents` with these rollouts."""
+
+
+# The classes of each kind of rollouts: without behavior, with that of Dreamer, with that of DreamerV3.
+STEPWISE = (LatentWorld, Latents, ReturnLatents)
+UNROLLED = (UnrolledWorld, UnrolledLatents, UnrolledReturnLatents)
+WALKED = (WalkedWorld, WalkedLatents, WalkedReturnLatents)
+
+
 def make_latents(
-    config: BehaviorConfig | None, world_model: WorldModelProtocol, action_dim: int, unrolled: bool
+    config: BehaviorConfig | None, world_model: WorldModelProtocol, action_dim: int, kernels: bool
 ) -> LatentWorld:
     """World model, actor and critic of the kind that `config` names; without it the world model alone.
 
-    `unrolled`: whole rollouts in one call, which the Gaussian world model alone offers.
+    With `kernels`, rollouts are those of the world model's own fast form; else a loop over `step`, the reference.
     """
+    fast = {"gaussian": UNROLLED, "categorical": WALKED}[world_model.kind]
+    alone, with_values, with_returns = fast if kernels else STEPWISE
     if config is None:
-        return (UnrolledWorld if unrolled else LatentWorld)(world_model, action_dim)
+        return alone(world_model, action_dim)
     size, (actor_layers, critic_layers) = world_model.state_dim, (config.actor_layers, config.value_layers)
     if config.kind == "v3":
         actor = NormalActor(size, action_dim, actor_layers, config.actor_hidden)
         critic = TwoHotCritic(size, config.value_heads, critic_layers, config.value_hidden, config.bootstrap)
-        kind = UnrolledReturnLatents if unrolled else ReturnLatents
-        return kind(world_model, actor, critic, action_dim, config.discount)
+        return with_returns(world_model, actor, critic, action_dim, config.discount)
     actor = Actor(size, action_dim, actor_layers, config.actor_hidden, init_std=config.actor_init_std)
     critic = Critic(size, config.value_heads, critic_layers, config.value_hidden, config.bootstrap)
-    return (UnrolledLatents if unrolled else Latents)(world_model, actor, critic, action_dim)
+    return with_values(world_model, actor, critic, action_dim)
+
+
+def _states(walked: Walk) -> Float[Tensor, "T M S"]:
+    return torch.cat([walked.deter, walked.stoch], dim=-1)
 
 
 def _time_first(x: Float[Tensor, "*b H X"]) -> Float[Tensor, "H M X"]:

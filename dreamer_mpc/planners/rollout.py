@@ -42,6 +42,20 @@ class FusedRollouts(ABC):
         """See `rollout`."""
 
 
+class FusedClosedLoops(FusedRollouts):
+    """The same for a model whose rollouts may ask any rule for their actions."""
+
+    @abstractmethod
+    def walk_closed(
+        self,
+        state: Float[Tensor, "*b S"],
+        horizon: int,
+        act: Callable[[int, Float[Tensor, "*b S"]], Float[Tensor, "*b A"]],
+        noise: Float[Tensor, "*b H Z"] | None,
+    ) -> Proposals:
+        """States under the actions that `act(k, state)` gives for step k, differentiable in the actions."""
+
+
 class FusedPolicyRollouts(FusedRollouts):
     """The same for a model with a policy in the loop."""
 
@@ -112,14 +126,20 @@ def closed_loop(
     noise: Float[Tensor, "*b H Z"] | None = None,
 ) -> Proposals:
     """Like `policy_rollout`, but with actions from any rule `act`, clamped to [-1, 1]."""
+
+    @torch.no_grad()
+    def blended(k: int, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b A"]:
+        action = act(state)
+        if previous is not None:
+            share = weight[..., k, None]
+            action = share * previous[..., k, :] + (1 - share) * action
+        return action.clamp(-1, 1)
+
+    if isinstance(model, FusedClosedLoops):
+        return model.walk_closed(state, horizon, blended, noise)
     leaves, states = [], []
     for k in range(horizon):
-        with torch.no_grad():
-            action = act(state.detach())
-            if previous is not None:
-                share = weight[..., k, None]
-                action = share * previous[..., k, :] + (1 - share) * action
-            leaf = action.clamp(-1, 1)[..., None, :]
+        leaf = blended(k, state.detach())[..., None, :]
         leaves.append(leaf.requires_grad_(torch.is_grad_enabled()))
         state = latent_step(model, state, leaf[..., 0, :], _at(noise, k))
         states.append(state)

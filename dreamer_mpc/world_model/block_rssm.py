@@ -4,12 +4,16 @@ A state is cat(deter, stoch), [*, S], where stoch are K one-hot vectors of C cla
 Distributions of stoch are tensors of log-probabilities [*, K, C].
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dreamer_mpc.kernels.block_scan import BlockScan, BlockWeights
+from dreamer_mpc.kernels.block_cell import BlockWeights, cast_weights
+from dreamer_mpc.kernels.block_scan import BlockScan
+from dreamer_mpc.kernels.block_walk import PriorWeights, Walk, WalkBack, cast_prior, walk
 from dreamer_mpc.networks.block_linear import BlockLinear
 from dreamer_mpc.networks.mlp import full_precision
 from dreamer_mpc.networks.norm_mlp import NORM_EPS, NormLayer, NormMLP, norm_linear, norm_silu
@@ -153,6 +157,53 @@ class BlockRSSM(nn.Module):
             self.gates.weight, self.gates.bias, deter_weight, self.posterior_hidden.norm.weight,
             self.posterior_logits.weight, self.posterior_logits.bias,
         )  # fmt: skip
+
+    @torch.no_grad()
+    def walk(
+        self,
+        state: Float[Tensor, "M S"],
+        act: Callable[[int, Float[Tensor, "M S"]], Float[Tensor, "M A"]],
+        noise: Float[Tensor, "T M Z"],
+        save: bool,
+    ) -> tuple[Float[Tensor, "T M A"], Walk]:
+        """T times `prior_step` with any rule `act(step, state)` in the loop: its actions, and the walk.
+
+        `save` keeps what `differentiable_states` needs.
+        """
+        taken = []
+
+        def move(k: int, now: Float[Tensor, "M S"]) -> Float[Tensor, "M hidden"]:
+            taken.append(act(k, now))
+            return self._moved(taken[-1])
+
+        deter, stoch = state.split([self.deter, self.noise_dim], dim=-1)
+        noise = gumbel(self._by_variable(noise))
+        walked = walk(deter, stoch, move, noise, *self._constants(), self.unimix, NORM_EPS, save)
+        return torch.stack(taken), walked
+
+    def differentiable_states(
+        self, state: Float[Tensor, "M S"], action: Float[Tensor, "T M A"], walked: Walk
+    ) -> Float[Tensor, "T M S"]:
+        """The states of a saved walk, differentiable in state and actions; the weights are constants."""
+        deter, stoch = state.split([self.deter, self.noise_dim], dim=-1)
+        moved, classes = self._moved(action).to(state.dtype), (self.stoch, self.classes)
+        states = WalkBack.apply(deter, stoch, moved, walked, *self._constants(), classes, self.unimix, NORM_EPS)
+        return torch.cat(states, dim=-1)
+
+    def _moved(self, action: Float[Tensor, "*b A"]) -> Float[Tensor, "*b hidden"]:
+        with torch.autocast(action.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            return self._see_action(action)
+
+    @torch.no_grad()
+    def _constants(self) -> tuple[BlockWeights, PriorWeights]:
+        """The weights of a walk in the precision of products."""
+        posterior = self.posterior_hidden.linear.weight[:, : self.deter]
+        (first, second), last = self.prior_logits.hidden, self.prior_logits.last
+        prior = PriorWeights(
+            first.linear.weight, first.linear.bias, first.norm.weight,
+            second.linear.weight, second.linear.bias, second.norm.weight, last.weight, last.bias,
+        )  # fmt: skip
+        return cast_weights(self._weights(posterior), self.bf16), cast_prior(prior, self.bf16)
 
     def prior(self, deter: Float[Tensor, "*b D"]) -> Float[Tensor, "*b K C"]:
         """p(stoch | deter), before the image is seen."""

@@ -1,4 +1,4 @@
-"""Triton kernels of `block_scan.py`: what lies between the products of a step, one kernel each. All compute in fp32."""
+"""Triton kernels of `block_cell.py`: what lies between the products of a step, one kernel each. All compute in fp32."""
 
 import torch
 import triton
@@ -77,7 +77,7 @@ def _mixed(logits, row, ks, cs, real, unimix, K: tl.constexpr, C: tl.constexpr):
     x = tl.load(logits + at, mask=real, other=-1e30)
     e = tl.where(real, tl.exp(x - tl.max(x, axis=1)[:, None]), 0.0)
     probs = e / tl.maximum(tl.sum(e, axis=1), 1e-30)[:, None]
-    return at, probs, (1 - unimix) * probs + unimix / C
+    return at, probs, tl.maximum((1 - unimix) * probs + unimix / C, 1e-37)
 
 
 @triton.jit
@@ -108,21 +108,21 @@ def _draw_backward(
 
 
 def gru(gates: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-    """See `block_scan.gru`."""
+    """See `block_cell.gru`."""
     deter, cast = torch.empty_like(before), torch.empty_like(before, dtype=gates.dtype)
     _gru[_grid(gates)](gates, before, deter, cast, len(before), **_sizes(gates, before))
     return deter, cast
 
 
 def gru_backward(g: Tensor, gates: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-    """See `block_scan.gru_backward`."""
+    """See `block_cell.gru_backward`."""
     dgates, dbefore = torch.empty_like(gates), torch.empty_like(before)
     _gru_backward[_grid(gates)](g, gates, before, dgates, dbefore, len(before), **_sizes(gates, before))
     return dgates, dbefore
 
 
 def begin(deter: Tensor, stoch: Tensor, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """See `block_scan.begin`."""
+    """See `block_cell.begin`."""
     (rows, size), units = deter.shape, stoch.shape[1]
     out = torch.empty_like(deter), torch.empty_like(deter, dtype=stoch.dtype), torch.empty_like(stoch)
     grid = (rows, triton.cdiv(max(size, units), 1024))
@@ -131,14 +131,14 @@ def begin(deter: Tensor, stoch: Tensor, first: Tensor) -> tuple[Tensor, Tensor, 
 
 
 def draw(logits: Tensor, noise: Tensor, unimix: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """See `block_scan.draw`."""
+    """See `block_cell.draw`."""
     stoch, log_probs = torch.empty_like(logits, dtype=dtype), torch.empty_like(noise)
     _draw[(len(logits),)](logits, noise, stoch, log_probs, unimix, **_classes(noise))
     return stoch, log_probs
 
 
 def draw_backward(g_stoch: Tensor, g: Tensor, logits: Tensor, unimix: float) -> Tensor:
-    """See `block_scan.draw_backward`."""
+    """See `block_cell.draw_backward`."""
     out = torch.empty_like(logits)
     _draw_backward[(len(logits),)](g_stoch.contiguous(), g.contiguous(), logits, out, unimix, **_classes(g))
     return out

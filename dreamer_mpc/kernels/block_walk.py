@@ -1,0 +1,107 @@
+"""Steps of DreamerV3's model without images, along given actions or with any rule for them in the loop.
+
+`block_cell.py` has the step of the GRU. The weights are constants: the way back goes to actions and the state before.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from dreamer_mpc.kernels.block_cell import BlockWeights, Recurrent, draw, draw_backward, norm_back, recur, recur_back
+from dreamer_mpc.kernels.norm import norm_silu
+
+
+class PriorWeights(NamedTuple):
+    """The parameters of the prior: two layers with norm and activation, then logits."""
+
+    first: Float[Tensor, "h D"]
+    first_bias: Float[Tensor, " h"]
+    first_gain: Float[Tensor, " h"]
+    second: Float[Tensor, "h h"]
+    second_bias: Float[Tensor, " h"]
+    second_gain: Float[Tensor, " h"]
+    logits: Float[Tensor, "Z h"]
+    logits_bias: Float[Tensor, " Z"]
+
+
+def cast_prior(w: PriorWeights, bf16: bool) -> PriorWeights:
+    """Weights of products in bf16, but for the logits' layer; gains stay as they are."""
+    names = ("first", "first_bias", "second", "second_bias")
+    return w._replace(**{name: getattr(w, name).bfloat16() for name in names}) if bf16 else w
+
+
+class PriorStep(NamedTuple):
+    """What the way back needs of a step."""
+
+    recurrent: Recurrent
+    first_pre: Float[Tensor, "M h"]  # before norm and activation
+    second_pre: Float[Tensor, "M h"]
+    logits: Float[Tensor, "M Z"]
+
+
+class Walk(NamedTuple):
+    """States after each step, and the steps themselves where they are kept."""
+
+    deter: Float[Tensor, "T M D"]
+    stoch: Float[Tensor, "T M Z"]
+    steps: list[PriorStep]
+
+
+@torch.no_grad()
+def walk(
+    deter: Float[Tensor, "M D"],
+    stoch: Float[Tensor, "M Z"],
+    move: Callable[[int, Float[Tensor, "M S"]], Float[Tensor, "M h"]],
+    noise: Float[Tensor, "T M K C"],
+    w: BlockWeights,
+    prior: PriorWeights,
+    unimix: float,
+    eps: float,
+    save: bool,
+) -> Walk:
+    """Walk T steps; `move(k, state)` gives the action's layer of step k in a state. `save` keeps the steps."""
+    precision, dtype = deter.dtype, w.own.dtype
+    stoch, deters, stochs, steps = stoch.to(dtype), [], [], []
+    for k in range(len(noise)):
+        moved = move(k, torch.cat([deter, stoch.to(precision)], dim=-1))
+        recurrent, given = recur(deter, stoch, moved.to(dtype), None, w, eps)
+        deter = recurrent.deter
+        first_pre = F.linear(given, prior.first, prior.first_bias)
+        second_pre = F.linear(norm_silu(first_pre, prior.first_gain, eps, dtype), prior.second, prior.second_bias)
+        hidden = norm_silu(second_pre, prior.second_gain, eps, prior.logits.dtype)
+        logits = F.linear(hidden, prior.logits, prior.logits_bias)
+        stoch, _ = draw(logits, noise[k], unimix, dtype)
+        deters.append(deter)
+        stochs.append(stoch)
+        if save:
+            steps.append(PriorStep(recurrent, first_pre, second_pre, logits))
+    return Walk(torch.stack(deters), torch.stack(stochs).to(precision), steps)
+
+
+class WalkBack(torch.autograd.Function):
+    """The states of a saved walk, differentiable in deter and stoch before it and in the action's layer [T, M, h]."""
+
+    @staticmethod
+    def forward(ctx, deter, stoch, moved, walked, w, prior, classes, unimix, eps):
+        ctx.walked, ctx.weights, ctx.settings = walked, (w, prior), (classes, unimix, eps)
+        return walked.deter.clone(), walked.stoch.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g_deter, g_stoch):
+        (w, prior), (classes, unimix, eps) = ctx.weights, ctx.settings
+        deter, stoch, moved = torch.zeros_like(g_deter[0]), torch.zeros_like(g_stoch[0]), []
+        unread = g_stoch.new_zeros(len(g_stoch[0]), *classes)  # nothing reads a draw's log-probabilities
+        for k in reversed(range(len(g_deter))):
+            step = ctx.walked.steps[k]
+            logits = draw_backward(g_stoch[k] + stoch, unread, step.logits, unimix)
+            second = norm_back(logits @ prior.logits, step.second_pre, prior.second_gain, eps)
+            first = norm_back(second @ prior.second, step.first_pre, prior.first_gain, eps)
+            grads, deter, stoch = recur_back(g_deter[k] + deter + first @ prior.first, step.recurrent, w, eps)
+            moved.append(grads.shared[:, -len(w.deter) :])
+        return deter, stoch, torch.stack(moved[::-1]).to(deter.dtype), *[None] * 6

@@ -1,0 +1,93 @@
+"""Rollouts of the categorical world model with their own backward pass against the loop over `step`."""
+
+import pytest
+import torch
+
+from dreamer_mpc.agents.behavior import BehaviorConfig
+from dreamer_mpc.agents.latents import make_latents
+from dreamer_mpc.planners.rollout import closed_loop, joined, policy_rollout, rollout
+from dreamer_mpc.world_model import WorldModelConfig, make_world_model
+
+A, B, N, H = 2, 2, 3, 4
+WORLD = WorldModelConfig(
+    kind="categorical", deter=12, stoch=3, classes=4, blocks=3, hidden=6, encoder_channels=(2, 2, 2, 2),
+    decoder_dense=48, decoder_channels=(2, 2, 2), reward_layers=1, reward_hidden=6,
+)  # fmt: skip
+
+
+def make_pair(kind="v3"):
+    """A model with fast rollouts and one without, of the same weights, in float64."""
+    models = []
+    for kernels in (True, False):
+        torch.manual_seed(0)
+        config = BehaviorConfig(kind=kind, actor_layers=1, actor_hidden=6, value_layers=1, value_hidden=6)
+        model = make_latents(config, make_world_model(WORLD, A, kernels, False), A, kernels).double()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.3 * torch.randn_like(parameter))
+        models.append(model)
+    return models
+
+
+def inputs():
+    torch.manual_seed(1)
+    state = torch.randn(B, 24, dtype=torch.float64)
+    actions = (1.5 * torch.randn(B, N, H, A, dtype=torch.float64)).requires_grad_()
+    return state.requires_grad_(), actions, torch.randn(B, N, H, 12, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("kind", ["v3", "dreamer"])
+def test_a_rollout_is_the_loop_with_its_gradients(kind):
+    found = []
+    for model in make_pair(kind):
+        state, actions, noise = inputs()
+        states = rollout(model, state, actions, noise)
+        torch.manual_seed(2)
+        weights = torch.randn(states.shape, dtype=states.dtype)
+        found.append((states, *torch.autograd.grad((states * weights).sum(), (state, actions))))
+    for got, expected in zip(*found, strict=True):
+        assert expected.abs().max() > 0
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("mode", [True, False])
+@pytest.mark.parametrize("blend", [True, False])
+def test_a_policy_s_rollout_is_the_loop_with_its_gradients(mode, blend):
+    """The model is given its noise: then the policy's draws come in the same order as in the loop."""
+    found = []
+    for model in make_pair():
+        state, previous, noise = inputs()
+        weight = torch.rand(B, N, H, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+        given = (previous.detach().clamp(-1, 1), weight) if blend else (None, None)
+        torch.manual_seed(3)
+        start = state.detach()[:, None].expand(-1, N, -1)
+        leaves, states = policy_rollout(model, start, H, *given, noise, mode)
+        torch.manual_seed(2)
+        grads = torch.autograd.grad((states * torch.randn(states.shape, dtype=states.dtype)).sum(), leaves)
+        found.append((joined(leaves), states, joined(grads)))
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_any_rule_may_choose_the_actions():
+    found = []
+    for model in make_pair():
+        state, _, noise = inputs()
+        with torch.no_grad():
+            leaves, states = closed_loop(model, state, H, lambda now: now[..., :A] * 3, noise=noise[:, 0])
+        found.append((joined(leaves), states))
+    assert (found[0][0].abs() <= 1).all()
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_drawn_steps_have_the_prior_s_distribution():
+    """Without given noise, the first variable's classes are as frequent after a step as the loop's prior says."""
+    fast, plain = make_pair()
+    state = torch.randn(1, 24, dtype=torch.float64).expand(20_000, -1)
+    actions = torch.full((20_000, 1, 1, A), 0.3, dtype=torch.float64)
+    with torch.no_grad():
+        found = rollout(fast, state, actions)[:, 0, 0, 12:16].mean(0)
+        deter = plain.step(state[:1], actions[0, 0])[:, :12]
+        expected = plain.world_model.rssm.prior(deter)[0, 0].exp()
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.015)
