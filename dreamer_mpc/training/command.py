@@ -56,6 +56,8 @@ def _settings(args: Sequence[str]) -> "tuple[Config, SavedRun | None]":
         if name in settings.planner_presets():
             kind, preset = settings.preset_kind(name), f"planner/{name}"
             raise UserError(f"{name} is a preset: train with --{flag} {kind} --config default,{preset}")
+    if sum(arg.partition("=")[0] == "--config" for arg in args) > 1:  # only one of them would be read
+        raise UserError("--config is given twice: give it once, with presets joined by commas")
     if resume is None:
         default = settings.load_presets(settings.option(args, "config") or "default")
         return settings.parse(settings.Config, args, default, prog="run.py train"), None
