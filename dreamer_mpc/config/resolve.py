@@ -102,8 +102,13 @@ def agent_of(config: Config) -> AgentKind:
 
 
 def resolve(config: Config) -> Config:
-    """`config` with `agent: auto` resolved; UserError where a planner needs a part that the agent lacks."""
+    """`config` with `agent: auto` resolved; UserError where a planner needs a part that the agent lacks.
+
+    Also where sequences have no next frame, whose reward the values of v3 learn from.
+    """
     decided = dataclasses.replace(config, agent=agent_of(config))
+    if decided.agent == "dreamer" and config.behavior.kind == "v3" and config.replay.sequence_length < 2:
+        raise UserError("--replay.sequence-length must be at least 2 with --behavior.kind v3, got 1")
     for name in (decided.planner, decided.trained_by):
         check_runs(name, planner_from(decided, name), decided, "this run trains")
     return decided
