@@ -35,8 +35,8 @@ class OptimizerConfig:
     """Updates over which the learning rate rises from zero (v3: 1000)."""
 
     def __post_init__(self):
-        rates = ("world_model_lr", "actor_lr", "critic_lr", "eps", "grad_clip", "lr", "relative_clip", "warmup")
-        check_ranges(self, **dict.fromkeys(rates, (0, None)))
+        rates = ("world_model_lr", "actor_lr", "critic_lr", "eps", "grad_clip", "lr", "warmup")
+        check_ranges(self, **dict.fromkeys(rates, (0, None)), relative_clip=(1e-6, None))  # 0: a norm of 0 over 0
 
 
 def make_optimizers(
