@@ -159,7 +159,7 @@ def arrival(continues: Float[Tensor, "H M"], discount: float) -> Float[Tensor, "
     It includes the predicted continuation of the state itself, the root's too, so that nothing is learned about actions
     after an episode's end.
     """
-    return torch.cumprod(discount * continues, dim=0) / discount
+    return torch.cumprod(torch.cat([continues[:1], discount * continues[1:]]), dim=0)
 
 
 def _first(predicted: TwoHot) -> TwoHot:
