@@ -1,6 +1,8 @@
 """Kill a small training run at random moments, resume it each time, and compare its end with an uninterrupted run.
 
-    python -m scripts.soak [--kills 50] [--seed 0] [--num-envs 1] [--out soak.json]
+    python -m scripts.soak [--kills 50] [--seed 0] [--num-envs 1] [--out soak.json] [options of run.py]
+
+The second family: --config quick,v3-small --world-model.blocks 4 --optimizer.warmup 2
 
 A quarter of the kills (SIGKILL) comes at a random moment of the process, a quarter after training has begun, half
 during a save: before a file's fsync, before its rename, or right after it. After each kill the folder is opened as
@@ -28,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ENV = ["--env", "cartpole-swingup", "--render-quality", "fast", "--action-repeat", "4", "--max-env-steps", "80"]
 # Rounds of 2 updates and 80 env steps (an episode), an evaluation every 400 env steps, a checkpoint every half second.
 SETTINGS = [
-    "--config", "quick", "--env-steps", "1600", "--train.seed-episodes", "2", "--train.every", "80", "--train.updates",
+    "--env-steps", "1600", "--train.seed-episodes", "2", "--train.every", "80", "--train.updates",
     "2", "--train.checkpoint-seconds", "0.5", "--eval.every", "400", "--eval.episodes", "1", "--eval.num-envs", "1",
     "--eval.no-video", "--replay.batch-size", "4", "--replay.sequence-length", "8", "--dream-mpc.horizon", "4",
     "--world-model.deter", "32", "--world-model.stoch", "8", "--world-model.hidden", "32",
@@ -50,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--num-envs", type=int, default=1)
     parser.add_argument("--out", type=Path, help="JSON file for the record")
     args, settings = parser.parse_known_args(argv)
-    run_args = [*SETTINGS, *ENV, "--num-envs", str(args.num_envs), *settings]
+    preset = [] if "--config" in settings else ["--config", "quick"]
+    run_args = [*preset, *SETTINGS, *ENV, "--num-envs", str(args.num_envs), *settings]
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         record = soak(Path(folder), run_args, args.kills, random.Random(args.seed))
     print(summary(record))
