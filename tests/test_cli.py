@@ -196,6 +196,7 @@ TRAIN_ERRORS = {
         ["--env-steps", "2000000000", "--replay.capacity", "2000000000", "--replay.storage", "ram"],
         "does not fit RAM",
     ),
+    "two presets": (["--config", "quick", "--config=v3-small"], "--config is given twice: give it once, with presets"),
     "kind that is not there": (["--behavior.kind", "v4"], "invalid choice 'v4' for argument '--behavior.kind'"),
     "blocks that do not divide": (
         ["--config", "quick,v3-small", "--world-model.blocks", "3"],
@@ -204,6 +205,11 @@ TRAIN_ERRORS = {
     "no classes": (["--world-model.classes", "0"], "--world-model.classes must be at least 1, got 0"),
     "negative weight": (["--world-model.dyn-scale", "-1"], "--world-model.dyn-scale must be at least 0, got -1"),
     "negative warm-up": (["--optimizer.warmup", "-1"], "--optimizer.warmup must be at least 0, got -1"),
+    "clipped to nothing": (["--optimizer.relative-clip", "0"], "--optimizer.relative-clip must be at least 1e-06, got"),
+    "sequences without a next frame": (
+        ["--config", "quick,v3-small", "--replay.sequence-length", "1"],
+        "--replay.sequence-length must be at least 2 with --behavior.kind v3, got 1",
+    ),
     "share out of range": (["--behavior.slow-rate", "2"], "--behavior.slow-rate must be between 0 and 1, got 2"),
     "custom env that is not there": (["--env", "nowhere:make"], "cannot import nowhere"),
     "unknown command": (["trian"], "unknown command 'trian': known are train, eval, compare, sweep, plot, doctor"),

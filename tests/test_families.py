@@ -81,6 +81,21 @@ def test_exploration_keeps_actions_in_their_range(behavior, exploration):
     act(agent, {"policy": Policy()}, noise=3.0)
 
 
+@pytest.mark.parametrize("setting", [
+    {"discount": 0.0}, {"discount": 1.0}, {"return_lambda": 0.0}, {"slow_rate": 0.0}, {"slow_rate": 1.0},
+    {"bootstrap": 0.0}, {"value_heads": 1}, {"return_rate": 1.0}, {"horizon": 2},
+], ids=str)  # fmt: skip
+def test_the_second_family_learns_at_the_ends_of_its_ranges(setting):
+    learn(make_agent(behavior={"kind": "v3"} | setting, world=CATEGORICAL, **OPTIMIZERS["laprop"]), updates=2)
+
+
+@pytest.mark.parametrize("setting", [
+    {"unimix": 0.0}, {"unimix": 1.0}, {"classes": 1}, {"stoch": 1}, {"blocks": 1}, {"hidden": 1}, {"free_nats": 0.0},
+], ids=str)  # fmt: skip
+def test_categorical_states_learn_at_the_ends_of_their_ranges(setting):
+    learn(make_agent(behavior={"kind": "v3"}, world=replace(CATEGORICAL, **setting)), updates=2)
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_planet_learns_and_plans_in_categorical_states(optimizer):
     agent = make_planet(CATEGORICAL, **OPTIMIZERS[optimizer])
