@@ -208,8 +208,8 @@ MUTATIONS = [
         "arrival(continues[1:], config.discount)",
     ),
     reinforce(
-        "v3: weights discounted once too often", "torch.cumprod(discount * continues, dim=0) / discount",
-        "torch.cumprod(discount * continues, dim=0)",
+        "v3: weights discounted once too often", "torch.cat([continues[:1],",
+        "torch.cat([discount * continues[:1],",
     ),
     reinforce("v3: advantage without the value of the state", "(returns - value[:-1]) /", "returns /"),
     reinforce("v3: advantage over the value of the next state", "(returns - value[:-1]) /", "(returns - value[1:]) /"),
