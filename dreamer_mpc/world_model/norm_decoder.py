@@ -5,8 +5,8 @@ from itertools import pairwise
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from dreamer_mpc.kernels.upsampled import upsampled_convolution
 from dreamer_mpc.networks.block_linear import BlockLinear
 from dreamer_mpc.networks.norm_mlp import NORM_EPS, NormLayer, norm_linear, norm_silu
 from dreamer_mpc.world_model.norm_encoder import NormConvolution, convolution
@@ -28,14 +28,14 @@ class NormDecoder(nn.Module):
         self.from_deter = BlockLinear(blocks, deter // blocks, dense // blocks)
         self.from_stoch = nn.Sequential(NormLayer(stoch, width), norm_linear(width, dense))
         self.norm = nn.RMSNorm(dense // PIXELS, eps=NORM_EPS)
-        self.layers = nn.ModuleList(NormConvolution(i, o) for i, o in pairwise([dense // PIXELS, *channels]))
+        self.layers = nn.ModuleList(NormConvolution(i, o, up=True) for i, o in pairwise([dense // PIXELS, *channels]))
         self.last = convolution(channels[-1], 3)
 
     def forward(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b 3 64 64"]:
         x = self._first_map(state.reshape(-1, state.shape[-1]))
         for layer in self.layers:
-            x = layer(F.interpolate(x, scale_factor=2.0))
-        x = self.last(F.interpolate(x, scale_factor=2.0))
+            x = layer(x)
+        x = upsampled_convolution(x, self.last)
         return x.to(self.norm.weight.dtype).sigmoid().view(*state.shape[:-1], *x.shape[1:])
 
     def _first_map(self, state: Float[Tensor, "M S"]) -> Float[Tensor, "M C 4 4"]:

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dreamer_mpc.kernels.upsampled import upsampled_convolution
 from dreamer_mpc.networks.norm_mlp import NORM_EPS, init_weight, norm_silu
 from dreamer_mpc.world_model.config import Downsampling
 
@@ -22,16 +23,19 @@ def convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
 
 
 class NormConvolution(nn.Module):
-    """Convolution, max-pooling of windows of `pool` pixels a side, RMSNorm over the channels of a pixel, SiLU."""
+    """Convolution, max-pooling of windows of `pool` pixels a side, RMSNorm over the channels of a pixel, SiLU.
 
-    def __init__(self, inputs: int, outputs: int, stride: int = 1, pool: int = 1):
+    With `up` the convolution sees the image at twice its size.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1, pool: int = 1, up: bool = False):
         super().__init__()
         self.convolution = convolution(inputs, outputs, stride)
         self.norm = nn.RMSNorm(outputs, eps=NORM_EPS)
-        self.pool = pool
+        self.pool, self.up = pool, up
 
     def forward(self, x: Float[Tensor, "M I H W"]) -> Float[Tensor, "M O h w"]:
-        x = self.convolution(x)
+        x = upsampled_convolution(x, self.convolution) if self.up else self.convolution(x)
         if self.pool > 1:
             x = F.max_pool2d(x, self.pool)
         return norm_silu(self.norm, x.movedim(1, -1)).movedim(-1, 1)
