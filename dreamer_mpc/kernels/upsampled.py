@@ -1,6 +1,6 @@
 """A 5x5 convolution of an image of twice the size, computed on the image itself: 36 products in place of 100 a pixel.
 
-Each pixel of the image becomes 2x2 equal ones. Neighbours in a 5x5 window are then often the same pixel of the image, so
+Each pixel of the image becomes 2x2 equal ones. Neighbours in a 5x5 window are then often one pixel of the image, so
 that each of the four sees a 3x3 window of it, with sums of the 5x5 weights.
 """
 
