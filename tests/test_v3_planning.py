@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 
-from dreamer_mpc.agents.latents import ReturnLatents
+from dreamer_mpc.agents.latents import ReturnLatents, WalkedReturnLatents
 from dreamer_mpc.config import load_presets
 from dreamer_mpc.config.resolve import training_planner
 from dreamer_mpc.networks.actor import TanhNormal
@@ -19,7 +19,7 @@ from dreamer_mpc.planners.steps import gradient
 from dreamer_mpc.world_model import CategoricalWorldModel, WorldModelConfig
 from dreamer_mpc.world_model.block_rssm import gumbel, sample
 from tests.support.agents import make_agent
-from tests.support.planning import plan
+from tests.support.planning import TENSORS, plan
 
 H = 2
 TINY = WorldModelConfig(
@@ -27,6 +27,10 @@ TINY = WorldModelConfig(
     reward_hidden=16, encoder_channels=(2, 3, 4, 5), decoder_dense=64, decoder_channels=(4, 3, 2),
 )  # fmt: skip
 PLANNER = DreamMPC(horizon=H, iterations=1, discount=0.9, objective="return", uncertainty=0.3, open_loop=0)
+
+
+# The loop over steps, and rollouts in one call.
+LATENTS = pytest.mark.parametrize("latents", [ReturnLatents, WalkedReturnLatents])
 
 
 def trained(layer, bins, spread=1.0):
@@ -41,7 +45,7 @@ def trained(layer, bins, spread=1.0):
     layer.bias.data.copy_(bias.expand_as(layer.bias))
 
 
-def make_model(seed=0, action_dim=2, by_samples=False, **settings):
+def make_model(seed=0, action_dim=2, by_samples=False, latents=ReturnLatents, **settings):
     """World model, actor and critic in float64 whose heads are peaked; `by_samples`: they ignore deter."""
     torch.manual_seed(seed)
     world = CategoricalWorldModel(dataclasses.replace(TINY, **settings), action_dim).double()
@@ -55,7 +59,7 @@ def make_model(seed=0, action_dim=2, by_samples=False, **settings):
         heads += [world.continue_head.hidden[0].linear.weight] if world.continuation else []
         for weight in heads:
             weight.data[..., : world.rssm.deter] = 0
-    return ReturnLatents(world, actor, critic, action_dim, discount=0.9)
+    return latents(world, actor, critic, action_dim, discount=0.9)
 
 
 def states_of(model, rows=2, seed=5):
@@ -108,10 +112,11 @@ def recur(world, state, action):
     return deter, world.rssm.prior(deter).exp()
 
 
+@LATENTS
 @pytest.mark.parametrize("seed", range(3))
-def test_the_gradient_is_that_of_samples_moved_by_their_probabilities(seed):
+def test_the_gradient_is_that_of_samples_moved_by_their_probabilities(seed, latents):
     """Central differences of the surrogate, with one-hot vectors frozen, for each of several draws."""
-    model, draws = make_model(seed), 4
+    model, draws = make_model(seed, latents=latents), 4
     state = states_of(model, rows=1)[0]
     actions = torch.rand(draws, H, 2, dtype=torch.float64) - 0.5
     noise = model.noise(state.expand(1, draws, H, -1))
@@ -310,9 +315,10 @@ def plain_mean_j(model, state, actions, noise, discount, weight):
     return total / len(noise)
 
 
-def test_the_line_search_never_lowers_mean_j_under_its_draws():
+@LATENTS
+def test_the_line_search_never_lowers_mean_j_under_its_draws(latents):
     """With the default settings at a horizon of 4; J is the mean over the same draws, by a plain loop."""
-    model, draws = make_model(2), 5
+    model, draws = make_model(2, latents=latents), 5
     state = states_of(model, rows=8)
     settings = dict(horizon=4, draws=draws, open_loop=0, discount=0.9, objective="return")
     plans = [plan(DreamMPC(**settings, iterations=i), model, state) for i in range(4)]
@@ -327,14 +333,29 @@ def test_the_line_search_never_lowers_mean_j_under_its_draws():
             assert result.value[b].item() == pytest.approx(expected, rel=1e-9)
 
 
+@LATENTS
 @pytest.mark.parametrize("settings", [{}, {"candidates": 3}, {"caution": 0.0}], ids=str)
-def test_with_the_policy_in_the_loop_neither(settings):
-    model = make_model(4)
+def test_with_the_policy_in_the_loop_neither(settings, latents):
+    model = make_model(4, latents=latents)
     state = states_of(model, rows=20)
     settings = dict(horizon=4, draws=5, open_loop=2) | settings
     values = [plan(DreamMPC(**settings, iterations=i), model, state).candidate_values for i in range(3)]
     assert all((after >= before - 1e-12).all() for before, after in itertools.pairwise(x[:, 0] for x in values))
     assert (values[-1][:, 0] > values[0][:, 0] + 1e-3).sum() >= 5
+
+
+ROLLED = [{}, {"open_loop": 0}, {"candidates": 3}, {"latent_noise": "mean", "draws": 1}]
+
+
+@pytest.mark.parametrize("settings", ROLLED, ids=str)
+def test_rollouts_in_one_call_plan_as_the_loop_does(settings):
+    plans = []
+    for latents in (ReturnLatents, WalkedReturnLatents):
+        model = make_model(6, latents=latents)
+        planner = DreamMPC(**dict(horizon=4, draws=5, open_loop=2) | settings)
+        plans.append(plan(planner, model, states_of(model, rows=4)))
+    for name in TENSORS:
+        torch.testing.assert_close(*(getattr(p, name) for p in plans), rtol=1e-7, atol=1e-9)
 
 
 # exploration
