@@ -20,6 +20,7 @@ import dreamer_mpc.training.setup
 import dreamer_mpc.training.trainer
 from dreamer_mpc.runs.checkpoint import as_payload, find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
 from dreamer_mpc.runs.payload import FORMAT_VERSION, read_payload, write_payload
+from dreamer_mpc.training.schedule import Schedule
 from dreamer_mpc.training.trainer import Trainer
 from envs.rows import LocalVectorEnv
 from scripts import soak
@@ -524,10 +525,10 @@ def test_a_run_of_the_second_family_does_not_become_one_of_the_first(v3_stopped)
 def test_killed_before_or_after_a_checkpoint_is_whole_a_run_is_the_one_that_was_not(kind, tmp_path, monkeypatch):
     """The files of replay, also of its latent states, are written before it: the last one keeps those it needs."""
     args, reference = kind
-    folder, calls = tmp_path / "run", itertools.count(1)
+    folder, turns, saves = tmp_path / "run", itertools.count(1), itertools.count(1)
 
     def copied(path, checkpoint):
-        copying = next(calls) == 30
+        copying = next(saves) == 4
         if copying:
             shutil.copytree(folder, tmp_path / "before")
         save_checkpoint(path, checkpoint)
@@ -535,7 +536,8 @@ def test_killed_before_or_after_a_checkpoint_is_whole_a_run_is_the_one_that_was_
             shutil.copytree(folder, tmp_path / "after")
 
     monkeypatch.setattr(dreamer_mpc.runs.saving, "save_checkpoint", copied)
-    train(*args, "--run-dir", folder, "--train.checkpoint-seconds", 0)
+    monkeypatch.setattr(Schedule, "save_due", lambda *_: next(turns) % 7 == 0)
+    train(*args, "--run-dir", folder)
     monkeypatch.undo()
     for killed in ("before", "after"):
         assert 0 < load_checkpoint(tmp_path / killed).counters.updates < load_checkpoint(folder).counters.updates
