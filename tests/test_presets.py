@@ -44,6 +44,13 @@ def test_the_default_preset_is_the_default_whatever_a_checkpoint_has():
     assert planner_from(mine, "dream-mpc-default") == DreamMPC() == load_presets("default").dream_mpc
 
 
+@pytest.mark.parametrize("name", planner_presets())
+def test_a_preset_plans_with_the_discount_of_the_agent(name):
+    """Values of v3 are learned with 0.997; a planner that discounts otherwise adds up what does not belong together."""
+    assert planner_from(load_presets("v3"), name).discount == 0.997
+    assert planner_from(Config(), name).discount == 0.99
+
+
 def test_an_unknown_planner_is_told_of_the_presets():
     with pytest.raises(UserError, match="unknown planner 'dream-mpc-papers'.*and the presets .*dream-mpc-paper, "):
         planner_from(Config(), "dream-mpc-papers")

@@ -39,7 +39,10 @@ def preset_kind(name: str) -> str:
 
 
 def planner_from(config: PlannerSettings, name: str) -> Planner:
-    """The planner `name` with its group of settings in `config`, or that of a preset; UserError on an unknown name."""
+    """The planner `name` with its group of settings in `config`, or that of a preset; UserError on an unknown name.
+
+    A preset takes the discount from that group: it is the agent's, by which the values were learned.
+    """
     if name in PLANNERS:
         group = getattr(config, name.replace("-", "_"), None)
         return make_planner(name) if group is None else group
@@ -47,7 +50,9 @@ def planner_from(config: PlannerSettings, name: str) -> Planner:
     if name not in presets:
         known = f"{', '.join(PLANNERS)}; and the presets {', '.join(presets)}"
         raise UserError(f"unknown planner {name!r}: known are {known}")
-    return planner_from(load_presets(f"planner/{name}"), preset_kind(name))
+    kind = preset_kind(name)
+    discount = planner_from(config, kind).discount
+    return dataclasses.replace(planner_from(load_presets(f"planner/{name}"), kind), discount=discount)
 
 
 def training_planner(config: Config) -> Planner:
