@@ -91,3 +91,22 @@ def test_drawn_steps_have_the_prior_s_distribution():
         deter = plain.step(state[:1], actions[0, 0])[:, :12]
         expected = plain.world_model.rssm.prior(deter)[0, 0].exp()
     torch.testing.assert_close(found, expected, rtol=0, atol=0.015)
+
+
+def test_with_bf16_products_states_and_gradients_are_near():
+    """In and outside of autocast; the walk's own precision does not depend on it."""
+    found = []
+    for bf16, ambient in [(False, False), (True, False), (True, True)]:
+        model = make_pair()[0].float()
+        model.world_model.rssm.bf16 = bf16
+        state, actions, noise = (x.detach().float() for x in inputs())
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=ambient):
+            states = rollout(model, state, actions.requires_grad_(), noise)
+            closed = closed_loop(model, state, H, lambda now: model.policy(now).mode, noise=noise[:, 0]).states
+        assert states.dtype == closed.dtype == torch.float32
+        first = states[:, :, 0, :12]
+        found.append((first, closed[:, 0, :12], torch.autograd.grad(first.sum(), actions)[0]))
+    for got in found[1:]:
+        for a, b in zip(got, found[0], strict=True):
+            torch.testing.assert_close(a, b, rtol=0.1, atol=0.05)
+    assert torch.equal(found[1][0], found[2][0]) and not torch.equal(found[0][0], found[1][0])

@@ -14,7 +14,7 @@ if torch.cuda.is_available():
 if not metadata.version("triton").startswith(("3.7.", "3.8.")):  # docs/architecture.md says why other versions fail
     pytest.skip(f"not with the interpreter of Triton {metadata.version('triton')}, but 3.7.1", allow_module_level=True)
 
-from dreamer_mpc.kernels import block_cell, blocks, cell, cell_triton, fused, norm
+from dreamer_mpc.kernels import block_cell, blocks, cell, cell_triton, fused, norm, pooled_norm
 from dreamer_mpc.world_model.encoder import preprocess
 from tests.support import interpreter
 from tests.support.cell_walks import KINDS, Sizes, assert_near, walk_both
@@ -171,3 +171,21 @@ def test_the_parts_of_the_block_cell_are_their_torch_forms(part, bf16):
         assert a.dtype == b.dtype
         tolerance = 1e-2 if a.dtype == torch.bfloat16 else 1e-5
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("pool", [1, 2])
+@pytest.mark.parametrize("shape", [(3, 5, 4, 6), (1, 16, 2, 2)])
+def test_what_follows_a_convolution_is_its_torch_form_with_its_gradients(shape, pool, monkeypatch):
+    torch.manual_seed(7)
+    norm = torch.nn.RMSNorm(shape[1], eps=1e-4)
+    with torch.no_grad():
+        norm.weight.add_(0.3 * torch.randn(shape[1]))
+    x, bias = torch.randn(shape), torch.randn(shape[1]).requires_grad_()
+    x[:, :, :2, :2] = x[:, :, :1, :1]  # equal numbers in a window
+    x.requires_grad_()
+    y = pooled_norm.pooled_norm(x, bias, norm, pool)
+    g = torch.randn(y.shape)
+    expected = (y, *torch.autograd.grad(y, (x, bias, norm.weight), g))
+    y = pooled_norm.PooledNorm.apply(x.movedim(1, -1), bias, norm.weight, 1e-4, pool).movedim(-1, 1)
+    for a, b in zip((y, *torch.autograd.grad(y, (x, bias, norm.weight), g)), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

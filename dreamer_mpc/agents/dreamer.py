@@ -120,7 +120,7 @@ class Dreamer:
 
     def _make_learner(self, behavior: BehaviorConfig) -> Behavior:
         if behavior.kind == "v3":
-            return ReinforceBehavior(behavior, self.model, self._amp)
+            return ReinforceBehavior(behavior, self.model, self._amp, self.bf16)
         amp = partial(self._amp, self.kernels or self.world_model_kind != "gaussian")  # its plain form is the reference
         return DynamicsBehavior(behavior, self.model, amp, bf16=self.bf16 and self.kernels)
 

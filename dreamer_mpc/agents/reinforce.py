@@ -18,14 +18,17 @@ from dreamer_mpc.world_model import Batch
 
 
 class ReinforceBehavior:
-    """Trains actor and critic as DreamerV3 does; see `Behavior`. `amp` is autocast for networks.
+    """Trains actor and critic as DreamerV3 does; see `Behavior`.
 
+    `amp` is autocast for networks; with `bf16` imagined states are rounded for them.
     Values leave out the reward of their own state: the return of s_k begins with the reward of s_{k+1}. The slow copy
     of the value heads is a second target for them, a regulariser; returns bootstrap from the heads themselves.
     """
 
-    def __init__(self, config: BehaviorConfig, model: ReturnLatents, amp: Callable[[], torch.autocast]):
-        self.config, self.model, self.amp = config, model, amp
+    def __init__(
+        self, config: BehaviorConfig, model: ReturnLatents, amp: Callable[[], torch.autocast], bf16: bool = False
+    ):
+        self.config, self.model, self.amp, self.bf16 = config, model, amp, bf16
         self.slow = copy.deepcopy(model.critic).requires_grad_(False)
         self.returns = ReturnScale(config.return_rate).to(self.slow.bins.device)
 
@@ -95,7 +98,8 @@ class ReinforceBehavior:
             return samples[-1]
 
         states = closed_loop(self.model, start, self.config.horizon, act).states  # [M, H, S]
-        return torch.cat([start[None], states.transpose(0, 1)]), torch.stack(samples)
+        states = torch.cat([start[None], states.transpose(0, 1)])
+        return states.bfloat16() if self.bf16 else states, torch.stack(samples)  # rounded once for all heads
 
     def _replay_loss(
         self,

@@ -20,10 +20,15 @@ def _rows(device: torch.device, dtype: torch.dtype) -> Float[Tensor, "2 3 5"]:
     return torch.tensor(ROWS, device=device, dtype=dtype)
 
 
-def upsampled_convolution(x: Float[Tensor, "M I h w"], layer: nn.Conv2d) -> Float[Tensor, "M O h2 w2"]:
-    """`layer` (5x5, padding 2) of x after nearest-neighbour upsampling by 2: the same numbers up to rounding."""
+def upsampled_convolution(
+    x: Float[Tensor, "M I h w"], layer: nn.Conv2d, bias: bool = True
+) -> Float[Tensor, "M O h2 w2"]:
+    """`layer` (5x5, padding 2), or its product alone without `bias`, of x after nearest-neighbour upsampling by 2.
+
+    The same numbers up to rounding.
+    """
     rows = _rows(layer.weight.device, layer.weight.dtype)
     weight = torch.einsum("pak,qbl,oikl->pqoiab", rows, rows, layer.weight).flatten(0, 2)  # [4 O, I, 3, 3]
-    y = F.conv2d(x, weight, layer.bias.repeat(4), padding=1)  # [M, 4 O, h, w]
+    y = F.conv2d(x, weight, layer.bias.repeat(4) if bias else None, padding=1)  # [M, 4 O, h, w]
     y = y.movedim(1, -1).unflatten(-1, (2, 2, -1))  # [M, h, w, 2, 2, O]
     return y.permute(0, 1, 3, 2, 4, 5).flatten(1, 2).flatten(2, 3).movedim(-1, 1)

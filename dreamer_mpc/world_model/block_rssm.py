@@ -170,15 +170,18 @@ class BlockRSSM(nn.Module):
 
         `save` keeps what `differentiable_states` needs.
         """
-        taken = []
+        taken, kind = [], state.device.type
+        outside = torch.is_autocast_enabled(kind)
 
         def move(k: int, now: Float[Tensor, "M S"]) -> Float[Tensor, "M hidden"]:
-            taken.append(act(k, now))
+            with torch.autocast(kind, dtype=torch.bfloat16, enabled=outside):
+                taken.append(act(k, now))
             return self._moved(taken[-1])
 
         deter, stoch = state.split([self.deter, self.noise_dim], dim=-1)
         noise = gumbel(self._by_variable(noise))
-        walked = walk(deter, stoch, move, noise, *self._constants(), self.unimix, NORM_EPS, save)
+        with full_precision(state):  # the walk chooses the precision of its products itself
+            walked = walk(deter, stoch, move, noise, *self._constants(), self.unimix, NORM_EPS, save)
         return torch.stack(taken), walked
 
     def differentiable_states(

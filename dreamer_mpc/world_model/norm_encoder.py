@@ -7,8 +7,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dreamer_mpc.kernels.pooled_norm import pooled_norm
 from dreamer_mpc.kernels.upsampled import upsampled_convolution
-from dreamer_mpc.networks.norm_mlp import NORM_EPS, init_weight, norm_silu
+from dreamer_mpc.networks.norm_mlp import NORM_EPS, init_weight
 from dreamer_mpc.world_model.config import Downsampling
 
 KERNEL = 5
@@ -35,10 +36,12 @@ class NormConvolution(nn.Module):
         self.pool, self.up = pool, up
 
     def forward(self, x: Float[Tensor, "M I H W"]) -> Float[Tensor, "M O h w"]:
-        x = upsampled_convolution(x, self.convolution) if self.up else self.convolution(x)
-        if self.pool > 1:
-            x = F.max_pool2d(x, self.pool)
-        return norm_silu(self.norm, x.movedim(1, -1)).movedim(-1, 1)
+        layer = self.convolution
+        if self.up:
+            x = upsampled_convolution(x, layer, bias=False)
+        else:
+            x = F.conv2d(x, layer.weight, None, layer.stride, layer.padding)
+        return pooled_norm(x, layer.bias, self.norm, self.pool)
 
 
 class NormEncoder(nn.Module):

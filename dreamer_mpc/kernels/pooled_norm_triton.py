@@ -1,0 +1,114 @@
+"""Triton kernels of `pooled_norm.py`: what follows a convolution, in one pass over memory, computed in fp32."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+PROGRAMS = 1056  # eight per multiprocessor of an H200
+ELEMENTS = 2048  # of a block
+
+
+@triton.jit
+def _sigmoid(x):
+    return 1 / (1 + tl.exp(-x))
+
+
+@triton.jit
+def _corner(at, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, POOL: tl.constexpr):
+    """Where the first pixel of the window of each output pixel `at` begins in [M, H, W, C]."""
+    h: tl.constexpr = H // POOL
+    w: tl.constexpr = W // POOL
+    m, i, j = at // (h * w), at // w % h, at % w
+    return ((m * H + i * POOL) * W + j * POOL) * C
+
+
+@triton.jit
+def _largest(x, where, cols, real, W: tl.constexpr, C: tl.constexpr, POOL: tl.constexpr):
+    """The largest number of each window and channel, and the place of the first pixel that has it: [BR, CP] each."""
+    best = tl.load(x + where[:, None] + cols[None, :], mask=real, other=0.0).to(tl.float32)
+    place = tl.zeros_like(best).to(tl.int32)
+    for pixel in tl.static_range(1, POOL * POOL):
+        offset = (pixel // POOL * W + pixel % POOL) * C
+        value = tl.load(x + where[:, None] + offset + cols[None, :], mask=real, other=0.0).to(tl.float32)
+        place = tl.where(value > best, pixel, place)
+        best = tl.maximum(value, best)
+    return best, place
+
+
+@triton.jit
+def _forward(
+    x, bias, gain, out, rows, eps, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, CP: tl.constexpr,
+    BR: tl.constexpr, POOL: tl.constexpr,
+):  # fmt: skip
+    cols = tl.arange(0, CP)
+    b = tl.load(bias + cols, mask=cols < C, other=0.0)[None, :]
+    g = tl.load(gain + cols, mask=cols < C, other=0.0)[None, :]
+    for block in range(tl.program_id(0), tl.cdiv(rows, BR), tl.num_programs(0)):
+        at = (block * BR + tl.arange(0, BR)).to(tl.int64)
+        real = (at < rows)[:, None] & (cols < C)[None, :]
+        v, _ = _largest(x, _corner(at, H, W, C, POOL), cols, real, W, C, POOL)
+        v += b
+        n = v * tl.rsqrt(tl.sum(v * v, axis=1) / C + eps)[:, None] * g
+        tl.store(out + at[:, None] * C + cols[None, :], n * _sigmoid(n), mask=real)
+
+
+@triton.jit
+def _backward(
+    dy, x, bias, gain, dx, sums, rows, eps, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, CP: tl.constexpr,
+    BR: tl.constexpr, POOL: tl.constexpr,
+):  # fmt: skip
+    cols = tl.arange(0, CP)
+    b = tl.load(bias + cols, mask=cols < C, other=0.0)[None, :]
+    g = tl.load(gain + cols, mask=cols < C, other=0.0)[None, :]
+    of_bias, of_gain = tl.zeros([BR, CP], tl.float32), tl.zeros([BR, CP], tl.float32)
+    for block in range(tl.program_id(0), tl.cdiv(rows, BR), tl.num_programs(0)):
+        at = (block * BR + tl.arange(0, BR)).to(tl.int64)
+        real = (at < rows)[:, None] & (cols < C)[None, :]
+        where = _corner(at, H, W, C, POOL)
+        v, place = _largest(x, where, cols, real, W, C, POOL)
+        v += b
+        d = tl.load(dy + at[:, None] * C + cols[None, :], mask=real, other=0.0).to(tl.float32)
+        inverse = tl.rsqrt(tl.sum(v * v, axis=1) / C + eps)[:, None]
+        scaled = v * inverse
+        s = _sigmoid(scaled * g)
+        d = d * s * (1 + scaled * g * (1 - s))
+        of_gain += d * scaled
+        d = d * g
+        d = inverse * (d - scaled * (tl.sum(d * scaled, axis=1) / C)[:, None])
+        d = tl.where(real, d, 0.0)
+        of_bias += d
+        for pixel in tl.static_range(POOL * POOL):
+            offset = (pixel // POOL * W + pixel % POOL) * C
+            tl.store(dx + where[:, None] + offset + cols[None, :], tl.where(place == pixel, d, 0.0), mask=real)
+    sums += tl.program_id(0) * 2 * C
+    tl.store(sums + cols, tl.sum(of_bias, axis=0), mask=cols < C)
+    tl.store(sums + C + cols, tl.sum(of_gain, axis=0), mask=cols < C)
+
+
+def _blocks(x: Tensor, pool: int) -> tuple[int, tuple[int], dict[str, int]]:
+    """Output pixels, a grid, and the sizes of a block."""
+    images, height, width, channels = x.shape
+    rows, padded = images * (height // pool) * (width // pool), triton.next_power_of_2(channels)
+    block = max(1, ELEMENTS // padded)
+    sizes = {"H": height, "W": width, "C": channels, "CP": padded, "BR": block, "POOL": pool}
+    return rows, (min(PROGRAMS, triton.cdiv(rows, block)),), sizes
+
+
+def forward(x: Tensor, bias: Tensor, gain: Tensor, eps: float, pool: int) -> Tensor:
+    """See `pooled_norm.PooledNorm`; x [M, H, W, C] contiguous."""
+    rows, grid, sizes = _blocks(x, pool)
+    out = torch.empty(len(x), x.shape[1] // pool, x.shape[2] // pool, x.shape[3], dtype=x.dtype, device=x.device)
+    _forward[grid](x, bias, gain, out, rows, eps, **sizes)
+    return out
+
+
+def backward(
+    dy: Tensor, x: Tensor, bias: Tensor, gain: Tensor, eps: float, pool: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, bias and gain."""
+    rows, grid, sizes = _blocks(x, pool)
+    dx = torch.empty_like(x)
+    sums = torch.empty(grid[0], 2, x.shape[3], dtype=torch.float32, device=x.device)
+    _backward[grid](dy, x, bias, gain, dx, sums, rows, eps, **sizes)
+    return dx, *sums.sum(0)
