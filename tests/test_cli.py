@@ -25,7 +25,7 @@ from dreamer_mpc.runs.checkpoint import find_checkpoint, load_checkpoint, save_c
 from dreamer_mpc.runs.folder import default_run_dir
 from dreamer_mpc.runs.payload import FORMAT_VERSION, read_payload
 from scripts import export_weights
-from tests.support.agents import CHEAP, SIZES, TINY
+from tests.support.agents import CHEAP, FAMILIES, SIZES, TINY
 from tests.support.checkpoints import family_checkpoint, rewrite_as_version_2
 from tests.support.commands import ROOT, command, quietly, records, train
 
@@ -129,6 +129,20 @@ def test_exported_weights_of_the_second_family_are_its_networks_in_bf16(tmp_path
     done = quietly("eval", *args, "--video", "--out", tmp_path / "out")
     assert done.code == 0, done.err
     assert (tmp_path / "out" / "dream-mpc-decision.png").exists()
+
+
+def test_both_families_are_compared_and_plotted(tmp_path):
+    """They have other networks and the same task."""
+    for family in FAMILIES:
+        checkpoint = family_checkpoint(family)
+        config = checkpoint.config | {"run_dir": str(tmp_path / family)}
+        save_checkpoint(tmp_path / family / "checkpoint-00000016.safetensors", replace(checkpoint, config=config))
+    few = ["--episodes", 1, "--num-envs", 1, "--cem.candidates", 8, "--cem.elites", 2, "--cem.horizon", 2]
+    folders = [tmp_path / family for family in FAMILIES]
+    done = quietly("compare", "--checkpoint", *folders, "--planners", "policy,cem", *few, "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert "1 episode on 2 checkpoints" in done.out
+    assert quietly("plot", tmp_path / "out").code == 0
 
 
 PRETRAINED = {

@@ -67,7 +67,7 @@ def test_every_weight_of_every_combination_learns(world, behavior, optimizer):
 
 
 @pytest.mark.parametrize("behavior", ["dreamer", "v3"])
-@pytest.mark.parametrize("world", ["gaussian", "gaussian that ends", "categorical", "barlow"])
+@pytest.mark.parametrize("world", ["gaussian", "categorical"])
 def test_every_combination_acts_with_every_planner(world, behavior):
     agent = make_agent(behavior={"kind": behavior, "exploration": "policy"}, world=WORLDS[world])
     learn(agent, updates=1)
