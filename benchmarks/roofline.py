@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -69,7 +70,8 @@ def update_bytes(config: Config, bf16: bool) -> int:
     frames = config.replay.sequence_length * config.replay.batch_size
     rows = frames * behavior.horizon  # imagined states
     reward = world.reward_layers * world.reward_hidden
-    frame = image_numbers(world) + step_numbers(world) + world.hidden + 2 * world.stoch + reward
+    stoch = world.stoch * (world.classes if world.kind == "categorical" else 1)
+    frame = image_numbers(world) + step_numbers(world) + world.hidden + 2 * stoch + reward
     row = step_numbers(world) + behavior.actor_layers * behavior.actor_hidden + reward
     row += behavior.value_heads * behavior.value_layers * behavior.value_hidden
     kept = frames * frame + rows * row
@@ -79,6 +81,8 @@ def update_bytes(config: Config, bf16: bool) -> int:
 
 def image_numbers(world: WorldModelConfig) -> int:
     """Numbers stored per frame by encoder and decoder: the input image, every layer's output, the error at the end."""
+    if world.kind == "categorical":
+        return _normed_image_numbers(world)
     side, numbers = 64, IMAGE
     for channels in world.encoder_channels:
         side = (side - 4) // 2 + 1
@@ -90,9 +94,38 @@ def image_numbers(world: WorldModelConfig) -> int:
     return numbers
 
 
+def _normed_image_numbers(world: WorldModelConfig) -> int:
+    """The same for DreamerV3's: a convolution's output, at full size before max-pooling, and its norm's."""
+    side, numbers = 64, IMAGE
+    for channels in world.encoder_channels:
+        half = side // 2
+        numbers += ((side if world.downsampling == "max-pool" else half) ** 2 + half**2) * channels
+        side = half
+    numbers += 2 * world.decoder_dense
+    for channels in (*world.decoder_channels, 3):
+        side *= 2
+        numbers += 2 * side**2 * channels
+    return numbers
+
+
 def step_numbers(world: WorldModelConfig) -> int:
-    """Numbers stored per step of the recurrent cell: deter and four gates, stoch and two statistics, two layers."""
+    """Numbers stored per step of the recurrent cell.
+
+    The paper's: deter and four gates, stoch and two statistics, two layers. DreamerV3's: deter, its hidden layer before
+    and after its norm, three gates; the layers of deter, stoch and action likewise, the prior's two, logits and sample.
+    """
+    if world.kind == "categorical":
+        return 6 * world.deter + 9 * world.hidden + 2 * world.stoch * world.classes
     return 5 * world.deter + 3 * world.stoch + 2 * world.hidden
+
+
+def step_modules(model: nn.Module) -> list[nn.Module]:
+    """The parts of a model that one step without an image reads, the reward head included."""
+    world, rssm = model.world_model, model.world_model.rssm
+    if world.kind == "categorical":
+        inputs = [rssm.deter_input, rssm.stoch_input, rssm.action_input]
+        return [*inputs, rssm.hidden, rssm.hidden_norm, rssm.gates, rssm.prior_logits, world.reward_head]
+    return [rssm.input, rssm.cell, rssm.prior_hidden, rssm.prior_out, world.reward_head]
 
 
 def plan_flops(config: Config, planner: Planner) -> int:
@@ -122,8 +155,7 @@ def plan_bytes(config: Config, planner: Planner, batch: int, bf16: bool) -> int:
     parts = [getattr(model, used[name]) for name in planner.requires]
     steps = getattr(planner, "model_evaluations", 0)
     if steps:
-        rssm = model.world_model.rssm
-        parts += [rssm.input, rssm.cell, rssm.prior_hidden, rssm.prior_out, model.world_model.reward_head]
+        parts += step_modules(model)
     weights = sum(p.numel() for part in parts for p in part.parameters())
     kept = batch * steps * step_numbers(world) if isinstance(planner, Ascent) else 0
     return 4 * weights + 2 * kept * (2 if bf16 else 4)

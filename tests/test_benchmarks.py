@@ -30,7 +30,7 @@ from benchmarks import (
 )
 from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.agents.protocol import Act, Carry
-from dreamer_mpc.config import Config
+from dreamer_mpc.config import Config, load_presets
 from dreamer_mpc.planners import CEM, DreamMPC, GradMPC, Policy
 from dreamer_mpc.world_model import WorldModelConfig
 from envs import make_vector_env
@@ -201,6 +201,18 @@ def test_bytes_grow_with_what_must_be_kept():
     assert half < full < roofline.update_bytes(longer, False)
     weights = roofline.plan_bytes(config, CEM(), 1, False)
     assert weights == roofline.plan_bytes(config, CEM(), 8, False) < roofline.plan_bytes(config, GradMPC(), 8, False)
+
+
+@pytest.mark.parametrize("preset", ["quick", "quick,v3-small"])
+def test_a_plan_reads_the_weights_of_a_step_and_no_others(preset):
+    model = roofline.reference(load_presets(preset)).model
+    state = torch.rand(2, model.world_model.state_dim)
+    after = model.step(state, torch.rand(2, model.action_dim))
+    weights = dict(model.named_parameters())
+    value = after.square().sum() + model.reward(after).sum()
+    grads = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
+    read = {id(weights[name]) for name, g in zip(weights, grads, strict=True) if g is not None}
+    assert read == {id(p) for module in roofline.step_modules(model) for p in module.parameters()}
 
 
 def test_floor_is_the_larger_time():
