@@ -390,3 +390,8 @@ def test_it_learns_a_fixed_batch(representation, falls):
     for name, share in {"total": 0.6, "reward_loss": 0.3, **falls}.items():
         first, last = (sum(row[name].item() for row in rows) / 4 for rows in (history[:4], history[-4:]))
         assert last < share * first, (name, first, last)
+
+
+def test_a_representation_that_the_gaussian_world_model_lacks_is_refused():
+    with pytest.raises(ValueError, match="^representation barlow needs kind categorical, got gaussian$"):
+        WorldModelConfig(representation="barlow")

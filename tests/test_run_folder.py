@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from dreamer_mpc.runs.folder import PROGRAM, WRITTEN, RunFolder, source_commit
+from dreamer_mpc.config import load_presets
+from dreamer_mpc.runs.folder import PROGRAM, WRITTEN, RunFolder, default_run_dir, source_commit
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import atomic_path
 
@@ -175,3 +176,9 @@ def test_a_checkpoint_belongs_to_the_run_around_it(tmp_path):
     copied = RunFolder.of_checkpoint(tmp_path / "a.safetensors")
     assert (copied.evaluation, copied.comparison) == (tmp_path / "eval", tmp_path / "compare")
     assert {copied.evaluation.name, copied.comparison.name, copied.skipped_updates.name} <= set(WRITTEN)
+
+
+def test_a_run_of_v3_has_a_default_folder_of_its_own():
+    assert default_run_dir(load_presets("v3")) == "runs/cheetah-run-dream-mpc-v3-seed0"
+    assert default_run_dir(load_presets("default")) == "runs/cheetah-run-dream-mpc-seed0"
+    assert default_run_dir(load_presets("v3,planet")) == "runs/cheetah-run-cem-v3-seed0"

@@ -116,7 +116,7 @@ class Config(PlannerSettings):
     precision: Literal["bf16", "fp32"] = "bf16"
     """On a GPU, convolutions, cell and hidden layers multiply bf16, or TF32; states, losses and weights are fp32."""
     run_dir: str | None = None
-    """Where the run is written; None is runs/<env>-<planner>[-trained-by-<train planner>]-seed<seed>."""
+    """Where the run is written; None is runs/<env>-<planner>[-trained-by-<train planner>][-v3]-seed<seed>."""
     resume: str | None = None
     """Run folder to continue from its last checkpoint; its settings are kept unless given again."""
     overwrite: bool = False

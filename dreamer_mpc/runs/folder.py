@@ -173,10 +173,16 @@ class RunFolder:
                 entry.unlink(missing_ok=True)
 
 
+# Suffixes of default run folders, by the kinds of world model and behavior.
+FAMILIES = {("gaussian", "dreamer"): "", ("categorical", "v3"): "-v3"}
+
+
 def default_run_dir(config: Config) -> str:
-    """runs/<env>-<planner>-seed<seed>; it also names the training planner if that is another one."""
+    """runs/<env>-<planner>-seed<seed>; it also names the training planner and the agent's kinds if they are others."""
     other = f"-trained-by-{config.trained_by}" if config.trained_by != config.planner else ""
-    return f"runs/{run_name(config.env, config.planner + other, config.seed)}"
+    kinds = (config.world_model.kind, config.behavior.kind)
+    family = FAMILIES.get(kinds, f"-{'-'.join(kinds)}")
+    return f"runs/{run_name(config.env, config.planner + other + family, config.seed)}"
 
 
 def run_name(env: str, planner: str, seed: int | str) -> str:

@@ -88,6 +88,8 @@ class WorldModelConfig:
         check_ranges(self, **dict.fromkeys(scales, (0, None)))
         if self.kind == "categorical":
             self._check_blocks()
+        elif self.representation != "decoder":
+            raise ValueError(f"representation {self.representation} needs kind categorical, got {self.kind}")
 
     def _check_blocks(self):
         """ValueError unless the block-linear layers' sizes are multiples of `blocks`."""
