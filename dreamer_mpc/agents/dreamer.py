@@ -67,12 +67,13 @@ class SkippedUpdateCounter:
 
 
 class Dreamer:
-    """The agent (Dreamer, Hafner et al. 2020; the paper's Table 18). Everything on one device.
+    """The agent: the paper's (Dreamer, Hafner et al. 2020; its Table 18) or DreamerV3, by the kinds of its settings.
 
-    Without `behavior` it is PlaNet (Hafner et al. 2019): it has neither actor nor critic and learns the world model
-    alone. With `capture`, acting and updating are replayed as CUDA graphs of the same functions that run eagerly
-    otherwise. With `kernels`, the recurrent cell runs over whole sequences in `kernels/cell.py`, and the convolutions
-    run in the layouts of `kernels/blocks.py`; without, both are plain modules under autograd.
+    Everything is on one device. Without `behavior` it is PlaNet (Hafner et al. 2019): it has neither actor nor critic
+    and learns the world model alone. With `capture`, acting and updating are replayed as CUDA graphs of the same
+    functions that run eagerly otherwise. With `kernels`, the recurrent model runs over whole sequences in
+    `kernels/cell.py` or `kernels/block_scan.py`, and the paper's convolutions in the layouts of `kernels/blocks.py`;
+    without, they are plain modules under autograd.
     """
 
     def __init__(
