@@ -3,6 +3,7 @@
 They fail if that code is broken in one place; see `test_broken_code_misses_the_optimum`.
 """
 
+import contextlib
 import sys
 import types
 from pathlib import Path
@@ -13,9 +14,11 @@ from torch import nn
 
 from dreamer_mpc.agents.behavior import BehaviorConfig
 from dreamer_mpc.agents.dreamer import Dreamer
+from dreamer_mpc.agents.dynamics import DynamicsBehavior
 from dreamer_mpc.agents.optimizers import OptimizerConfig
 from dreamer_mpc.world_model import WorldModelConfig
 from scripts.mutations import MUTATIONS
+from tests.support.agents import make_batch
 
 KEPT_X, KEPT_Y, COST, NOISE, DISCOUNT = 0.5, 0.75, 2.5, 0.2, 0.8
 SMALLEST = WorldModelConfig(
@@ -77,19 +80,20 @@ def grid(x, y, points=(12, 10)):
 
 
 def learned_by(kind, seed=0):
-    """The model after training with `kind`, Dreamer or a broken version."""
+    """The model after training with `kind`, DynamicsBehavior or a broken version."""
     torch.manual_seed(seed)
-    agent = kind(1, SMALLEST, BEHAVIOR, OPTIMIZER)
+    agent = Dreamer(1, SMALLEST, BEHAVIOR, OPTIMIZER)
     agent.model = model = Stream(agent.model.actor, agent.model.critic)
-    start, index, none = grid((0, 1), (1, 3)), torch.arange(120), torch.zeros(120, dtype=torch.bool)
+    agent.learner = kind(BEHAVIOR, model, contextlib.nullcontext)
+    start, batch = grid((0, 1), (1, 3)).view(12, 10, 2), make_batch(length=12, batch_size=10, action_dim=1)
     # Learning rates decay to zero, so that the result does not contain the noise of the last steps.
     schedules = [
         torch.optim.lr_scheduler.LinearLR(agent.optimizers[part], 1.0, 0.01, total_iters=UPDATES)
         for part in ("actor", "critic")
     ]
     for _ in range(UPDATES):
-        gradients, metrics = agent._behavior_gradients(start, index, none)
-        agent._descend(gradients, torch.stack([metrics["actor_loss"], metrics["critic_loss"]]), index[:, None])
+        gradients, metrics, _ = agent.learner.learn(start, batch)
+        agent._descend(gradients, torch.stack([metrics["actor_loss"], metrics["critic_loss"]]), batch.index)
         for schedule in schedules:
             schedule.step()
     return model
@@ -122,7 +126,7 @@ def misses(model):
 
 
 def test_actor_and_critic_reach_the_optimum():
-    assert misses(learned_by(Dreamer)) < 1
+    assert misses(learned_by(DynamicsBehavior)) < 1
 
 
 def test_a_new_actor_and_critic_are_far_from_it():
@@ -135,16 +139,16 @@ def test_a_new_actor_and_critic_are_far_from_it():
 # frames, nor an actor that is not clipped, because Adam rescales its steps: `test_reference_update.py` tests those.
 @pytest.mark.parametrize("name", ["value gradient cut", "minimum over heads in place of their mean"])
 def test_broken_code_misses_the_optimum(name):
-    assert not misses(learned_by(broken_agent(name))) < SHORT_OF_THE_OPTIMUM
+    assert not misses(learned_by(broken_behavior(name))) < SHORT_OF_THE_OPTIMUM
 
 
-def broken_agent(name):
-    """`Dreamer` from agent.py with one line of the table of mutations changed."""
+def broken_behavior(name):
+    """`DynamicsBehavior` with one line of the table of mutations changed."""
     row = next(row for row in MUTATIONS if row.name == name)
-    assert row.file == "dreamer_mpc/agents/dreamer.py"
+    assert row.file == "dreamer_mpc/agents/dynamics.py"
     source = Path(__file__).resolve().parent.parent.joinpath(row.file).read_text()
     assert source.count(row.old) == 1, "the table is out of date"
     module = types.ModuleType(f"broken_{name.replace(' ', '_')}")
     sys.modules[module.__name__] = module  # dataclasses look up their module
     exec(compile(source.replace(row.old, row.new), row.file, "exec"), module.__dict__)
-    return module.Dreamer
+    return module.DynamicsBehavior

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dreamer_mpc.agents.dreamer import Dreamer
+from dreamer_mpc.agents.protocol import Update
 from dreamer_mpc.config import Config, config_from_dict, load_presets, parse, planner_from, to_dict
 from dreamer_mpc.config.make import replay_capacity
 from dreamer_mpc.evaluation.episodes import EpisodeRecording, Evaluation
@@ -107,7 +108,7 @@ def test_several_environments_step_while_updates_run_in_the_exact_ratio(
 def fake_update(events):
     def update(_):
         events.append("update")
-        return {"loss": torch.zeros(()), "skipped": torch.zeros(())}
+        return Update({"loss": torch.zeros(()), "skipped": torch.zeros(())}, torch.zeros(1, 1, 1))
 
     return update
 
