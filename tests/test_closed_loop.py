@@ -83,8 +83,8 @@ def learned_by(kind, seed=0):
     """The model after training with `kind`, DynamicsBehavior or a broken version."""
     torch.manual_seed(seed)
     agent = Dreamer(1, SMALLEST, BEHAVIOR, OPTIMIZER)
-    agent.model = model = Stream(agent.model.actor, agent.model.critic)
-    agent.learner = kind(BEHAVIOR, model, contextlib.nullcontext)
+    agent.learner = kind(BEHAVIOR, agent.model, contextlib.nullcontext)
+    agent.model = agent.learner.model = model = Stream(agent.model.actor, agent.model.critic)
     start, batch = grid((0, 1), (1, 3)).view(12, 10, 2), make_batch(length=12, batch_size=10, action_dim=1)
     # Learning rates decay to zero, so that the result does not contain the noise of the last steps.
     schedules = [
