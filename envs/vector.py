@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 
 from envs.errors import EnvError
-from envs.gl import choose_gl_backend
+from envs.gl import choose_gl_backend, offer_gl_backend
 from envs.make import make_env
 from envs.rows import LocalVectorEnv, RowVectorEnv
 from envs.workers import WorkerVectorEnv
@@ -28,8 +28,7 @@ def make_vector_env(
         raise EnvError(f"num_envs must be 1 or more, got {num_envs}")
     factory = functools.partial(make_env, name, **settings)
     if workers if workers is not None else num_envs > 1:
-        if ":" not in name:
-            choose_gl_backend()  # once in this process; workers inherit it
+        offer_gl_backend() if ":" in name else choose_gl_backend()  # once in this process; workers inherit it
         return WorkerVectorEnv(name, factory, num_envs)
     return LocalVectorEnv(name, factory, num_envs)
 
