@@ -32,6 +32,7 @@ from scripts import export_weights
 from tests.support.agents import CHEAP, FAMILIES, SIZES, TINY
 from tests.support.checkpoints import family_checkpoint, rewrite_as_version_2
 from tests.support.commands import ROOT, command, quietly, records, train
+from tests.support.counting_env import CountingEnv
 
 # Episodes of 50 agent steps, two updates per round, networks of a few thousand weights: the whole loop in seconds.
 SHORT = [
@@ -455,6 +456,23 @@ def test_eval_of_a_planet_run(planet, tmp_path, capsys):
     assert run.main(args) == 0, "by itself it takes cem"
     [row] = json.loads((tmp_path / "eval.json").read_text())["results"]
     assert row["model_evaluations"] == 20 * 2 * 4, "the settings that it was trained with"
+
+
+def short():
+    """Episodes of 7 frames that terminate."""
+    return CountingEnv(length=6, terminates=True)
+
+
+@pytest.mark.parametrize("repeat, remedies", [(1, "to 7 or less"), (2, "to 4 or less, or --action-repeat to 1")])
+def test_short_episodes_are_found_before_a_folder_is_made_and_the_remedies_work(repeat, remedies, tmp_path):
+    args = [*TINY, "--env", "tests.test_cli:short", "--planner", "policy", "--run-dir", tmp_path / "run"]
+    args += ["--max-env-steps", "100", "--action-repeat", repeat, "--replay.sequence-length"]
+    length = 8 if repeat == 1 else 5
+    refused = quietly(*args, length)
+    assert refused.code == 2 and refused.err.count("\n") == 1 and not (tmp_path / "run").exists()
+    assert refused.err.endswith(f"lower --replay.sequence-length {remedies}\n"), refused.err
+    remedy = [7] if repeat == 1 else [length, "--action-repeat", 1]
+    assert quietly(*args, *remedy).code == 0
 
 
 def test_a_count_may_be_written_in_scientific_notation(tmp_path):
