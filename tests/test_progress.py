@@ -139,9 +139,10 @@ def test_the_results_table_fits_80_columns():
     few = ("cem", 52.0, 4.0, None, None, 0.3, 120_000, None, 3, 2)
     rows = [dict(zip(keys.split(), values, strict=True)) for values in (short, long, few)]
     console = plain()
-    console.print(results_table(rows))
+    console.print(results_table(rows, "walker-run: runs[1], 1,000 env steps"))
     text = console.file.getvalue()
     assert "…" not in text
+    assert "walker-run: runs[1], 1,000 env steps" in text
     for words in ("612.3 ± 12.1", "[601.0, 622.0]", "130.25", "120,000", "95 %", "from 5 episodes on"):
         assert words in text
     assert "for 2 environments at once" in " ".join(text.split())

@@ -213,9 +213,11 @@ class Progress(_Lines):
         return row
 
 
-def results_table(rows: list[Row]) -> Table:
-    """The table that `eval` prints, one row for each planner; None is a dash."""
+def results_table(rows: list[Row], subject: str) -> Table:
+    """The table that `eval` prints, one row for each planner, titled by what was played; None is a dash."""
+    # Text: rich would parse [...] in a folder's name as markup.
     table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.title, table.title_justify = Text(subject), "left"
     table.add_column("planner", no_wrap=True)
     for name in ("return\nmean ± std", "95 %\ninterval", "ms per\naction", "model\nevals", "failed of\nepisodes"):
         table.add_column(name, justify="right", no_wrap=True)

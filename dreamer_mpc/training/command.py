@@ -41,7 +41,7 @@ def _train(stop: Stop, args: Sequence[str], started: float) -> None:
     with contextlib.closing(Trainer(config, folder, saved and saved.checkpoint, started, stop)) as trainer:
         trainer.run()
         rows = _final_rows(trainer, lambda _: stop.check(f"stopped; the run in {folder.path} is complete"))
-    Console().print(results_table(rows))
+    Console().print(results_table(rows, f"{config.env}, {trainer.counters.env_steps:,} env steps"))
     print(f"run folder: {folder.path}")
     print(f"compare:    python run.py compare --checkpoint {folder.path}")
 
