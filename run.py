@@ -11,6 +11,7 @@ USAGE = """usage: python run.py [train] --env cheetah-run --planner dream-mpc   
        python run.py sweep --envs cheetah-run,walker-run --seeds 0,1     many runs at once, each in its own process
        python run.py plot runs/sweep --runs runs/sweep                   draw learning curves beside the paper's
        python run.py doctor                                              can this machine run it?
+       python run.py --version                                           the program, its commit, torch and Python
 
 `eval --help`, `compare --help`, `sweep --help` and `plot --help` list the settings of those; those of train follow.
 """
@@ -47,10 +48,17 @@ def main(args: Sequence[str]) -> int:
     if args and args[0] in ("-h", "--help"):
         print(USAGE)
         args = ["train", "--help"]
+    if args and args[0] == "--version":
+        from dreamer_mpc.util.versions import program_version
+
+        print(program_version())
+        return 0
     word, rest = (args[0], args[1:]) if args and not args[0].startswith("-") else ("train", args)
     from dreamer_mpc.util.errors import UserError
+    from dreamer_mpc.util.threads import wait_passively
     from envs import EnvError
 
+    wait_passively()  # before any command loads torch
     try:
         if word not in COMMANDS:
             raise UserError(f"unknown command {word!r}: known are {', '.join(COMMANDS)}")

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from envs.errors import EnvError
@@ -17,6 +18,8 @@ PROBE_SECONDS = 60
 # Child processes inherit both variables: the probed backend, and the CUDA index of each EGL device ("1,0,,").
 PROBED = "DREAMER_MPC_GL_PROBED"
 CUDA_INDICES = "DREAMER_MPC_EGL_CUDA_INDICES"
+NONE = "none"  # PROBED where nothing renders
+VARIABLES = ("MUJOCO_GL", "PYOPENGL_PLATFORM", "MUJOCO_EGL_DEVICE_ID")  # a user's choice that may not render
 
 
 def choose_gl_backend() -> str:
@@ -38,7 +41,21 @@ def choose_gl_backend() -> str:
             os.environ["MUJOCO_GL"] = os.environ[PROBED] = backend
             return backend
         failures[backend] = failure
-    raise EnvError(_explain(failures, asked))
+    raise EnvError(_explain(failures))
+
+
+def offer_gl_backend() -> None:
+    """Set MUJOCO_GL for an environment that is not dm_control's, where the user has not chosen and something renders.
+
+    gymnasium's MuJoCo environments try a window first, which fails without a display. An environment may also need no
+    OpenGL, so that having none is no error here.
+    """
+    if os.environ.get("MUJOCO_GL") or os.environ.get(PROBED) == NONE:
+        return
+    try:
+        choose_gl_backend()
+    except EnvError:
+        os.environ[PROBED] = NONE  # the workers need not try again
 
 
 def match_egl_device(cuda_index: int) -> None:
@@ -47,7 +64,7 @@ def match_egl_device(cuda_index: int) -> None:
     Call it before the first environment. It keeps a value that the user set, and does nothing where the index
     is unknown: another backend, no NVIDIA EGL, CUDA_VISIBLE_DEVICES in UUIDs.
     """
-    if "MUJOCO_EGL_DEVICE_ID" in os.environ:
+    if "MUJOCO_EGL_DEVICE_ID" in os.environ or os.environ.get(PROBED) == NONE:
         return
     try:
         if choose_gl_backend() != "egl":
@@ -70,13 +87,14 @@ def _physical_index(cuda_index: int) -> int | None:
     return int(devices[cuda_index])
 
 
-def _probe(backend: str) -> str | None:
-    """None if `backend` renders a frame, else why not, in one line."""
+def _probe(backend: str, without: Sequence[str] = ()) -> str | None:
+    """None if `backend` renders a frame, with the variables `without` unset, else why not, in one line."""
     if backend not in BACKENDS:
         return f"not one of {', '.join(BACKENDS)}"
     # -P keeps this folder, with its module names (gl, make, ...), off the script's import path.
     command = [sys.executable, "-P", str(PROBE)]
-    environment = {**os.environ, "MUJOCO_GL": backend}
+    kept = {name: value for name, value in os.environ.items() if name not in without}
+    environment = {**kept, "MUJOCO_GL": backend}
     environment.pop("CUDA_VISIBLE_DEVICES", None)  # EGL would number the visible GPUs; children may see others
     try:
         done = subprocess.run(
@@ -93,12 +111,17 @@ def _probe(backend: str) -> str | None:
     return None
 
 
-def _explain(failures: dict[str, str], asked: str | None) -> str:
+def _explain(failures: dict[str, str]) -> str:
     reasons = "; ".join(f"{backend}: {reason}" for backend, reason in failures.items())
     if any("No module named" in reason or "flex_vertedge" in reason for reason in failures.values()):
         return f"dm_control does not import ({reasons}): pip install {PIP_PACKAGES}"
     packages = " or ".join(DEBIAN_PACKAGES[backend] for backend in CANDIDATES if backend in DEBIAN_PACKAGES)
     install = f"apt-get install {packages}" if packages else "see https://mujoco.readthedocs.io"
-    if asked:
-        return f"MUJOCO_GL={asked} does not render here ({reasons}): unset it, or {install}"
+    chosen = [name for name in VARIABLES if os.environ.get(name)]
+    words = " and ".join(f"{name}={os.environ[name]}" for name in chosen)
+    if chosen and any(_probe(backend, chosen) is None for backend in CANDIDATES):
+        does, it = ("does", "it") if len(chosen) == 1 else ("do", "them")
+        return f"{words} {does} not render here ({reasons}): unset {it}"
+    if chosen:
+        return f"nothing renders here, with {words} ({reasons}) or without: {install}"
     return f"no OpenGL to render with ({reasons}): {install}"

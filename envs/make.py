@@ -5,6 +5,7 @@ import gymnasium
 from envs.custom import make_custom_env
 from envs.dmc import RENDER_QUALITIES, DMCEnv
 from envs.errors import EnvError
+from envs.gl import offer_gl_backend
 
 
 def make_env(
@@ -36,5 +37,6 @@ def make_env(
         raise EnvError(f"render_quality must be one of {', '.join(RENDER_QUALITIES)}, got {render_quality!r}")
     shared = {"action_repeat": action_repeat, "image_size": image_size, "max_env_steps": max_env_steps}
     if ":" in name:
+        offer_gl_backend()
         return make_custom_env(name, **shared)
     return DMCEnv(name, render_quality=render_quality, camera=camera, **shared)

@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 
 from envs.errors import EnvError
-from envs.gl import choose_gl_backend
+from envs.gl import choose_gl_backend, offer_gl_backend
 from envs.make import make_env
 from envs.rows import LocalVectorEnv, RowVectorEnv
 from envs.workers import WorkerVectorEnv
@@ -28,27 +28,41 @@ def make_vector_env(
         raise EnvError(f"num_envs must be 1 or more, got {num_envs}")
     factory = functools.partial(make_env, name, **settings)
     if workers if workers is not None else num_envs > 1:
-        if ":" not in name:
-            choose_gl_backend()  # once in this process; workers inherit it
+        offer_gl_backend() if ":" in name else choose_gl_backend()  # once in this process; workers inherit it
         return WorkerVectorEnv(name, factory, num_envs)
     return LocalVectorEnv(name, factory, num_envs)
 
 
-def try_env(name: str, num_envs: int, **settings: Any) -> None:
-    """Make one of `num_envs` such environments, reset and step it once in a process of the same kind, and close it.
+def try_env(name: str, num_envs: int, frames: int = 2, episodes: int = 1, **settings: Any) -> int | None:
+    """Make one of `num_envs` such environments in a process of the same kind, play in it at random, and close it.
 
-    An error in it is then an `EnvError` before anything else is done, such as making a folder. An environment of
-    dm_control is only made, not stepped, because its code is known to work.
+    An error in it is then an `EnvError` before anything else is done, such as making a folder. It plays until an
+    episode has `frames` frames, at most `episodes` episodes, and returns the frames of the longest. An environment of
+    dm_control is only made, not stepped, because its code is known to work and its episodes are long: then None.
     """
     if ":" not in name:
         make_env(name, **settings).close()
-        return
+        return None
     envs = make_vector_env(name, 1, workers=num_envs > 1, **settings)
     try:
-        envs.reset(seed=0)
-        envs.step(np.zeros((1, *envs.single_action_space.shape), dtype=np.float32))
+        return _longest(envs, frames, episodes)
     finally:
         envs.close()
+
+
+def _longest(envs: RowVectorEnv, frames: int, episodes: int) -> int:
+    """The frames of the longest of `episodes` episodes with random actions; at most `frames`, which end the search."""
+    rng, longest, episode = np.random.default_rng(0), 0, 0
+    while episode < episodes and longest < frames:
+        envs.reset(seed=episode)
+        length, over = 1, False
+        while not over and length < frames:
+            action = rng.uniform(-1, 1, (1, *envs.single_action_space.shape)).astype(np.float32)
+            _, _, terminated, truncated, info = envs.step(action)
+            length, over = length + 1, bool(terminated[0] or truncated[0])
+        if not info.get("lost", [False])[0]:  # otherwise it is played again, in another process
+            longest, episode = max(longest, length), episode + 1
+    return longest
 
 
 def reset_rows(

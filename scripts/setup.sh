@@ -4,14 +4,32 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-python=${PYTHON:-}
-for candidate in python3 python3.12 python3.11; do
-  [ -n "$python" ] && break
-  if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null; then python=$candidate; fi
-done
-[ -n "$python" ] || { echo "error: Python 3.11 or 3.12 is needed: install one, or name it with PYTHON=..." >&2; exit 2; }
+fail() { echo "error: $*" >&2; exit 2; }
+version() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
+fits() { case $(version "$1") in 3.11 | 3.12) true ;; *) false ;; esac; }
+unfit() { local found; found=$(version "$1") && echo "$1 is Python $found" || echo "$1 does not run"; }
 
-[ -x .venv/bin/python ] || "$python" -m venv .venv
+python=${PYTHON:-}
+if [ -n "$python" ]; then
+  fits "$python" || fail "$(unfit "$python"): name Python 3.11 or 3.12 with PYTHON=..."
+else
+  for candidate in python3 python3.12 python3.11; do
+    if fits "$candidate"; then python=$candidate; break; fi
+  done
+  [ -n "$python" ] || fail "$(unfit python3), and there is no python3.12 or python3.11: install one, or name it with PYTHON=..."
+fi
+
+if [ -x .venv/bin/python ]; then
+  fits .venv/bin/python || fail "$(unfit .venv/bin/python), 3.11 or 3.12 is needed: remove .venv and run this again"
+  if [ -n "${PYTHON:-}" ] && [ "$(version .venv/bin/python)" != "$(version "$python")" ]; then
+    fail "$(unfit .venv/bin/python), but PYTHON=$python is $(version "$python"): remove .venv and run this again"
+  fi
+  echo "using .venv (Python $(version .venv/bin/python))"
+else
+  echo "making .venv with $python (Python $(version "$python"))"
+  "$python" -m venv .venv || fail "$python cannot make .venv: on Debian and Ubuntu, apt-get install python$(version "$python")-venv"
+fi
+echo "installing the tested versions of constraints.txt into .venv (minutes at first, mostly torch)"
 .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 
 has_gl() { .venv/bin/python -c 'from envs import choose_gl_backend; choose_gl_backend()' 2>/dev/null; }
@@ -19,7 +37,12 @@ if ! has_gl && command -v apt-get >/dev/null; then
   sudo=; [ "$(id -u)" = 0 ] || sudo=$(command -v sudo || true)
   if [ "$(id -u)" = 0 ] || [ -n "$sudo" ]; then
     echo "no OpenGL found: installing libegl1 and libgl1"
-    $sudo apt-get update -qq && $sudo apt-get install -y -qq libegl1 libgl1 >/dev/null
+    $sudo apt-get update -qq && $sudo apt-get install -y -qq libegl1 libgl1 >/dev/null ||
+      echo "warning: apt-get could not install them" >&2
   fi
 fi
-has_gl || echo "warning: no OpenGL yet; .venv/bin/python run.py doctor says what to install" >&2
+if has_gl; then
+  echo "ready: .venv/bin/python run.py doctor says what this machine has"
+else
+  echo "warning: no OpenGL yet; .venv/bin/python run.py doctor says what to install" >&2
+fi

@@ -1,7 +1,10 @@
 """The commands as a user runs them: their output files, and one clear line for wrong input."""
 
 import json
+import os
+import re
 import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -24,10 +27,12 @@ from dreamer_mpc.planners import PLANNERS
 from dreamer_mpc.runs.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from dreamer_mpc.runs.folder import default_run_dir
 from dreamer_mpc.runs.payload import FORMAT_VERSION, read_payload
+from dreamer_mpc.util.errors import UserError
 from scripts import export_weights
 from tests.support.agents import CHEAP, FAMILIES, SIZES, TINY
 from tests.support.checkpoints import family_checkpoint, rewrite_as_version_2
 from tests.support.commands import ROOT, command, quietly, records, train
+from tests.support.counting_env import CountingEnv
 
 # Episodes of 50 agent steps, two updates per round, networks of a few thousand weights: the whole loop in seconds.
 SHORT = [
@@ -451,3 +456,54 @@ def test_eval_of_a_planet_run(planet, tmp_path, capsys):
     assert run.main(args) == 0, "by itself it takes cem"
     [row] = json.loads((tmp_path / "eval.json").read_text())["results"]
     assert row["model_evaluations"] == 20 * 2 * 4, "the settings that it was trained with"
+
+
+def short():
+    """Episodes of 7 frames that terminate."""
+    return CountingEnv(length=6, terminates=True)
+
+
+@pytest.mark.parametrize("repeat, remedies", [(1, "to 7 or less"), (2, "to 4 or less, or --action-repeat to 1")])
+def test_short_episodes_are_found_before_a_folder_is_made_and_the_remedies_work(repeat, remedies, tmp_path):
+    args = [*TINY, "--env", "tests.test_cli:short", "--planner", "policy", "--run-dir", tmp_path / "run"]
+    args += ["--max-env-steps", "100", "--action-repeat", repeat, "--replay.sequence-length"]
+    length = 8 if repeat == 1 else 5
+    refused = quietly(*args, length)
+    assert refused.code == 2 and refused.err.count("\n") == 1 and not (tmp_path / "run").exists()
+    assert refused.err.endswith(f"lower --replay.sequence-length {remedies}\n"), refused.err
+    remedy = [7] if repeat == 1 else [length, "--action-repeat", 1]
+    assert quietly(*args, *remedy).code == 0
+
+
+def test_a_count_may_be_written_in_scientific_notation(tmp_path):
+    words = ["--env-steps", "1e6", "--eval.every", "2.5e4", "--max-env-steps", "1e3"]
+    config = parse(Config, [*words, "--world-model.encoder-channels", "4", "8", "16", "3.2e1"], Config())
+    assert (config.env_steps, config.eval.every, config.max_env_steps) == (1_000_000, 25_000, 1000)
+    assert config.world_model.encoder_channels[3] == 32
+    (tmp_path / "counts.yaml").write_text("env_steps: 2e5\nreplay: {capacity: 1.5e4}\n")
+    config = load_presets(str(tmp_path / "counts.yaml"))
+    assert (config.env_steps, config.replay.capacity) == (200_000, 15_000)
+    assert isinstance(config.env_steps, int) and isinstance(config.replay.capacity, int)
+
+
+@pytest.mark.parametrize("text", ["1.5e0", "1e-3", "1.0", "1e99", "e5", "inf"])
+def test_what_is_no_whole_number_is_refused_as_a_count(text, tmp_path):
+    with pytest.raises(UserError, match="env-steps"):
+        parse(Config, ["--env-steps", text], Config())
+
+
+def test_the_version_names_program_torch_and_python(capsys):
+    assert run.main(["--version"]) == 0
+    assert re.match(r"dreamer-mpc [\d.]+.*, torch [\w.+]+, Python 3\.1\d\.\d+\n$", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("chosen, waits", [({}, "PASSIVE"), ({"GOMP_SPINCOUNT": "5"}, None)])
+def test_threads_wait_passively_unless_the_user_chose_and_before_torch_is_loaded(chosen, waits):
+    """Threads that spin make training several times slower where the cores are shared."""
+    code = "import os, sys, run\n"
+    code += "run.command = lambda word: lambda rest: print('torch' in sys.modules, os.environ.get('OMP_WAIT_POLICY'))\n"
+    code += "run.main(['train'])"
+    hidden = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden} | chosen
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.stdout == f"False {waits}\n", done.stderr

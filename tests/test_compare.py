@@ -33,6 +33,7 @@ from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.intervals import holm, iqm, mean_interval, p_value
 from tests.support.agents import SIZES, TINY
 from tests.support.commands import ROOT, command, quietly, records
+from tests.support.counting_env import CountingEnv
 
 SMALL = [
     "--dream-mpc.horizon", "3", "--dream-mpc.candidates", "2", "--dream-mpc.draws", "2",
@@ -442,6 +443,34 @@ def test_ctrl_c_ends_a_comparison_with_its_workers(trained, tmp_path):
     while (left := running(process.pid)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not left
+
+
+def test_a_comparison_goes_on_with_another_number_of_threads(trained, tmp_path, plays):
+    args = ["--planners", "policy", "--episodes"]
+    done(compare(trained, tmp_path, *args, 1))
+    before = json.loads((tmp_path / "compare.json").read_text())
+    (tmp_path / "compare.json").write_text(json.dumps(before | {"device": "CPU, 64 threads"}))
+    result = done(compare(trained, tmp_path, *args, 2))
+    said = "played by CPU, 64 threads, the others now by CPU, 1 threads"
+    assert result.out.count(said) == 1 and len(returns(tmp_path, "policy")) == 2
+    (tmp_path / "compare.json").write_text(json.dumps(before | {"device": "NVIDIA H200"}))
+    assert "with other device (NVIDIA H200)" in refused(compare(trained, tmp_path, *args, 2))
+
+
+def test_eval_says_which_task_it_plays(trained, tmp_path):
+    args = ["eval", "--checkpoint", trained, "--planner", "policy", "--episodes", 1, "--num-envs", 1, "--out", tmp_path]
+    own = done(quietly(*args)).out
+    assert "tests.example_env:make: dreamer, 16 env steps" in " ".join(own.split()) and "trained on" not in own
+    other = done(quietly(*args, "--env", "tests.test_compare:other")).out
+    line = "playing tests.test_compare:other with an agent that was trained on tests.example_env:make: leave --env out"
+    assert line in other.splitlines()[0]
+    titled = "tests.test_compare:other: dreamer, trained on tests.example_env:make, 16 env steps"
+    assert titled in " ".join(other.split())
+
+
+def other():
+    """Another task for the same agent."""
+    return CountingEnv(length=8)
 
 
 def test_a_record_from_before_a_setting_goes_on(tmp_path):

@@ -478,20 +478,56 @@ def choose_in_a_new_process(code="import envs; print(envs.choose_gl_backend())",
 
 
 @pytest.mark.parametrize(
-    ("variables", "message"),
+    ("variables", "words"),
     [
-        ({"MUJOCO_GL": "nonsense"}, "EnvError: MUJOCO_GL=nonsense does not render here"),
-        ({"MUJOCO_GL": "glfw"}, "EnvError: MUJOCO_GL=glfw does not render here"),
-        ({"PYOPENGL_PLATFORM": "nonsense"}, "EnvError: no OpenGL to render with (egl: "),
+        ({"MUJOCO_GL": "nonsense"}, "MUJOCO_GL=nonsense does"),
+        ({"MUJOCO_GL": "glfw"}, "MUJOCO_GL=glfw does"),
+        ({"PYOPENGL_PLATFORM": "nonsense"}, "PYOPENGL_PLATFORM=nonsense does"),
+        ({"MUJOCO_EGL_DEVICE_ID": "77", "MUJOCO_GL": "egl"}, "MUJOCO_GL=egl and MUJOCO_EGL_DEVICE_ID=77 do"),
     ],
 )
-def test_missing_opengl_names_the_packages_in_one_line(variables, message):
-    done = choose_in_a_new_process(**variables)
-    last = done.stderr.splitlines()[-1]
-    assert done.returncode == 1
-    assert message in last
-    assert "apt-get install libegl1 libgl1" in last
-    assert "libosmesa6" in last
+def test_a_variable_that_keeps_opengl_from_rendering_is_to_be_unset(variables, words):
+    """Its remedy is tried before it is named: packages would not help."""
+    last = choose_in_a_new_process(**variables).stderr.splitlines()[-1]
+    assert last.startswith(f"envs.errors.EnvError: {words} not render here (")
+    assert last.endswith("unset them" if " and " in words else "unset it") and "apt-get" not in last
+
+
+@pytest.mark.parametrize("variables, words", [({}, "no OpenGL to render with"), ({"MUJOCO_GL": "egl"}, "or without: ")])
+def test_missing_opengl_names_the_packages_in_one_line(variables, words):
+    code = "import envs.gl; envs.gl._probe = lambda *_: 'black'; envs.gl.choose_gl_backend()"
+    last = choose_in_a_new_process(code, **variables).stderr.splitlines()[-1]
+    assert words in last and "apt-get install libegl1 libgl1 or libosmesa6" in last
+
+
+MUJOCO_PIXELS = """
+import gymnasium
+
+def make():
+    env = gymnasium.make("InvertedPendulum-v5", render_mode="rgb_array", width=64, height=64)
+    return gymnasium.wrappers.AddRenderObservation(env, render_only=True)
+"""
+
+
+@pytest.mark.parametrize("num_envs", [1, 2])
+def test_a_custom_environment_renders_with_mujoco_without_a_display(num_envs, tmp_path):
+    (tmp_path / "pendulum.py").write_text(MUJOCO_PIXELS)
+    code = "from envs import make_vector_env\nif __name__ == '__main__':\n"
+    code += f"    e = make_vector_env('pendulum:make', {num_envs})\n"
+    code += "    print(e.reset(seed=0)[0].std() > 0)\n    e.close()\n"
+    (tmp_path / "play.py").write_text(code)
+    hidden = ("MUJOCO_GL", "PYOPENGL_PLATFORM", "MUJOCO_EGL_DEVICE_ID", "DISPLAY", PROBED, CUDA_INDICES)
+    environment = {key: value for key, value in os.environ.items() if key not in hidden}
+    environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{tmp_path}"
+    done = subprocess.run([sys.executable, tmp_path / "play.py"], env=environment, capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr
+
+
+def test_a_choice_of_the_user_and_a_machine_without_opengl_are_left_alone():
+    code = "import os, envs.gl; envs.gl._probe = lambda *_: 'black'; envs.gl.offer_gl_backend(); "
+    code += "envs.gl._probe = None; envs.gl.offer_gl_backend(); print(os.environ.get('MUJOCO_GL'))"
+    assert choose_in_a_new_process(code).stdout == "None\n"
+    assert choose_in_a_new_process(code, MUJOCO_GL="glfw").stdout == "glfw\n"
 
 
 def test_a_missing_dm_control_is_not_blamed_on_opengl(tmp_path):

@@ -1,5 +1,7 @@
 import io
+import os
 import re
+import signal
 
 import pytest
 from rich.console import Console
@@ -8,10 +10,12 @@ from dreamer_mpc.report.progress import (
     LINE_EVERY_S,
     ComparisonProgress,
     Progress,
+    SweepProgress,
     comparison_table,
     duration,
     results_table,
 )
+from dreamer_mpc.util.stop import STOPPING, Stop
 
 
 class Clock:
@@ -135,15 +139,93 @@ def test_the_results_table_fits_80_columns():
     few = ("cem", 52.0, 4.0, None, None, 0.3, 120_000, None, 3, 2)
     rows = [dict(zip(keys.split(), values, strict=True)) for values in (short, long, few)]
     console = plain()
-    console.print(results_table(rows))
+    console.print(results_table(rows, "walker-run: runs[1], 1,000 env steps"))
     text = console.file.getvalue()
     assert "…" not in text
+    assert "walker-run: runs[1], 1,000 env steps" in text
     for words in ("612.3 ± 12.1", "[601.0, 622.0]", "130.25", "120,000", "95 %", "from 5 episodes on"):
         assert words in text
     assert "for 2 environments at once" in " ".join(text.split())
     own = {line.split()[0]: line.split() for line in text.splitlines() if line.split()}
     assert own["policy"][-3:] == ["1", "of", "10"] and own["policy-grad-mpc"][-3:] == ["12", "of", "100"]
     assert own["cem"][1:] == ["52.0", "±", "4.0", "–", "0.30", "120,000", "–", "of", "3"]
+
+
+def seconds_left(progress):
+    text = progress._fields()["ETA"]
+    if text == "-":
+        return None
+    days, _, clock = text.rpartition("d ")
+    parts = [int(part) for part in clock.split(":")] + [0] * bool(days)
+    return 86_400 * int(days or 0) + 3600 * parts[0] + 60 * parts[1] + parts[2]
+
+
+@pytest.mark.parametrize("updating, collecting", [(1200, 60), (100, 100), (5, 300)])
+def test_in_bursts_the_time_left_is_right_or_not_said(updating, collecting, clock):
+    """One environment: seed episodes, then rounds of updates alone and of 1000 env steps alone."""
+    progress, total = Progress(100_000, console=plain(), clock=clock, alternating=True), 100_000
+    for clock.now in range(100):
+        progress.update(50 * int(clock.now), 0, "seed episodes")
+    env_steps, updates, said = 5000, 0, 0
+    for _ in range(8):
+        for phase, seconds in (("updating", updating), ("collecting", collecting)):
+            for second in range(seconds):
+                clock.now += 1.0
+                updates += phase == "updating"
+                now = env_steps + (1000 * (second + 1) // seconds if phase == "collecting" else 0)
+                progress.update(now, updates, phase)
+                left = seconds_left(progress)
+                said += left is not None
+                truth = (total - now) / 1000 * (updating + collecting)
+                assert left is None or 0.8 * truth < left < 1.25 * truth, (phase, second)
+        env_steps += 1000
+    assert said > 6 * (updating + collecting), "it is said after a whole turn"
+
+
+def test_the_updates_before_the_first_step_are_not_in_the_time_left(clock):
+    """Several environments: a round of updates at once, then updates beside steps, and evaluations."""
+    progress, total = Progress(100_000, console=plain(), clock=clock), 100_000
+    for clock.now in range(1200):
+        progress.update(5000, int(clock.now), "updating")
+        assert seconds_left(progress) is None
+    for second in range(1, 5000):
+        clock.now = 1200.0 + second
+        progress.update(5000 + second, 1200 + second, "training")
+        assert second < 5 or seconds_left(progress) == pytest.approx(total - 5000 - second, rel=0.2), second
+
+
+def test_the_answer_to_ctrl_c_stays_in_the_live_display(clock, capfd):
+    """A line written beside the display is overwritten at its next refresh: people press again and lose the save."""
+    console, stop = terminal(), Stop()
+    with stop:
+        with Progress(1000, console=console, clock=clock, stop=stop) as progress:
+            progress.update(500, 10, "train")
+            assert STOPPING not in " ".join(screen(progress))
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.requested
+            assert STOPPING in " ".join(screen(progress)) and len(screen(progress)) == 4
+    text = console.file.getvalue()
+    assert text.rindex(STOPPING) > text.rindex("ETA"), "the last frame, which stays, shows it"
+    assert STOPPING not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("console", [plain, None])
+def test_without_a_live_display_the_answer_to_ctrl_c_is_a_line(console, clock, capfd):
+    with Stop() as stop:
+        if console:
+            with Progress(1000, console=console(), clock=clock, stop=stop):
+                os.kill(os.getpid(), signal.SIGINT)
+        else:
+            os.kill(os.getpid(), signal.SIGINT)
+    assert capfd.readouterr().err == f"\n{STOPPING}\n"
+
+
+def test_a_sweep_answers_ctrl_c_in_its_table():
+    with Stop() as stop, SweepProgress([], console=terminal(), stop=stop) as progress:
+        os.kill(os.getpid(), signal.SIGINT)
+        shown = terminal()
+        shown.print(progress._render())
+        assert STOPPING in shown.file.getvalue()
 
 
 @pytest.mark.parametrize("seconds, text", [(0, "0:00:00"), (753.9, "0:12:33"), (86_399, "23:59:59"),

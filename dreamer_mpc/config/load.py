@@ -5,10 +5,12 @@ import dataclasses
 import io
 import re
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
+import tyro.constructors
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -29,6 +31,31 @@ EARLIER = {
     },
 }  # fmt: skip
 T = TypeVar("T")
+REGISTRY = tyro.constructors.ConstructorRegistry()
+
+
+@REGISTRY.primitive_rule
+def _count_rule(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    """How tyro reads an int: see `whole`."""
+    if info.type is not int:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=lambda words: whole(words[0]),
+        is_instance=lambda value: isinstance(value, int) and not isinstance(value, bool),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def whole(text: str) -> int:
+    """The whole number that `text` writes, also in scientific notation (1e6, 2.5e5); ValueError for any other."""
+    if not re.fullmatch(r"[+-]?\d+(\.\d+)?[eE]\+?\d{1,2}", text):
+        return int(text)
+    value = Decimal(text)
+    if value != value.to_integral_value():
+        raise ValueError(f"{text} is no whole number")
+    return int(value)
 
 
 def load_presets(names: str) -> Config:
@@ -90,7 +117,16 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold a mapping, key: value")
     _refuse_words(_flatten(values), f"{path}: ")
-    return values
+    return _with_counts(values)
+
+
+def _with_counts(value: Any) -> Any:
+    """YAML reads 1e6 as a float: whole ones from 10 on become ints, which fit a setting of either kind."""
+    if isinstance(value, dict):
+        return {key: _with_counts(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_counts(item) for item in value]
+    return int(value) if isinstance(value, float) and 10 <= value < 2**53 and value.is_integer() else value
 
 
 def _refuse_words(values: dict[str, Any], where: str) -> None:
@@ -142,7 +178,7 @@ def parse(schema: type[T], args: Sequence[str], default: T | None = None, prog: 
     extra = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(stderr):
-            return tyro.cli(schema, args=list(args), prog=prog, **extra)
+            return tyro.cli(schema, args=list(args), prog=prog, registry=REGISTRY, **extra)
     except SystemExit as stop:
         if not stop.code:
             raise

@@ -13,15 +13,14 @@ from dreamer_mpc.config.resolve import Trained, agent_of
 from dreamer_mpc.config.schema import Config
 from dreamer_mpc.util.errors import UserError
 from envs import choose_gl_backend, make_vector_env
-from envs.gl import match_egl_device
+from envs.gl import match_egl_device, offer_gl_backend
 
 
 def make_envs(config: Config, num_envs: int, device: torch.device) -> gymnasium.vector.VectorEnv:
     """`num_envs` environments set up by `config`, rendered on the GPU of `device` with an OpenGL backend that works."""
-    if ":" not in config.env:
-        choose_gl_backend()
-        if device.type == "cuda":
-            match_egl_device(device.index)
+    offer_gl_backend() if ":" in config.env else choose_gl_backend()
+    if device.type == "cuda":
+        match_egl_device(device.index)
     return make_vector_env(config.env, num_envs, **env_settings(config))
 
 

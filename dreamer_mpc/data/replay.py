@@ -240,9 +240,10 @@ class Replay:
         lengths = episodes.lengths()
         ends = np.cumsum(np.maximum(lengths - length + 1, 0))
         if len(ends) == 0 or ends[-1] == 0:
+            longest = lengths.max(initial=0)
             raise UserError(
-                f"no episode in replay has {length} frames (the longest has {lengths.max(initial=0)}): "
-                f"lower --replay.sequence-length or raise --train.seed-episodes"
+                f"no episode in replay has {length} frames (the longest has {longest}): "
+                f"lower --replay.sequence-length to {longest} or less"
             )
         drawn = self._rng.integers(ends[-1], size=batch_size)
         episode = np.searchsorted(ends, drawn, side="right")

@@ -30,10 +30,14 @@ def evaluate_checkpoint(args: Sequence[str]) -> int:
     default = subject and settings.with_planners_of(subject.trained, settings.EvalConfig(checkpoint=checkpoint))
     config = settings.parse(settings.EvalConfig, args, default, prog="run.py eval")
     comparison = Comparison.of_one(config, subject)
-    env, episodes = comparison.trained.env, comparison.record
+    env, episodes, trained_on = comparison.trained.env, comparison.record, subject.trained.env
+    if env != trained_on:
+        print(f"playing {env} with an agent that was trained on {trained_on}: leave --env out to play that")
     comparison.play(lambda *_: EvaluationProgress(env))
     rows = comparison.rows()
-    Console().print(results_table(rows))
+    elsewhere = f", trained on {trained_on}" if env != trained_on else ""
+    steps = subject.checkpoint.counters.env_steps
+    Console().print(results_table(rows, f"{env}: {_name(subject)}{elsewhere}, {steps:,} env steps"))
     results = [
         {**to_evaluation(row), "returns": [episode["return"] for episode in episodes.of(row["planner"], name)]}
         for row in rows
@@ -54,6 +58,11 @@ def evaluate_checkpoint(args: Sequence[str]) -> int:
     return 0
 
 
+def _name(subject: Subject) -> str:
+    """The folder of a checkpoint's run."""
+    return subject.run.path.resolve().name
+
+
 def compare_checkpoints(args: Sequence[str]) -> int:
     """Evaluate checkpoints under every planner, on the same episode seeds: table, CSV and picture."""
     checkpoint = settings.option(args, "checkpoint")
@@ -63,6 +72,8 @@ def compare_checkpoints(args: Sequence[str]) -> int:
     comparison = Comparison.of_several(config, [first, *map(Subject.load, config.checkpoint[1:])])
     if comparison.left_out:
         print(f"left out, as they need an actor or a critic: {', '.join(comparison.left_out)}")
+    for note in comparison.record.notes:
+        print(note)
     try:
         comparison.play(ComparisonProgress)
     except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -27,6 +28,7 @@ class Episodes:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.notes: list[str] = []  # for the user
         self.rows: list[dict[str, Any]] = []  # one row per episode
 
     def begin(self) -> None:
@@ -120,6 +122,12 @@ class Record(Episodes):
         new = new | {"checkpoints": {known.get(sha256, name): sha256 for name, sha256 in checkpoints.items()}}
         old["planners"] = {name: _completed(settings) for name, settings in old["planners"].items()}
         new["planners"] = {name: _completed(settings) for name, settings in new["planners"].items()}
+        if old.get("device") != new["device"] and _hardware(old.get("device")) == _hardware(new["device"]):
+            self.notes.append(
+                f"the episodes that are there were played by {old['device']}, the others now by {new['device']}: "
+                "sums of several threads differ in their last digits, so that returns may too"
+            )
+            new["device"] = old["device"]  # episodes.csv has the one of each episode
         for key, value in new.items():
             entries = value if isinstance(value, dict) else {}
             changed = [
@@ -135,6 +143,11 @@ class Record(Episodes):
                     "name another folder with --out, or start again with --overwrite"
                 )
         return old | {key: old[key] | value if isinstance(value, dict) else value for key, value in new.items()}
+
+
+def _hardware(device: Any) -> Any:
+    """The name of a device without the threads of a CPU, which change from start to start."""
+    return re.sub(r", \d+ threads?$", "", device) if isinstance(device, str) else device
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import SupportsFloat
 
 from rich import box
 from rich import progress as bars
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress_bar import ProgressBar
@@ -18,9 +18,11 @@ from rich.text import Text
 
 from dreamer_mpc.report.rows import Row
 from dreamer_mpc.util.intervals import FEWEST
+from dreamer_mpc.util.stop import Stop
 
 WINDOW_S = 60.0
 LINE_EVERY_S = 30.0
+SEEDING = "seed episodes"  # the phase of random actions
 
 
 def table_console(width: int) -> Console:
@@ -32,6 +34,21 @@ class _Lines:
     """Prints lines above a live bar or table."""
 
     _console: Console
+    _live: Live | None
+    _stop: Stop | None = None  # its notice belongs to the live display, which would overwrite it
+
+    def _show_live(self, shown: bool) -> None:
+        """Begin or end the live display; the notice of a stop stays on the screen below its last state."""
+        if shown:
+            self._live.start()
+        else:
+            self._live.stop()
+        if self._stop:
+            self._stop.displayed = shown
+
+    def _with_notice(self, display: Table) -> RenderableType:
+        notice = self._stop.notice if self._stop else ""
+        return Group(display, Text(notice, style="bold yellow")) if notice else display
 
     def line(self, text: str) -> None:
         """Print a line above the live display."""
@@ -39,17 +56,33 @@ class _Lines:
 
 
 class Progress(_Lines):
-    """Context manager that shows the progress of a run. Rates cover the last minute, or the last tenth of the run."""
+    """Context manager that shows the progress of a run.
 
-    def __init__(self, total_env_steps: int, start_env_steps: int = 0, *, console=None, clock=time.monotonic):
+    Rates cover the last minute, or the last tenth of the run, and at least one whole turn: env steps pause for an
+    evaluation and, with `alternating`, for the updates of a round. Then the ETA is computed from whole turns alone,
+    and not said before there was one: within a burst of updates or steps, a rate is wrong by orders of magnitude.
+    """
+
+    def __init__(
+        self,
+        total_env_steps: int,
+        start_env_steps: int = 0,
+        *,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        stop: Stop | None = None,
+        alternating: bool = False,
+    ):
         self._console = console or Console()
-        self._clock = clock
+        self._clock, self._stop, self._alternating = clock, stop, alternating
         self._total = total_env_steps
         self._env_steps, self._updates, self._phase = start_env_steps, 0, ""
         self._train_return = self._eval_return = None
         self._start = self._last_line = clock()
         self._printed = start_env_steps
         self._points = deque()  # (seconds, env steps, updates)
+        self._turns = deque()  # the points at which env steps went on after a pause
+        self._paused = False  # no env steps between the last two points
         terminal = self._console.is_terminal and not self._console.is_dumb_terminal
         self._live = (
             Live(console=self._console, get_renderable=self._render, refresh_per_second=4)
@@ -60,12 +93,12 @@ class Progress(_Lines):
     def __enter__(self):
         self._start = self._last_line = self._clock()
         if self._live:
-            self._live.start()
+            self._show_live(True)
         return self
 
     def __exit__(self, *error):
         if self._live:
-            self._live.stop()
+            self._show_live(False)
         elif self._env_steps != self._printed:
             self._plain_line()
 
@@ -79,6 +112,9 @@ class Progress(_Lines):
     ) -> None:
         """Update the display. Values that are not given stay; pass `eval_return` when an evaluation ends."""
         now = self._clock()
+        if self._phase == SEEDING and phase not in ("", SEEDING):
+            self._points.clear()
+            self._turns.clear()
         self._env_steps, self._updates, self._phase = env_steps, updates, phase or self._phase
         self._train_return = self._train_return if train_return is None else train_return
         self._eval_return = self._eval_return if eval_return is None else eval_return
@@ -97,25 +133,45 @@ class Progress(_Lines):
         return (self._env_steps - env_steps) / elapsed, (self._updates - updates) / elapsed
 
     def _remember(self, now):
-        points = self._points
-        if not points or now - points[-1][0] >= 0.5:
-            points.append((now, self._env_steps, self._updates))
-        # Collecting and updating take turns, which are long on a CPU: a window inside one turn would show a rate of
-        # zero. So the window grows with the run and always contains some env steps.
+        points, turns = self._points, self._turns
+        if points and now - points[-1][0] < 0.5:
+            return
+        moved = bool(points) and self._env_steps > points[-1][1]
+        if moved and self._paused:
+            turns.append(points[-1])
+            if len(turns) == 1 and not self._alternating:  # updates before the first step are made once in a run
+                self._points = points = deque(turns)
+        self._paused = bool(points) and not moved
+        points.append((now, self._env_steps, self._updates))
         edge = now - max(WINDOW_S, 0.1 * (now - self._start))
-        while len(points) > 1 and points[1][0] <= edge and points[1][1] < self._env_steps:
+        while len(turns) > 2 and turns[1][0] <= edge:
+            turns.popleft()
+        if len(turns) > 1:
+            edge = min(edge, turns[0][0])
+        elif turns or self._paused:
+            return
+        while len(points) > 1 and points[1][0] <= edge:
             points.popleft()
+
+    def _seconds_left(self):
+        """None: not known yet."""
+        rate, turns = self.rates()[0], self._turns
+        if self._alternating and (turns or self._paused):
+            if len(turns) < 2:
+                return None
+            rate = (turns[-1][1] - turns[0][1]) / (turns[-1][0] - turns[0][0])
+        return max(self._total - self._env_steps, 0) / rate if rate > 0 else None
 
     def _fields(self):
         env_rate, update_rate = self.rates()
-        left = (self._total - self._env_steps) / env_rate if env_rate > 0 else None
+        left = self._seconds_left()
         return {
             "env steps/s": _rate(env_rate),
             "updates/s": _rate(update_rate),
             "train": _return(self._train_return),
             "eval": _return(self._eval_return),
             "elapsed": duration(self._clock() - self._start),
-            "ETA": duration(max(left, 0.0)) if left is not None else "-",
+            "ETA": "-" if left is None else duration(left),
         }
 
     def _plain_line(self):
@@ -144,7 +200,7 @@ class Progress(_Lines):
         grid.add_row(
             "", f"train return {show['train']}   eval return {show['eval']}   elapsed {show['elapsed']}"
         )
-        return grid
+        return self._with_notice(grid)
 
     def _bar(self):
         row = Table.grid(padding=(0, 2, 0, 0), expand=True)
@@ -157,9 +213,11 @@ class Progress(_Lines):
         return row
 
 
-def results_table(rows: list[Row]) -> Table:
-    """The table that `eval` prints, one row for each planner; None is a dash."""
+def results_table(rows: list[Row], subject: str) -> Table:
+    """The table that `eval` prints, one row for each planner, titled by what was played; None is a dash."""
+    # Text: rich would parse [...] in a folder's name as markup.
     table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.title, table.title_justify = Text(subject), "left"
     table.add_column("planner", no_wrap=True)
     for name in ("return\nmean ± std", "95 %\ninterval", "ms per\naction", "model\nevals", "failed of\nepisodes"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -340,22 +398,22 @@ def _short(value):
 class SweepProgress(_Lines):
     """Context manager that shows the progress of a sweep's runs: a live table, or lines where there is no terminal."""
 
-    def __init__(self, entries: Sequence, *, console=None, clock=time.monotonic):
-        self._entries, self._console, self._clock = entries, console or Console(), clock
+    def __init__(self, entries: Sequence, *, console=None, clock=time.monotonic, stop: Stop | None = None):
+        self._entries, self._console, self._clock, self._stop = entries, console or Console(), clock, stop
         self._said, self._last_line = {}, clock()
         terminal = self._console.is_terminal and not self._console.is_dumb_terminal
         self._live = (
-            Live(console=self._console, get_renderable=self.table, refresh_per_second=2) if terminal else None
+            Live(console=self._console, get_renderable=self._render, refresh_per_second=2) if terminal else None
         )
 
     def __enter__(self):
         if self._live:
-            self._live.start()
+            self._show_live(True)
         return self
 
     def __exit__(self, *error):
         if self._live:
-            self._live.stop()
+            self._show_live(False)
         else:
             self._console.print(self.table())
 
@@ -372,6 +430,9 @@ class SweepProgress(_Lines):
                 name, state, steps, rate, trained, evaluated, left = _sweep_row(entry)
                 returns = f"train {trained}  eval {evaluated}"
                 self.line(f"{name}: {state}  {steps} env steps  {rate} env steps/s  {returns}  ETA {left}")
+
+    def _render(self) -> RenderableType:
+        return self._with_notice(self.table())
 
     def table(self) -> Table:
         """One row for each run."""

@@ -2,10 +2,8 @@
 
 import importlib.metadata
 import json
-import os
 import platform
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,6 +12,7 @@ from pathlib import Path
 from dreamer_mpc.config import Config
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import temporary_path, write_text
+from dreamer_mpc.util.versions import source_commit
 
 PROGRAM = "dreamer-mpc"
 WRITTEN = (
@@ -190,18 +189,6 @@ def run_name(env: str, planner: str, seed: int | str) -> str:
     return f"{env.replace(':', '.')}-{planner}-seed{seed}"
 
 
-def source_commit(file: Path) -> str | None:
-    """Commit of the repository that tracks `file`, "-dirty" if tracked files differ; None without one."""
-    # An installed copy may be inside another repository: only for a tracked file is its commit ours.
-    if _git(file.parent, "ls-files", "--error-unmatch", file.name) is None:
-        return None
-    commit = _git(file.parent, "rev-parse", "HEAD")
-    if commit is None:
-        return None
-    changed = _git(file.parent, "status", "--porcelain", "--untracked-files=no")
-    return commit + ("-dirty" if changed else "")
-
-
 def package_versions() -> dict[str, str]:
     """Versions of those of `PACKAGES` that are installed."""
     versions = {}
@@ -211,15 +198,3 @@ def package_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def _git(folder, *arguments):
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # `status` must not take the index lock
-    command = ["git", "-C", str(folder), *arguments]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=10, check=True, env=environment
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

@@ -18,7 +18,11 @@ def main(args: Sequence[str]) -> int:
     launcher = LocalLauncher(config.jobs_per_gpu, choose_gpus(runs[0].config.device))
     sweep = Sweep(runs, launcher, Path(config.out) / "logs", config.restarts)
     console = table_console(160)
-    with alone_in(Path(config.out)), Stop() as stop, SweepProgress(sweep.entries, console=console) as progress:
+    with (
+        alone_in(Path(config.out)),
+        Stop() as stop,
+        SweepProgress(sweep.entries, console=console, stop=stop) as progress,
+    ):
         try:
             sweep.work(stop, progress.update)
         except Stopped as stopped:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from dreamer_mpc.util.stop import Stop, Stopped
+from dreamer_mpc.util.threads import wait_passively
 
 if TYPE_CHECKING:
     from dreamer_mpc.config import Config
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 def main(args: Sequence[str]) -> int:
     """Train an agent with evaluations and checkpoints; finally print the last evaluation under policy and planner."""
     started = time.monotonic()
+    wait_passively()
     with Stop() as stop:
         try:
             _train(stop, args, started)
@@ -39,7 +41,7 @@ def _train(stop: Stop, args: Sequence[str], started: float) -> None:
     with contextlib.closing(Trainer(config, folder, saved and saved.checkpoint, started, stop)) as trainer:
         trainer.run()
         rows = _final_rows(trainer, lambda _: stop.check(f"stopped; the run in {folder.path} is complete"))
-    Console().print(results_table(rows))
+    Console().print(results_table(rows, f"{config.env}, {trainer.counters.env_steps:,} env steps"))
     print(f"run folder: {folder.path}")
     print(f"compare:    python run.py compare --checkpoint {folder.path}")
 

@@ -7,6 +7,7 @@ import torch
 
 from dreamer_mpc.config import Config
 from dreamer_mpc.planners import Planner, SampledPolicy
+from dreamer_mpc.report.progress import SEEDING
 from dreamer_mpc.report.rows import Row
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.training.schedule import Due
@@ -14,7 +15,7 @@ from dreamer_mpc.util.device import device_name
 from dreamer_mpc.util.memory import GIB
 
 AGENTS = {("gaussian", "dreamer"): "Dreamer", ("categorical", "v3"): "DreamerV3"}  # by world model and behavior
-PHASES = {Due.SEED_STEP: "seed episodes", Due.UPDATE: "updating", Due.EVALUATION: "evaluating"}
+PHASES = {Due.SEED_STEP: SEEDING, Due.UPDATE: "updating", Due.EVALUATION: "evaluating"}
 
 
 def agent_name(config: Config) -> str:

@@ -30,10 +30,24 @@ def claim_folder(config: Config) -> RunFolder:
     check_start(config)
     replay_capacity(config)
     check_storage(config.replay.storage, choose_device(config.device))
-    try_env(config.env, config.num_envs, **env_settings(config))
+    length, episodes = config.replay.sequence_length, config.train.seed_episodes
+    longest = try_env(config.env, config.num_envs, frames=max(length, 2), episodes=episodes, **env_settings(config))
+    if longest is not None and longest < length:
+        raise UserError(_too_short(config, longest))
     path = Path(config.run_dir or default_run_dir(config))
     # An old run that is to be overwritten is deleted only when the new run is ready to start.
     return RunFolder(path) if config.overwrite and path.exists() else RunFolder.create(path)
+
+
+def _too_short(config: Config, longest: int) -> str:
+    """The error where no episode, the longest of `longest` frames, is long enough for an update, and what helps."""
+    length, repeat = config.replay.sequence_length, config.action_repeat
+    more = ", or --action-repeat to 1" if repeat > 1 and (longest - 2) * repeat + 2 >= length else ""
+    return (
+        f"{config.env} ends its episodes early: the longest of {config.train.seed_episodes} with random actions has "
+        f"{longest} frames, and an update takes {length} of one episode: lower --replay.sequence-length to "
+        f"{longest} or less{more}"
+    )
 
 
 def begin_folder(folder: RunFolder, config: Config, device: torch.device) -> None:

@@ -89,7 +89,9 @@ class Trainer:
         self._stop.check(NOTHING_SAVED)
         begin_folder(self.folder, config, self.device)
         with (
-            Progress(config.env_steps, counters.env_steps) as self._progress,
+            Progress(
+                config.env_steps, counters.env_steps, stop=self._stop, alternating=config.num_envs == 1
+            ) as self._progress,
             Logger(self.folder, config.logger, self._progress.line) as self._logger,
         ):
             line = self._progress.line

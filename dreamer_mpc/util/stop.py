@@ -4,6 +4,7 @@ import os
 import signal
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOPPING = "stopping after a last checkpoint; Ctrl-C again stops at once, without one"
 
 
 class Stopped(Exception):
@@ -11,10 +12,16 @@ class Stopped(Exception):
 
 
 class Stop:
-    """In this context the first SIGTERM or SIGINT only sets `requested`; a SIGINT after that is a KeyboardInterrupt."""
+    """In this context the first SIGTERM or SIGINT only sets `requested`; a SIGINT after that is a KeyboardInterrupt.
+
+    Ctrl-C is answered by a line. A live display overwrites whatever else is written to the terminal: one that shows
+    `notice` sets `displayed` while it is there.
+    """
 
     def __init__(self):
         self.requested = False
+        self.displayed = False
+        self.notice = ""
 
     def check(self, text: str = "") -> None:
         """Raise `Stopped`, with `text`, where a stop was requested."""
@@ -32,6 +39,8 @@ class Stop:
     def _note(self, number, frame):
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if number == signal.SIGINT:  # no print(): it might wait for a lock that the interrupted code holds
-            os.write(2, b"\nstopping after a last checkpoint; Ctrl-C again stops at once, without one\n")
+        if number == signal.SIGINT:
+            self.notice = STOPPING
+            if not self.displayed:  # no print(): it might wait for a lock that the interrupted code holds
+                os.write(2, f"\n{STOPPING}\n".encode())
         self.requested = True
