@@ -18,6 +18,7 @@ from dreamer_mpc.config import (
     SweepConfig,
     check_start,
     differences,
+    flag_names,
     load_presets,
     option,
     parse,
@@ -87,7 +88,7 @@ class Run:
 def list_runs(sweep: SweepConfig, rest: Sequence[str]) -> list[Run]:
     """One run for each environment, planner and seed, with the options `rest`. UserError where one is invalid."""
     for name in OWN:
-        if f"--{name}" in (arg.partition("=")[0] for arg in rest):
+        if name in flag_names(rest):
             raise UserError(f"--{name} does not go with sweep, which sets it for each run: see run.py sweep --help")
     default = load_presets(option(rest, "config") or "default")
     runs = []
