@@ -81,8 +81,15 @@ class Run:
         """The command that starts it, or resumes it from its checkpoint."""
         args = self.args
         if self.folder.config.exists():
-            args = ("--resume", str(self.folder.path), "--env-steps", str(self.config.env_steps))
+            args = ("--resume", str(self.folder.path), "--env-steps", str(self.config.env_steps), *self._changes())
         return [sys.executable, str(PROGRAM), "train", *args]
+
+    def _changes(self) -> list[str]:
+        """The options that an existing run may be resumed with, where they are other ones than it had."""
+        saved = load_presets(str(self.folder.config))
+        names = [name for name in ("device", "logger") if getattr(saved, name) != getattr(self.config, name)]
+        given = [word for name in names for word in (f"--{name}", getattr(self.config, name))]
+        return [*given, *["--profile"] * self.config.profile]
 
 
 def list_runs(sweep: SweepConfig, rest: Sequence[str]) -> list[Run]:
