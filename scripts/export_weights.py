@@ -12,13 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from dreamer_mpc.runs.checkpoint import Checkpoint, checkpoint_path, load_checkpoint, save_checkpoint
+from dreamer_mpc.util.owner import alone_in
 
 
 def weights_of(checkpoint: Checkpoint) -> Checkpoint:
     """The part of a checkpoint that evaluation needs, with floating-point numbers in bf16."""
     weights = checkpoint.agent["model"].items()
     model = {name: x.bfloat16() if x.is_floating_point() else x for name, x in weights}
-    config = {**checkpoint.config, "run_dir": None, "resume": None, "profile": False, "logger": "none"}
+    config = {**checkpoint.config, "logger": "none"}
     return replace(checkpoint.agent_alone(), config=config, agent={"model": model})
 
 
@@ -30,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
     args = parser.parse_args(argv)
     checkpoint = weights_of(load_checkpoint(args.checkpoint))
     path = checkpoint_path(args.folder, checkpoint.counters.env_steps)
-    save_checkpoint(path, checkpoint)
+    with alone_in(args.folder, "wait for it, or name another folder"):
+        save_checkpoint(path, checkpoint)
     print(f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB")
     return path
 

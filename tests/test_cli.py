@@ -104,7 +104,7 @@ def test_exported_weights_are_evaluated_and_not_resumed(trained, tmp_path, capsy
     full, small = load_checkpoint(trained[0]), load_checkpoint(tmp_path / "small")
     assert small.agent.keys() == {"model"} and path.stat().st_size < 0.6 * find_checkpoint(trained[0]).stat().st_size
     assert {value.dtype for value in small.agent["model"].values()} == {torch.bfloat16, torch.bool}
-    assert small.counters == full.counters and small.config["run_dir"] is None
+    assert small.counters == full.counters and small.config["logger"] == "none"
     config = config_from_dict(small.config, "checkpoint")
     agents = [load_agent(each, config, each.action_dim, torch.device("cpu")) for each in (full, small)]
     state = torch.randn(50, agents[0].model.world_model.rssm.state_dim)

@@ -224,7 +224,7 @@ def test_a_killed_run_is_restarted_and_a_stopped_sweep_goes_on(tmp_path):
         wait_for(lambda: list_checkpoints(folder / "checkpoints"))
         first = child_of(sweep)
         second = start_sweep(tmp_path, *args, 4000)
-        assert "another sweep works in" in second.communicate(timeout=60)[0] and second.returncode == 2
+        assert "another process works in" in second.communicate(timeout=60)[0] and second.returncode == 2
         first.kill()
         again = wait_for(lambda: (child := child_of(sweep)) and child.pid != first.pid and child)
         wait_for(lambda: "--resume" in again.cmdline())

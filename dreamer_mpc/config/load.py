@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import tyro
 import tyro.constructors
@@ -30,6 +30,7 @@ EARLIER = {
         "step_scale": "gradient", "open_loop": 0, "caution": 0.0,
     },
 }  # fmt: skip
+ONE_OFF = {"run_dir": None, "resume": None, "overwrite": False, "profile": False}  # asked of one call, with defaults
 T = TypeVar("T")
 REGISTRY = tyro.constructors.ConstructorRegistry()
 
@@ -70,11 +71,19 @@ def load_presets(names: str) -> Config:
             known = sorted(str(p.relative_to(PRESETS).with_suffix("")) for p in PRESETS.rglob("*.yaml"))
             raise UserError(f"no preset {name!r}: known are {', '.join(known)}, or give a YAML file")
         try:
-            values = _read_yaml(path)
+            values = _settings_of(_read_yaml(path), path)
             merged = OmegaConf.merge(merged, EARLIER if "config" in values else {}, values)
         except (OmegaConfBaseException, ValueError, TypeError, OverflowError) as error:
             raise UserError(f"{path}: {_misfit_list(values, error)}{first_lines(error)}") from error
     return _build(merged, names)
+
+
+def _settings_of(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """`values` without one-off actions, which older runs saved; UserError where a file of the user asks for one."""
+    asked = [key for key, default in ONE_OFF.items() if values.get(key, default) != default]
+    if asked and "config" not in values:
+        raise UserError(f"{path}: {asked[0]} is no setting but asked of one run: give {_flag(asked[0])} instead")
+    return {key: value for key, value in values.items() if key not in ONE_OFF}
 
 
 def _misfit_list(values: dict[str, Any], error: Exception) -> str:
@@ -117,7 +126,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold a mapping, key: value")
     _refuse_words(_flatten(values), f"{path}: ")
-    return _with_counts(values)
+    return _with_words(_with_counts(values), Config)
 
 
 def _with_counts(value: Any) -> Any:
@@ -127,6 +136,19 @@ def _with_counts(value: Any) -> Any:
     if isinstance(value, list):
         return [_with_counts(item) for item in value]
     return int(value) if isinstance(value, float) and 10 <= value < 2**53 and value.is_integer() else value
+
+
+def _with_words(values: dict[str, Any], schema: type) -> dict[str, Any]:
+    """`values` with the words back that YAML 1.1 reads as true or false, where `schema` wants one: `compile: off`."""
+    kinds, mended = get_type_hints(schema), dict(values)
+    for key, value in values.items():
+        kind = kinds.get(key)
+        if isinstance(value, dict) and dataclasses.is_dataclass(kind):
+            mended[key] = _with_words(value, kind)
+        elif isinstance(value, bool):
+            words = {True: ("on", "yes"), False: ("off", "no")}[value]
+            mended[key] = next((word for word in words if word in get_args(kind)), value)
+    return mended
 
 
 def _refuse_words(values: dict[str, Any], where: str) -> None:
@@ -140,9 +162,11 @@ def _refuse_words(values: dict[str, Any], where: str) -> None:
 def config_from_dict(values: dict[str, Any], source: str) -> Config:
     """A saved configuration; UserError where it does not fit this version's schema.
 
-    Settings that were added after it was saved get the value of the program at that time.
+    Settings that were added after it was saved get the value of the program at that time. One-off actions that older
+    versions saved are left out.
     """
     try:
+        values = {key: value for key, value in values.items() if key not in ONE_OFF}
         merged = OmegaConf.merge(OmegaConf.structured(Config), EARLIER, OmegaConf.create(values))
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         raise UserError(f"{source}: {_misfit_list(values, error)}{first_lines(error)}") from error
@@ -163,15 +187,16 @@ def to_yaml(config: Config) -> str:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """`config` as plain numbers, strings, lists and dicts."""
-    return OmegaConf.to_container(OmegaConf.structured(config))
+    """The settings as plain numbers, strings, lists and dicts, without what was asked of one run alone (`ONE_OFF`)."""
+    values = OmegaConf.to_container(OmegaConf.structured(config))
+    return {key: value for key, value in values.items() if key not in ONE_OFF}
 
 
 def parse(schema: type[T], args: Sequence[str], default: T | None = None, prog: str = "run.py") -> T:
     """`schema` from command-line arguments over `default`; UserError, one line, where they do not fit."""
-    flags = [arg.partition("=")[0] for arg in args]
+    flags = flag_names(args)
     for field in dataclasses.fields(schema):
-        if field.type == tuple[str, ...] and flags.count(f"--{field.name}") > 1:  # tyro would use only the last one
+        if field.type == tuple[str, ...] and flags.count(field.name) > 1:  # tyro would use only the last one
             raise UserError(f"--{field.name} is given twice: give it once, with all its values behind it")
     _refuse_words({f"argument {i}": arg for i, arg in enumerate(args, start=1)}, "")
     stderr = io.StringIO()
@@ -191,7 +216,7 @@ def parse_some(schema: type[T], args: Sequence[str], prog: str) -> tuple[T, list
     own, rest, taking = [], [], False
     for arg in args:
         if arg.startswith("-"):
-            taking = arg.partition("=")[0] in known
+            taking = arg == "-h" or f"--{_name(arg)}" in known
         (own if taking else rest).append(arg)
     return parse(schema, own, prog=prog), rest
 
@@ -199,11 +224,21 @@ def parse_some(schema: type[T], args: Sequence[str], prog: str) -> tuple[T, list
 def option(args: Sequence[str], name: str) -> str | None:
     """The value of `--name` in `args`, read before the full parse; None if it is not given."""
     for i, arg in enumerate(args):
-        if arg == f"--{name}" and i + 1 < len(args):
-            return args[i + 1]
-        if arg.startswith(f"--{name}="):
-            return arg.split("=", 1)[1]
+        if arg.startswith("--") and _name(arg) == name:
+            if "=" in arg:
+                return arg.split("=", 1)[1]
+            return args[i + 1] if i + 1 < len(args) else None
     return None
+
+
+def flag_names(args: Sequence[str]) -> list[str]:
+    """The flags in `args`, without dashes in front and values behind, as `--help` spells them."""
+    return [_name(arg) for arg in args if arg.startswith("--")]
+
+
+def _name(arg: str) -> str:
+    """tyro reads --run_dir as --run-dir; so do we."""
+    return arg.partition("=")[0].removeprefix("--").replace("_", "-")
 
 
 def differences(old: Config, new: Config) -> list[str]:

@@ -21,6 +21,9 @@ from dreamer_mpc.report.progress import (
 from dreamer_mpc.report.rows import to_comparison, to_evaluation
 from dreamer_mpc.util.device import device_name
 from dreamer_mpc.util.files import to_csv
+from dreamer_mpc.util.owner import alone_in
+
+ANOTHER = "wait for it, or name another folder with --out"
 
 
 def evaluate_checkpoint(args: Sequence[str]) -> int:
@@ -29,6 +32,11 @@ def evaluate_checkpoint(args: Sequence[str]) -> int:
     subject = None if checkpoint is None else Subject.load(checkpoint)
     default = subject and settings.with_planners_of(subject.trained, settings.EvalConfig(checkpoint=checkpoint))
     config = settings.parse(settings.EvalConfig, args, default, prog="run.py eval")
+    with alone_in(config.out or subject.run.evaluation, ANOTHER):
+        return _evaluate(config, subject)
+
+
+def _evaluate(config: settings.EvalConfig, subject: Subject) -> int:
     comparison = Comparison.of_one(config, subject)
     env, episodes, trained_on = comparison.trained.env, comparison.record, subject.trained.env
     if env != trained_on:
@@ -69,7 +77,13 @@ def compare_checkpoints(args: Sequence[str]) -> int:
     first = None if checkpoint is None else Subject.load(checkpoint)
     default = first and settings.with_planners_of(first.trained, settings.CompareConfig(checkpoint=(checkpoint,)))
     config = settings.parse(settings.CompareConfig, args, default, prog="run.py compare")
-    comparison = Comparison.of_several(config, [first, *map(Subject.load, config.checkpoint[1:])])
+    subjects = [first, *map(Subject.load, config.checkpoint[1:])]
+    with alone_in(config.out or first.run.comparison, ANOTHER):  # before its episodes are read
+        return _compare(config, subjects)
+
+
+def _compare(config: settings.CompareConfig, subjects: list[Subject]) -> int:
+    comparison = Comparison.of_several(config, subjects)
     if comparison.left_out:
         print(f"left out, as they need an actor or a critic: {', '.join(comparison.left_out)}")
     for note in comparison.record.notes:

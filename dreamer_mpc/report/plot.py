@@ -14,6 +14,7 @@ from dreamer_mpc.report.curves import CURVES, Curve, gather, published, read_cur
 from dreamer_mpc.report.progress import plural, table_console
 from dreamer_mpc.report.rows import from_comparison
 from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.owner import alone_in
 
 COMPARE = "compare.csv"
 
@@ -35,10 +36,16 @@ def plot(folder: Path, runs: tuple[str, ...] = (), until: int | None = None) -> 
     With `runs`, curves.csv and final.csv of those are first written to `folder`, and only they are drawn. UserError
     where there is nothing to draw.
     """
-    if runs:
-        return [*write_curves(folder, gather(runs, until)), draw_curves(folder)]
-    if not folder.is_dir():
+    if not runs and not folder.is_dir():
         raise UserError(f"no folder {folder}: name one with {CURVES} or {COMPARE}, or give runs to gather with --runs")
+    # With a lock of its own: the curves of a sweep may be drawn while it goes on.
+    with alone_in(folder, "wait for it, or name another folder", name=".plot.lock"):
+        if runs:
+            return [*write_curves(folder, gather(runs, until)), draw_curves(folder)]
+        return _draw_all(folder)
+
+
+def _draw_all(folder: Path) -> list[Path]:
     drawn = [draw_curves(file.parent) for file in sorted(folder.rglob(CURVES))]
     drawn += [draw_comparison(file.parent) for file in sorted(folder.rglob(COMPARE))]
     if not drawn:

@@ -1,5 +1,6 @@
 """The folder of one run: the paths of its files, and when they may be overwritten."""
 
+import contextlib
 import importlib.metadata
 import json
 import platform
@@ -11,7 +12,8 @@ from pathlib import Path
 
 from dreamer_mpc.config import Config
 from dreamer_mpc.util.errors import UserError
-from dreamer_mpc.util.files import temporary_path, write_text
+from dreamer_mpc.util.files import temporary_paths, write_text
+from dreamer_mpc.util.owner import LOCK, alone_in
 from dreamer_mpc.util.versions import source_commit
 
 PROGRAM = "dreamer-mpc"
@@ -113,6 +115,12 @@ class RunFolder:
         """Whether this program wrote the folder, according to its versions.json."""
         return self._read_versions().get("program") == PROGRAM
 
+    def clear_leftovers(self) -> None:
+        """Remove the temporary files of a run that was killed here; only for the folder's owner."""
+        with contextlib.suppress(OSError):
+            for file in [*temporary_paths(self.path), *temporary_paths(self.videos)]:
+                file.unlink(missing_ok=True)
+
     def write_config(self, yaml_text: str) -> None:
         """Write config.yaml atomically."""
         write_text(self.config, yaml_text)
@@ -149,8 +157,9 @@ class RunFolder:
 
     def _only_claimed(self):
         """Whether the folder holds only the marker, complete or not, of a run that was killed before it began."""
-        unfinished = {temporary_path(path).name for path in (self.versions, self.config)}
-        names = {entry.name for entry in self.path.iterdir()} - unfinished
+        begun = (f".{self.versions.stem}.", f".{self.config.stem}.")
+        unfinished = {path.name for path in temporary_paths(self.path) if path.name.startswith(begun)}
+        names = {entry.name for entry in self.path.iterdir()} - unfinished - {LOCK}
         marked = names == {self.versions.name} and self._read_versions() == {"program": PROGRAM}
         return not names or marked
 
@@ -164,6 +173,12 @@ class RunFolder:
             raise UserError(
                 f"--overwrite refused: {self.path} was not written by a run; choose another --run-dir"
             )
+        with contextlib.ExitStack() as owned:
+            for folder in filter(Path.is_dir, (self.evaluation, self.comparison)):
+                owned.enter_context(alone_in(folder, "wait for it, or choose another --run-dir"))
+            self._remove_written()
+
+    def _remove_written(self):
         for name in WRITTEN:
             entry = self.path / name
             if entry.is_dir() and not entry.is_symlink():

@@ -1,6 +1,7 @@
 """Metrics of a run: one JSON line per record, and TensorBoard or wandb on request."""
 
 import contextlib
+import importlib
 import json
 import math
 import os
@@ -33,6 +34,7 @@ class Logger:
         self._folder, self._name, self._notify = folder, backend, notify
         self._backend: Any = _None(folder)
         with self._switched_off_on_failure():
+            check_backend(backend)
             self._backend = BACKENDS[backend](folder)
         self._open_file(_repair(folder.metrics))
 
@@ -131,6 +133,18 @@ class Logger:
             self._backend = _None(self._folder)
 
 
+def check_backend(backend: str) -> None:
+    """UserError if the package of a backend cannot be imported; for the start, before a run folder is made."""
+    if backend not in PACKAGES:
+        return
+    try:
+        importlib.import_module(PACKAGES[backend])
+    except ImportError as error:
+        raise UserError(f"--logger {backend} needs its package: pip install {backend}") from error
+    except Exception:  # installed, but broken: `Logger` switches it off and says so
+        pass
+
+
 def read_metrics(path: str | Path) -> list[dict]:
     """The records of a metrics.jsonl, with null read as NaN.
 
@@ -184,10 +198,8 @@ class _None:
 
 class _TensorBoard:
     def __init__(self, folder):
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise UserError("--logger tensorboard needs its package: pip install tensorboard") from error
+        from torch.utils.tensorboard import SummaryWriter
+
         self._open = lambda purge_step: SummaryWriter(str(folder.tensorboard), purge_step=purge_step)
         self._writer = self._open(None)
 
@@ -208,10 +220,8 @@ class _Wandb:
     """Offline unless WANDB_MODE says otherwise, so that wandb never asks for a login."""
 
     def __init__(self, folder):
-        try:
-            import wandb
-        except ImportError as error:
-            raise UserError("--logger wandb needs its package: pip install wandb") from error
+        import wandb
+
         self._run = wandb.init(
             project="dreamer-mpc",
             name=folder.path.resolve().name,
@@ -231,6 +241,7 @@ class _Wandb:
         self._run.finish()
 
 
+PACKAGES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
 BACKENDS = {"none": _None, "tensorboard": _TensorBoard, "wandb": _Wandb}
 
 

@@ -10,10 +10,11 @@ from dreamer_mpc.runs.checkpoint import Checkpoint, list_checkpoints, load_check
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.util.errors import UserError
 
-# Frames in replay and the episodes in progress depend on the first four, networks and optimizers on the others.
+# Frames in replay and the episodes in progress depend on the first four, networks and optimizers on the others; the
+# masks that bootstrap describes are drawn once, and saved with the weights.
 FIXED = (
     "env", "num_envs", "action_repeat", "camera", "world_model.kind", "behavior.kind", "optimizer.kind",
-    "replay.states",
+    "replay.states", "behavior.bootstrap",
 )  # fmt: skip
 
 
@@ -38,9 +39,21 @@ class SavedRun:
                 raise UserError(
                     f"{flag} of {path} is {before} and cannot become {now}: leave it out, or start another run"
                 )
+        self._check_seed_episodes(config)
         done = self.checkpoint.counters.env_steps if self.checkpoint else 0
         if done >= config.env_steps and self.checkpoint.training["finished"]:
             raise UserError(f"{path} has reached its {done:,} env steps: give more with --env-steps")
+
+    def _check_seed_episodes(self, config: Config) -> None:
+        """Until the first update more of them may be asked for; after it their number would have no effect."""
+        before, now = self.config.train.seed_episodes, config.train.seed_episodes
+        if before == now or self.checkpoint is None or self.checkpoint.training["seeding"]:
+            return
+        if self.checkpoint.counters.updates or now < before:
+            raise UserError(
+                f"--train.seed-episodes of {self.folder.path} is {before} and cannot become {now}, as these episodes "
+                "are over: leave it out, or start another run"
+            )
 
 
 def open_run(path: str) -> SavedRun:

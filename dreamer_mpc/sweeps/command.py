@@ -6,8 +6,9 @@ from pathlib import Path
 
 from dreamer_mpc import config as settings
 from dreamer_mpc.report.progress import SweepProgress, plural, table_console
-from dreamer_mpc.sweeps.launch import LocalLauncher, alone_in, choose_gpus
+from dreamer_mpc.sweeps.launch import LocalLauncher, choose_gpus
 from dreamer_mpc.sweeps.sweep import Sweep, list_runs
+from dreamer_mpc.util.owner import alone_in
 from dreamer_mpc.util.stop import Stop, Stopped
 
 
@@ -18,11 +19,8 @@ def main(args: Sequence[str]) -> int:
     launcher = LocalLauncher(config.jobs_per_gpu, choose_gpus(runs[0].config.device))
     sweep = Sweep(runs, launcher, Path(config.out) / "logs", config.restarts)
     console = table_console(160)
-    with (
-        alone_in(Path(config.out)),
-        Stop() as stop,
-        SweepProgress(sweep.entries, console=console, stop=stop) as progress,
-    ):
+    alone = alone_in(config.out, "wait for it, or choose another --out")
+    with alone, Stop() as stop, SweepProgress(sweep.entries, console=console, stop=stop) as progress:
         try:
             sweep.work(stop, progress.update)
         except Stopped as stopped:

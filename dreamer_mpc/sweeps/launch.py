@@ -1,12 +1,10 @@
 """Starting runs on this machine, each in its own process, several in parallel on each GPU."""
 
-import contextlib
 import ctypes
-import fcntl
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from dreamer_mpc.util.errors import UserError
@@ -81,22 +79,6 @@ def choose_gpus(device: str) -> list[str]:
     if device == "cuda" and not count:
         raise UserError("no device cuda: torch sees 0 GPUs; use --device cpu or auto")
     return [str(i) for i in range(count)] if named is None else [name.strip() for name in named.split(",")][:count]
-
-
-@contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Lock `folder`, so that no other launcher starts runs in it; UserError if one does already."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("w")
-    except OSError as error:
-        raise UserError(f"cannot write to {folder} ({error.strerror}): choose another --out") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another sweep works in {folder}: wait for it, or choose another --out") from error
-        yield
 
 
 def _end_with_parent() -> None:

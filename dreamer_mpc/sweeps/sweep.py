@@ -18,6 +18,7 @@ from dreamer_mpc.config import (
     SweepConfig,
     check_start,
     differences,
+    flag_names,
     load_presets,
     option,
     parse,
@@ -80,14 +81,21 @@ class Run:
         """The command that starts it, or resumes it from its checkpoint."""
         args = self.args
         if self.folder.config.exists():
-            args = ("--resume", str(self.folder.path), "--env-steps", str(self.config.env_steps))
+            args = ("--resume", str(self.folder.path), "--env-steps", str(self.config.env_steps), *self._changes())
         return [sys.executable, str(PROGRAM), "train", *args]
+
+    def _changes(self) -> list[str]:
+        """The options that an existing run may be resumed with, where they are other ones than it had."""
+        saved = load_presets(str(self.folder.config))
+        names = [name for name in ("device", "logger") if getattr(saved, name) != getattr(self.config, name)]
+        given = [word for name in names for word in (f"--{name}", getattr(self.config, name))]
+        return [*given, *["--profile"] * self.config.profile]
 
 
 def list_runs(sweep: SweepConfig, rest: Sequence[str]) -> list[Run]:
     """One run for each environment, planner and seed, with the options `rest`. UserError where one is invalid."""
     for name in OWN:
-        if f"--{name}" in (arg.partition("=")[0] for arg in rest):
+        if name in flag_names(rest):
             raise UserError(f"--{name} does not go with sweep, which sets it for each run: see run.py sweep --help")
     default = load_presets(option(rest, "config") or "default")
     runs = []

@@ -36,9 +36,12 @@ def _train(stop: Stop, args: Sequence[str], started: float) -> None:
     from dreamer_mpc.training.setup import claim_folder
     from dreamer_mpc.training.trainer import Trainer
 
-    config, saved = _settings(args)
-    folder = saved.folder if saved else claim_folder(config)
-    with contextlib.closing(Trainer(config, folder, saved and saved.checkpoint, started, stop)) as trainer:
+    with contextlib.ExitStack() as owned:
+        config, saved = _settings(args, owned)
+        folder = saved.folder if saved else claim_folder(config, owned)
+        trainer = owned.enter_context(
+            contextlib.closing(Trainer(config, folder, saved and saved.checkpoint, started, stop))
+        )
         trainer.run()
         rows = _final_rows(trainer, lambda _: stop.check(f"stopped; the run in {folder.path} is complete"))
     Console().print(results_table(rows, f"{config.env}, {trainer.counters.env_steps:,} env steps"))
@@ -46,11 +49,17 @@ def _train(stop: Stop, args: Sequence[str], started: float) -> None:
     print(f"compare:    python run.py compare --checkpoint {folder.path}")
 
 
-def _settings(args: Sequence[str]) -> "tuple[Config, SavedRun | None]":
-    """The run that `args` describe: a new one, or with --resume an old one with its settings, unless given again."""
+def _settings(args: Sequence[str], owned: contextlib.ExitStack) -> "tuple[Config, SavedRun | None]":
+    """The run that `args` describe: a new one, or with --resume an old one with its settings, unless given again.
+
+    The folder of an old one is locked until `owned` is closed.
+    """
     from dreamer_mpc import config as settings
+    from dreamer_mpc.runs.folder import RunFolder
+    from dreamer_mpc.runs.logger import check_backend
     from dreamer_mpc.runs.resume import open_run
     from dreamer_mpc.util.errors import UserError
+    from dreamer_mpc.util.owner import alone_in
 
     resume = settings.option(args, "resume")
     for flag in ("planner", "train-planner"):
@@ -58,7 +67,7 @@ def _settings(args: Sequence[str]) -> "tuple[Config, SavedRun | None]":
         if name in settings.planner_presets():
             kind, preset = settings.preset_kind(name), f"planner/{name}"
             raise UserError(f"{name} is a preset: train with --{flag} {kind} --config default,{preset}")
-    if sum(arg.partition("=")[0] == "--config" for arg in args) > 1:  # only one of them would be read
+    if settings.flag_names(args).count("config") > 1:  # only one of them would be read
         raise UserError("--config is given twice: give it once, with presets joined by commas")
     if resume is None:
         default = settings.load_presets(settings.option(args, "config") or "default")
@@ -66,12 +75,14 @@ def _settings(args: Sequence[str]) -> "tuple[Config, SavedRun | None]":
     for name in ("config", "run-dir"):
         if settings.option(args, name) is not None:
             raise UserError(f"--{name} does not go with --resume, whose run has its own: leave one of them out")
-    if "--overwrite" in args:
+    if "overwrite" in settings.flag_names(args):
         raise UserError("--overwrite does not go with --resume: one starts again, the other goes on")
+    owned.enter_context(alone_in(RunFolder.open(resume).path, "wait for it, or stop it first"))
     saved = open_run(resume)
-    default = dataclasses.replace(saved.config, resume=resume, overwrite=False, profile=False)
+    default = dataclasses.replace(saved.config, resume=resume)
     config = settings.parse(settings.Config, args, default, prog="run.py train")
     saved.check(config)
+    check_backend(config.logger)
     changes = [f"changed from the saved run: {line}" for line in settings.differences(default, config)]
     print(*saved.notes, *changes, sep="\n", end="\n" * bool(saved.notes or changes))
     return config, saved

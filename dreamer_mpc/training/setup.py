@@ -14,19 +14,25 @@ from dreamer_mpc.data.replay import Replay, check_storage, choose_storage, frame
 from dreamer_mpc.report.progress import plural
 from dreamer_mpc.runs.checkpoint import Checkpoint
 from dreamer_mpc.runs.folder import RunFolder, default_run_dir
+from dreamer_mpc.runs.logger import check_backend
 from dreamer_mpc.runs.saving import Saver
 from dreamer_mpc.util.device import choose_device, device_name
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.memory import GIB, free_disk
+from dreamer_mpc.util.owner import alone_in
 from dreamer_mpc.util.stop import Stop
 from envs import try_env
 from envs.rows import RowVectorEnv
 
+ANOTHER = "wait for it, stop it, or choose another --run-dir"
 NOTHING_SAVED = "stopped before the first step: there was nothing to save"
 
 
-def claim_folder(config: Config) -> RunFolder:
-    """The folder of a new run, after settings and environment were checked. UserError, or EnvError as in `try_env`."""
+def claim_folder(config: Config, owned: contextlib.ExitStack) -> RunFolder:
+    """The folder of a new run, after settings and environment were checked, locked until `owned` is closed.
+
+    UserError, or EnvError as in `try_env`.
+    """
     check_start(config)
     replay_capacity(config)
     check_storage(config.replay.storage, choose_device(config.device))
@@ -34,7 +40,9 @@ def claim_folder(config: Config) -> RunFolder:
     longest = try_env(config.env, config.num_envs, frames=max(length, 2), episodes=episodes, **env_settings(config))
     if longest is not None and longest < length:
         raise UserError(_too_short(config, longest))
-    path = Path(config.run_dir or default_run_dir(config))
+    check_backend(config.logger)
+    path = Path(config.run_dir or default_run_dir(config)).expanduser()
+    owned.enter_context(alone_in(path, ANOTHER))
     # An old run that is to be overwritten is deleted only when the new run is ready to start.
     return RunFolder(path) if config.overwrite and path.exists() else RunFolder.create(path)
 
@@ -54,6 +62,7 @@ def begin_folder(folder: RunFolder, config: Config, device: torch.device) -> Non
     """Write settings and versions; only now, so that a failed set-up leaves the folder unchanged."""
     if config.overwrite and not config.resume:
         RunFolder.create(folder.path, overwrite=True)
+    folder.clear_leftovers()
     try:
         folder.write_config(to_yaml(config))
         folder.write_versions({"device": device_name(device)})

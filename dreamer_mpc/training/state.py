@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dreamer_mpc.training.schedule import Pace, Schedule
+from dreamer_mpc.util.counters import Counters
 
 
 class MetricMeans:
@@ -43,9 +44,16 @@ class TrainingState:
 
     schedule: Schedule
     returns: list[float] = field(default_factory=list)  # of the seed episodes, or of this round's
+    seeds: int = 0  # seed episodes that were over when more of them were asked for
     metrics: MetricMeans = field(default_factory=MetricMeans)  # of this round's updates
     best_return: float | None = None  # mean return of the best evaluation
     terminates: bool = False  # an episode of this run was terminated, and the user was told what that means
+
+    def resumed(self, counters: Counters, seed_episodes: int) -> None:
+        """Resume the run at `counters`, possibly with another schedule; before any update, with more seed episodes."""
+        self.schedule.resumed(counters.env_steps)
+        if not (self.schedule.seeding or counters.updates) and seed_episodes > counters.episodes:
+            self.schedule.seeding, self.schedule.updates_left, self.seeds = True, 0, counters.episodes
 
     def state_dict(self) -> dict[str, Any]:
         plain = {name: value for name, value in vars(self).items() if name != "schedule"}

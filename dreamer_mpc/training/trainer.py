@@ -70,7 +70,7 @@ class Trainer:
         most, optimizer = config.train.max_skipped_in_a_row, config.optimizer.kind
         self._skipped = SkippedUpdateWatch(folder.skipped_updates, self.replay, most, optimizer)
         if checkpoint:
-            self.schedule.resumed(self.counters.env_steps)
+            self.state.resumed(self.counters, config.train.seed_episodes)
             restore_global_state(checkpoint.random, self.device)
 
     def _state(self, checkpoint: Checkpoint | None) -> TrainingState:
@@ -152,10 +152,11 @@ class Trainer:
         """A step of the seed episodes, and what follows them."""
         self._show(Due.SEED_STEP)
         returns, began = self.state.returns, time.monotonic()
-        self.collector.send(None, most=self.config.train.seed_episodes - len(returns))
+        wanted = self.config.train.seed_episodes - self.state.seeds
+        self.collector.send(None, most=wanted - len(returns))
         self._receive()
         self._set_up_time.seed_seconds += time.monotonic() - began
-        if len(returns) < self.config.train.seed_episodes:
+        if len(returns) < wanted:
             return
         self._logger.write(asdict(self.counters), self._collected())
         self._progress.line(f"{len(returns)} seed episodes, mean return {np.mean(returns):.1f}")

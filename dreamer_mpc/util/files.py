@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,8 +30,13 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def temporary_path(path: Path) -> Path:
-    """The temporary path beside `path`."""
-    return path.with_name(f".{path.stem}.tmp{path.suffix}")
+    """A temporary path beside `path`, another one each time: two processes never write to the same."""
+    return path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
+
+
+def temporary_paths(folder: Path) -> list[Path]:
+    """The temporary files in `folder` that killed processes left, for its owner to remove."""
+    return list(folder.glob(".*.tmp.*"))
 
 
 def _fsync(path: Path) -> None:
