@@ -15,6 +15,7 @@ from envs.errors import EnvError, describe_error, shorten
 
 LARGEST_BOUND = 1e9  # larger bounds, such as those of np.finfo, count as no bounds
 LARGEST_REWARD = 1e30  # replay keeps float32
+BRIGHTEST = 255  # value of a pixel
 
 
 class Wrong(Exception):
@@ -62,9 +63,7 @@ class CustomEnv(gymnasium.Wrapper):
         self._env_steps = 0
         self._image = None
         self._shape = env.observation_space.shape
-        self._dtype = env.action_space.dtype
-        self._low = env.action_space.low.astype(np.float64)
-        self._high = env.action_space.high.astype(np.float64)
+        self._low, self._high = env.action_space.low, env.action_space.high
         self.observation_space = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, self._low.shape, np.float32)
 
@@ -85,7 +84,7 @@ class CustomEnv(gymnasium.Wrapper):
 
     def step(self, action: np.ndarray):
         """Repeat `action` [A]; ValueError for an action that is not finite."""
-        control = to_bounds(action, self._low, self._high).astype(self._dtype)
+        control = to_bounds(action, self._low, self._high)
         self._image, *result = repeat_action(self._step_once, control, self._action_repeat)
         return self._resize(self._image), *result
 
@@ -160,6 +159,11 @@ def _check_env(env: Any) -> None:
         raise Wrong(
             "made an environment that does not fit: observations must be pixels, a Box of uint8 [height, width, 3], "
             f"got {shorten(images)}; {remedy}"
+        )
+    if images.high.max() < BRIGHTEST:
+        raise Wrong(
+            f"made an environment that does not fit: pixels go from 0 to {BRIGHTEST}, but its observations end at "
+            f"{images.high.max()} and would be seen as almost black; scale them to 0 to {BRIGHTEST}, and declare that"
         )
     continuous = isinstance(actions, gymnasium.spaces.Box) and actions.dtype.kind == "f"
     if not continuous or len(actions.shape) != 1 or 0 in actions.shape:

@@ -46,7 +46,9 @@ def try_env(name: str, num_envs: int, **settings: Any) -> None:
     envs = make_vector_env(name, 1, workers=num_envs > 1, **settings)
     try:
         envs.reset(seed=0)
-        envs.step(np.zeros((1, *envs.single_action_space.shape), dtype=np.float32))
+        *_, info = envs.step(np.zeros((1, *envs.single_action_space.shape), dtype=np.float32))
+        if "lost" in info:
+            raise EnvError(f"{name}: its process died in its first step ({info['death'][0]}): mend the environment")
     finally:
         envs.close()
 
