@@ -9,9 +9,9 @@ StepResult = tuple[Any, float, bool, bool, dict[str, Any]]
 
 
 def to_bounds(action: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Clip `action` [A] to [-1, 1] and map it to [low, high], of their dtype and never outside; ValueError if not finite.
+    """Clip `action` [A] to [-1, 1] and map it to [low, high], with their dtype; ValueError if not finite.
 
-    Scaling and the conversion to the bounds' dtype round, and may leave the bounds by the last digit.
+    It is never outside of the bounds, which scaling and conversion, as both round, could leave by the last digit.
     """
     action = np.asarray(action, dtype=np.float64)
     if action.shape != low.shape:

@@ -127,6 +127,8 @@ class Trainer:
             try:
                 self._advance(due)
             except Exception as error:
+                if isinstance(error, EnvError):
+                    self._stop.check()  # Ctrl-C ends an environment's own processes too, and its step then fails
                 if isinstance(error, (EnvError, UserError)) or is_out_of_memory(error):
                     self._save()  # what was trained is not lost
                 raise

@@ -35,3 +35,13 @@ class Stop:
         if number == signal.SIGINT:  # no print(): it might wait for a lock that the interrupted code holds
             os.write(2, b"\nstopping after a last checkpoint; Ctrl-C again stops at once, without one\n")
         self.requested = True
+
+
+def _forget() -> None:
+    """In a forked process, such as a helper of an environment: signals end it, and are not noted for the run."""
+    for number in SIGNALS:
+        if isinstance(getattr(signal.getsignal(number), "__self__", None), Stop):
+            signal.signal(number, signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_forget)
