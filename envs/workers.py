@@ -1,5 +1,6 @@
 """Environments in one worker process each, and the replacement of a worker that dies."""
 
+import functools
 import multiprocessing
 import os
 import signal
@@ -270,8 +271,17 @@ def _leave_stops_to_parent() -> None:
     """
     for number in STOPS:
         signal.signal(number, lambda *_: None)
-    os.register_at_fork(after_in_child=lambda: [signal.signal(number, signal.SIG_DFL) for number in STOPS])
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+
+    def reset() -> None:
+        for number in STOPS:
+            signal.signal(number, signal.SIG_DFL)
+        unblock()
+
+    # Blocked around a fork: Python would lose a signal that comes before the forked process has its own handlers.
+    unblock = functools.partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, STOPS)
+    block = functools.partial(signal.pthread_sigmask, signal.SIG_BLOCK, STOPS)
+    os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=reset)
 
 
 def _send_last(pipe: Connection, answer: tuple[str, str]) -> None:

@@ -150,12 +150,15 @@ class Trainer:
 
     def _step_at_random(self) -> None:
         """A step of the seed episodes, and what follows them."""
+        seeds, steps = self.config.train.seed_episodes, self.counters.env_steps
+        if steps >= self.config.env_steps:  # the environment decides how long they are
+            raise UserError(reporting.endless_seeding(len(self.state.returns), seeds, steps))
         self._show(Due.SEED_STEP)
         returns, began = self.state.returns, time.monotonic()
-        self.collector.send(None, most=self.config.train.seed_episodes - len(returns))
+        self.collector.send(None, most=seeds - len(returns))
         self._receive()
         self._set_up_time.seed_seconds += time.monotonic() - began
-        if len(returns) < self.config.train.seed_episodes:
+        if len(returns) < seeds:
             return
         self._logger.write(asdict(self.counters), self._collected())
         self._progress.line(f"{len(returns)} seed episodes, mean return {np.mean(returns):.1f}")
@@ -218,8 +221,9 @@ class Trainer:
             config.eval.video_steps if config.eval.video else 0,
             on_step=lambda _: self._stop.check(),
         )
-        row = self.evaluation.row(config.planner)
-        self._logger.write(asdict(self.counters), to_metrics(row))
+        row, mishaps = self.evaluation.row(config.planner), self.evaluation.mishaps()
+        self._logger.write(asdict(self.counters), to_metrics(row) | self.evaluation.counts())
+        self._say([mishaps] if mishaps else [])
         self._show(eval_return=row["return_mean"])
         self._progress.line(reporting.evaluated(row, env_steps))
         if config.eval.video and config.eval.video_steps:
