@@ -4,6 +4,7 @@ import importlib
 import inspect
 import os
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +13,15 @@ import numpy as np
 
 from envs.actions import StepResult, repeat_action, to_bounds
 from envs.errors import EnvError, describe_error, shorten
+from envs.surroundings import Surroundings, seed_generators
 
 LARGEST_BOUND = 1e9  # larger bounds, such as those of np.finfo, count as no bounds
 LARGEST_REWARD = 1e30  # replay keeps float32
+BRIGHTEST = 255  # value of a pixel
+
+
+# Environments of this process that are not closed, by the identity of what a factory returned.
+_IN_USE: "weakref.WeakValueDictionary[int, CustomEnv]" = weakref.WeakValueDictionary()
 
 
 class Wrong(Exception):
@@ -38,22 +45,34 @@ def guarded(name: str, call: str, function: Callable[..., Any], /, *args: Any, *
 
 def make_custom_env(name: str, *, action_repeat: int, image_size: int, max_env_steps: int | None) -> gymnasium.Env:
     """The environment that `module:factory` returns, wrapped as described in `make_env`; or `EnvError`."""
-    env = guarded(name, "the factory", _load_factory(name))
-    guarded(name, "the factory", _check_env, env)
     settings = {"action_repeat": action_repeat, "image_size": image_size, "max_env_steps": max_env_steps}
-    return guarded(name, "the environment", CustomEnv, env, name=name, **settings)
+    with Surroundings() as surroundings:
+        env = guarded(name, "the factory", _load_factory(name))
+        guarded(name, "the factory", _check_env, env)
+        made = guarded(name, "the environment", CustomEnv, env, name=name, surroundings=surroundings, **settings)
+    _IN_USE[id(made.unwrapped)] = made
+    return made
 
 
 class CustomEnv(gymnasium.Wrapper):
     """Resizes images, maps actions from [-1, 1] to the environment's bounds, repeats and counts them, checks answers.
 
-    The environment's `info` is dropped: nothing reads it, and its entries may not match across rows.
+    The environment's `info` is dropped: nothing reads it, and its entries may not match across rows. A seed of `reset`
+    also seeds the global generators that the environment sees, which are its own (`Surroundings`).
     """
 
     def __init__(
-        self, env: gymnasium.Env, *, name: str, action_repeat: int, image_size: int, max_env_steps: int | None
+        self,
+        env: gymnasium.Env,
+        *,
+        name: str,
+        surroundings: Surroundings,
+        action_repeat: int,
+        image_size: int,
+        max_env_steps: int | None,
     ) -> None:
         super().__init__(env)
+        self._surroundings = surroundings
         self.metadata = {"render_fps": 30, **env.metadata, "render_modes": ["rgb_array"]}
         self._name = name
         self._action_repeat = action_repeat
@@ -62,9 +81,7 @@ class CustomEnv(gymnasium.Wrapper):
         self._env_steps = 0
         self._image = None
         self._shape = env.observation_space.shape
-        self._dtype = env.action_space.dtype
-        self._low = env.action_space.low.astype(np.float64)
-        self._high = env.action_space.high.astype(np.float64)
+        self._low, self._high = env.action_space.low, env.action_space.high
         self.observation_space = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, self._low.shape, np.float32)
 
@@ -77,37 +94,44 @@ class CustomEnv(gymnasium.Wrapper):
         """Start a new episode; `info["env_steps"]` is 0."""
 
         def ask() -> np.ndarray:
+            if seed is not None:
+                seed_generators(seed)
             return _read_reset(self.env.reset(seed=seed, options=options), self._shape)
 
-        self._image = guarded(self._name, "reset()", ask)
+        self._image = self._guarded("reset()", ask)
         self._env_steps = 0
         return self._resize(self._image), {"env_steps": 0}
 
     def step(self, action: np.ndarray):
         """Repeat `action` [A]; ValueError for an action that is not finite."""
-        control = to_bounds(action, self._low, self._high).astype(self._dtype)
+        control = to_bounds(action, self._low, self._high)
         self._image, *result = repeat_action(self._step_once, control, self._action_repeat)
         return self._resize(self._image), *result
 
     def render(self) -> np.ndarray:
         """The present frame for a video, uint8 [height, width, 3] in the environment's own size."""
-        if guarded(self._name, "render_mode", lambda: self.env.render_mode) == "rgb_array":
-            return guarded(self._name, "render()", self.env.render)
+        if self._guarded("render_mode", lambda: self.env.render_mode) == "rgb_array":
+            return self._guarded("render()", self.env.render)
         return np.array(self._image)
 
     def close(self) -> None:
         """Close the environment; ignore any error that it raises."""
         try:
-            guarded(self._name, "close()", self.env.close)
+            self._guarded("close()", self.env.close)
         except EnvError:
             pass
+        _IN_USE.pop(id(self.unwrapped), None)
+
+    def _guarded(self, call: str, function: Callable[[], Any]) -> Any:
+        with self._surroundings:
+            return guarded(self._name, call, function)
 
     def _step_once(self, control: np.ndarray) -> StepResult:
         def ask() -> tuple[np.ndarray, float, bool, bool]:
             # Pass a copy: the environment may change it in place, and it is repeated.
             return _read_step(self.env.step(control.copy()), self._shape)
 
-        observation, reward, terminated, truncated = guarded(self._name, "step()", ask)
+        observation, reward, terminated, truncated = self._guarded("step()", ask)
         self._env_steps += 1
         if self._max_env_steps is not None and self._env_steps >= self._max_env_steps:
             truncated = truncated or not terminated
@@ -153,6 +177,11 @@ def _load_factory(name: str) -> Callable[[], gymnasium.Env]:
 def _check_env(env: Any) -> None:
     if not isinstance(env, gymnasium.Env):
         raise Wrong(f"must return a gymnasium.Env, got {_kind(env)}")
+    if id(env.unwrapped) in _IN_USE:
+        raise Wrong(
+            "returned an environment that is already in use: it must make a new one each time, or, if there can be one "
+            "in a process, --num-envs 2 --eval.num-envs 2 give each a process of its own"
+        )
     images, actions = env.observation_space, env.action_space
     box = isinstance(images, gymnasium.spaces.Box)
     if not box or images.dtype != np.uint8 or len(images.shape) != 3 or images.shape[2] != 3 or 0 in images.shape:
@@ -160,6 +189,11 @@ def _check_env(env: Any) -> None:
         raise Wrong(
             "made an environment that does not fit: observations must be pixels, a Box of uint8 [height, width, 3], "
             f"got {shorten(images)}; {remedy}"
+        )
+    if images.high.max() < BRIGHTEST:
+        raise Wrong(
+            f"made an environment that does not fit: pixels go from 0 to {BRIGHTEST}, but its observations end at "
+            f"{images.high.max()} and would be seen as almost black; scale them to 0 to {BRIGHTEST}, and declare that"
         )
     continuous = isinstance(actions, gymnasium.spaces.Box) and actions.dtype.kind == "f"
     if not continuous or len(actions.shape) != 1 or 0 in actions.shape:

@@ -9,6 +9,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from envs.errors import EnvError
+from envs.surroundings import Surroundings
 
 
 class RowVectorEnv(VectorEnv):
@@ -91,9 +92,12 @@ class LocalVectorEnv(RowVectorEnv):
     """Environments in this process, stepped one after the other in `step_wait`."""
 
     def __init__(self, name: str, factory: Callable[[], gymnasium.Env], num_envs: int) -> None:
-        self.envs = [factory() for _ in range(num_envs)]
-        spaces = [(env.observation_space, env.action_space) for env in self.envs]
+        self.envs: list[gymnasium.Env] = []
         try:
+            for row in range(num_envs):
+                with Surroundings(seed=row):  # what a factory draws from global generators differs from row to row
+                    self.envs.append(factory())
+            spaces = [(env.observation_space, env.action_space) for env in self.envs]
             check_equal_spaces(name, spaces)
         except EnvError:
             self.close()

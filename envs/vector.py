@@ -45,13 +45,17 @@ def try_env(name: str, num_envs: int, frames: int = 2, episodes: int = 1, **sett
         return None
     envs = make_vector_env(name, 1, workers=num_envs > 1, **settings)
     try:
-        return _longest(envs, frames, episodes)
+        return _longest(name, envs, frames, episodes)
     finally:
         envs.close()
 
 
-def _longest(envs: RowVectorEnv, frames: int, episodes: int) -> int:
-    """The frames of the longest of `episodes` episodes with random actions; at most `frames`, which end the search."""
+def _longest(name: str, envs: RowVectorEnv, frames: int, episodes: int) -> int:
+    """The frames of the longest of `episodes` episodes with random actions; at most `frames`, which end the search.
+
+    EnvError where its process dies in its first step. One that dies later counts as long enough, as it is not known how
+    long it would have been.
+    """
     rng, longest, episode = np.random.default_rng(0), 0, 0
     while episode < episodes and longest < frames:
         envs.reset(seed=episode)
@@ -59,9 +63,12 @@ def _longest(envs: RowVectorEnv, frames: int, episodes: int) -> int:
         while not over and length < frames:
             action = rng.uniform(-1, 1, (1, *envs.single_action_space.shape)).astype(np.float32)
             _, _, terminated, truncated, info = envs.step(action)
+            if "lost" in info and length == 1:
+                raise EnvError(f"{name}: its process died in its first step ({info['death'][0]}): mend the environment")
+            if "lost" in info:
+                return frames
             length, over = length + 1, bool(terminated[0] or truncated[0])
-        if not info.get("lost", [False])[0]:  # otherwise it is played again, in another process
-            longest, episode = max(longest, length), episode + 1
+        longest, episode = max(longest, length), episode + 1
     return longest
 
 

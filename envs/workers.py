@@ -1,5 +1,6 @@
 """Environments in one worker process each, and the replacement of a worker that dies."""
 
+import functools
 import multiprocessing
 import os
 import signal
@@ -17,13 +18,14 @@ import numpy as np
 
 from envs.errors import EnvError
 from envs.rows import RowVectorEnv, check_equal_spaces
+from envs.surroundings import seed_generators
 
 MAX_DEATHS = 5  # of one row's workers, within a minute or without a step in between
 MINUTE = 60.0
 POLL_SECONDS = 1.0
 SILENT_SECONDS = 300.0  # timeout of one answer, after which a worker counts as hanging and dead
 CLOSE_SECONDS = 5.0
-STOPS = {signal.SIGINT, signal.SIGTERM}  # Ctrl-C goes to the whole process group; the parent ends its workers
+STOPS = {signal.SIGINT, signal.SIGTERM}  # left to the parent, which ends its workers
 SPAWN = multiprocessing.get_context("spawn")  # a process that uses CUDA or OpenGL cannot be forked
 
 
@@ -32,11 +34,16 @@ class WorkerDied(Exception):
 
 
 class Worker:
-    """A spawned process that makes an environment, sends `(observation space, action space)`, then answers calls."""
+    """A spawned process that makes an environment, sends `(observation space, action space)`, then answers calls.
+
+    It leads a process group, in which processes that the environment starts are ended with it. It is no daemon, because
+    multiprocessing allows those no children; `WorkerVectorEnv` ends it before the program's end.
+    """
 
     def __init__(self, factory: Callable[[], gymnasium.Env], row: int) -> None:
         self._pipe, theirs = SPAWN.Pipe()
-        self.process = SPAWN.Process(target=_serve, args=(factory, theirs), name=f"env-{row}", daemon=True)
+        name, args = f"env-{row}", (factory, theirs, row)
+        self.process = SPAWN.Process(target=_serve, args=args, name=name, daemon=False)
         # Signals are blocked while it starts, and it inherits that: only the parent handles Ctrl-C, from the start.
         resource_tracker.ensure_running()  # multiprocessing's helper; starting it later would unblock them
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -72,7 +79,7 @@ class Worker:
         self._pipe.close()
         if not self._hangs:
             self.process.join(POLL_SECONDS)
-        self.process.kill()
+        self.kill()
         self.process.join()
         if self._hangs:
             return f"no answer in {SILENT_SECONDS:.0f} s"
@@ -81,6 +88,14 @@ class Worker:
             return f"exit status {code}"
         known = -code in signal.valid_signals() and -code in {s.value for s in signal.Signals}
         return f"killed by {signal.Signals(-code).name if known else f'signal {-code}'}"
+
+    def kill(self) -> None:
+        """Kill the process, and what its environment started, without waiting."""
+        self.process.kill()
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except OSError:  # it does not lead a group yet, or nothing is left of it
+            pass
 
     def _read(self) -> Any:
         # A worker's end closes the pipe, unless one of its child processes holds it open: so the loop also polls.
@@ -215,17 +230,17 @@ class WorkerVectorEnv(RowVectorEnv):
 
 def _kill_all(workers: list[Worker]) -> None:
     for worker in workers:
-        worker.process.kill()
+        worker.kill()
     for worker in workers:
         worker.process.join()
 
 
-def _serve(factory: Callable[[], gymnasium.Env], pipe: Connection) -> None:
+def _serve(factory: Callable[[], gymnasium.Env], pipe: Connection, row: int) -> None:
     """Main loop of a worker: sends answers (`ok`, `error` or `bug`, and a value) until told to close or orphaned."""
-    for number in STOPS:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    os.setpgid(0, 0)
+    _leave_stops_to_parent()
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    seed_generators(row)  # what a factory draws from them repeats, and differs from row to row
     env = None
     try:
         env = factory()
@@ -249,6 +264,26 @@ def _serve(factory: Callable[[], gymnasium.Env], pipe: Connection) -> None:
             env.close()
 
 
+def _leave_stops_to_parent() -> None:
+    """Do nothing at SIGINT and SIGTERM, without passing that on: what an environment starts or forks must end by them.
+
+    A started program inherits signals that are ignored, but no handlers; a forked process inherits these too.
+    """
+    for number in STOPS:
+        signal.signal(number, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+
+    def reset() -> None:
+        for number in STOPS:
+            signal.signal(number, signal.SIG_DFL)
+        unblock()
+
+    # Blocked around a fork: Python would lose a signal that comes before the forked process has its own handlers.
+    unblock = functools.partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, STOPS)
+    block = functools.partial(signal.pthread_sigmask, signal.SIG_BLOCK, STOPS)
+    os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=reset)
+
+
 def _send_last(pipe: Connection, answer: tuple[str, str]) -> None:
     try:
         pipe.send(answer)
@@ -257,6 +292,6 @@ def _send_last(pipe: Connection, answer: tuple[str, str]) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process when its parent ends, even in the middle of a step."""
+    """End this process and its group when its parent ends, even in the middle of a step."""
     multiprocessing.parent_process().join()
-    os._exit(1)
+    os.killpg(0, signal.SIGKILL)

@@ -20,6 +20,7 @@ from envs import (
     match_egl_device,
     reset_rows,
 )
+from envs.actions import to_bounds
 from envs.gl import CUDA_INDICES, PROBED, _probe
 from envs.rows import LocalVectorEnv
 from tests.support.commands import ROOT, script
@@ -205,6 +206,16 @@ def test_a_simulator_error_in_the_midst_of_a_repeat_keeps_the_rewards_before():
     np.testing.assert_array_equal(roll(env, seed=3)[0], roll(make("cheetah-run", action_repeat=4), seed=3)[0])
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_rescaled_action_is_never_outside_the_box(dtype):
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        low, high = rng.uniform(-2, 0, 6).astype(dtype), rng.uniform(0, 2, 6).astype(dtype)
+        box = gymnasium.spaces.Box(low, high, dtype=dtype)
+        for action in (np.ones(6), -np.ones(6), rng.uniform(-2, 2, 6), np.float32(1 - 1e-7) * np.ones(6)):
+            assert box.contains(to_bounds(action, box.low, box.high))
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_actions_must_be_finite(value):
     env = without_rendering(make("cheetah-run"))
@@ -295,6 +306,8 @@ UNUSABLE = [
     ({"images": gymnasium.spaces.Box(-1, 1, (3,), np.float32)}, "must be pixels.*AddRenderObservation"),
     ({"images": gymnasium.spaces.Box(0, 255, (64, 64, 1), np.uint8)}, "must be pixels"),
     ({"images": gymnasium.spaces.Box(0, 1, (64, 64, 3), np.float32)}, "must be pixels"),
+    ({"images": gymnasium.spaces.Box(0, 1, (64, 64, 3), np.uint8)}, "end at 1 and would be seen as almost black"),
+    ({"images": gymnasium.spaces.Box(0, 100, (64, 64, 3), np.uint8)}, "pixels go from 0 to 255"),
     ({"actions": gymnasium.spaces.Discrete(3)}, "actions must be a Box"),
     ({"actions": gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)}, "finite bounds"),
 ]

@@ -203,7 +203,7 @@ def test_a_profile_opens_as_a_trace_and_training_goes_on(num_envs, tmp_path, mon
     assert path.stat().st_size < 2e6
 
 
-@pytest.mark.parametrize("args", [["--train.updates", "0"], ["--env-steps", "40"], ["--env-steps", "5"]])
+@pytest.mark.parametrize("args", [["--train.updates", "0"], ["--env-steps", "40"], ["--env-steps", "10"]])
 def test_a_run_that_ends_before_its_profile_says_so(args, tmp_path, monkeypatch, capsys):
     trainer = make_trainer(tmp_path, [], monkeypatch, "--env-steps", 60, "--profile", *args)
     trainer.run()

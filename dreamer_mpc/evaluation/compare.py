@@ -186,6 +186,8 @@ class Comparison:
             count = min(self.batch or envs.num_envs, config.episodes - first)
             on_step = progress.start(label, first, count)
             result = evaluate(agent, planner, envs, count, config.seed + first, video_steps, on_step)
+            if mishaps := result.mishaps():
+                progress.line(f"{label}: {mishaps}")
             if first == there:
                 record.add(label, checkpoint, first, config.seed + first, result, device_name(agent.device))
             progress.finish(result.returns, result.lengths, counted=first == there)

@@ -13,9 +13,12 @@ from torch import Tensor
 from dreamer_mpc.agents.protocol import Act, Agent, Carry
 from dreamer_mpc.evaluation.summary import summarise_scores
 from dreamer_mpc.planners import Planner
+from dreamer_mpc.report.progress import plural
 from dreamer_mpc.report.rows import Row
 from dreamer_mpc.util.device import preserved_rng
-from envs import reset_rows
+from envs import EnvError, reset_rows
+
+MOST_REPEATS = 3  # of one episode
 
 
 @dataclass
@@ -40,6 +43,41 @@ class EpisodeRecording:
         self.memory.append(memory)
 
 
+class Repeats:
+    """The episodes that are played again because they ended by an accident, and how often."""
+
+    def __init__(self) -> None:
+        self.lost, self.failed, self.cut_short = 0, 0, 0  # by a lost process; by a simulator error; by one again
+        self._times: dict[int, int] = {}  # of each episode
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Lost processes, simulator errors, and episodes that count as ended by one."""
+        return self.lost, self.failed, self.cut_short
+
+    def needs(self, episode: int, seed: int, info: dict[str, np.ndarray], row: int) -> bool:
+        """Whether the `episode` that just ended in `row` is to be played again; EnvError if its process is lost again.
+
+        A simulator that fails each time would stop every evaluation of this agent: then the episode counts as ended.
+        """
+        lost = "lost" in info and bool(info["lost"][row])
+        failed = "simulator_error" in info and bool(info["simulator_error"][row])
+        if not lost and not failed:
+            return False
+        self.lost += lost
+        self.failed += failed
+        self._times[episode] = self._times.get(episode, 0) + 1
+        if self._times[episode] <= MOST_REPEATS:
+            return True
+        if lost:
+            raise EnvError(
+                f"the process of the evaluation episode with seed {seed} was lost {MOST_REPEATS + 1} times "
+                f"({info['death'][row]}): if memory ran out, lower --eval.num-envs (--num-envs of eval and compare)"
+            )
+        self.cut_short += 1
+        return False
+
+
 @dataclass
 class Evaluation:
     """Returns of E episodes under one planner, and the cost of an action."""
@@ -50,6 +88,23 @@ class Evaluation:
     batch: int  # environments planned for in that call
     model_evaluations: int  # per action
     recording: EpisodeRecording
+    lost_environments: int = 0  # times that an episode was played again because its process was lost
+    simulator_errors: int = 0  # times that the simulator failed in an episode
+    cut_short: int = 0  # episodes in which it failed each time; they count up to there
+
+    def mishaps(self) -> str | None:
+        """What happened to the environments, in words."""
+        counts = {"a lost process": self.lost_environments, "a simulator error": self.simulator_errors}
+        words = [f"{plural(count, 'time')} after {what}" for what, count in counts.items() if count]
+        if not words:
+            return None
+        kept = f"; {plural(self.cut_short, 'episode')} in which it came each time counts up to there"
+        return f"played again from its seed, {' and '.join(words)}{kept if self.cut_short else ''}"
+
+    def counts(self) -> dict[str, float]:
+        """The mishaps for metrics.jsonl, as `train/...` counts those of training."""
+        counts = {"lost_environments": self.lost_environments, "simulator_errors": self.simulator_errors}
+        return {f"eval/{name}": count for name, count in counts.items() if count}
 
     def row(self, planner: str) -> Row:
         """The row for logs and tables, under the name of the planner."""
@@ -68,7 +123,8 @@ def evaluate(
 ) -> Evaluation:
     """Run `episodes` episodes, episode e from environment seed `seed + e`, in parallel over the rows of `envs`.
 
-    The first `recorded_steps` steps of episode 0 are kept. `on_step` is called after each step with the step count.
+    An episode whose process is lost, or whose simulator fails, is played again from its seed (`Repeats`). The first
+    `recorded_steps` steps of episode 0 are kept. `on_step` is called after each step with the step count.
     The state of torch's generator is restored at the end, so that an evaluation does not change the training around it.
     """
     with preserved_rng(agent.device):
@@ -91,7 +147,7 @@ def _evaluate(
     is_first = np.ones(rows, dtype=bool)
     carry, recording, times = agent.initial(rows), EpisodeRecording(), []
     returns, lengths = np.zeros(episodes), [0] * episodes
-    next_episode = rows
+    repeats, next_episode = Repeats(), rows
     while (episode < episodes).any():
         start = time.perf_counter()
         tensors = (torch.from_numpy(x).to(agent.device) for x in (image, is_first))
@@ -99,7 +155,7 @@ def _evaluate(
         executed = act.action.cpu().numpy()  # waits for the device
         times.append(time.perf_counter() - start)
         seen = image
-        image, reward, terminated, truncated, _ = envs.step(executed)
+        image, reward, terminated, truncated, info = envs.step(executed)
         if episode[0] == 0 and len(recording.image) < recorded_steps:
             recording.append(seen[0], carry, act, float(reward[0]), bool(is_first[0]))
         carry = act.carry
@@ -109,9 +165,15 @@ def _evaluate(
         is_first = terminated | truncated
         if is_first.any():
             seeds: list[int | None] = [None] * rows
-            for i in np.flatnonzero(is_first):
-                episode[i], seeds[i], next_episode = next_episode, seed + next_episode, next_episode + 1
+            for i in map(int, np.flatnonzero(is_first)):
+                if episode[i] < episodes and repeats.needs(int(episode[i]), seed + int(episode[i]), info, i):
+                    returns[episode[i]], lengths[episode[i]] = 0.0, 0
+                    recording = EpisodeRecording() if episode[i] == 0 else recording
+                else:
+                    episode[i], next_episode = next_episode, next_episode + 1
+                seeds[i] = seed + int(episode[i])
             image, _ = reset_rows(envs, is_first, seeds)
         if on_step:
             on_step(len(times))
-    return Evaluation(returns, lengths, 1e3 * float(np.median(times)), rows, act.model_evaluations, recording)
+    ms = 1e3 * float(np.median(times))
+    return Evaluation(returns, lengths, ms, rows, act.model_evaluations, recording, *repeats.counts)

@@ -99,5 +99,7 @@ def _final_rows(trainer: "Trainer", on_step: Callable[[int], None]) -> "list[Row
         episodes, seed = config.eval.episodes, config.eval.seed
         policy = make_planner("policy")
         bare = evaluate(trainer.agent, policy, trainer.eval_envs, episodes, seed, on_step=on_step)
+        if mishaps := bare.mishaps():
+            print(f"policy: {mishaps}")
         rows.append(bare.row("policy"))
     return rows

@@ -67,6 +67,14 @@ def terminated(env: str) -> str:
     )
 
 
+def endless_seeding(ended: int, episodes: int, env_steps: int) -> str:
+    """Advice where a run reached its length in its seed episodes."""
+    return (
+        f"the run is over after {env_steps:,} env steps, of which the seed episodes took all: {ended} of {episodes} "
+        "ended; raise --env-steps, lower --train.seed-episodes, or shorten episodes with --max-env-steps"
+    )
+
+
 def peak_memory(device: torch.device) -> Iterator[str]:
     """Peak memory use of a GPU."""
     if device.type == "cuda":

@@ -129,6 +129,8 @@ class Trainer:
             try:
                 self._advance(due)
             except Exception as error:
+                if isinstance(error, EnvError):
+                    self._stop.check()  # Ctrl-C ends an environment's own processes too, and its step then fails
                 if isinstance(error, (EnvError, UserError)) or is_out_of_memory(error):
                     self._save()  # what was trained is not lost
                 raise
@@ -150,9 +152,12 @@ class Trainer:
 
     def _step_at_random(self) -> None:
         """A step of the seed episodes, and what follows them."""
+        seeds, steps = self.config.train.seed_episodes, self.counters.env_steps
+        if steps >= self.config.env_steps:  # the environment decides how long they are
+            raise UserError(reporting.endless_seeding(len(self.state.returns), seeds, steps))
         self._show(Due.SEED_STEP)
         returns, began = self.state.returns, time.monotonic()
-        wanted = self.config.train.seed_episodes - self.state.seeds
+        wanted = seeds - self.state.seeds
         self.collector.send(None, most=wanted - len(returns))
         self._receive()
         self._set_up_time.seed_seconds += time.monotonic() - began
@@ -219,8 +224,9 @@ class Trainer:
             config.eval.video_steps if config.eval.video else 0,
             on_step=lambda _: self._stop.check(),
         )
-        row = self.evaluation.row(config.planner)
-        self._logger.write(asdict(self.counters), to_metrics(row))
+        row, mishaps = self.evaluation.row(config.planner), self.evaluation.mishaps()
+        self._logger.write(asdict(self.counters), to_metrics(row) | self.evaluation.counts())
+        self._say([mishaps] if mishaps else [])
         self._show(eval_return=row["return_mean"])
         self._progress.line(reporting.evaluated(row, env_steps))
         if config.eval.video and config.eval.video_steps:

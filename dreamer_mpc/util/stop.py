@@ -44,3 +44,29 @@ class Stop:
             if not self.displayed:  # no print(): it might wait for a lock that the interrupted code holds
                 os.write(2, f"\n{STOPPING}\n".encode())
         self.requested = True
+
+
+class _Forks:
+    """In a forked process, such as a helper of an environment, signals end it, and are not noted for the run.
+
+    They are blocked around a fork: Python would lose one that comes before the forked process has its own handlers.
+    """
+
+    def __init__(self):
+        self._mask = None
+        os.register_at_fork(before=self._block, after_in_parent=self._unblock, after_in_child=self._forget)
+
+    def _block(self):
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+    def _unblock(self):
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+
+    def _forget(self):
+        for number in SIGNALS:
+            if isinstance(getattr(signal.getsignal(number), "__self__", None), Stop):
+                signal.signal(number, signal.SIG_DFL)
+        self._unblock()
+
+
+_Forks()
