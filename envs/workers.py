@@ -16,6 +16,7 @@ import gymnasium
 import numpy as np
 
 from envs.errors import EnvError
+from envs.output import lasting_output
 from envs.rows import RowVectorEnv, check_equal_spaces
 
 MAX_DEATHS = 5  # of one row's workers, within a minute or without a step in between
@@ -23,7 +24,8 @@ MINUTE = 60.0
 POLL_SECONDS = 1.0
 SILENT_SECONDS = 300.0  # timeout of one answer, after which a worker counts as hanging and dead
 CLOSE_SECONDS = 5.0
-STOPS = {signal.SIGINT, signal.SIGTERM}  # Ctrl-C goes to the whole process group; the parent ends its workers
+# Ctrl-C and the end of a terminal reach the whole process group; the parent ends its workers.
+STOPS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 SPAWN = multiprocessing.get_context("spawn")  # a process that uses CUDA or OpenGL cannot be forked
 
 
@@ -220,6 +222,7 @@ def _kill_all(workers: list[Worker]) -> None:
         worker.process.join()
 
 
+@lasting_output()
 def _serve(factory: Callable[[], gymnasium.Env], pipe: Connection) -> None:
     """Main loop of a worker: sends answers (`ok`, `error` or `bug`, and a value) until told to close or orphaned."""
     for number in STOPS:

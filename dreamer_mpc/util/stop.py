@@ -1,5 +1,6 @@
-"""Stopping a run on SIGTERM or Ctrl-C."""
+"""Stopping a run on SIGTERM, Ctrl-C or the end of its terminal."""
 
+import contextlib
 import os
 import signal
 
@@ -11,7 +12,10 @@ class Stopped(Exception):
 
 
 class Stop:
-    """In this context the first SIGTERM or SIGINT only sets `requested`; a SIGINT after that is a KeyboardInterrupt."""
+    """In this context the first SIGTERM, SIGINT or SIGHUP only sets `requested`.
+
+    A SIGINT after that is a KeyboardInterrupt. SIGHUP stays ignored where it is, as under nohup.
+    """
 
     def __init__(self):
         self.requested = False
@@ -22,16 +26,18 @@ class Stop:
             raise Stopped(text)
 
     def __enter__(self):
-        self._before = [signal.signal(number, self._note) for number in SIGNALS]
+        hangup = [signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN)
+        self._before = {number: signal.signal(number, self._note) for number in (*SIGNALS, *hangup)}
         return self
 
     def __exit__(self, *error):
-        for number, handler in zip(SIGNALS, self._before, strict=True):
+        for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _note(self, number, frame):
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         if number == signal.SIGINT:  # no print(): it might wait for a lock that the interrupted code holds
-            os.write(2, b"\nstopping after a last checkpoint; Ctrl-C again stops at once, without one\n")
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                os.write(2, b"\nstopping after a last checkpoint; Ctrl-C again stops at once, without one\n")
         self.requested = True
