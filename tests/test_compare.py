@@ -772,7 +772,7 @@ def test_a_video_that_cannot_be_written_costs_no_episode(trained, tmp_path, monk
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(dreamer_mpc.evaluation.compare, "write_visuals", fail)
+    monkeypatch.setattr(dreamer_mpc.evaluation.visualize, "write_mp4", fail)
     args = ["--planners", "policy,cem", "--episodes", 1, "--video"]
     output = done(compare(trained, tmp_path, *args)).out
     assert "no video of policy" in output and "no video of cem" in output and "No space left" in output

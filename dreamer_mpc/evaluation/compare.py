@@ -194,11 +194,9 @@ class Comparison:
             video_steps = 0
 
     def _write_visuals(self, label: str, agent: Agent, result: Evaluation, progress: Shown) -> None:
-        try:
-            for path in write_visuals(self.record.stem(label), agent, self.planners[label], result, self.trained.env):
-                progress.line(f"wrote {path}")
-        except OSError as error:  # with a full disk or without ffmpeg the comparison continues without the video
-            progress.line(f"no video of {label}: {error}")
+        stem, planner, env = self.record.stem(label), self.planners[label], self.trained.env
+        for path in write_visuals(stem, agent, planner, result, env, f"of {label}", progress.line):
+            progress.line(f"wrote {path}")
 
     def _video_steps(self, label: str) -> int:
         """Steps of the first episode to record for the video of `label`; 0 if it exists or is not requested."""

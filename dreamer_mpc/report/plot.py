@@ -13,7 +13,7 @@ from dreamer_mpc.report.charts import comparison_picture, curves_picture
 from dreamer_mpc.report.curves import CURVES, Curve, gather, published, read_curves, write_curves
 from dreamer_mpc.report.progress import plural, table_console
 from dreamer_mpc.report.rows import from_comparison
-from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.errors import UserError, in_one_line
 
 COMPARE = "compare.csv"
 
@@ -71,6 +71,10 @@ def _draw(path: Path, picture, *content) -> Path:
         picture(path, *content)
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror}): free space, or copy the CSV elsewhere") from error
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"cannot draw {path} ({in_one_line(error)}): the numbers are in the CSV beside it") from error
     return path
 
 
