@@ -20,6 +20,7 @@ from dreamer_mpc.report.progress import (
 )
 from dreamer_mpc.report.rows import to_comparison, to_evaluation
 from dreamer_mpc.util.device import device_name
+from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import to_csv
 
 
@@ -70,9 +71,15 @@ def compare_checkpoints(args: Sequence[str]) -> int:
         print(f"\ninterrupted: the same command {how}goes on from here", file=sys.stderr)
         return 130
     rows, record = comparison.rows(), comparison.record
-    record.write(COMPARE, to_csv(map(to_comparison, rows)))
-    draw_comparison(record.folder)
     table_console(120).print(comparison_table(rows))
     folder = record.folder
-    print(f"wrote {folder / 'compare.csv'}, {folder / 'compare.png'}; every episode: {folder / 'episodes.csv'}")
+    record.keep()
+    record.write(COMPARE, to_csv(map(to_comparison, rows)))
+    written = ["compare.csv"]
+    try:
+        draw_comparison(folder)
+        written.append("compare.png")
+    except UserError as error:
+        print(f"no picture: {error}")
+    print(f"wrote {', '.join(str(folder / name) for name in written)}; every episode: {folder / 'episodes.csv'}")
     return 0

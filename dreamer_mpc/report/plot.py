@@ -14,6 +14,7 @@ from dreamer_mpc.report.curves import CURVES, Curve, gather, published, read_cur
 from dreamer_mpc.report.progress import plural, table_console
 from dreamer_mpc.report.rows import from_comparison
 from dreamer_mpc.util.errors import UserError, in_one_line
+from dreamer_mpc.util.files import user_path
 
 COMPARE = "compare.csv"
 
@@ -21,7 +22,7 @@ COMPARE = "compare.csv"
 def main(args: Sequence[str]) -> int:
     """Draw the figures of a folder from its CSV files; with --runs, gather those from runs first."""
     config = parse(PlotConfig, args, prog="run.py plot")
-    written = plot(Path(config.folder), config.runs, config.until)
+    written = plot(user_path(config.folder), config.runs, config.until)
     if config.runs:
         table_console(120).print(final_table(read_curves(written[0])))
     for path in written:
@@ -56,9 +57,9 @@ def draw_comparison(folder: Path) -> Path:
     """Draw compare.csv as compare.png, with a title from compare.json."""
     path = folder / COMPARE
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             rows = [from_comparison(cells) for cells in csv.DictReader(file, strict=True)]
-        env = json.loads((folder / "compare.json").read_text())["env"]
+        env = json.loads((folder / "compare.json").read_text(encoding="utf-8"))["env"]
         first = rows[0]
     except (OSError, ValueError, KeyError, TypeError, IndexError, csv.Error) as error:
         raise UserError(f"{path} or compare.json beside it is damaged ({error}): run compare again") from error

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -41,7 +42,7 @@ def _train(stop: Stop, args: Sequence[str], started: float) -> None:
         rows = _final_rows(trainer, lambda _: stop.check(f"stopped; the run in {folder.path} is complete"))
     Console().print(results_table(rows))
     print(f"run folder: {folder.path}")
-    print(f"compare:    python run.py compare --checkpoint {folder.path}")
+    print(f"compare:    python run.py compare --checkpoint {shlex.quote(str(folder.path))}")
 
 
 def _settings(args: Sequence[str]) -> "tuple[Config, SavedRun | None]":

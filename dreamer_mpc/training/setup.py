@@ -2,7 +2,6 @@
 
 import contextlib
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
@@ -17,6 +16,7 @@ from dreamer_mpc.runs.folder import RunFolder, default_run_dir
 from dreamer_mpc.runs.saving import Saver
 from dreamer_mpc.util.device import choose_device, device_name
 from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.files import user_path
 from dreamer_mpc.util.memory import GIB, free_disk
 from dreamer_mpc.util.stop import Stop
 from envs import try_env
@@ -31,7 +31,7 @@ def claim_folder(config: Config) -> RunFolder:
     replay_capacity(config)
     check_storage(config.replay.storage, choose_device(config.device))
     try_env(config.env, config.num_envs, **env_settings(config))
-    path = Path(config.run_dir or default_run_dir(config))
+    path = user_path(config.run_dir or default_run_dir(config))
     # An old run that is to be overwritten is deleted only when the new run is ready to start.
     return RunFolder(path) if config.overwrite and path.exists() else RunFolder.create(path)
 
