@@ -5,7 +5,6 @@ import sys
 from collections.abc import Sequence
 
 import torch
-from rich.console import Console
 
 from dreamer_mpc import config as settings
 from dreamer_mpc.evaluation.compare import Comparison
@@ -15,6 +14,7 @@ from dreamer_mpc.report.progress import (
     ComparisonProgress,
     EvaluationProgress,
     comparison_table,
+    print_table,
     results_table,
     table_console,
 )
@@ -34,7 +34,7 @@ def evaluate_checkpoint(args: Sequence[str]) -> int:
     env, episodes = comparison.trained.env, comparison.record
     comparison.play(lambda *_: EvaluationProgress(env))
     rows = comparison.rows()
-    Console().print(results_table(rows))
+    print_table(results_table(rows))
     results = [
         {**to_evaluation(row), "returns": [episode["return"] for episode in episodes.of(row["planner"], name)]}
         for row in rows
@@ -71,7 +71,7 @@ def compare_checkpoints(args: Sequence[str]) -> int:
         print(f"\ninterrupted: the same command {how}goes on from here", file=sys.stderr)
         return 130
     rows, record = comparison.rows(), comparison.record
-    table_console(120).print(comparison_table(rows))
+    print_table(comparison_table(rows), table_console(120))
     folder = record.folder
     record.keep()
     record.write(COMPARE, to_csv(map(to_comparison, rows)))

@@ -11,7 +11,7 @@ from rich.table import Table
 from dreamer_mpc.config import PlotConfig, parse
 from dreamer_mpc.report.charts import comparison_picture, curves_picture
 from dreamer_mpc.report.curves import CURVES, Curve, gather, published, read_curves, write_curves
-from dreamer_mpc.report.progress import plural, table_console
+from dreamer_mpc.report.progress import plural, print_table, table_console
 from dreamer_mpc.report.rows import from_comparison
 from dreamer_mpc.util.errors import UserError, in_one_line
 from dreamer_mpc.util.files import user_path
@@ -24,7 +24,7 @@ def main(args: Sequence[str]) -> int:
     config = parse(PlotConfig, args, prog="run.py plot")
     written = plot(user_path(config.folder), config.runs, config.until)
     if config.runs:
-        table_console(120).print(final_table(read_curves(written[0])))
+        print_table(final_table(read_curves(written[0])), table_console(120))
     for path in written:
         print(f"wrote {path}")
     return 0

@@ -29,9 +29,7 @@ def main(args: Sequence[str]) -> int:
 
 def _train(stop: Stop, args: Sequence[str], started: float) -> None:
     """Raises `Stopped` when `stop` requests it."""
-    from rich.console import Console
-
-    from dreamer_mpc.report.progress import results_table
+    from dreamer_mpc.report.progress import print_table, results_table
     from dreamer_mpc.training.setup import claim_folder
     from dreamer_mpc.training.trainer import Trainer
 
@@ -40,7 +38,7 @@ def _train(stop: Stop, args: Sequence[str], started: float) -> None:
     with contextlib.closing(Trainer(config, folder, saved and saved.checkpoint, started, stop)) as trainer:
         trainer.run()
         rows = _final_rows(trainer, lambda _: stop.check(f"stopped; the run in {folder.path} is complete"))
-    Console().print(results_table(rows))
+    print_table(results_table(rows))
     print(f"run folder: {folder.path}")
     print(f"compare:    python run.py compare --checkpoint {shlex.quote(str(folder.path))}")
 
