@@ -44,7 +44,17 @@ def command(word: str) -> Callable[[Sequence[str]], int]:
 
 
 def main(args: Sequence[str]) -> int:
-    """Run one command; an error that the user can fix is printed as one line, with exit code 2."""
+    """Run one command; an error that the user can fix is printed as one line, with exit code 2.
+
+    Output that cannot be printed costs the output alone.
+    """
+    from envs.output import lasting_output
+
+    with lasting_output():
+        return _main(args)
+
+
+def _main(args: Sequence[str]) -> int:
     if args and args[0] in ("-h", "--help"):
         print(USAGE)
         args = ["train", "--help"]

@@ -17,6 +17,7 @@ import gymnasium
 import numpy as np
 
 from envs.errors import EnvError
+from envs.output import lasting_output
 from envs.rows import RowVectorEnv, check_equal_spaces
 from envs.surroundings import seed_generators
 
@@ -25,7 +26,8 @@ MINUTE = 60.0
 POLL_SECONDS = 1.0
 SILENT_SECONDS = 300.0  # timeout of one answer, after which a worker counts as hanging and dead
 CLOSE_SECONDS = 5.0
-STOPS = {signal.SIGINT, signal.SIGTERM}  # left to the parent, which ends its workers
+# Left to the parent, which ends its workers; the end of a terminal reaches all its processes.
+STOPS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 SPAWN = multiprocessing.get_context("spawn")  # a process that uses CUDA or OpenGL cannot be forked
 
 
@@ -235,6 +237,7 @@ def _kill_all(workers: list[Worker]) -> None:
         worker.process.join()
 
 
+@lasting_output()
 def _serve(factory: Callable[[], gymnasium.Env], pipe: Connection, row: int) -> None:
     """Main loop of a worker: sends answers (`ok`, `error` or `bug`, and a value) until told to close or orphaned."""
     os.setpgid(0, 0)

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import dreamer_mpc.evaluation.compare
+import dreamer_mpc.report.plot
 from dreamer_mpc.config import Config, EvalConfig, load_presets, parse, planner_from, to_dict, with_planners_of
 from dreamer_mpc.config.make import load_agent, make_agent, make_envs, side_by_side_envs
 from dreamer_mpc.evaluation.compare import summarise
@@ -759,6 +760,44 @@ def test_a_folder_that_cannot_be_written_is_one_line(trained, tmp_path):
     assert (tmp_path / "file").read_text() == "in the way"
 
 
+def test_a_disk_that_fills_up_costs_files_and_no_result(trained, tmp_path, monkeypatch):
+    real, full = dreamer_mpc.evaluation.record.write_text, []
+
+    def write_text(path, text):
+        if full and path.name in full:
+            raise OSError(28, "No space left on device")
+        real(path, text)
+
+    monkeypatch.setattr(dreamer_mpc.evaluation.record, "write_text", write_text)
+    args = ["--planners", "policy,cem", "--episodes", 1]
+    full += ["episodes.csv"]
+    result = compare(trained, tmp_path, *args)
+    assert "No space left" in refused(result) and "failed" in result.out and "cem" in result.out
+    full.clear()
+    monkeypatch.undo()
+    done(compare(trained, tmp_path, *args))
+    assert labels(tmp_path) == ["policy", "cem"]
+
+
+def test_a_picture_that_cannot_be_drawn_costs_the_picture(trained, tmp_path, monkeypatch):
+    def fail(*_):
+        raise ValueError("no backend")
+
+    monkeypatch.setattr(dreamer_mpc.report.plot, "comparison_picture", fail)
+    result = done(compare(trained, tmp_path, "--planners", "policy", "--episodes", 1))
+    assert "no picture: " in result.out and "no backend" in result.out and "compare.png, " not in result.out
+    assert (tmp_path / "compare.csv").exists()
+    assert "cannot draw" in refused(quietly("plot", tmp_path))
+
+
+def test_an_evaluation_is_printed_before_its_file_fails(trained, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    args = ["--checkpoint", trained, "--planner", "policy", "--episodes", 1, "--num-envs", 1, "--video"]
+    result = quietly("eval", *args, "--out", tmp_path / "file" / "below")
+    assert "--out" in refused(result) and "no video of policy" in result.out
+    assert "mean ± std" in result.out and "– of 1" in result.out
+
+
 # pictures
 
 
@@ -801,7 +840,7 @@ def test_a_video_that_cannot_be_written_costs_no_episode(trained, tmp_path, monk
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(dreamer_mpc.evaluation.compare, "write_visuals", fail)
+    monkeypatch.setattr(dreamer_mpc.evaluation.visualize, "write_mp4", fail)
     args = ["--planners", "policy,cem", "--episodes", 1, "--video"]
     output = done(compare(trained, tmp_path, *args)).out
     assert "no video of policy" in output and "no video of cem" in output and "No space left" in output

@@ -41,6 +41,18 @@ def test_a_missing_module_is_a_line(module_name, check, no_rendering, monkeypatc
         assert f"not ready: {check}" in output
 
 
+def test_what_cannot_make_a_video_or_a_picture_is_a_warning(no_rendering, monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError("Could not load library")
+
+    monkeypatch.setattr("imageio_ffmpeg.get_ffmpeg_exe", fail)
+    monkeypatch.setattr("dreamer_mpc.report.charts.new_figure", fail)
+    assert doctor() == 0
+    output = capsys.readouterr().out
+    assert line(output, "video").startswith("warn") and "pip install imageio" in line(output, "video")
+    assert line(output, "pictures").startswith("warn") and "Could not load library" in line(output, "pictures")
+
+
 def test_missing_opengl_is_a_line_with_its_packages(no_rendering, monkeypatch, capsys):
     def fail():
         raise EnvError("no OpenGL to render with: apt-get install libegl1 libgl1")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+import dreamer_mpc.evaluation.visualize
 import dreamer_mpc.runs.logger
 import run
 from dreamer_mpc.agents.dreamer import Dreamer, SkippedUpdateCounter
@@ -16,6 +17,7 @@ from dreamer_mpc.data.replay import Replay
 from dreamer_mpc.runs.checkpoint import load_checkpoint
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.runs.logger import Logger
+from dreamer_mpc.training.profiling import Profiler
 from tests.support.agents import CATEGORICAL, CHEAP, FAMILIES, make_agent, make_batch
 from tests.support.checkpoints import equal
 from tests.support.commands import counters, env_steps_in, records, train
@@ -254,3 +256,31 @@ def test_other_runtime_errors_are_not_taken_for_it(tmp_path, monkeypatch):
     monkeypatch.setattr(Dreamer, "_update", fail)
     with pytest.raises(RuntimeError, match="mat1"):
         run.main([*RUN, "--run-dir", str(tmp_path / "run")])
+
+
+# pictures
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no ffmpeg"), ValueError("no backend"), OSError(28, "No space left")])
+def test_what_goes_wrong_with_pictures_costs_the_pictures(tmp_path, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    for name in ("write_mp4", "decision_picture"):
+        monkeypatch.setattr(dreamer_mpc.evaluation.visualize, name, fail)
+    folder = RunFolder(tmp_path / "run")
+    said = train(*RUN, "--eval.video", "--planner", "dream-mpc", "--run-dir", folder.path)
+    assert said.count("no video at 32 env steps") == said.count("no picture at 32 env steps") == 1
+    assert str(error.args[-1]) in said and env_steps_in(folder)[-1] == 32
+    assert not any(folder.videos.glob("*"))
+
+
+def test_a_profile_that_cannot_be_written_costs_the_profile(tmp_path):
+    said = []
+    profiler = Profiler(tmp_path / "file" / "profile", torch.device("cpu"), True, said.append)
+    (tmp_path / "file").write_text("no folder")
+    for _ in range(30):
+        profiler.before_update(1)
+        profiler.after_step()
+    profiler.close()
+    assert len(said) == 1 and said[0].startswith("no profile: ")

@@ -1,9 +1,12 @@
+import errno
 import json
 import os
+import stat
 import sys
 
 import pytest
 
+import dreamer_mpc.util.files as atomic
 from dreamer_mpc.config import load_presets
 from dreamer_mpc.runs.folder import PROGRAM, WRITTEN, RunFolder, default_run_dir, source_commit
 from dreamer_mpc.util.errors import UserError
@@ -119,6 +122,35 @@ def test_write_config_keeps_the_old_file_when_the_replacement_fails(tmp_path, mo
         folder.write_config("seed: 2\n")
     assert folder.config.read_text() == "seed: 1\n"
     assert files(folder.path) == ["config.yaml", "versions.json"]
+
+
+def fsync_without_folders(monkeypatch, number):
+    """Flushing folders fails with the error `number`, as on network drives and in FUSE; files are flushed."""
+    fsync = os.fsync
+
+    def odd(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", odd)
+    monkeypatch.setattr(atomic, "_said", False)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EACCES])
+def test_a_file_system_that_cannot_flush_folders_is_written_to_and_said_once(tmp_path, monkeypatch, capsys, number):
+    fsync_without_folders(monkeypatch, number)
+    for text in ("one", "two"):
+        atomic.write_text(tmp_path / "a.txt", text)
+    assert (tmp_path / "a.txt").read_text() == "two"
+    said = capsys.readouterr().err
+    assert said.count("cannot flush folders") == said.count("\n") == 1
+
+
+def test_a_disk_error_on_flushing_a_folder_is_one(tmp_path, monkeypatch):
+    fsync_without_folders(monkeypatch, errno.EIO)
+    with pytest.raises(OSError):
+        atomic.write_text(tmp_path / "a.txt", "one")
 
 
 def test_atomic_path_leaves_nothing_when_the_block_raises(tmp_path):

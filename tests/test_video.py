@@ -1,10 +1,14 @@
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
+from dreamer_mpc.report import encode
 from dreamer_mpc.report.charts import comparison_picture
 from dreamer_mpc.report.video import decision_picture, side_by_side, write_mp4
+from tests.support.commands import ROOT
 
 
 def clip(length=5, height=64, width=64, seed=0):
@@ -61,6 +65,36 @@ def test_a_failed_video_leaves_the_previous_one(tmp_path, monkeypatch):
         write_mp4(path, clip(), fps=10)
     assert path.read_text() == "previous"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("reads", [True, False], ids=["at its end", "at once"])
+def test_an_ffmpeg_that_fails_leaves_the_previous_video(tmp_path, monkeypatch, reads):
+    path, program = tmp_path / "a.mp4", tmp_path / "ffmpeg"
+    path.write_text("previous")
+    program.write_text(
+        f"#!/bin/sh\n{'cat > /dev/null' if reads else ''}\n"
+        'for name; do :; done\necho broken > "${name#file:}"\necho "No space left" >&2\nexit 1\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(encode, "find_ffmpeg", lambda: str(program))
+    with pytest.raises(OSError, match="exit status 1: No space left"):
+        write_mp4(path, clip(40), fps=10)
+    assert path.read_text() == "previous"
+    assert {file.name for file in tmp_path.iterdir()} == {"a.mp4", "ffmpeg"}
+
+
+def test_a_path_with_a_colon_is_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_mp4("lr:1/a.mp4", clip(), fps=10)
+    assert len(read_video(tmp_path / "lr:1" / "a.mp4")[0]) == 5
+
+
+def test_a_backend_of_a_notebook_does_not_matter(tmp_path):
+    code = "from dreamer_mpc.report.charts import new_figure\nnew_figure(2, 1).savefig('a.png')\n"
+    settings = {"cwd": tmp_path, "env": os.environ | {"MPLBACKEND": "module://nowhere", "PYTHONPATH": str(ROOT)}}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, **settings)
+    assert done.returncode == 0, done.stderr
+    assert read_png(tmp_path / "a.png").shape == (100, 200, 3)
 
 
 def find(video, patch):

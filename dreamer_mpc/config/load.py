@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import os
 import re
 from collections.abc import Sequence
 from decimal import Decimal
@@ -64,18 +65,42 @@ def load_presets(names: str) -> Config:
 
     A file that names its preset was saved by a run: settings that it lacks get the value of the program at that time.
     """
-    merged = OmegaConf.structured(Config)
-    for name in names.split(","):
-        path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
-        if not path.is_file():
+    return _merge(_preset_paths(names), names)
+
+
+def load_saved(path: Path) -> Config:
+    """The settings in the config.yaml of a run, whatever the name of its folder; errors as from `load_presets`."""
+    return _merge([path], str(path))
+
+
+def _preset_paths(names: str) -> list[Path]:
+    """The files of presets joined by commas. The name of a file may have commas too: the longest that exists is one."""
+    words, paths = names.split(","), []
+    while words:
+        ends = range(len(words), 0, -1)
+        end = next((end for end in ends if os.path.isfile(_preset_path(",".join(words[:end])))), 1)
+        name, words = ",".join(words[:end]), words[end:]
+        path = _preset_path(name)
+        if not os.path.isfile(path):
             known = sorted(str(p.relative_to(PRESETS).with_suffix("")) for p in PRESETS.rglob("*.yaml"))
             raise UserError(f"no preset {name!r}: known are {', '.join(known)}, or give a YAML file")
+        paths.append(path)
+    return paths
+
+
+def _preset_path(name: str) -> Path:
+    return Path(os.path.expanduser(name)) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
+
+
+def _merge(paths: Sequence[Path], source: str) -> Config:
+    merged = OmegaConf.structured(Config)
+    for path in paths:
         try:
             values = _settings_of(_read_yaml(path), path)
             merged = OmegaConf.merge(merged, EARLIER if "config" in values else {}, values)
         except (OmegaConfBaseException, ValueError, TypeError, OverflowError) as error:
             raise UserError(f"{path}: {_misfit_list(values, error)}{first_lines(error)}") from error
-    return _build(merged, names)
+    return _build(merged, source)
 
 
 def _settings_of(values: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -182,8 +207,15 @@ def _build(merged: Any, source: str) -> Config:
 
 def to_yaml(config: Config) -> str:
     """`config` as YAML that `load_presets` reads back: single settings first, then the groups."""
-    values = to_dict(config)
+    values = _readable(to_dict(config))
     return OmegaConf.to_yaml(dict(sorted(values.items(), key=lambda item: isinstance(item[1], dict))))
+
+
+def _readable(value: Any) -> Any:
+    """`value` with `?` for the bytes of a path that are no text: YAML cannot hold them."""
+    if isinstance(value, dict):
+        return {key: _readable(item) for key, item in value.items()}
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -349,7 +349,11 @@ def _map_file(path: Path, size: int) -> Tensor:
     except OSError as error:
         path.unlink(missing_ok=True)
         raise UserError(f"cannot map replay to {path} ({error.strerror}): {_remedy('ram')}") from error
-    return torch.from_file(str(path), shared=True, size=size, dtype=torch.uint8)
+    try:
+        return torch.from_file(str(path), shared=True, size=size, dtype=torch.uint8)
+    except RuntimeError as error:  # a file system whose files cannot be mapped
+        path.unlink(missing_ok=True)
+        raise UserError(f"cannot map replay to {path} on this file system: {_remedy('ram')}") from error
 
 
 def frame_bytes(action_dim: int, image_shape: Sequence[int] = (64, 64, 3), state_dim: int = 0) -> int:

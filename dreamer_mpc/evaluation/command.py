@@ -5,7 +5,6 @@ import sys
 from collections.abc import Sequence
 
 import torch
-from rich.console import Console
 
 from dreamer_mpc import config as settings
 from dreamer_mpc.evaluation.compare import Comparison
@@ -15,11 +14,13 @@ from dreamer_mpc.report.progress import (
     ComparisonProgress,
     EvaluationProgress,
     comparison_table,
+    print_table,
     results_table,
     table_console,
 )
 from dreamer_mpc.report.rows import to_comparison, to_evaluation
 from dreamer_mpc.util.device import device_name
+from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import to_csv
 from dreamer_mpc.util.owner import alone_in
 
@@ -45,7 +46,7 @@ def _evaluate(config: settings.EvalConfig, subject: Subject) -> int:
     rows = comparison.rows()
     elsewhere = f", trained on {trained_on}" if env != trained_on else ""
     steps = subject.checkpoint.counters.env_steps
-    Console().print(results_table(rows, f"{env}: {_name(subject)}{elsewhere}, {steps:,} env steps"))
+    print_table(results_table(rows, f"{env}: {_name(subject)}{elsewhere}, {steps:,} env steps"))
     results = [
         {**to_evaluation(row), "returns": [episode["return"] for episode in episodes.of(row["planner"], name)]}
         for row in rows
@@ -95,9 +96,15 @@ def _compare(config: settings.CompareConfig, subjects: list[Subject]) -> int:
         print(f"\ninterrupted: the same command {how}goes on from here", file=sys.stderr)
         return 130
     rows, record = comparison.rows(), comparison.record
-    record.write(COMPARE, to_csv(map(to_comparison, rows)))
-    draw_comparison(record.folder)
-    table_console(120).print(comparison_table(rows))
+    print_table(comparison_table(rows), table_console(120))
     folder = record.folder
-    print(f"wrote {folder / 'compare.csv'}, {folder / 'compare.png'}; every episode: {folder / 'episodes.csv'}")
+    record.keep()
+    record.write(COMPARE, to_csv(map(to_comparison, rows)))
+    written = ["compare.csv"]
+    try:
+        draw_comparison(folder)
+        written.append("compare.png")
+    except UserError as error:
+        print(f"no picture: {error}")
+    print(f"wrote {', '.join(str(folder / name) for name in written)}; every episode: {folder / 'episodes.csv'}")
     return 0

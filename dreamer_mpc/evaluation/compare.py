@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -34,6 +33,7 @@ from dreamer_mpc.report.progress import ComparisonProgress, EvaluationProgress
 from dreamer_mpc.report.rows import Row
 from dreamer_mpc.util.device import choose_device, device_name
 from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.files import user_path
 from dreamer_mpc.util.intervals import holm
 
 BASELINE = "policy"
@@ -114,7 +114,7 @@ class Comparison:
         device = choose_device(config.device)
         env, quality = config.env or subject.trained.env, config.render_quality or subject.trained.render_quality
         trained = replace(subject.trained, env=env, render_quality=quality)
-        episodes = Episodes(Path(config.out) if config.out else subject.run.evaluation)
+        episodes = Episodes(user_path(config.out) if config.out else subject.run.evaluation)
         return cls(config, trained, {str(subject.path): subject}, planners, episodes, device, config.episodes)
 
     @classmethod
@@ -135,7 +135,7 @@ class Comparison:
             "planners": {label: asdict(planner) for label, planner in planners.items()},
         }
         checkpoints = {str(subject.path): sha256 for sha256, subject in by_content.items()}
-        folder = Path(config.out) if config.out else first.run.comparison
+        folder = user_path(config.out) if config.out else first.run.comparison
         record = Record(folder, made_with, checkpoints, config.overwrite)
         named = {record.names[sha256]: subject for sha256, subject in by_content.items()}
         return cls(config, trained, named, planners, record, device, left_out=left_out)
@@ -196,11 +196,9 @@ class Comparison:
             video_steps = 0
 
     def _write_visuals(self, label: str, agent: Agent, result: Evaluation, progress: Shown) -> None:
-        try:
-            for path in write_visuals(self.record.stem(label), agent, self.planners[label], result, self.trained.env):
-                progress.line(f"wrote {path}")
-        except OSError as error:  # with a full disk or without ffmpeg the comparison continues without the video
-            progress.line(f"no video of {label}: {error}")
+        stem, planner, env = self.record.stem(label), self.planners[label], self.trained.env
+        for path in write_visuals(stem, agent, planner, result, env, f"of {label}", progress.line):
+            progress.line(f"wrote {path}")
 
     def _video_steps(self, label: str) -> int:
         """Steps of the first episode to record for the video of `label`; 0 if it exists or is not requested."""

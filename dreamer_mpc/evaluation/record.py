@@ -32,13 +32,12 @@ class Episodes:
         self.rows: list[dict[str, Any]] = []  # one row per episode
 
     def begin(self) -> None:
-        """Make the folder; called after every check at the start has passed."""
-        try:
+        """Make the folder; called after every check at the start has passed.
+
+        Where that fails, the episodes are played all the same: they are printed before the file is written.
+        """
+        with contextlib.suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"cannot write to {self.folder} ({error.strerror}): name another folder with --out"
-            ) from error
 
     def of(self, label: str, checkpoint: str) -> list[dict[str, Any]]:
         """The episodes of one planner on one checkpoint, in order."""
@@ -97,8 +96,13 @@ class Record(Episodes):
         self.write("compare.json", json.dumps(self.made_with, indent=1) + "\n")
 
     def add(self, label: str, checkpoint: str, first: int, seed: int, result: Evaluation, device: str) -> None:
-        """Keep a batch in memory, and append it to episodes.csv."""
+        """Keep a batch in memory, and append it to episodes.csv; a disk that is full now is tried again later."""
         super().add(label, checkpoint, first, seed, result, device)
+        with contextlib.suppress(UserError):
+            self.keep()
+
+    def keep(self) -> None:
+        """Write all episodes to episodes.csv; UserError on a disk error."""
         self.write("episodes.csv", to_csv(self.rows))
 
     def visuals(self, label: str) -> list[Path]:
@@ -157,7 +161,7 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     numbers = {"episode": int, "env_seed": int, "return": float, "agent_steps": int, "ms_per_action": float}
     numbers |= {"num_envs": int, "model_evaluations": int}
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             return [
                 {key: numbers.get(key, str)(row[key]) for key in EPISODE_COLUMNS}
                 for row in csv.DictReader(file, strict=True)
@@ -169,7 +173,7 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
 def _read_made_with(path: Path) -> dict[str, Any] | None:
     """The content of compare.json, None if it does not exist; UserError if its content is not valid."""
     try:
-        made_with = json.loads(path.read_text())
+        made_with = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError as error:

@@ -1,6 +1,7 @@
 """Videos and pictures of observations, reconstructions and open-loop imagination."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from dreamer_mpc.planners import PLANNERS, Ascent, Planner
 from dreamer_mpc.planners.rollout import rollout
 from dreamer_mpc.report.video import decision_picture, side_by_side, write_mp4
 from dreamer_mpc.util.device import preserved_rng
+from dreamer_mpc.util.errors import in_one_line
 
 DREAM_STEPS = 50  # open-loop steps before imagination starts again from the posterior
 
@@ -34,12 +36,28 @@ def imagine_open_loop(
     return torch.cat(imagined)
 
 
-def write_visuals(stem: Path, agent: Agent, planner: Planner, evaluation: Evaluation, env: str) -> list[Path]:
-    """Write `<stem>.mp4` of a recorded episode and `<stem>-decision.png` of a step in its middle; gives the paths."""
+def write_visuals(
+    stem: Path, agent: Agent, planner: Planner, evaluation: Evaluation, env: str, of: str, say: Callable[[str], None]
+) -> list[Path]:
+    """Write `<stem>.mp4` of a recorded episode and `<stem>-decision.png` of a step in its middle; gives the paths.
+
+    Whatever goes wrong with one of them costs that one: `say` gets a line, with `of` for what it would have shown.
+    """
     video, picture = stem.with_name(f"{stem.name}.mp4"), stem.with_name(f"{stem.name}-decision.png")
-    episode_video(video, agent, evaluation.recording)
-    drawn = decision(picture, agent, planner, evaluation.recording, len(evaluation.recording.image) // 2, env)
-    return [video, picture] if drawn else [video]
+    recording = evaluation.recording
+    makers = {
+        "video": lambda: episode_video(video, agent, recording) or video,
+        "picture": lambda: (
+            decision(picture, agent, planner, recording, len(recording.image) // 2, env) and picture
+        ),
+    }
+    written = []
+    for what, make in makers.items():
+        try:
+            written.append(make())
+        except Exception as error:
+            say(f"no {what} {of}: {in_one_line(error)}")
+    return [path for path in written if path]
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Charts as PNG files: curves of methods on tasks, returns and cost of planners."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dreamer_mpc.report.progress import compared, decided
+from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import atomic_path
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ NAMES = {"dream-mpc": "Dream-MPC", "dreamer": "Dreamer", "planet": "PlaNet", "sa
 
 def new_figure(width, height, dpi=100):
     """A matplotlib figure, inches."""
+    _import_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -27,6 +30,18 @@ def new_figure(width, height, dpi=100):
     figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
+
+
+def _import_matplotlib():
+    """Import it without MPLBACKEND, which a notebook sets to a backend that may be missing, and then nothing works."""
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"pictures need matplotlib ({error}): pip install matplotlib") from error
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
 
 
 def curves_picture(path: str | Path, curves: "Sequence[Curve]", published: "Mapping[str, Published]") -> None:

@@ -1,6 +1,8 @@
 """Evaluation curves of runs, gathered into CSV files, and published curves for comparison."""
 
 import csv
+import os
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from dreamer_mpc.config import Config, load_presets
+from dreamer_mpc.config import Config, load_saved
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.runs.logger import read_metrics
 from dreamer_mpc.util.errors import UserError
-from dreamer_mpc.util.files import to_csv, write_text
+from dreamer_mpc.util.files import to_csv, user_path, write_text
 
 CURVES, FINAL = "curves.csv", "final.csv"
 REFERENCE = Path(__file__).resolve().parents[2] / "results/reference"
@@ -56,16 +58,26 @@ def gather(specs: Sequence[str], until: int | None = None) -> list[Curve]:
     """
     curves: dict[str, tuple[Curve, Path]] = {}
     for spec in specs:
-        label, _, path = ("", "", spec) if Path(spec).exists() else spec.rpartition("=")
-        for folder in _runs(Path(path)):
+        label, path = _label_and_path(spec)
+        for folder in _runs(path):
             curve = _read_run(folder, label, until)
             if curve.name in curves:
                 raise UserError(
                     f"{curves[curve.name][1]} and {folder} are both {curve.name}: leave one out, or call its method "
-                    f"something else, --runs again={folder}"
+                    f"something else, --runs {shlex.quote(f'again={folder}')}"
                 )
             curves[curve.name] = curve, folder
     return [curve for curve, _ in curves.values()]
+
+
+def _label_and_path(spec: str) -> tuple[str, Path]:
+    """The parts of LABEL=FOLDER or of FOLDER. Both may have a `=`: what exists as a folder is one."""
+    cuts = [("", spec)] + [(spec[:i], spec[i + 1 :]) for i, letter in enumerate(spec) if letter == "="]
+    for label, path in cuts:
+        if os.path.exists(os.path.expanduser(path)):
+            return label, user_path(path)
+    label, path = cuts[min(1, len(cuts) - 1)]
+    return label, user_path(path)
 
 
 def _runs(path: Path) -> list[Path]:
@@ -77,7 +89,7 @@ def _runs(path: Path) -> list[Path]:
 
 
 def _read_run(folder: Path, label: str, until: int | None) -> Curve:
-    config = load_presets(str(RunFolder(folder).config))
+    config = load_saved(RunFolder(folder).config)
     records = [r for r in read_metrics(RunFolder(folder).metrics) if "eval/return_mean" in r]
     records = [r for r in records if until is None or r["env_steps"] <= until]
     if not records:
@@ -118,7 +130,7 @@ def read_curves(path: Path) -> list[Curve]:
     """The curves that `write_curves` wrote; UserError if the file has another format."""
     runs: dict[tuple, list[dict]] = {}
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file, strict=True):
                 runs.setdefault((row["task"], row["method"], int(row["seed"])), []).append(row)
         if not runs:
@@ -164,5 +176,5 @@ def published(task: str) -> Published:
 def _rows_of(path: Path, task: str) -> list[dict]:
     if not path.exists():  # installed without results/
         return []
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return [row for row in csv.DictReader(file) if row["task"] == task]

@@ -5,6 +5,7 @@ import importlib.util
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -109,12 +110,35 @@ def check_gymnasium() -> Finding:
 
 
 def check_video() -> Finding:
-    """An ffmpeg to write MP4 files with."""
-    if importlib.util.find_spec("imageio") and importlib.util.find_spec("imageio_ffmpeg"):
-        import imageio_ffmpeg
+    """An MP4 file is written."""
+    import numpy as np
 
-        return Finding("ok", f"mp4 through imageio-ffmpeg {imageio_ffmpeg.__version__}")
-    return Finding("warn", "no mp4 files: pip install 'imageio[ffmpeg]'")
+    from dreamer_mpc.report.video import write_mp4
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_mp4(Path(folder) / "a.mp4", np.zeros((2, 64, 64, 3), np.uint8), 25)
+    return Finding("ok", "an mp4 file was written with ffmpeg")
+
+
+def check_pictures() -> Finding:
+    """A PNG file is drawn."""
+    from dreamer_mpc.report.charts import new_figure
+
+    with tempfile.TemporaryDirectory() as folder:
+        figure = new_figure(2, 1)
+        figure.subplots().plot([0, 1])
+        figure.savefig(Path(folder) / "a.png")
+    return Finding("ok", f"a png file was drawn with matplotlib {importlib.metadata.version('matplotlib')}")
+
+
+def _optional(check: Callable[[], Finding], what: str) -> Callable[[], Finding]:
+    """The check of something that a run can do without: its failure is a warning."""
+
+    def examine() -> Finding:
+        found = _examine(check)
+        return found if found.status == "ok" else Finding("warn", f"runs leave no {what}: {found.text}")
+
+    return examine
 
 
 def check_cores() -> Finding:
@@ -155,7 +179,8 @@ CHECKS: dict[str, Callable[[], Finding]] = {
     "dm_control": check_mujoco,
     "gymnasium": check_gymnasium,
     "OpenGL": check_gl,
-    "video": check_video,
+    "video": _optional(check_video, "videos"),
+    "pictures": _optional(check_pictures, "pictures"),
     "cores": check_cores,
     "memory": check_memory,
     "disk": check_disk,

@@ -11,9 +11,10 @@ from rich.table import Table
 from dreamer_mpc.config import PlotConfig, parse
 from dreamer_mpc.report.charts import comparison_picture, curves_picture
 from dreamer_mpc.report.curves import CURVES, Curve, gather, published, read_curves, write_curves
-from dreamer_mpc.report.progress import plural, table_console
+from dreamer_mpc.report.progress import plural, print_table, table_console
 from dreamer_mpc.report.rows import from_comparison
-from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.errors import UserError, in_one_line
+from dreamer_mpc.util.files import user_path
 from dreamer_mpc.util.owner import alone_in
 
 COMPARE = "compare.csv"
@@ -22,9 +23,9 @@ COMPARE = "compare.csv"
 def main(args: Sequence[str]) -> int:
     """Draw the figures of a folder from its CSV files; with --runs, gather those from runs first."""
     config = parse(PlotConfig, args, prog="run.py plot")
-    written = plot(Path(config.folder), config.runs, config.until)
+    written = plot(user_path(config.folder), config.runs, config.until)
     if config.runs:
-        table_console(120).print(final_table(read_curves(written[0])))
+        print_table(final_table(read_curves(written[0])), table_console(120))
     for path in written:
         print(f"wrote {path}")
     return 0
@@ -63,9 +64,9 @@ def draw_comparison(folder: Path) -> Path:
     """Draw compare.csv as compare.png, with a title from compare.json."""
     path = folder / COMPARE
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             rows = [from_comparison(cells) for cells in csv.DictReader(file, strict=True)]
-        env = json.loads((folder / "compare.json").read_text())["env"]
+        env = json.loads((folder / "compare.json").read_text(encoding="utf-8"))["env"]
         first = rows[0]
     except (OSError, ValueError, KeyError, TypeError, IndexError, csv.Error) as error:
         raise UserError(f"{path} or compare.json beside it is damaged ({error}): run compare again") from error
@@ -78,6 +79,10 @@ def _draw(path: Path, picture, *content) -> Path:
         picture(path, *content)
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror}): free space, or copy the CSV elsewhere") from error
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"cannot draw {path} ({in_one_line(error)}): the numbers are in the CSV beside it") from error
     return path
 
 

@@ -1,6 +1,7 @@
 """Progress displays: a live bar or table on a terminal, plain lines elsewhere."""
 
 import math
+import os
 import sys
 import time
 from collections import deque
@@ -11,6 +12,7 @@ from rich import box
 from rich import progress as bars
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -23,11 +25,28 @@ from dreamer_mpc.util.stop import Stop
 WINDOW_S = 60.0
 LINE_EVERY_S = 30.0
 SEEDING = "seed episodes"  # the phase of random actions
+MOST_WIDTH = 1000  # characters of a table
 
 
 def table_console(width: int) -> Console:
     """The console for a table. A file or pipe has no width: `width` keeps each label on one line there."""
     return Console(width=None if sys.stdout.isatty() else width)
+
+
+def print_table(table: Table, console: Console | None = None) -> None:
+    """Print a table with all its letters: a terminal that is too narrow for them breaks the lines itself."""
+    console = console or Console()
+    fewest = Measurement.get(console, console.options.update(width=MOST_WIDTH), table).minimum
+    console.print(table, width=max(console.width, fewest), crop=False, no_wrap=False, soft_wrap=False)
+
+
+def is_live(console: Console) -> bool:
+    """Whether a display can be drawn again and again: not in a file, even where FORCE_COLOR asks for colours there."""
+    return console.is_terminal and not console.is_dumb_terminal and (console.file.isatty() or not _forced())
+
+
+def _forced() -> bool:
+    return any(os.environ.get(name) for name in ("FORCE_COLOR", "TTY_COMPATIBLE"))
 
 
 class _Lines:
@@ -83,10 +102,9 @@ class Progress(_Lines):
         self._points = deque()  # (seconds, env steps, updates)
         self._turns = deque()  # the points at which env steps went on after a pause
         self._paused = False  # no env steps between the last two points
-        terminal = self._console.is_terminal and not self._console.is_dumb_terminal
         self._live = (
             Live(console=self._console, get_renderable=self._render, refresh_per_second=4)
-            if terminal
+            if is_live(self._console)
             else None
         )
 
@@ -273,12 +291,14 @@ class EvaluationProgress(_Lines):
 
     def start(self, label: str, first: int, count: int) -> None:
         """`count` episodes are now played under `label`."""
-        self._spinner = self._console.status(f"{label}: {count} episodes of {self._env}")
-        self._spinner.start()
+        if is_live(self._console):
+            self._spinner = self._console.status(f"{label}: {count} episodes of {self._env}")
+            self._spinner.start()
 
     def finish(self, returns: Iterable[float], lengths: Sequence[int], counted: bool = True) -> None:
         """The episodes that were started have ended."""
-        self._spinner.stop()
+        if self._spinner:
+            self._spinner.stop()
 
 
 class ComparisonProgress(_Lines):
@@ -290,7 +310,7 @@ class ComparisonProgress(_Lines):
         self._started = self._last_line = clock()
         self._longest = 0  # agent steps of the longest episode so far, an estimate of the others' length
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-        self._bar = bars.Progress(*columns, console=self._console, disable=not self._console.is_terminal)
+        self._bar = bars.Progress(*columns, console=self._console, disable=not is_live(self._console))
         self._task = self._bar.add_task("", total=episodes, completed=done)
         self._episodes = done
         if done:
@@ -313,7 +333,7 @@ class ComparisonProgress(_Lines):
             share = min(step / self._longest, 0.99) if self._longest else 0.0
             description = f"{words}: step {step}"
             self._bar.update(self._task, description=description, completed=self._episodes + count * share)
-            if not self._console.is_terminal and self._clock() - self._last_line >= LINE_EVERY_S:
+            if not is_live(self._console) and self._clock() - self._last_line >= LINE_EVERY_S:
                 self._last_line = self._clock()
                 self.line(description)
 
@@ -401,9 +421,10 @@ class SweepProgress(_Lines):
     def __init__(self, entries: Sequence, *, console=None, clock=time.monotonic, stop: Stop | None = None):
         self._entries, self._console, self._clock, self._stop = entries, console or Console(), clock, stop
         self._said, self._last_line = {}, clock()
-        terminal = self._console.is_terminal and not self._console.is_dumb_terminal
         self._live = (
-            Live(console=self._console, get_renderable=self._render, refresh_per_second=2) if terminal else None
+            Live(console=self._console, get_renderable=self._render, refresh_per_second=2)
+            if is_live(self._console)
+            else None
         )
 
     def __enter__(self):
@@ -415,7 +436,7 @@ class SweepProgress(_Lines):
         if self._live:
             self._show_live(False)
         else:
-            self._console.print(self.table())
+            print_table(self.table(), self._console)
 
     def update(self) -> None:
         """Print the changes where there is no live table."""

@@ -6,7 +6,7 @@ from typing import SupportsFloat
 import numpy as np
 
 from dreamer_mpc.report.charts import new_figure
-from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.report.encode import encode
 from dreamer_mpc.util.files import atomic_path
 
 GAP = 8  # pixels between panels
@@ -20,25 +20,15 @@ BEFORE, AFTER = "#8a8f98", "#0b6bcb"
 def write_mp4(path: str | Path, frames: np.ndarray, fps: int) -> None:
     """Write uint8 frames [T, H, W, 3] as H.264, yuv420p, atomically. An odd side grows by one pixel.
 
-    ValueError for another shape or type; UserError if imageio or its ffmpeg is missing.
+    ValueError for another shape or type; UserError if there is no ffmpeg; OSError if it fails, and the old file stays.
     """
     frames = np.asarray(frames)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
         raise ValueError(f"frames must be uint8 [T, H, W, 3], T > 0; got {frames.dtype} {list(frames.shape)}")
-    try:
-        import imageio.v2 as imageio
-        import imageio_ffmpeg  # noqa: F401, imageio imports it too, but its error is unclear
-    except ImportError as error:
-        raise UserError("videos need two packages: pip install imageio imageio-ffmpeg") from error
     odd = [(0, side % 2) for side in frames.shape[1:3]]
-    settings = {"codec": "libx264", "pixelformat": "yuv420p", "macro_block_size": 1, "quality": None}
-    settings |= {"ffmpeg_log_level": "error", "output_params": ["-crf", "18", "-movflags", "+faststart"]}
-    with (
-        atomic_path(path) as temporary,
-        imageio.get_writer(temporary, format="FFMPEG", fps=fps, **settings) as writer,
-    ):
-        for frame in frames:
-            writer.append_data(np.pad(frame, [*odd, (0, 0)], mode="edge"))
+    height, width = (side + side % 2 for side in frames.shape[1:3])
+    with atomic_path(path) as temporary:
+        encode(temporary, (np.pad(frame, [*odd, (0, 0)], mode="edge") for frame in frames), width, height, fps)
 
 
 def side_by_side(

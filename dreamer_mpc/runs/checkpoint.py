@@ -15,7 +15,7 @@ from dreamer_mpc.agents.protocol import AgentKind
 from dreamer_mpc.runs.payload import SUFFIX, archive, read_payload, write_payload
 from dreamer_mpc.util.counters import Counters
 from dreamer_mpc.util.errors import UserError
-from dreamer_mpc.util.files import atomic_path
+from dreamer_mpc.util.files import atomic_path, user_path
 from dreamer_mpc.world_model import WorldModelKind
 
 KINDS = {"agent_kind": get_args(AgentKind), "world_model_kind": get_args(WorldModelKind)}  # that this program knows
@@ -95,7 +95,7 @@ def load_newest(path: str | Path, read: Callable[[Path], T] = load_checkpoint) -
 
     If `read` accepts none, the UserError is about the newest.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     newest, damages = find_checkpoint(path), []
     for file in [newest] if path.is_file() else reversed(list_checkpoints(newest.parent)):
         try:
@@ -112,7 +112,7 @@ def checkpoint_path(folder: str | Path, env_steps: int) -> Path:
 
 def find_checkpoint(path: str | Path) -> Path:
     """The checkpoint file for `path`: itself, or the newest by env steps in it or in its checkpoints/."""
-    path = Path(path).expanduser()
+    path = user_path(path)
     if path.is_file():
         return path
     if not path.is_dir():

@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import json
 import platform
+import shlex
 import shutil
 import sys
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from dreamer_mpc.config import Config
 from dreamer_mpc.util.errors import UserError
-from dreamer_mpc.util.files import temporary_paths, write_text
+from dreamer_mpc.util.files import temporary_paths, user_path, write_text
 from dreamer_mpc.util.owner import LOCK, alone_in
 from dreamer_mpc.util.versions import source_commit
 
@@ -40,7 +41,7 @@ class RunFolder:
         A folder of a run that was killed before it started counts as empty.
         `overwrite` removes what a run writes (`WRITTEN`) and leaves every other file in the folder alone.
         """
-        folder = cls(Path(path).expanduser())
+        folder = cls(user_path(path))
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
             if any(folder.path.iterdir()) and not folder._only_claimed():
@@ -56,9 +57,10 @@ class RunFolder:
     @classmethod
     def open(cls, path: str | Path) -> "RunFolder":
         """An existing run, to resume or evaluate. UserError if `path` is not one."""
-        folder = cls(Path(path).expanduser())
+        folder = cls(user_path(path))
         if not folder.path.exists():
-            raise UserError(f"no run folder {path}: check the path, or start a run with --run-dir {path}")
+            quoted = shlex.quote(str(path))
+            raise UserError(f"no run folder {path}: check the path, or start a run with --run-dir {quoted}")
         if not folder.is_run() and not folder.config.exists():
             raise UserError(f"{path} is no run folder (no config.yaml in it): name a folder that a run wrote")
         return folder

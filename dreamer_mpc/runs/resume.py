@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
 
-from dreamer_mpc.config import Config, load_presets, trained_config
+from dreamer_mpc.config import Config, load_saved, trained_config
 from dreamer_mpc.data.storage import check_files
 from dreamer_mpc.runs.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, load_newest
 from dreamer_mpc.runs.folder import RunFolder
@@ -79,4 +79,4 @@ def open_run(path: str) -> SavedRun:
     if not folder.config.exists():
         raise UserError(f"{path} was claimed by a run that had not begun: start that one again, with its own command")
     note = f"{path} has no checkpoint yet: it starts again from its beginning"
-    return SavedRun(folder, load_presets(str(folder.config)), None, [note])
+    return SavedRun(folder, load_saved(folder.config), None, [note])

@@ -20,6 +20,7 @@ from dreamer_mpc.config import (
     differences,
     flag_names,
     load_presets,
+    load_saved,
     option,
     parse,
     planner_names,
@@ -122,7 +123,7 @@ def _words(text: str) -> list[str]:
 
 def _check_same(run: Run) -> None:
     """UserError where the folder holds a run with other settings: the sweep would continue it with those."""
-    saved = load_presets(str(run.folder.config))
+    saved = load_saved(run.folder.config)
     other = [line for line in differences(saved, run.config) if line.partition(":")[0] not in MAY_DIFFER]
     if other:
         raise UserError(f"{run.folder.path} has a run with other settings ({other[0]}): choose another --out")

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -30,9 +31,7 @@ def main(args: Sequence[str]) -> int:
 
 def _train(stop: Stop, args: Sequence[str], started: float) -> None:
     """Raises `Stopped` when `stop` requests it."""
-    from rich.console import Console
-
-    from dreamer_mpc.report.progress import results_table
+    from dreamer_mpc.report.progress import print_table, results_table
     from dreamer_mpc.training.setup import claim_folder
     from dreamer_mpc.training.trainer import Trainer
 
@@ -44,9 +43,9 @@ def _train(stop: Stop, args: Sequence[str], started: float) -> None:
         )
         trainer.run()
         rows = _final_rows(trainer, lambda _: stop.check(f"stopped; the run in {folder.path} is complete"))
-    Console().print(results_table(rows, f"{config.env}, {trainer.counters.env_steps:,} env steps"))
+    print_table(results_table(rows, f"{config.env}, {trainer.counters.env_steps:,} env steps"))
     print(f"run folder: {folder.path}")
-    print(f"compare:    python run.py compare --checkpoint {folder.path}")
+    print(f"compare:    python run.py compare --checkpoint {shlex.quote(str(folder.path))}")
 
 
 def _settings(args: Sequence[str], owned: contextlib.ExitStack) -> "tuple[Config, SavedRun | None]":

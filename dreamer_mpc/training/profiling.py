@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from dreamer_mpc.util.errors import in_one_line
+
 WARM = 10  # updates and steps before the trace begins, so that CUDA graphs are already recorded
 UPDATES = 3
 STEPS = 3
@@ -42,10 +44,14 @@ class Profiler:
         if self._trace is None:
             return
         self._wait()
-        self._trace.stop()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._trace.export_chrome_trace(str(self.path))
-        self._trace, self._wanted = None, False
+        trace, self._trace, self._wanted = self._trace, None, False
+        try:
+            trace.stop()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            trace.export_chrome_trace(str(self.path))
+        except Exception as error:  # a full disk, a tracer that is in use elsewhere: it costs the trace
+            self._say(f"no profile: {in_one_line(error)}")
+            return
         self._say(
             f"profile of {self._updates} updates and {self._steps} steps: {self.path} "
             f"(open it in https://ui.perfetto.dev)"
@@ -61,8 +67,14 @@ class Profiler:
         self._wait()
         self._updates = self._steps = 0
         kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (self._device.type == "cuda")
-        self._trace = profile(activities=kinds)
-        self._trace.start()
+        trace = profile(activities=kinds)
+        try:
+            trace.start()
+        except Exception as error:
+            self._wanted = False
+            self._say(f"no profile: {in_one_line(error)}")
+            return
+        self._trace = trace
 
     def _wait(self) -> None:
         """Synchronise, so that the trace contains exactly the device work that was requested within it."""

@@ -247,14 +247,10 @@ class Trainer:
         return mean | {f"train/{name}": count for name, count in counts.items() if count}
 
     def _draw(self, evaluation: Evaluation) -> None:
-        """Video and picture; a full disk or no ffmpeg costs those, not the run."""
+        """Video and picture; whatever goes wrong with them costs those, not the run."""
         env_steps = self.counters.env_steps
-        try:
-            write_visuals(
-                self.folder.videos / f"{env_steps:08d}", self.agent, self.planner, evaluation, self.config.env
-            )
-        except OSError as error:
-            self._progress.line(f"no video at {env_steps:,} env steps: {error}")
+        stem, of = self.folder.videos / f"{env_steps:08d}", f"at {env_steps:,} env steps"
+        write_visuals(stem, self.agent, self.planner, evaluation, self.config.env, of, self._progress.line)
 
     def _say(self, lines: Iterable[str]) -> None:
         for line in lines:

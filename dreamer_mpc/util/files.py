@@ -1,13 +1,19 @@
 """Writing files atomically."""
 
 import csv
+import errno
 import io
 import os
 import secrets
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from dreamer_mpc.util.errors import UserError
+
+_said = False  # that folders cannot be flushed here
 
 
 @contextmanager
@@ -24,9 +30,26 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         _fsync(temporary)
         os.replace(temporary, path)
-        _fsync(path.parent)  # so that the new name also survives a loss of power
+        _fsync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def user_path(text: str | Path) -> Path:
+    """The path that a user named, with `~` as the home folder.
+
+    UserError for the home of a user who does not exist, and for a path that cannot be looked at.
+    """
+    try:
+        path = Path(text).expanduser()
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except RuntimeError as error:
+        raise UserError(f"no user has the home folder {text}: name another, or ./{text} if it is called so") from error
+    except OSError as error:  # a name that is too long, a folder that may not be searched, a loop of links
+        raise UserError(f"cannot look at {str(text)[:200]} ({error.strerror}): name another path") from error
+    return path
 
 
 def temporary_path(path: Path) -> Path:
@@ -47,10 +70,31 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _fsync_folder(folder: Path) -> None:
+    """Flush the names in a folder, so that a new one also survives a loss of power.
+
+    Not every file system can (network drives, FUSE), and not every folder may be opened. The file itself is there and
+    flushed by now, so the program goes on, and says once what is not protected.
+    """
+    global _said
+    try:
+        _fsync(folder)
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+            raise
+        if not _said:
+            _said = True
+            print(
+                f"{folder} is on a file system that cannot flush folders ({error.strerror}): "
+                "files that were just written may be missing there after a loss of power",
+                file=sys.stderr,
+            )
+
+
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
+    """Write UTF-8 text atomically; bytes of a path that are no text stay those bytes."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def to_csv(rows: Iterable[dict[str, Any]]) -> str:

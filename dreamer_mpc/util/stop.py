@@ -1,9 +1,10 @@
-"""Stopping a run on SIGTERM or Ctrl-C."""
+"""Stopping a run on SIGTERM, Ctrl-C or the end of its terminal."""
 
+import contextlib
 import os
 import signal
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 STOPPING = "stopping after a last checkpoint; Ctrl-C again stops at once, without one"
 
 
@@ -12,10 +13,11 @@ class Stopped(Exception):
 
 
 class Stop:
-    """In this context the first SIGTERM or SIGINT only sets `requested`; a SIGINT after that is a KeyboardInterrupt.
+    """In this context the first SIGTERM, SIGINT or SIGHUP only sets `requested`.
 
-    Ctrl-C is answered by a line. A live display overwrites whatever else is written to the terminal: one that shows
-    `notice` sets `displayed` while it is there.
+    A SIGINT after that is a KeyboardInterrupt. SIGHUP stays ignored where it is, as under nohup. Ctrl-C is answered by
+    a line. A live display overwrites whatever else is written to the terminal: one that shows `notice` sets `displayed`
+    while it is there.
     """
 
     def __init__(self):
@@ -29,11 +31,12 @@ class Stop:
             raise Stopped(text)
 
     def __enter__(self):
-        self._before = [signal.signal(number, self._note) for number in SIGNALS]
+        noted = [*SIGNALS[:2], *[signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN)]
+        self._before = {number: signal.signal(number, self._note) for number in noted}
         return self
 
     def __exit__(self, *error):
-        for number, handler in zip(SIGNALS, self._before, strict=True):
+        for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _note(self, number, frame):
@@ -42,7 +45,8 @@ class Stop:
         if number == signal.SIGINT:
             self.notice = STOPPING
             if not self.displayed:  # no print(): it might wait for a lock that the interrupted code holds
-                os.write(2, f"\n{STOPPING}\n".encode())
+                with contextlib.suppress(OSError):  # the terminal may be gone
+                    os.write(2, f"\n{STOPPING}\n".encode())
         self.requested = True
 
 
