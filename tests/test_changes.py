@@ -12,17 +12,18 @@ RUN = [*CHEAP, "--planner", "policy", "--num-envs", "1"]
 
 
 @pytest.fixture
-def short(tmp_path):
+def short(tmp_path, monkeypatch):
     """A run whose seed episodes are shorter than a sequence: it failed at its first update."""
+    monkeypatch.setenv("GROWING_ENV_TRIED", str(tmp_path / "tried"))
     args = ["--replay.sequence-length", "8", "--max-env-steps", "50", "--env-steps", "90", "--train.seed-episodes", "2"]
     folder, env = tmp_path / "run", ["--env", "tests.support.growing_env:make"]
     said = train(*TINY, *RUN, *env, *args, "--run-dir", folder, code=2)
-    assert "lower --replay.sequence-length or raise --train.seed-episodes" in said
+    assert "lower --replay.sequence-length to 6 or less" in said
     return folder
 
 
 @pytest.mark.parametrize("remedy", [["--train.seed-episodes", 5], ["--replay.sequence-length", 4]])
-def test_what_the_message_on_short_episodes_names_works_on_resume(remedy, short):
+def test_shorter_sequences_and_more_seed_episodes_work_on_resume(remedy, short):
     train("--resume", short, *remedy)
     checkpoint, rows = load_checkpoint(short), records(short)
     assert checkpoint.counters.env_steps >= 90 and checkpoint.counters.updates > 0

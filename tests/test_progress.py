@@ -5,6 +5,7 @@ import signal
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 from dreamer_mpc.report.progress import (
     LINE_EVERY_S,
@@ -13,6 +14,8 @@ from dreamer_mpc.report.progress import (
     SweepProgress,
     comparison_table,
     duration,
+    is_live,
+    print_table,
     results_table,
 )
 from dreamer_mpc.util.stop import STOPPING, Stop
@@ -372,3 +375,24 @@ def test_the_caption_says_what_was_compared():
     assert "for 10 environments at once" in caption(row("cem"), row("mppi"))
     assert "for 1 environment at once" in caption(row("cem", num_envs=1))
     assert "for 2 or 10 environments at once" in caption(row("cem"), row("mppi", num_envs=2))
+
+
+def test_a_table_keeps_its_letters_on_a_terminal_of_20_columns():
+    console = Console(file=io.StringIO(), width=20)
+    table = Table("planner", "return")
+    table.add_row("policy-grad-mpc", "645.0 ± 112.0")
+    print_table(table, console)
+    assert "policy-grad-mpc" in console.file.getvalue() and "645.0 ± 112.0" in console.file.getvalue()
+
+
+@pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE"])
+def test_colours_that_are_asked_for_make_no_live_display_of_a_file(variable, monkeypatch, tmp_path):
+    monkeypatch.setenv(variable, "1")
+    monkeypatch.setenv("TERM", "xterm")
+    with (tmp_path / "log").open("w") as file:
+        console = Console(file=file)
+        assert console.is_terminal and not is_live(console)
+        with Progress(100, console=console) as progress:
+            progress.update(100, 1, "train")
+            progress.line("done")
+    assert "\x1b[?25l" not in (tmp_path / "log").read_text(), "the cursor is not hidden"

@@ -126,7 +126,7 @@ class Record(Episodes):
         new = new | {"checkpoints": {known.get(sha256, name): sha256 for name, sha256 in checkpoints.items()}}
         old["planners"] = {name: _completed(settings) for name, settings in old["planners"].items()}
         new["planners"] = {name: _completed(settings) for name, settings in new["planners"].items()}
-        if old.get("device") != new["device"] and _hardware(old.get("device")) == _hardware(new["device"]):
+        if old.get("device") != new.get("device") and _hardware(old.get("device")) == _hardware(new.get("device")):
             self.notes.append(
                 f"the episodes that are there were played by {old['device']}, the others now by {new['device']}: "
                 "sums of several threads differ in their last digits, so that returns may too"
@@ -162,10 +162,10 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     numbers |= {"num_envs": int, "model_evaluations": int}
     try:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            return [
-                {key: numbers.get(key, str)(row[key]) for key in EPISODE_COLUMNS}
-                for row in csv.DictReader(file, strict=True)
-            ]
+            reader = csv.DictReader(file, strict=True)
+            if set(EPISODE_COLUMNS) - set(reader.fieldnames or EPISODE_COLUMNS):
+                raise _damaged(path)
+            return [{key: numbers.get(key, str)(row[key]) for key in EPISODE_COLUMNS} for row in reader]
     except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise _damaged(path) from error
 

@@ -36,8 +36,10 @@ def table_console(width: int) -> Console:
 def print_table(table: Table, console: Console | None = None) -> None:
     """Print a table with all its letters: a terminal that is too narrow for them breaks the lines itself."""
     console = console or Console()
-    fewest = Measurement.get(console, console.options.update(width=MOST_WIDTH), table).minimum
-    console.print(table, width=max(console.width, fewest), crop=False, no_wrap=False, soft_wrap=False)
+    before, wide = console.width, console.options.update(width=MOST_WIDTH)
+    console.width = max(before, Measurement.get(console, wide, table).minimum)  # it prints nothing wider than itself
+    console.print(table)
+    console.width = before
 
 
 def is_live(console: Console) -> bool:
