@@ -2,6 +2,7 @@ import io
 import os
 import re
 import signal
+from collections import Counter
 
 import pytest
 from rich.console import Console
@@ -379,10 +380,13 @@ def test_the_caption_says_what_was_compared():
 
 def test_a_table_keeps_its_letters_on_a_terminal_of_20_columns():
     console = Console(file=io.StringIO(), width=20)
-    table = Table("planner", "return")
-    table.add_row("policy-grad-mpc", "645.0 ± 112.0")
+    cells = ("policy-grad-mpc", "645.0 ± 112.0", "130.25", "120,000", "12 of 100")
+    table = Table(*cells)
+    table.add_row(*cells)
     print_table(table, console)
-    assert "policy-grad-mpc" in console.file.getvalue() and "645.0 ± 112.0" in console.file.getvalue()
+    printed = Counter(console.file.getvalue())
+    assert not Counter("".join(2 * cells).replace(" ", "")) - printed
+    assert console.width == 20
 
 
 @pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE"])

@@ -37,6 +37,8 @@ def print_table(table: Table, console: Console | None = None) -> None:
     """Print a table with all its letters: a terminal that is too narrow for them breaks the lines itself."""
     console = console or Console()
     before, wide = console.width, console.options.update(width=MOST_WIDTH)
+    for column in table.columns:
+        column.overflow, column.no_wrap = "fold", False
     console.width = max(before, Measurement.get(console, wide, table).minimum)  # it prints nothing wider than itself
     console.print(table)
     console.width = before
