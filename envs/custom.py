@@ -18,7 +18,7 @@ from envs.surroundings import Surroundings, seed_generators
 LARGEST_BOUND = 1e9  # larger bounds, such as those of np.finfo, count as no bounds
 LARGEST_REWARD = 1e30  # replay keeps float32
 BRIGHTEST = 255  # value of a pixel
-
+OWN_PACKAGES = ("envs", "dreamer_mpc", "run", "tests", "benchmarks", "scripts")  # imported before a user's of that name
 
 # Environments of this process that are not closed, by the identity of what a factory returned.
 _IN_USE: "weakref.WeakValueDictionary[int, CustomEnv]" = weakref.WeakValueDictionary()
@@ -158,10 +158,11 @@ def _load_factory(name: str) -> Callable[[], gymnasium.Env]:
     except EnvError as raised:
         if not isinstance(raised.__cause__, ImportError):
             raise
-        error = shorten(raised.__cause__)
-        raise EnvError(
-            f"{name}: cannot import {module_name} ({error}); it must lie in this folder or be installed"
-        ) from raised.__cause__
+        error, package = shorten(raised.__cause__), module_name.partition(".")[0]
+        remedy = "it must lie in this folder or be installed"
+        if package in OWN_PACKAGES:
+            remedy = f"{package} is a package of this program, which hides yours of the same name: rename yours"
+        raise EnvError(f"{name}: cannot import {module_name} ({error}); {remedy}") from raised.__cause__
     factory = guarded(name, f"looking up {factory_name}", getattr, module, factory_name, None)
     if not callable(factory):
         raise EnvError(f"{name}: {module_name} has no function {factory_name}")

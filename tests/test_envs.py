@@ -401,6 +401,14 @@ def test_rows_that_are_left_out_rest(workers):
     envs.close()
 
 
+def test_a_package_of_the_users_that_has_the_name_of_one_of_ours(tmp_path, monkeypatch):
+    (tmp_path / "envs").mkdir()
+    (tmp_path / "envs" / "mine.py").write_text("make = None")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(EnvError, match=r"cannot import envs\.mine .*; envs is a package of .* rename yours"):
+        make_vector_env("envs.mine:make", 1)
+
+
 def test_workers_load_no_torch():
     envs = make_vector_env("tests.test_envs:pays_for_imports", 1, workers=True, action_repeat=1)
     envs.reset()
