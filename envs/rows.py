@@ -86,7 +86,7 @@ class RowVectorEnv(VectorEnv):
         return self._images.copy()
 
     def try_plans(self, states: Sequence[Any], plans: np.ndarray) -> np.ndarray:
-        """Rewards [B, P, H] of the plans [B, P, H, A] of each row, from its state, to which it then returns."""
+        """Rewards [B, P, H] of the plans [B, P, H, A] of each row, from its state; see `Restorable.try_plans`."""
         return np.stack(self._call(np.arange(self.num_envs), "try_plans", list(zip(states, plans, strict=True))))
 
     def _call(self, rows: np.ndarray, method: str, args: Sequence[tuple[Any, ...]]) -> list[Any]:

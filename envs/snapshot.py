@@ -30,11 +30,11 @@ class Restorable(ABC):
         """Go back to `state`; returns the image there."""
 
     def try_plans(self, state: Any, plans: np.ndarray) -> np.ndarray:
-        """Rewards [P, H] of P sequences of H actions [P, H, A], each from `state`; 0 after an episode's end.
+        """Rewards [P, H] of P sequences of H actions [P, H, A], each from `state`; NaN after an episode's end.
 
         The environment is at `state` afterwards. One that can step without an image overrides `_go_to` and `_advance`.
         """
-        rewards = np.zeros(plans.shape[:2])
+        rewards = np.full(plans.shape[:2], np.nan)
         for plan, row in zip(plans, rewards, strict=True):
             self._go_to(state)
             for k, action in enumerate(plan):

@@ -1,0 +1,132 @@
+"""The measurements of an analysis in its folder, kept unit by unit; several processes may add to one folder."""
+
+import contextlib
+import csv
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dreamer_mpc.evaluation.record import damaged, merged, read_made_with, usable
+from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.files import to_csv, write_text
+
+Measured = dict[str, Any]  # one row of rows.csv
+ROWS, MADE_WITH = "rows.csv", "analysis.json"
+TEXT = ("unit", "checkpoint", "task", "group", "part", "method", "model", "planner")  # columns that are no numbers
+
+
+class Ledger:
+    """rows.csv has the measurements; analysis.json the settings, and for each unit that is done where and when it was.
+
+    Units that analysis.json does not name do not count: rows.csv is written first. Checkpoints are identified by their
+    content: `names` maps the SHA-256 of each to its name. Before `begin` nothing is written.
+    """
+
+    def __init__(self, folder: Path, made_with: dict[str, Any], checkpoints: dict[str, str], overwrite: bool = False):
+        self.folder, self.overwrite = folder, overwrite
+        self._own = json.loads(json.dumps(made_with))
+        self._checkpoints = checkpoints
+        self.rows: list[Measured] = []
+        self.done: dict[str, dict[str, Any]] = {}
+        if overwrite:
+            self.made_with = self._own | {"checkpoints": dict(checkpoints)}
+        else:
+            with usable(folder):
+                self._read()
+        self.names = {sha256: name for name, sha256 in self.made_with["checkpoints"].items()}
+
+    def begin(self) -> None:
+        """Make the folder; called after every check at the start has passed."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write to {self.folder} ({error.strerror}): name another with --out") from error
+        with usable(self.folder), self._alone():
+            if self.overwrite:
+                for name in (ROWS, MADE_WITH):
+                    (self.folder / name).unlink(missing_ok=True)
+            self._read()
+            self._write()
+
+    def of(self, unit: str) -> list[Measured]:
+        """The measurements of one unit, if it is done."""
+        return [row for row in self.rows if row["unit"] == unit] if unit in self.done else []
+
+    def add(self, unit: str, rows: list[Measured], device: str, seconds: float, episodes: int) -> None:
+        """Keep a unit, beside what other processes have added since."""
+        date = datetime.now(UTC).date().isoformat()
+        with usable(self.folder), self._alone():
+            self._read()
+            self.rows = [row for row in self.rows if row["unit"] != unit]
+            self.rows += [{"unit": unit} | row for row in rows]
+            done = {"device": device, "torch": torch.__version__, "date": date, "seconds": round(seconds, 1)}
+            self.done[unit] = done | {"episodes": episodes}
+            self._write()
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file into the folder atomically; UserError on a disk error."""
+        with usable(self.folder):
+            write_text(self.folder / name, text)
+
+    def _read(self) -> None:
+        """What the folder holds, with this call's settings; UserError where they contradict each other."""
+        path, new = self.folder / MADE_WITH, self._own | {"checkpoints": dict(self._checkpoints)}
+        old = read_made_with(path, ("checkpoints", "units"))
+        if old is None:
+            if (self.folder / ROWS).exists():
+                raise damaged(path)  # the settings of these rows are unknown
+            self.made_with, self.rows, self.done = new, [], {}
+            return
+        known = {sha256: name for name, sha256 in old["checkpoints"].items()}
+        new["checkpoints"] = {known.get(sha256, name): sha256 for name, sha256 in self._checkpoints.items()}
+        self.done = old.pop("units") if (self.folder / ROWS).exists() else {}
+        old.pop("units", None)
+        if any(isinstance(value, dict) and not isinstance(old.get(key), dict) for key, value in new.items()):
+            raise damaged(path)
+        self.made_with = merged(self.folder, "analysis", old, new)
+        self.rows = [row for row in _read_rows(self.folder / ROWS) if row["unit"] in self.done]
+
+    def _write(self) -> None:
+        if self.rows:
+            write_text(self.folder / ROWS, to_csv(_rounded(row) for row in self.rows))
+        write_text(self.folder / MADE_WITH, json.dumps(self.made_with | {"units": self.done}, indent=1) + "\n")
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One process at a time: the folder is locked, and a lock ends with the process that holds it."""
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
+
+
+def _rounded(row: Measured) -> Measured:
+    return {key: float(f"{value:.7g}") if isinstance(value, float) else value for key, value in row.items()}
+
+
+def _read_rows(path: Path) -> list[Measured]:
+    """The measurements in a file, if it exists; UserError if its content is not valid."""
+    if not path.exists():
+        return []
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file, strict=True))
+        return [{key: _parsed(key, text) for key, text in row.items()} for row in rows if row["unit"]]
+    except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+        raise damaged(path) from error
+
+
+def _parsed(key: str, text: str) -> Any:
+    if key in TEXT:
+        return text
+    if not text:
+        return None
+    return int(text) if text.lstrip("-").isdigit() else float(text)
