@@ -4,6 +4,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from dreamer_mpc.analysis.bench import Bench
 from dreamer_mpc.analysis.estimate import grouped, of_line, per_episode, summarised
 from dreamer_mpc.analysis.finite_differences import paired
@@ -90,7 +92,7 @@ class Ablate(Measure):
         lines = summarised(pairs, ("scope", "method"), ("return", "difference"))
         tested = [line for line in lines if line["method"] not in (POLICY, WHOLE)]
         rows_of = grouped(pairs, "method")
-        p_values = [p_value(per_episode(rows_of[(line["method"],)], "difference")) for line in tested]
+        p_values = [p_of(rows_of[(line["method"],)]) for line in tested]
         known = None not in p_values and bool(p_values)
         for line in lines:
             line |= {"p": None, "p_holm": None}
@@ -123,6 +125,12 @@ class Ablate(Measure):
                 label = "all checkpoints" if of_all else name_of(line["scope"])
                 (every if of_all else each).add(label, names.index(line["method"]), of_line(line, "difference"))
         return [every, each]
+
+
+def p_of(rows: list[Measured]) -> float | None:
+    """The p-value of the mean difference; None where checkpoints have too few episodes, or not as many."""
+    strata = per_episode(rows, "difference")
+    return p_value(np.stack(strata, axis=1)) if len(set(map(len, strata))) == 1 else None
 
 
 def decided(line: Line) -> bool:

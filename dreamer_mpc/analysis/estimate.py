@@ -1,13 +1,13 @@
 """Means of measurements over the episodes of several checkpoints, with the project's intervals."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from dreamer_mpc.analysis.ledger import Measured
-from dreamer_mpc.util.intervals import mean_interval
+from dreamer_mpc.util.intervals import strata_interval
 
 
 class Estimate(NamedTuple):
@@ -24,31 +24,23 @@ class Estimate(NamedTuple):
         return f"{self.mean:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
 
-def per_episode(rows: Iterable[Measured], quantity: str) -> Float[np.ndarray, "E C"]:
-    """The mean of `quantity` in each episode: a column for each checkpoint. Rows without the quantity do not count.
-
-    Checkpoints with more episodes than another give their first ones, because the statistics take as many of each.
-    """
+def per_episode(rows: Iterable[Measured], quantity: str) -> list[Float[np.ndarray, " _"]]:
+    """The mean of `quantity` in each episode, for each checkpoint. Rows without the quantity do not count."""
     found: dict[str, dict[int, list[float]]] = {}
     for row in rows:
         value = row[quantity]
         if value is not None and np.isfinite(value):
             found.setdefault(row["checkpoint"], {}).setdefault(row["episode"], []).append(value)
-    columns = [[np.mean(episodes[number]) for number in sorted(episodes)] for episodes in found.values()]
-    shortest = min(map(len, columns), default=0)
-    return np.array([column[:shortest] for column in columns]).T.reshape(shortest, len(columns))
+    return [np.array([np.mean(episodes[n]) for n in sorted(episodes)]) for episodes in found.values()]
 
 
 def estimate(rows: Iterable[Measured], quantity: str) -> Estimate | None:
     """Mean over checkpoints of the means over episodes, with Student's t; None without any measurement."""
-    scores = per_episode(rows, quantity)
-    return interval(scores) if scores.size else None
-
-
-def interval(scores: Float[np.ndarray, "E C"]) -> Estimate:
-    """The mean of `scores` with its interval."""
-    low, high = mean_interval(scores) or (None, None)
-    return Estimate(float(scores.mean()), low, high)
+    strata = per_episode(rows, quantity)
+    if not strata:
+        return None
+    low, high = strata_interval(strata) or (None, None)
+    return Estimate(float(np.mean([stratum.mean() for stratum in strata])), low, high)
 
 
 def grouped(rows: Sequence[Measured], *keys: str) -> dict[tuple[Any, ...], list[Measured]]:
@@ -60,14 +52,14 @@ def grouped(rows: Sequence[Measured], *keys: str) -> dict[tuple[Any, ...], list[
 
 
 def summarised(
-    rows: Sequence[Measured], keys: tuple[str, ...], quantities: Sequence[str], of: Callable = estimate
+    rows: Sequence[Measured], keys: tuple[str, ...], quantities: Sequence[str]
 ) -> list[dict[str, Any]]:
     """A row for each combination of `keys`: its mean of every quantity, with `_low` and `_high`, and the counts."""
     summary = []
     for values, own in grouped(rows, *keys).items():
         line = dict(zip(keys, values, strict=True))
         for quantity in quantities:
-            mean, low, high = of(own, quantity) or (None, None, None)
+            mean, low, high = estimate(own, quantity) or (None, None, None)
             line |= {quantity: mean, f"{quantity}_low": low, f"{quantity}_high": high}
         checkpoints = {row["checkpoint"] for row in own}
         line |= {"episodes": len({row["episode"] for row in own}), "checkpoints": len(checkpoints)}

@@ -21,10 +21,10 @@ from dreamer_mpc.report.panels import Panel
 from dreamer_mpc.util.device import preserved_rng
 
 ERRORS = {
-    "reward_error": "|predicted − real reward|",
-    "return_error": "|predicted − real return| to depth k",
-    "value_error": "|predicted − inferred value|",
-    "image_error": "image, RMSE in grey levels of 255",
+    "reward_error": "|predicted − real reward|, an agent step's",
+    "return_error": "|predicted − real return of k steps|",
+    "value_error": "|predicted − inferred value|, return units",
+    "image_error": "image's RMSE, grey levels of 255",
 }
 QUANTITIES = (*ERRORS, "return_bias", "value_bias", "spread")
 BINS = 5  # of the spread, for its calibration
@@ -140,7 +140,7 @@ class ModelError(Measure):
         """A row of panels for each group: every error by depth, the bias of the return, and the calibration."""
         panels = []
         for group in dict.fromkeys(line["group"] for line in summary):
-            titles = ERRORS | {"return_bias": "predicted − real return to depth k"}
+            titles = ERRORS | {"return_bias": "predicted − real return of k steps"}
             own = {name: Panel(f"{group} tasks", "depth k, agent steps", words) for name, words in titles.items()}
             own["return_bias"].reference = 0.0
             for line in _of(summary, "error"):

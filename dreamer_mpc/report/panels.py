@@ -66,6 +66,7 @@ def panels_picture(path: str | Path, panels: Sequence[Panel], title: str) -> Non
 
 def _draw(axes, panel, colors):
     for number, (method, points) in enumerate(panel.lines.items()):
+        points = sorted(points)
         shift = 0.0 if panel.joined else 0.12 * (number - (len(panel.lines) - 1) / 2)
         x = [point.x + shift for point in points]
         mean = [point.mean for point in points]
@@ -84,6 +85,9 @@ def _draw(axes, panel, colors):
         axes.plot([low, high], [low, high], color="black", linewidth=0.8, linestyle=":")
     if panel.names:
         axes.set_xticks(range(len(panel.names)), panel.names, rotation=30, ha="right", fontsize=8)
+        axes.set_xlim(-0.5, len(panel.names) - 0.5)
+    elif not panel.log[0] and all(float(point.x).is_integer() for points in panel.lines.values() for point in points):
+        axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_title(panel.title, loc="left", fontsize=10)
     axes.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
     axes.grid(alpha=0.25)
