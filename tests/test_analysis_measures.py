@@ -1,4 +1,4 @@
-"""Every measure of `run.py analyze` in a linear world whose answers have closed forms (tests/support/linear_world.py)."""
+"""Every measure of `run.py analyze` in a linear world with closed forms (tests/support/linear_world.py)."""
 
 from types import SimpleNamespace
 

@@ -1,7 +1,6 @@
 """An analysis: units of work on every checkpoint, kept in a folder, and what is written of them."""
 
 import hashlib
-import sys
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -178,7 +177,7 @@ class Analysis:
         task = self.subjects[name].trained.env
         rows = self.measures[name].measure(bench, part, count, seed)
         if not rows:
-            print(f"{name_of(name)}: nothing to measure in these episodes: they end too early", file=sys.stderr)
+            print(f"{name_of(name)}: nothing to measure in these episodes: they end too early")
         added = {"checkpoint": name, "task": task, "group": group_of(task)}
         rows = [added | row | {"episode": first + row["episode"], "env_seed": seed + row["episode"]} for row in rows]
         seconds = time.monotonic() - started

@@ -84,7 +84,7 @@ class FiniteDifferences(Measure):
                     rows += [
                         {"episode": row, "part": GRADIENT, "method": f"mean of {averaged}", "step": visit.step,
                          "depth": depth, **{name: float(values[row]) for name, values in found.items()}, "return": None}
-                        for row in np.flatnonzero(visit.alive & whole) if row < count
+                        for row in np.flatnonzero(visit.alive & whole).tolist() if row < count
                     ]  # fmt: skip
         return rows
 
@@ -144,7 +144,8 @@ class FiniteDifferences(Measure):
         controls = paired([row for row in rows if row["part"] == "control"], "policy")
         lines = summarised(gradients, ("part", "method", "depth"), QUANTITIES)
         lines += summarised(controls, ("part", "method"), ("return", "difference"))
-        empty = dict.fromkeys(key for line in lines for key in line)
+        both = [f"{name}{end}" for name in (*QUANTITIES, "return", "difference") for end in ("", "_low", "_high")]
+        empty = dict.fromkeys(("part", "method", "depth", *both))
         return [empty | line for line in lines]
 
     def table(self, summary: list[Line]) -> list[dict[str, str]]:

@@ -58,7 +58,7 @@ class TrueGain(Measure):
             rows += [
                 {"episode": row, "method": part, "step": visit.step}
                 | {name: float(values[row]) for name, values in gains.items()}
-                for row in np.flatnonzero(visit.alive & whole)
+                for row in np.flatnonzero(visit.alive & whole).tolist()
                 if row < count
             ]
         return rows
