@@ -291,6 +291,20 @@ def test_wrong_settings_are_one_line_and_make_no_folder(agents, tmp_path, what, 
     assert words in error and not (tmp_path / "out").exists()
 
 
+def shrunk(line, agent, out):
+    """The arguments of a command, of one small agent and with small sizes."""
+    words = [str(agent) if word.startswith("pretrained/") else word for word in shlex.split(line)]
+    words = [word for i, word in enumerate(words) if word not in words[:i] or word != str(agent)]
+    small = {"--num-envs": 1, "--episodes": 1, "--states": 1, "--steps": 1, "--depth": 2, "--device": "cpu"}
+    small |= {"--draws": 256 if "--averaged" in words else 8, "--out": out}
+    gone = small.keys() | {"--models"}
+    kept = [word for i, word in enumerate(words) if not {word, *words[max(i - 1, 0) : i]} & gone]
+    kept += [] if "--averaged" in words else ["--averaged", 1]
+    if {"ablate", "bad-model"} & {*words}:
+        kept += ["--planners", "dream-mpc", "--dream-mpc.draws", 2]
+    return [*map(str, [*kept, *(word for pair in small.items() for word in pair), *CHEAP])]
+
+
 @pytest.mark.parametrize("what", list(MEASURES))
 def test_an_agent_without_an_actor_is_refused(agents, tmp_path, what):
     assert "needs" in refused(analyze(agents / "planet", what, tmp_path / "out", "--episodes", 1))
@@ -334,18 +348,7 @@ def test_the_commands_of_the_page_run(agents, tmp_path):
     commands = re.findall(r"^    python run\.py (analyze .*)$", page, re.MULTILINE)
     assert {re.search(r"--what (\S+)", line)[1] for line in commands} == set(MEASURES)
     for number, line in enumerate(commands):
-        agent = str(agents / "long")
-        words = [agent if word.startswith("pretrained/") else word for word in shlex.split(line)]
-        words = [word for i, word in enumerate(words) if word not in words[:i] or word != agent]
-        small = dict(zip(*[iter(map(str, ["--num-envs", 1, "--episodes", 1, "--states", 1, "--steps", 1]))] * 2))
-        small |= {"--draws": "256", "--depth": "2", "--out": str(tmp_path / str(number)), "--device": "cpu"}
-        kept = [word for i, word in enumerate(words) if not {*words[max(i - 1, 0) : i + 1]} & (small.keys() | {"--models"})]
-        if "--averaged" not in kept:
-            small |= {"--draws": "8"}
-            kept += ["--averaged", "1"]
-        args = [*kept, *(word for pair in small.items() for word in pair), *map(str, CHEAP)]
-        if "ablate" in args or "bad-model" in args:
-            args += ["--planners", "dream-mpc", "--dream-mpc.draws", "2"]
+        args = shrunk(line, agents / "long", tmp_path / str(number))
         if number == 0:
             result = command(*args)
             assert result.returncode == 0, line + result.stderr
