@@ -133,11 +133,12 @@ class DMCEnv(gymnasium.Env, Restorable):
 
     def set_state(self, state: DMCState) -> np.ndarray:
         """Go back to `state`, and render it."""
-        self._go_to(state)
+        self.go_to(state)
         self._image = self._render(self._image_size, self._image_size)
         return self._image.copy()
 
-    def _go_to(self, state: DMCState) -> None:
+    def go_to(self, state: DMCState) -> None:
+        """Go back to `state`; nothing is rendered."""
         import mujoco
 
         model, data = self._env.physics.model.ptr, self._env.physics.data.ptr

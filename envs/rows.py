@@ -85,6 +85,10 @@ class RowVectorEnv(VectorEnv):
         self._images[:] = images
         return self._images.copy()
 
+    def go_to(self, states: Sequence[Any]) -> None:
+        """`set_states` without images: those of the rows stay the last ones."""
+        self._call(np.arange(self.num_envs), "go_to", [(state,) for state in states])
+
     def try_plans(self, states: Sequence[Any], plans: np.ndarray) -> np.ndarray:
         """Rewards [B, P, H] of the plans [B, P, H, A] of each row, from its state; see `Restorable.try_plans`."""
         return np.stack(self._call(np.arange(self.num_envs), "try_plans", list(zip(states, plans, strict=True))))

@@ -29,24 +29,24 @@ class Restorable(ABC):
     def set_state(self, state: Any) -> np.ndarray:
         """Go back to `state`; returns the image there."""
 
+    def go_to(self, state: Any) -> None:
+        """`set_state` without its image."""
+        self.set_state(state)
+
     def try_plans(self, state: Any, plans: np.ndarray) -> np.ndarray:
         """Rewards [P, H] of P sequences of H actions [P, H, A], each from `state`; NaN after an episode's end.
 
-        The environment is at `state` afterwards. One that can step without an image overrides `_go_to` and `_advance`.
+        The environment is at `state` afterwards. One that can step without an image overrides `go_to` and `_advance`.
         """
         rewards = np.full(plans.shape[:2], np.nan)
         for plan, row in zip(plans, rewards, strict=True):
-            self._go_to(state)
+            self.go_to(state)
             for k, action in enumerate(plan):
                 row[k], over = self._advance(action)
                 if over:
                     break
         self.set_state(state)
         return rewards
-
-    def _go_to(self, state: Any) -> None:
-        """`set_state` for its effect alone."""
-        self.set_state(state)
 
     def _advance(self, action: np.ndarray) -> tuple[float, bool]:
         """`step` for the reward, and whether the episode is over."""

@@ -23,7 +23,7 @@ MINUTE = 60.0
 POLL_SECONDS = 1.0
 SILENT_SECONDS = 300.0  # timeout of one answer, after which a worker counts as hanging and dead
 CLOSE_SECONDS = 5.0
-RESTORABLE = ("restorable", "get_state", "set_state", "try_plans")  # calls beside reset and step
+RESTORABLE = ("restorable", "get_state", "set_state", "go_to", "try_plans")  # calls beside reset and step
 STOPS = {signal.SIGINT, signal.SIGTERM}  # Ctrl-C goes to the whole process group; the parent ends its workers
 SPAWN = multiprocessing.get_context("spawn")  # a process that uses CUDA or OpenGL cannot be forked
 

@@ -691,7 +691,7 @@ MUTATIONS = [
         '"checkpoint", "method").values()', "test_calibration_is_spearman_s_at_equal_depth",
     ),
     measured(
-        "a refined plan executed where the policy's ended", "true_gain", "bench.envs.set_states(visit.snapshots)",
+        "a refined plan executed where the policy's ended", "true_gain", "bench.envs.go_to(visit.snapshots)",
         "visit.snapshots", "test_the_true_gain_is_the_closed_form",
     ),
     measured(

@@ -254,6 +254,15 @@ def test_other_settings_in_the_same_folder_are_refused(agents, tmp_path, calls, 
     assert len(calls["units"]) == 1 and known(tmp_path) == before
 
 
+def test_units_of_another_device_are_drawn_but_not_added_to(agents, tmp_path, calls):
+    done(analyze(agents / "paper", "true-gain", tmp_path, "--episodes", 1))
+    path = tmp_path / "analysis.json"
+    path.write_text(re.sub(r'"device": ".*"', '"device": "NVIDIA H200"', path.read_text()))
+    done(analyze(agents / "paper", "true-gain", tmp_path, "--episodes", 1))
+    error = refused(analyze(agents / "paper", "true-gain", tmp_path, "--episodes", 2))
+    assert "other device (NVIDIA H200)" in error and len(calls["units"]) == 1
+
+
 def test_another_measure_in_the_same_folder_is_refused(agents, tmp_path):
     done(analyze(agents / "paper", "true-gain", tmp_path, "--episodes", 1))
     assert "what (true-gain)" in refused(analyze(agents / "paper", "gradient-snr", tmp_path, "--episodes", 1))

@@ -146,6 +146,9 @@ def test_rows_copy_and_restore_their_states(workers):
         for action, (image, reward) in zip(actions[3:], expected):
             again = envs.step(action)
             assert (again[0] == image).all() and (again[1] == reward).all()
+        envs.go_to(states)
+        again = envs.step(actions[3])
+        assert (again[0] == expected[0][0]).all() and (again[1] == expected[0][1]).all()
         exchanged = envs.set_states(states[::-1])
         assert (exchanged == before[::-1]).all(), "a row may take another's state"
     finally:

@@ -62,7 +62,7 @@ class Analysis:
         }
         folder = Path(config.out) if config.out else subjects[0].run.path / "analysis" / config.what
         checkpoints = {str(subject.path): sha256 for sha256, subject in by_content.items()}
-        ledger = Ledger(folder, _made_with(config, device, made, by_content), checkpoints, config.overwrite)
+        ledger = Ledger(folder, _made_with(config, made, by_content), checkpoints, config.overwrite)
         named = {ledger.names[sha256]: subject for sha256, subject in by_content.items()}
         measures = {ledger.names[sha256]: measure for sha256, measure in made.items()}
         return cls(config, named, measures, ledger, device)
@@ -84,6 +84,8 @@ class Analysis:
         todo = {name: self.missing(name) for name in self.subjects}
         total, started, number = sum(map(len, todo.values())), time.monotonic(), 0
         done = len(self.ledger.done)
+        if total:
+            self._check_device()
         if done and total:
             print(f"{plural(done, 'unit')} of work {'is' if done == 1 else 'are'} there already")
         for name, units in todo.items():
@@ -103,6 +105,15 @@ class Analysis:
         self._begin()
         if total:
             print(f"{plural(total, 'unit')} in {duration(time.monotonic() - started)}")
+
+    def _check_device(self) -> None:
+        """UserError where units were done on another device, whose numbers differ. Drawing them again needs none."""
+        others = {unit["device"] for unit in self.ledger.done.values()} - {device_name(self.device)}
+        if others:
+            raise UserError(
+                f"{self.ledger.folder} holds another analysis, with other device ({min(others)}): "
+                "name another folder with --out, or start again with --overwrite"
+            )
 
     def summary(self) -> list[Line]:
         """What is written to summary.csv and shown, of these checkpoints."""
@@ -189,9 +200,7 @@ def _episodes(first: int, count: int) -> str:
     return f"episode {first + 1}" + (f" to {first + count}" if count > 1 else "")
 
 
-def _made_with(
-    config: AnalyzeConfig, device: torch.device, measures: dict[str, Measure], subjects: dict[str, Subject]
-) -> dict[str, Any]:
+def _made_with(config: AnalyzeConfig, measures: dict[str, Measure], subjects: dict[str, Subject]) -> dict[str, Any]:
     """What measurements depend on; groups may grow when more checkpoints or planners are added."""
     measure, planners, discounts, quality = next(iter(measures.values())), {}, {}, {}
     for sha256, each in measures.items():
@@ -201,6 +210,6 @@ def _made_with(
             planners[label] = {key: value for key, value in asdict(planner).items() if key != "discount"}
             discounts[f"{label} on {path}"] = asdict(planner).get("discount")
     return {
-        "what": config.what, "seed": config.seed, "device": device_name(device), **measure.settings(),
+        "what": config.what, "seed": config.seed, **measure.settings(),
         "planners": planners, "discounts": discounts, "render_quality": quality,
     }  # fmt: skip

@@ -119,7 +119,7 @@ class FiniteDifferences(Measure):
         plan, here = policy_plan(horizon, bench.agent.model, state), bench.envs.get_states()
 
         def real(tried: Float[Tensor, "B H A"]) -> Float[np.ndarray, " B"]:
-            bench.envs.set_states(here)
+            bench.envs.go_to(here)
             executed = bench.execute(state, tried, seed=seed, alive=alive)
             gains = executed.reward.copy()
             gains[:, -1] = bench.value(executed)[:, -1]
@@ -134,7 +134,7 @@ class FiniteDifferences(Measure):
         move = scaled(slope, (plan.shape[1] * plan.shape[2]) ** 0.5)
         trials = [(plan + length * move).clamp(-1, 1) for length in LENGTHS]
         best = np.stack([real(trial) for trial in trials]).argmax(0)
-        bench.envs.set_states(here)
+        bench.envs.go_to(here)
         rows = torch.arange(len(plan), device=plan.device)
         return torch.stack(trials)[torch.from_numpy(best).to(plan.device), rows, 0]
 

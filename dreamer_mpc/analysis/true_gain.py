@@ -94,7 +94,7 @@ class TrueGain(Measure):
         self, bench: Bench, planner: Ascent, visit: Visit, plan: Float[Tensor, "B h A"], seed: int
     ) -> tuple[np.ndarray, ...]:
         """Return and value of a plan of `horizon` actions, the return alone, and where nothing cut it off."""
-        bench.envs.set_states(visit.snapshots)
+        bench.envs.go_to(visit.snapshots)
         answers = plan[:, -1:].expand(-1, planner.horizon - plan.shape[1], -1)  # the policy's, once it acts
         executed = bench.execute(visit.state, torch.cat([plan, answers], dim=1), plan.shape[1], seed)
         weights = planner.discount ** np.arange(planner.horizon)
