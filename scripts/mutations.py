@@ -742,7 +742,7 @@ MUTATIONS = [
     ),
     Mutation(
         "an analysis forgets what other processes added", "dreamer_mpc/analysis/ledger.py",
-        'self._read()\n            self.rows = [row', "self.rows = [row",
+        'self._read()\n            number = max', "number = max",
         ("tests/test_analyze.py::test_two_processes_do_not_lose_each_other_s_units",),
     ),
 ]  # fmt: skip

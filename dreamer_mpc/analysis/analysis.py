@@ -117,9 +117,10 @@ class Analysis:
 
     def summary(self) -> list[Line]:
         """What is written to summary.csv and shown, of these checkpoints."""
-        return self._measure.summary(
-            [row for row in self.ledger.rows if row["checkpoint"] in self.subjects and self._asked(row)]
-        )
+        asked = {self._unit(name, part, "") for name, measure in self.measures.items() for part in measure.parts}
+        units = {done["number"] for unit, done in self.ledger.done.items() if unit.rsplit(": ", 1)[0] + ": " in asked}
+        rows = [row for row in self.ledger.rows if row["unit"] in units and row["episode"] < self.config.episodes]
+        return self._measure.summary(rows)
 
     def write(self, summary: list[Line]) -> list[Path]:
         """Write summary and picture."""
@@ -147,11 +148,6 @@ class Analysis:
         if self._measure.plays_itself:
             return self.config.episodes
         return side_by_side_envs(self.config.num_envs, self.config.episodes)
-
-    def _asked(self, row: dict[str, Any]) -> bool:
-        """Whether a row is of a part and an episode that this call asks for."""
-        parts = {self._unit(row["checkpoint"], part, "") for part in self.measures[row["checkpoint"]].parts}
-        return row["unit"].rsplit(": ", 1)[0] + ": " in parts and row["episode"] < self.config.episodes
 
     def _unit(self, name: str, part: str, first: int | str) -> str:
         return f"{name}: {part}: {first}"
@@ -192,7 +188,8 @@ class Analysis:
         added = {"checkpoint": name, "task": task, "group": group_of(task)}
         rows = [added | row | {"episode": first + row["episode"], "env_seed": seed + row["episode"]} for row in rows]
         seconds = time.monotonic() - started
-        self.ledger.add(self._unit(name, part, first), rows, device_name(self.device), seconds, count)
+        about = {"episodes": count, "num_envs": self._rows, "seconds": round(seconds, 1)}
+        self.ledger.add(self._unit(name, part, first), rows, device_name(self.device), **about)
         return seconds
 
 

@@ -20,6 +20,7 @@ from dreamer_mpc.evaluation.episodes import evaluate
 from dreamer_mpc.evaluation.subject import Subject
 from dreamer_mpc.planners import Plan, Planner
 from dreamer_mpc.planners.protocol import LatentModel
+from dreamer_mpc.planners.shooting import Shooting
 from dreamer_mpc.report.panels import Panel
 
 WORLD = "world_model."  # of the names of its weights
@@ -31,11 +32,7 @@ class PlansIn:
 
     planner: Planner
     model: LatentModel
-
-    @property
-    def candidates(self) -> int:
-        """Of the planner, by which the agent decides on threads."""
-        return getattr(self.planner, "candidates", 1)
+    candidates: int = 1  # of the planner, by which the agent decides on threads
 
     def plan(self, model: LatentModel, state: Float[Tensor, "B S"], memory: Any = None) -> Plan:
         """The planner's plan in the other model; `model` is not used."""
@@ -86,7 +83,9 @@ class BadModel(Measure):
         planner, model = POLICY, ""
         if part != "policy":
             name, model = part.split(", ", 1)
-            planner = PlansIn(self.planners[name], self._model(bench, model))
+            planner = self.planners[name]
+            candidates = planner.candidates if isinstance(planner, Shooting) else 1
+            planner = PlansIn(planner, self._model(bench, model), candidates)
         result = evaluate(bench.agent, planner, bench.envs, count, seed)
         return [
             {"episode": row, "method": part.split(", ", 1)[0], "model": model, "return": float(total)}

@@ -18,14 +18,15 @@ from dreamer_mpc.util.files import to_csv, write_text
 
 Measured = dict[str, Any]  # one row of rows.csv
 ROWS, MADE_WITH = "rows.csv", "analysis.json"
-TEXT = ("unit", "checkpoint", "task", "group", "part", "method", "model", "planner")  # columns that are no numbers
+TEXT = ("checkpoint", "task", "group", "part", "method", "model", "planner")  # columns that are no numbers
 
 
 class Ledger:
     """rows.csv has the measurements; analysis.json the settings, and for each unit that is done where and when it was.
 
-    Units that analysis.json does not name do not count: rows.csv is written first. Checkpoints are identified by their
-    content: `names` maps the SHA-256 of each to its name. Before `begin` nothing is written.
+    `unit` of a row is the unit's number in analysis.json. Units that it does not name do not count: rows.csv is written
+    first. Checkpoints are identified by their content: `names` maps the SHA-256 of each to its name. Before `begin`
+    nothing is written.
     """
 
     def __init__(self, folder: Path, made_with: dict[str, Any], checkpoints: dict[str, str], overwrite: bool = False):
@@ -56,17 +57,17 @@ class Ledger:
 
     def of(self, unit: str) -> list[Measured]:
         """The measurements of one unit, if it is done."""
-        return [row for row in self.rows if row["unit"] == unit] if unit in self.done else []
+        number = self.done[unit]["number"] if unit in self.done else None
+        return [row for row in self.rows if row["unit"] == number]
 
-    def add(self, unit: str, rows: list[Measured], device: str, seconds: float, episodes: int) -> None:
-        """Keep a unit, beside what other processes have added since."""
-        date = datetime.now(UTC).date().isoformat()
+    def add(self, unit: str, rows: list[Measured], device: str, **about: Any) -> None:
+        """Keep a unit, beside what other processes have added since; `about` is recorded with it."""
+        done = {"device": device, "torch": torch.__version__, "date": datetime.now(UTC).date().isoformat(), **about}
         with usable(self.folder), self._alone():
             self._read()
-            self.rows = [row for row in self.rows if row["unit"] != unit]
-            self.rows += [{"unit": unit} | row for row in rows]
-            done = {"device": device, "torch": torch.__version__, "date": date, "seconds": round(seconds, 1)}
-            self.done[unit] = done | {"episodes": episodes}
+            number = max((each["number"] for each in self.done.values()), default=0) + 1
+            self.rows += [{"unit": number} | row for row in rows]
+            self.done[unit] = {"number": number} | done
             self._write()
 
     def write(self, name: str, text: str) -> None:
@@ -90,7 +91,11 @@ class Ledger:
         if any(isinstance(value, dict) and not isinstance(old.get(key), dict) for key, value in new.items()):
             raise damaged(path)
         self.made_with = merged(self.folder, "analysis", old, new)
-        self.rows = [row for row in _read_rows(self.folder / ROWS) if row["unit"] in self.done]
+        try:
+            numbers = {each["number"] for each in self.done.values()}
+        except (TypeError, KeyError) as error:
+            raise damaged(path) from error
+        self.rows = [row for row in _read_rows(self.folder / ROWS) if row["unit"] in numbers]
 
     def _write(self) -> None:
         if self.rows:
@@ -109,7 +114,7 @@ class Ledger:
 
 
 def _rounded(row: Measured) -> Measured:
-    return {key: float(f"{value:.7g}") if isinstance(value, float) else value for key, value in row.items()}
+    return {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in row.items()}
 
 
 def _read_rows(path: Path) -> list[Measured]:

@@ -15,7 +15,7 @@ from dreamer_mpc.planners.shooting import Shooting
 from dreamer_mpc.report.panels import Panel
 from dreamer_mpc.util.errors import UserError
 
-POLICY = "policy"
+POLICY, SUFFIX = "policy", ".safetensors"
 Line = dict[str, Any]  # a row of summary.csv
 
 
@@ -91,5 +91,5 @@ def visited(config: AnalyzeConfig) -> tuple[int, ...]:
 def name_of(path: str | Path) -> str:
     """A short name of a checkpoint: that of its run folder."""
     path = Path(path)
-    folder = path.parent if path.suffix else path
+    folder = path.parent if path.suffix == SUFFIX else path
     return folder.parent.name if folder.name == "checkpoints" else folder.name
