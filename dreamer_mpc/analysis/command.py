@@ -34,6 +34,6 @@ def main(args: Sequence[str]) -> int:
     paths = analysis.write(summary)
     measure = next(iter(analysis.measures.values()))
     caption = f"{measure.caption}. In brackets: 95 % intervals, Student's t, from {FEWEST} episodes on."
-    table_console(140).print(analysis_table(measure.table(summary), caption))
+    table_console(170).print(analysis_table(measure.table(summary), caption))
     print(f"wrote {', '.join(map(str, paths))}")
     return 0

@@ -82,7 +82,7 @@ class FiniteDifferences(Measure):
                 for averaged in dict.fromkeys((1, self.draws)):
                     found = beside(_blocks(grad, averaged), real)
                     rows += [
-                        {"episode": row, "part": GRADIENT, "method": f"mean of {averaged}", "step": visit.step,
+                        {"episode": row, "part": GRADIENT, "method": drawn(averaged), "step": visit.step,
                          "depth": depth, **{name: float(values[row]) for name, values in found.items()}, "return": None}
                         for row in np.flatnonzero(visit.alive & whole).tolist() if row < count
                     ]  # fmt: skip
@@ -176,6 +176,11 @@ class FiniteDifferences(Measure):
         for place, line in enumerate(control):
             returns.add(line["method"], place, of_line(line, "difference"))
         return [*panels.values(), *([returns] if control else [])]
+
+
+def drawn(count: int) -> str:
+    """`1 draw`, `mean of 256 draws`."""
+    return "1 draw" if count == 1 else f"mean of {count} draws"
 
 
 def shifted(

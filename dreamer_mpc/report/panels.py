@@ -67,7 +67,8 @@ def panels_picture(path: str | Path, panels: Sequence[Panel], title: str) -> Non
 def _draw(axes, panel, colors):
     for number, (method, points) in enumerate(panel.lines.items()):
         points = sorted(points)
-        shift = 0.0 if panel.joined else 0.12 * (number - (len(panel.lines) - 1) / 2)
+        apart = 0.0 if panel.log[0] or panel.diagonal else 0.05 if panel.joined else 0.12  # so that none hides another
+        shift = apart * (number - (len(panel.lines) - 1) / 2)
         x = [point.x + shift for point in points]
         mean = [point.mean for point in points]
         style = {"color": colors[method], "marker": "o", "markersize": 4, "linestyle": "-" if panel.joined else ""}
@@ -80,6 +81,7 @@ def _draw(axes, panel, colors):
     for axis, wanted in zip(("x", "y"), panel.log, strict=True):
         if wanted:
             getattr(axes, f"set_{axis}scale")("log")
+            _plain_ticks(getattr(axes, f"{axis}axis"))
     if panel.diagonal:
         low, high = axes.get_xlim()
         axes.plot([low, high], [low, high], color="black", linewidth=0.8, linestyle=":")
@@ -94,6 +96,15 @@ def _draw(axes, panel, colors):
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def _plain_ticks(axis):
+    """1, 2, 5, 10, ... written out on a log axis."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def _handle(axes, method):
     handles, labels = axes.get_legend_handles_labels()
     return handles[labels.index(method)]
@@ -103,7 +114,7 @@ def analysis_table(rows: Sequence[dict[str, str]], caption: str) -> Table:
     """Rows with the same titles; the first column is on the left."""
     table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption=caption)
     for number, title in enumerate(rows[0]):
-        table.add_column(title, justify="right" if number else "left", overflow="fold")
+        table.add_column(title, justify="right" if number else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row.values()))
     return table
