@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""dreamer-mpc on the command line: python run.py [train|eval|compare|sweep|plot|doctor] [options]; default: train."""
+"""dreamer-mpc on the command line: python run.py [train|eval|compare|analyze|sweep|plot|doctor] [options]; or train."""
 
 import importlib
 import sys
@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 USAGE = """usage: python run.py [train] --env cheetah-run --planner dream-mpc    train an agent (the default command)
        python run.py eval --checkpoint RUN --planner dream-mpc,policy    evaluate a checkpoint under planners
        python run.py compare --checkpoint RUN [RUN ...] --planners all   all planners: table, CSV, picture
+       python run.py analyze --checkpoint RUN --what true-gain           what a planner's gradient is worth
        python run.py sweep --envs cheetah-run,walker-run --seeds 0,1     many runs at once, each in its own process
        python run.py plot runs/sweep --runs runs/sweep                   draw learning curves beside the paper's
        python run.py doctor                                              can this machine run it?
        python run.py --version                                           the program, its commit, torch and Python
 
-`eval --help`, `compare --help`, `sweep --help` and `plot --help` list the settings of those; those of train follow.
+`eval --help`, and the same of compare, analyze, sweep and plot, list the settings of those; those of train follow.
 """
 
 
@@ -31,6 +32,7 @@ COMMANDS = {
     "train": "dreamer_mpc.training.command:main",
     "eval": "dreamer_mpc.evaluation.command:evaluate_checkpoint",
     "compare": "dreamer_mpc.evaluation.command:compare_checkpoints",
+    "analyze": "dreamer_mpc.analysis.command:main",
     "sweep": "dreamer_mpc.sweeps.command:main",
     "plot": "dreamer_mpc.report.plot:main",
     "doctor": "dreamer_mpc.report.doctor:main",

@@ -4,11 +4,13 @@ from envs.dmc import RENDER_QUALITIES, list_tasks
 from envs.errors import EnvError
 from envs.gl import choose_gl_backend, match_egl_device
 from envs.make import make_env
+from envs.snapshot import Restorable
 from envs.vector import make_vector_env, reset_rows, try_env
 
 __all__ = [
     "RENDER_QUALITIES",
     "EnvError",
+    "Restorable",
     "choose_gl_backend",
     "list_tasks",
     "make_env",

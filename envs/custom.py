@@ -13,6 +13,7 @@ import numpy as np
 
 from envs.actions import StepResult, repeat_action, to_bounds
 from envs.errors import EnvError, describe_error, shorten
+from envs.snapshot import Restorable, is_restorable, not_restorable
 from envs.surroundings import Surroundings, seed_generators
 
 LARGEST_BOUND = 1e9  # larger bounds, such as those of np.finfo, count as no bounds
@@ -54,11 +55,12 @@ def make_custom_env(name: str, *, action_repeat: int, image_size: int, max_env_s
     return made
 
 
-class CustomEnv(gymnasium.Wrapper):
+class CustomEnv(gymnasium.Wrapper, Restorable):
     """Resizes images, maps actions from [-1, 1] to the environment's bounds, repeats and counts them, checks answers.
 
     The environment's `info` is dropped: nothing reads it, and its entries may not match across rows. A seed of `reset`
-    also seeds the global generators that the environment sees, which are its own (`Surroundings`).
+    also seeds the global generators that the environment sees, which are its own (`Surroundings`). Its state can be
+    copied if it inherits from `Restorable` itself.
     """
 
     def __init__(
@@ -113,6 +115,29 @@ class CustomEnv(gymnasium.Wrapper):
         if self._guarded("render_mode", lambda: self.env.render_mode) == "rgb_array":
             return self._guarded("render()", self.env.render)
         return np.array(self._image)
+
+    @property
+    def restorable(self) -> bool:
+        """Whether the environment itself is."""
+        return self._guarded("restorable", lambda: is_restorable(self.env))
+
+    def get_state(self) -> tuple[Any, int, np.ndarray]:
+        """The environment's own state, and what is counted and kept here; EnvError where it has none."""
+        if not self.restorable:
+            raise not_restorable(self._name)
+        return self._guarded("get_state()", self.env.get_state), self._env_steps, self._image
+
+    def set_state(self, state: tuple[Any, int, np.ndarray]) -> np.ndarray:
+        """Go back to `state`; the image is the one that the environment answers."""
+
+        def ask() -> np.ndarray:
+            image = self.env.set_state(inner)
+            _check_observation(image, self._shape)
+            return image
+
+        inner, self._env_steps, self._image = state
+        self._image = self._guarded("set_state()", ask)
+        return self._resize(self._image)
 
     def close(self) -> None:
         """Close the environment; ignore any error that it raises."""

@@ -1,7 +1,8 @@
 """dm_control's suite from pixels."""
 
+import copy
 import difflib
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from envs.actions import StepResult, repeat_action, to_bounds
 from envs.errors import EnvError
 from envs.gl import choose_gl_backend
+from envs.snapshot import Restorable, not_restorable
 
 ENDLESS_TASK_STEPS = 1000
 VIDEO_SIZE = (480, 640)
@@ -18,6 +20,12 @@ RENDER_QUALITIES: dict[str, dict[str, int]] = {  # changes of MuJoCo's visual.qu
     "fast": {"shadowsize": 0, "offsamples": 0},
 }
 RANDOM_MODELS = ("lqr",)  # domains that randomise the model itself, so that a new seed needs a new model
+# Fields of the model that the suite's tasks change when an episode begins, such as the place of a target.
+CHANGED_FIELDS = (
+    "dof_damping", "geom_pos", "geom_rgba", "geom_size", "light_pos", "mat_rgba", "site_pos", "site_rgba", "site_size",
+    "wrap_prm",
+)  # fmt: skip
+ON_THE_GPU = ("quadruped-escape",)  # its terrain is uploaded to the OpenGL context when an episode begins
 UNBOUNDED = 1e9  # dm_control uses 1e10 as the bounds of an unbounded actuator
 CAMERAS = {"quadruped": 2}
 
@@ -30,7 +38,18 @@ def list_tasks() -> list[str]:
     return sorted(f"{domain}-{task}" for domain, task in suite.ALL_TASKS)
 
 
-class DMCEnv(gymnasium.Env):
+class DMCState(NamedTuple):
+    """Everything that the rest of an episode depends on."""
+
+    physics: np.ndarray  # time, positions, velocities, activations, controls, warm start, mocap, applied forces
+    sensors: np.ndarray  # those of accelerations are computed by a step alone
+    model: dict[str, np.ndarray]  # `CHANGED_FIELDS`
+    task: dict[str, Any]  # its attributes, with its random generator
+    counters: tuple[int, bool, int | None]  # dm_control's count of steps and its flag for a reset, and ours
+    image: np.ndarray  # the last one
+
+
+class DMCEnv(gymnasium.Env, Restorable):
     """A task of dm_control's suite: uint8 images [size, size, 3], float32 actions [A] in [-1, 1].
 
     An episode is terminated where dm_control ends it with discount 0, truncated at the time limit (tasks
@@ -84,15 +103,57 @@ class DMCEnv(gymnasium.Env):
 
     def step(self, action: np.ndarray):
         """Repeat `action` [A] and render once; ValueError for an action that is not finite."""
-        if self._env_steps is None:
-            raise gymnasium.error.ResetNeeded("call reset() before step(), also after an episode's end")
-        control = to_bounds(action, self._low, self._high)
-        _, reward, terminated, truncated, info = repeat_action(self._simulate, control, self._action_repeat)
-        if terminated or truncated:
-            self._env_steps = None
+        reward, terminated, truncated, info = self._step_unseen(action)
         if "simulator_error" not in info:
             self._image = self._render(self._image_size, self._image_size)
         return self._image.copy(), reward, terminated, truncated, info
+
+    @property
+    def restorable(self) -> bool:
+        """False where an episode begins with another model, or with data that only the OpenGL context has."""
+        return self._domain not in RANDOM_MODELS and f"{self._domain}-{self._task}" not in ON_THE_GPU
+
+    def get_state(self) -> DMCState:
+        """See `Restorable`; EnvError where it is not `restorable`."""
+        import mujoco
+
+        if not self.restorable:
+            raise not_restorable(f"{self._domain}-{self._task}")
+        model, data = self._env.physics.model.ptr, self._env.physics.data.ptr
+        physics = np.empty(mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_INTEGRATION))
+        mujoco.mj_getState(model, data, physics, mujoco.mjtState.mjSTATE_INTEGRATION)
+        return DMCState(
+            physics,
+            data.sensordata.copy(),
+            {name: getattr(model, name).copy() for name in CHANGED_FIELDS},
+            copy.deepcopy(vars(self._env.task)),
+            (self._env._step_count, self._env._reset_next_step, self._env_steps),
+            self._image.copy(),
+        )
+
+    def set_state(self, state: DMCState) -> np.ndarray:
+        """Go back to `state`, and render it."""
+        self.go_to(state)
+        self._image = self._render(self._image_size, self._image_size)
+        return self._image.copy()
+
+    def go_to(self, state: DMCState) -> None:
+        """Go back to `state`; nothing is rendered."""
+        import mujoco
+
+        model, data = self._env.physics.model.ptr, self._env.physics.data.ptr
+        for name, values in state.model.items():
+            getattr(model, name)[:] = values
+        mujoco.mj_setState(model, data, state.physics, mujoco.mjtState.mjSTATE_INTEGRATION)
+        mujoco.mj_step1(model, data)  # what dm_control leaves behind after a step: all that follows from the state
+        data.sensordata[:] = state.sensors
+        vars(self._env.task).update(copy.deepcopy(state.task))
+        self._env._step_count, self._env._reset_next_step, self._env_steps = state.counters
+        self._image = state.image.copy()
+
+    def _advance(self, action: np.ndarray) -> tuple[float, bool]:
+        reward, terminated, truncated, _ = self._step_unseen(action)
+        return reward, terminated or truncated
 
     def render(self) -> np.ndarray:
         """The current frame for a video, uint8 [480, 640, 3]."""
@@ -113,6 +174,16 @@ class DMCEnv(gymnasium.Env):
         visual.global_.offwidth = max(visual.global_.offwidth, self._image_size)
         for name, value in RENDER_QUALITIES[self._render_quality].items():
             setattr(visual.quality, name, value)  # takes effect when the OpenGL context is created, at the first frame
+
+    def _step_unseen(self, action: np.ndarray) -> tuple[float, bool, bool, dict[str, Any]]:
+        """A step without its image."""
+        if self._env_steps is None:
+            raise gymnasium.error.ResetNeeded("call reset() before step(), also after an episode's end")
+        control = to_bounds(action, self._low, self._high)
+        _, reward, terminated, truncated, info = repeat_action(self._simulate, control, self._action_repeat)
+        if terminated or truncated:
+            self._env_steps = None
+        return reward, terminated, truncated, info
 
     def _simulate(self, control: np.ndarray) -> StepResult:
         from dm_control.rl.control import PhysicsError

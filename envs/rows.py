@@ -9,7 +9,13 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from envs.errors import EnvError
+from envs.snapshot import is_restorable
 from envs.surroundings import Surroundings
+
+
+def call(env: gymnasium.Env, method: str, args: tuple[Any, ...]) -> Any:
+    """The answer of one environment to a call of `Restorable`."""
+    return is_restorable(env) if method == "restorable" else getattr(env, method)(*args)
 
 
 class RowVectorEnv(VectorEnv):
@@ -65,6 +71,33 @@ class RowVectorEnv(VectorEnv):
         self.step_async(actions)
         return self.step_wait()
 
+    @property
+    def restorable(self) -> bool:
+        """Whether the rows' states can be copied; see `envs.snapshot`."""
+        return self._call(np.arange(1), "restorable", [()])[0]
+
+    def get_states(self) -> list[Any]:
+        """The state of each row; EnvError where the environment cannot copy it."""
+        return self._call(np.arange(self.num_envs), "get_state", [()] * self.num_envs)
+
+    def set_states(self, states: Sequence[Any]) -> np.ndarray:
+        """Let each row go to a state, its own or another row's; their images [B, H, W, 3]."""
+        images = self._call(np.arange(self.num_envs), "set_state", [(state,) for state in states])
+        self._images[:] = images
+        return self._images.copy()
+
+    def go_to(self, states: Sequence[Any]) -> None:
+        """`set_states` without images: those of the rows stay the last ones."""
+        self._call(np.arange(self.num_envs), "go_to", [(state,) for state in states])
+
+    def try_plans(self, states: Sequence[Any], plans: np.ndarray) -> np.ndarray:
+        """Rewards [B, P, H] of the plans [B, P, H, A] of each row, from its state; see `Restorable.try_plans`."""
+        return np.stack(self._call(np.arange(self.num_envs), "try_plans", list(zip(states, plans, strict=True))))
+
+    def _call(self, rows: np.ndarray, method: str, args: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """The answers of `rows` to a call of `Restorable`, each with its own arguments."""
+        raise NotImplementedError
+
     def _begin_reset(self, rows: np.ndarray, seeds: Sequence[int | None]) -> None:
         raise NotImplementedError
 
@@ -108,6 +141,9 @@ class LocalVectorEnv(RowVectorEnv):
         """Close the environments."""
         for env in self.envs:
             env.close()
+
+    def _call(self, rows: np.ndarray, method: str, args: Sequence[tuple[Any, ...]]) -> list[Any]:
+        return [call(self.envs[row], method, each) for row, each in zip(rows, args, strict=True)]
 
     def _begin_reset(self, rows: np.ndarray, seeds: Sequence[int | None]) -> None:
         """Nothing to do: the work is done when it is waited for."""

@@ -18,7 +18,7 @@ import numpy as np
 
 from envs.errors import EnvError
 from envs.output import lasting_output
-from envs.rows import RowVectorEnv, check_equal_spaces
+from envs.rows import RowVectorEnv, call, check_equal_spaces
 from envs.surroundings import seed_generators
 
 MAX_DEATHS = 5  # of one row's workers, within a minute or without a step in between
@@ -26,6 +26,7 @@ MINUTE = 60.0
 POLL_SECONDS = 1.0
 SILENT_SECONDS = 300.0  # timeout of one answer, after which a worker counts as hanging and dead
 CLOSE_SECONDS = 5.0
+RESTORABLE = ("restorable", "get_state", "set_state", "go_to", "try_plans")  # calls beside reset and step
 # Left to the parent, which ends its workers; the end of a terminal reaches all its processes.
 STOPS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 SPAWN = multiprocessing.get_context("spawn")  # a process that uses CUDA or OpenGL cannot be forked
@@ -206,6 +207,20 @@ class WorkerVectorEnv(RowVectorEnv):
                 death = {"death": self._replace(row)}
                 self._workers[row].send("reset", seed)
 
+    def _call(self, rows: np.ndarray, method: str, args: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """A worker that dies here is an error: the state that it was in is lost."""
+        self._begin(method)
+        for row, each in zip(rows, args, strict=True):
+            self._workers[row].send(method, *each)
+        answers = []
+        for row in rows:
+            try:
+                answers.append(self._workers[row].receive())
+            except WorkerDied:
+                raise self._error(row, f"died in {method} ({self._workers[row].bury()})") from None
+        self._ended()
+        return answers
+
     def _replace(self, row: int) -> str:
         """Start another process for `row` without waiting for it; returns how the last one ended."""
         how, now = self._workers[row].bury(), time.monotonic()
@@ -249,11 +264,13 @@ def _serve(factory: Callable[[], gymnasium.Env], pipe: Connection, row: int) -> 
         env = factory()
         pipe.send(("ok", (env.observation_space, env.action_space)))
         while True:
-            call, args = pipe.recv()
-            if call == "reset":
+            method, args = pipe.recv()
+            if method == "reset":
                 pipe.send(("ok", env.reset(seed=args[0])))
-            elif call == "step":
+            elif method == "step":
                 pipe.send(("ok", env.step(args[0])))
+            elif method in RESTORABLE:
+                pipe.send(("ok", call(env, method, args)))
             else:
                 break
     except EnvError as error:

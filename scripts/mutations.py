@@ -73,6 +73,15 @@ def loop(name: str, file: str, old: str, new: str, *tests: str) -> Mutation:
     return Mutation(name, f"dreamer_mpc/{file}.py", old, new, tests)
 
 
+def measured(name: str, file: str, old: str, new: str, *tests: str) -> Mutation:
+    tests = tuple(f"tests/test_analysis_measures.py::{test}" for test in tests)
+    return Mutation(name, f"dreamer_mpc/analysis/{file}.py", old, new, tests)
+
+
+def restored(name: str, old: str, new: str, test: str) -> Mutation:
+    return Mutation(name, "envs/dmc.py", old, new, (f"tests/test_snapshot.py::{test}",))
+
+
 RETURNS = "lambda_return(rewards[:-1], values.mean(0)[1:], config.discount, config.return_lambda, continues)"
 BOTH = (REFERENCE, CLOSED_LOOP)
 
@@ -640,6 +649,101 @@ MUTATIONS = [
     loop(
         "one checkpoint too many kept", "runs/checkpoint", "[:-keep]", "[: -keep - 1]",
         "tests/test_checkpoint.py::test_prune_keeps_the_last_and_other_peoples_files",
+    ),
+    # copied states of the simulator
+    restored(
+        "a restored state without what follows from it", "mujoco.mj_step1(model, data)",
+        "mujoco.mj_kinematics(model, data)",
+        "test_images_and_rewards_after_a_state_are_the_same_bit_for_bit",
+    ),
+    restored(
+        "a restored state with another episode's target", "in state.model.items()", "in {}.items()",
+        "test_images_and_rewards_after_a_state_are_the_same_bit_for_bit",
+    ),
+    restored(
+        "a restored state with another random generator", "vars(self._env.task).update(copy.deepcopy(state.task))",
+        "pass", "test_a_state_right_after_a_reset_and_the_random_generator_are_restored",
+    ),
+    restored(
+        "a restored state with another count of steps",
+        "self._env._step_count, self._env._reset_next_step, self._env_steps = state.counters",
+        "self._env_steps = state.counters[2]", "test_dm_control_s_time_limit_is_restored",
+    ),
+    # measures of an analysis
+    measured(
+        "noise counted as signal", "gradient_snr", "means.mean(1).abs(), means.std(1)",
+        "means.abs().mean(1), means.std(1)", "test_the_signal_to_noise_ratio_is_the_closed_form",
+    ),
+    measured(
+        "noise of one draw in place of a mean's", "gradient_snr", ".double().mean(2)", ".double()[:, :, 0]",
+        "test_the_signal_to_noise_ratio_is_the_closed_form",
+    ),
+    measured(
+        "errors of a return not discounted", "model_error", "discount ** np.arange(len(difference)) * difference",
+        "difference", "test_the_errors_of_the_model_are_the_closed_form",
+    ),
+    measured(
+        "one draw in place of the expected prediction", "model_error", "model.reward(states).mean(1)",
+        "model.reward(states)[:, 0]", "test_the_model_s_noise_is_averaged_out",
+    ),
+    measured(
+        "calibration over depths", "model_error", '"checkpoint", "method", "depth").values()',
+        '"checkpoint", "method").values()', "test_calibration_is_spearman_s_at_equal_depth",
+    ),
+    measured(
+        "a refined plan executed where the policy's ended", "true_gain", "bench.envs.go_to(visit.snapshots)",
+        "visit.snapshots", "test_the_true_gain_is_the_closed_form",
+    ),
+    measured(
+        "last reward counted twice", "true_gain", "gains[:, -1] = bench.value", "gains[:, -1] += bench.value",
+        "test_the_true_gain_is_the_closed_form",
+    ),
+    measured(
+        "no policy behind the ascended actions", "true_gain", "dim=1), plan.shape[1], seed)", "dim=1), None, seed)",
+        "test_behind_the_ascended_actions_the_policy_acts_in_the_real_world",
+    ),
+    measured(
+        "plans judged on different draws", "true_gain", "torch.manual_seed(seed)  # plans", "pass  # plans",
+        "test_a_plan_that_the_ascent_leaves_alone_gains_nothing_and_is_not_counted_as_improved",
+    ),
+    measured(
+        "clipped differences over the whole distance", "finite_differences", "differences / distances, ",
+        "differences / (2 * epsilon), ", "test_the_simulator_s_gradient_is_right_at_the_bounds_of_the_actions",
+    ),
+    measured(
+        "the simulator's gradient not discounted", "finite_differences", "@ discount ** np.arange(depth)",
+        "@ np.ones(depth)", "test_gradients_are_those_of_the_simulator_and_of_the_model",
+    ),
+    measured(
+        "the control takes the worst length", "finite_differences", ".argmax(0)", ".argmin(0)",
+        "test_the_control_ascends_the_real_return_and_value",
+    ),
+    measured(
+        "differences to the first episode", "finite_differences",
+        'other = returns.get((row["checkpoint"], row["episode"]))', 'other = returns.get((row["checkpoint"], 0))',
+        "test_differences_are_paired_by_episode",
+    ),
+    measured(
+        "noise of equal size on every weight", "bad_model", "level * weight.square().mean().sqrt() * noise",
+        "level * noise", "test_noise_is_relative_to_each_weight_and_leaves_actor_critic_and_the_agent_alone",
+    ),
+    measured(
+        "planning in the agent's own model", "bad_model", "self.planner.plan(self.model, state",
+        "self.planner.plan(model, state",
+        "test_a_model_whose_actions_point_the_other_way_loses_what_the_true_one_gains",
+    ),
+    measured(
+        "settings taken away without a correction", "ablate", "holm(p_values) if known else p_values", "p_values",
+        "test_differences_are_to_the_planner_with_all_settings_and_corrected",
+    ),
+    measured(
+        "the first state in place of an episode's mean", "estimate", "np.mean(episodes[n])", "episodes[n][0]",
+        "test_estimates_are_over_the_episodes_of_checkpoints",
+    ),
+    Mutation(
+        "an analysis forgets what other processes added", "dreamer_mpc/analysis/ledger.py",
+        'self._read()\n            number = max', "number = max",
+        ("tests/test_analyze.py::test_two_processes_do_not_lose_each_other_s_units",),
     ),
 ]  # fmt: skip
 

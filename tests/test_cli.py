@@ -231,7 +231,9 @@ TRAIN_ERRORS = {
     ),
     "share out of range": (["--behavior.slow-rate", "2"], "--behavior.slow-rate must be between 0 and 1, got 2"),
     "custom env that is not there": (["--env", "nowhere:make"], "cannot import nowhere"),
-    "unknown command": (["trian"], "unknown command 'trian': known are train, eval, compare, sweep, plot, doctor"),
+    "unknown command": (
+        ["trian"], "unknown command 'trian': known are train, eval, compare, analyze, sweep, plot, doctor",
+    ),
 }
 
 

@@ -16,14 +16,14 @@ from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.util import owner
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import temporary_path
-from dreamer_mpc.util.owner import alone_in
+from dreamer_mpc.util.owner import alone_in, in_turn
 from scripts import export_weights
 from tests.support.agents import CHEAP, TINY
 from tests.support.commands import ROOT, quietly, records, train
 
 HOLD = """
 import multiprocessing, os, sys, time
-from dreamer_mpc.util.owner import alone_in
+from dreamer_mpc.util.owner import alone_in, in_turn
 with alone_in(sys.argv[1], "wait", *sys.argv[2:]):
     if os.fork() == 0:
         time.sleep(60)  # a helper that outlives its parent
@@ -78,9 +78,10 @@ def test_a_file_system_without_locks_is_named_once_and_used(tmp_path, monkeypatc
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "lockf", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     monkeypatch.setattr(owner, "_said", set())
     for _ in range(2):
-        with alone_in(tmp_path, "wait"):
+        with alone_in(tmp_path, "wait"), in_turn(tmp_path):
             pass
     said = capsys.readouterr().err
     assert said == f"{tmp_path} is not protected from a second process (its file system: No locks available)\n"

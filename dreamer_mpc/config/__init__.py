@@ -31,12 +31,14 @@ from dreamer_mpc.config.resolve import (
 )
 from dreamer_mpc.config.schema import (
     MOST_ENVS,
+    AnalyzeConfig,
     CompareConfig,
     Config,
     EpisodeSettings,
     EvalConfig,
     EvaluationConfig,
     PlannerSettings,
+    PlaySettings,
     PlotConfig,
     SweepConfig,
     TrainConfig,
@@ -44,6 +46,7 @@ from dreamer_mpc.config.schema import (
 
 __all__ = [
     "ALL",
+    "AnalyzeConfig",
     "CompareConfig",
     "Config",
     "EpisodeSettings",
@@ -51,6 +54,7 @@ __all__ = [
     "EvaluationConfig",
     "MOST_ENVS",
     "PRESETS",
+    "PlaySettings",
     "PlannerSettings",
     "PlotConfig",
     "SweepConfig",

@@ -66,7 +66,7 @@ def training_planner(config: Config) -> Planner:
     return SampledPolicy() if samples else planner
 
 
-def with_planners_of(trained: Config, config: S) -> S:
+def with_planners_of(trained: PlannerSettings, config: S) -> S:
     """`config` with the planner settings of `trained`."""
     groups = {field.name: getattr(trained, field.name) for field in dataclasses.fields(PlannerSettings)}
     return dataclasses.replace(config, **groups)

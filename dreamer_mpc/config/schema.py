@@ -147,13 +147,11 @@ class Config(PlannerSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EpisodeSettings(PlannerSettings):
+class PlaySettings(PlannerSettings):
     """How episodes are played with a trained agent."""
 
     episodes: int = 10
     """Episodes for each planner and checkpoint."""
-    video: bool = False
-    """Write a video of the first episode and the picture of one decision, for each planner."""
     seed: int = 10_000
     """Seed of the first episode; the next ones count up."""
     num_envs: int = 10
@@ -168,6 +166,14 @@ class EpisodeSettings(PlannerSettings):
     def __post_init__(self):
         check_ranges(self, episodes=(1, None), num_envs=(1, None), seed=(0, None))
         check_most(self, MOST_ENVS, "num_envs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeSettings(PlaySettings):
+    """The same, with videos."""
+
+    video: bool = False
+    """Write a video of the first episode and the picture of one decision, for each planner."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +214,63 @@ class CompareConfig(EpisodeSettings):
         super().__post_init__()
         if not self.checkpoint:
             raise ValueError("checkpoint must name one checkpoint or more, got none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalyzeConfig(PlaySettings):
+    """Measure what a planner's gradient is worth on trained agents: table, rows.csv, summary.csv, picture.
+
+    After an interruption, the same command continues. Checkpoints may be of several tasks; a planner has the discount
+    of each. docs/analysis.md defines every measure; a setting that some of them alone read says so.
+    """
+
+    checkpoint: tuple[str, ...]
+    """Checkpoint files or run folders."""
+    what: Literal["gradient-snr", "model-error", "true-gain", "finite-differences", "bad-model", "ablate"]
+    """What is measured."""
+    out: str | None = None
+    """Where everything is written; None is analysis/<what>/ in the first checkpoint's run folder. Processes with
+    different checkpoints may share a folder: the command with all of them then draws all."""
+    overwrite: bool = False
+    """Start again in a folder that holds an analysis."""
+    planners: str | None = None
+    """Planners that are measured, joined by commas; None is those of docs/analysis.md."""
+    states: int = 8
+    """States of each episode from which is planned. Not of bad-model and ablate."""
+    every: int = 25
+    """Agent steps from one of these states to the next."""
+    depth: int | None = None
+    """Longest horizon (gradient-snr), or depth (model-error, finite-differences); None is 20 and 15."""
+    draws: int = 256
+    """Draws of the model's noise behind each expectation. gradient-snr: at least four times the most of --averaged."""
+    averaged: tuple[int, ...] = (1, 4, 16, 64)
+    """Draws that a gradient is the mean of; gradient-snr."""
+    weights: tuple[float, ...] = (0.0, 0.1, 1.0, 3.0)
+    """Weights of the penalty; model-error."""
+    epsilon: float = 0.05
+    """Half the distance of a central difference, in units of an action; finite-differences."""
+    steps: int = 100
+    """Agent steps of an episode of the control that plans on the simulator, 0: without it; finite-differences."""
+    lookahead: int = 3
+    """Steps of its plans; finite-differences."""
+    levels: tuple[float, ...] = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
+    """Noise on the world model's weights, relative to the root mean square of each tensor; bad-model."""
+    models: tuple[str, ...] = ()
+    """Other checkpoints whose world models are planned with as well: earlier ones, or another task's; bad-model."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.checkpoint:
+            raise ValueError("checkpoint must name one checkpoint or more, got none")
+        check_ranges(self, states=(1, None), every=(1, None), draws=(1, None), averaged=(1, None), weights=(0, None))
+        check_ranges(self, epsilon=(1e-4, 1), steps=(0, None), lookahead=(1, None), levels=(0, None))
+        if self.depth is not None:
+            check_ranges(self, depth=(1, None))
+        for name in ("averaged", "weights", "levels"):
+            if len(set(getattr(self, name))) < max(len(getattr(self, name)), 1):
+                raise ValueError(f"{name} must hold one value or more, each once")
+        if self.what == "gradient-snr" and self.draws < 4 * max(self.averaged):
+            raise ValueError(f"draws must be at least {4 * max(self.averaged)}, four times the most of averaged")
 
 
 @dataclass(frozen=True, kw_only=True)

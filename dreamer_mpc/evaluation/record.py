@@ -55,7 +55,7 @@ class Episodes:
 
     def write(self, name: str, text: str) -> None:
         """Write a file into the folder atomically; UserError on a disk error."""
-        with _usable(self.folder):
+        with usable(self.folder):
             write_text(self.folder / name, text)
 
     def stem(self, label: str) -> Path:
@@ -79,7 +79,7 @@ class Record(Episodes):
         self.overwrite = overwrite
         self.made_with = made_with | {"checkpoints": dict(checkpoints)}
         if not overwrite:
-            with _usable(folder):
+            with usable(folder):
                 self.made_with = self._merged(made_with, checkpoints)
                 self.rows = _read_rows(folder / "episodes.csv")
         self.names = {sha256: name for name, sha256 in self.made_with["checkpoints"].items()}
@@ -90,7 +90,7 @@ class Record(Episodes):
             labels = {*self.made_with["planners"], *_labels(self.folder / "compare.json")}
             files = [self.folder / name for name in ("episodes.csv", "compare.csv", "compare.png")]
             files += [path for label in labels for path in self.visuals(label)]
-            with _usable(self.folder):
+            with usable(self.folder):
                 for path in files:
                     path.unlink(missing_ok=True)
         self.write("compare.json", json.dumps(self.made_with, indent=1) + "\n")
@@ -117,10 +117,10 @@ class Record(Episodes):
     def _merged(self, new: dict[str, Any], checkpoints: dict[str, str]) -> dict[str, Any]:
         """The content of compare.json merged with this comparison's; UserError where they contradict each other."""
         path = self.folder / "compare.json"
-        old = _read_made_with(path)
+        old = read_made_with(path)
         if old is None:
             if (self.folder / "episodes.csv").exists():
-                raise _damaged(path)  # the settings of these episodes are unknown
+                raise damaged(path)  # the settings of these episodes are unknown
             return new | {"checkpoints": dict(checkpoints)}
         known = {sha256: name for name, sha256 in old["checkpoints"].items()}
         new = new | {"checkpoints": {known.get(sha256, name): sha256 for name, sha256 in checkpoints.items()}}
@@ -132,21 +132,26 @@ class Record(Episodes):
                 "sums of several threads differ in their last digits, so that returns may too"
             )
             new["device"] = old["device"]  # episodes.csv has the one of each episode
-        for key, value in new.items():
-            entries = value if isinstance(value, dict) else {}
-            changed = [
-                f"{key} {name}{_difference(old[key][name], entries[name])}"
-                for name in entries
-                if old[key].get(name, entries[name]) != entries[name]
-            ]
-            if not isinstance(value, dict) and old.get(key) != value:
-                changed = [f"{key} ({old.get(key)})"]
-            if changed:
-                raise UserError(
-                    f"{self.folder} holds another comparison, with other {changed[0]}: "
-                    "name another folder with --out, or start again with --overwrite"
-                )
-        return old | {key: old[key] | value if isinstance(value, dict) else value for key, value in new.items()}
+        return merged(self.folder, "comparison", old, new)
+
+
+def merged(folder: Path, noun: str, old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a folder, `old`, with those of a call, `new`; groups are united. UserError on a contradiction."""
+    for key, value in new.items():
+        entries = value if isinstance(value, dict) else {}
+        changed = [
+            f"{key} {name}{difference(old[key][name], entries[name])}"
+            for name in entries
+            if old[key].get(name, entries[name]) != entries[name]
+        ]
+        if not isinstance(value, dict) and old.get(key) != value:
+            changed = [f"{key} ({old.get(key)})"]
+        if changed:
+            raise UserError(
+                f"{folder} holds another {noun}, with other {changed[0]}: "
+                "name another folder with --out, or start again with --overwrite"
+            )
+    return old | {key: old[key] | value if isinstance(value, dict) else value for key, value in new.items()}
 
 
 def _hardware(device: Any) -> Any:
@@ -164,23 +169,23 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             reader = csv.DictReader(file, strict=True)
             if set(EPISODE_COLUMNS) - set(reader.fieldnames or EPISODE_COLUMNS):
-                raise _damaged(path)
+                raise damaged(path)
             return [{key: numbers.get(key, str)(row[key]) for key in EPISODE_COLUMNS} for row in reader]
     except (ValueError, KeyError, TypeError, csv.Error) as error:
-        raise _damaged(path) from error
+        raise damaged(path) from error
 
 
-def _read_made_with(path: Path) -> dict[str, Any] | None:
-    """The content of compare.json, None if it does not exist; UserError if its content is not valid."""
+def read_made_with(path: Path, groups: tuple[str, ...] = ("checkpoints", "planners")) -> dict[str, Any] | None:
+    """The content of compare.json, None if it does not exist; UserError if it lacks one of `groups` or is not valid."""
     try:
         made_with = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise _damaged(path) from error
-    groups = [made_with.get(key) for key in ("checkpoints", "planners")] if isinstance(made_with, dict) else [None]
-    if not all(isinstance(group, dict) for group in groups):
-        raise _damaged(path)
+        raise damaged(path) from error
+    found = [made_with.get(key) for key in groups] if isinstance(made_with, dict) else [None]
+    if not all(isinstance(group, dict) for group in found):
+        raise damaged(path)
     return made_with
 
 
@@ -192,7 +197,7 @@ def _completed(settings: Any) -> Any:
     return json.loads(json.dumps(younger | settings))
 
 
-def _difference(old: Any, new: Any) -> str:
+def difference(old: Any, new: Any) -> str:
     """The first setting in which two planners differ, in words; empty for entries without settings."""
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return ""
@@ -203,13 +208,13 @@ def _difference(old: Any, new: Any) -> str:
 def _labels(path: Path) -> list[str]:
     """The planners that compare.json names; none where it cannot be read."""
     try:
-        return list((_read_made_with(path) or {"planners": {}})["planners"])
+        return list((read_made_with(path) or {"planners": {}})["planners"])
     except UserError:
         return []
 
 
 @contextlib.contextmanager
-def _usable(folder: Path) -> Iterator[None]:
+def usable(folder: Path) -> Iterator[None]:
     """Turn an error of the operating system on reading or writing in `folder` into a UserError."""
     try:
         yield
@@ -219,7 +224,7 @@ def _usable(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _damaged(path: Path) -> UserError:
+def damaged(path: Path) -> UserError:
     return UserError(
         f"{path} is damaged or missing: name another folder with --out, or start again with --overwrite"
     )

@@ -87,6 +87,24 @@ class Ascent(Shooting):
             raise RuntimeError("plan under torch.no_grad(): torch.inference_mode() leaves the ascent no gradients")
         return self._for(model)._plan(model, state, memory)
 
+    @torch.no_grad()
+    def judge(
+        self,
+        model: LatentDynamics,
+        state: Float[Tensor, "B S"],
+        actions: Float[Tensor, "B h A"],
+        draws: int,
+        climbs: bool = False,
+    ) -> tuple[Float[Tensor, "B M"], Float[Tensor, "B M h A"] | None]:
+        """J of one sequence for each row under each of M draws of the model's noise; if it `climbs`, each gradient.
+
+        `actions` are the first ones, which are ascended: behind them the policy answers, where the settings say so. It
+        is for measuring a plan, not for making one: every draw is of its own.
+        """
+        alone = replace(self, candidates=draws, draws=1)
+        found = alone._evaluate(model, state, actions[:, None, None].expand(-1, draws, 1, -1, -1), None, climbs)
+        return found.values[:, :, 0, 0], None if found.grad is None else found.grad[:, :, 0]
+
     def _for(self, model: LatentDynamics) -> "Ascent":
         """With the settings decided that depend on the model."""
         draws, iterations = self.draws, self.iterations

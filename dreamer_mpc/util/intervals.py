@@ -19,11 +19,16 @@ SHARE_LOST = 0.2  # of the median
 
 def mean_interval(scores: Scores, level: float = 0.95) -> tuple[float, float] | None:
     """Student's t interval of the mean over strata of their means; None with fewer than FEWEST episodes."""
-    if len(scores) < FEWEST:
+    return strata_interval(list(scores.T), level)
+
+
+def strata_interval(strata: Sequence[Float[np.ndarray, " _"]], level: float = 0.95) -> tuple[float, float] | None:
+    """The same for strata of different sizes, all of which need FEWEST episodes."""
+    if min(map(len, strata)) < FEWEST:
         return None
-    error, freedom = _standard_error(scores)
-    half = float(special.stdtrit(freedom, (1 + level) / 2)) * error
-    return float(scores.mean()) - half, float(scores.mean()) + half
+    error, freedom = _standard_error(strata)
+    mean, half = float(np.mean([x.mean() for x in strata])), float(special.stdtrit(freedom, (1 + level) / 2)) * error
+    return mean - half, mean + half
 
 
 def p_value(differences: Scores) -> float | None:
@@ -33,22 +38,22 @@ def p_value(differences: Scores) -> float | None:
     """
     if len(differences) < FEWEST:
         return None
-    error, freedom = _standard_error(differences)
+    error, freedom = _standard_error(list(differences.T))
     mean = abs(float(differences.mean()))
     if error == 0:
         return 1.0 if mean == 0 else 0.0
     return float(2 * special.stdtr(freedom, -mean / error))
 
 
-def _standard_error(scores: Scores) -> tuple[float, float]:
+def _standard_error(strata: Sequence[Float[np.ndarray, " _"]]) -> tuple[float, float]:
     """Variance of the mean over strata of their means, and its degrees of freedom (Welch and Satterthwaite)."""
-    episodes, strata = scores.shape
-    variances = scores.var(axis=0, ddof=1) / episodes  # of each stratum's mean
+    episodes = np.array([len(stratum) for stratum in strata])
+    variances = np.array([stratum.var(ddof=1) for stratum in strata]) / episodes  # of each stratum's mean
     total = float(variances.sum())
     if total == 0:
-        return 0.0, float(episodes - 1)
-    freedom = total**2 / float((variances**2).sum() / (episodes - 1))
-    return total**0.5 / strata, freedom
+        return 0.0, float(episodes.min() - 1)
+    freedom = total**2 / float((variances**2 / (episodes - 1)).sum())
+    return total**0.5 / len(strata), freedom
 
 
 def iqm(scores: Scores) -> float:

@@ -39,6 +39,23 @@ def alone_in(folder: str | Path, remedy: str, name: str = LOCK) -> Iterator[None
                 path.rmdir()
 
 
+@contextlib.contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """Wait until no other process of ours is in such a block with `folder`, for files that several of them write.
+
+    Where the file system has no locks, one line says so, and nothing is waited for.
+    """
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        except OSError as error:
+            _say_once(f"{folder} is not protected from a second process (its file system: {error.strerror})")
+        yield
+    finally:
+        os.close(opened)
+
+
 def _locked(folder: Path, path: Path, remedy: str) -> IO[str] | None:
     """The file `path`, open and locked; None where that is not possible, and not because of another process."""
     while True:

@@ -1,0 +1,177 @@
+"""bad-model: does planning still beat the policy with a world model that is wrong, and where does it turn?"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dreamer_mpc.agents.protocol import Agent
+from dreamer_mpc.analysis.bench import POLICY, Bench
+from dreamer_mpc.analysis.estimate import of_line, summarised
+from dreamer_mpc.analysis.finite_differences import paired
+from dreamer_mpc.analysis.ledger import Measured
+from dreamer_mpc.analysis.measure import Line, Measure, name_of
+from dreamer_mpc.config.make import load_agent
+from dreamer_mpc.evaluation.episodes import evaluate
+from dreamer_mpc.evaluation.subject import Subject
+from dreamer_mpc.planners import Plan, Planner
+from dreamer_mpc.planners.protocol import LatentModel
+from dreamer_mpc.planners.shooting import Shooting
+from dreamer_mpc.report.panels import Panel
+
+WORLD = "world_model."  # of the names of its weights
+
+
+@dataclass(frozen=True, eq=False)  # equal by identity: an agent keeps a graph for each planner
+class PlansIn:
+    """A planner that imagines in another model than the agent's own."""
+
+    planner: Planner
+    model: LatentModel
+    candidates: int = 1  # of the planner, by which the agent decides on threads
+
+    def plan(self, model: LatentModel, state: Float[Tensor, "B S"], memory: Any = None) -> Plan:
+        """The planner's plan in the other model; `model` is not used."""
+        return self.planner.plan(self.model, state, memory)
+
+
+@dataclass(frozen=True)
+class BadModel(Measure):
+    """Returns of planning in a model whose world model is not the agent's.
+
+    What is wrong is the imagination of the planner alone: the step and the reward of a copy of the model. The agent
+    still infers its state with its own world model, and the copy has its own actor and critic, so that the policy that
+    is planned from, and that planning is compared with, plays the same episodes at every level.
+    """
+
+    usual: ClassVar[str] = "dream-mpc-default"
+    ascents_alone: ClassVar[bool] = False
+    caption: ClassVar[str] = (
+        "differences of returns to the policy, paired by episode; turns at: the noise at which the mean difference "
+        "first falls to 0"
+    )
+
+    models: dict[str, str]  # label -> checkpoint
+
+    @classmethod
+    def make(cls, config: Any, subject: Any, planners: dict[str, Planner]) -> "BadModel":
+        """See `Measure.make`."""
+        models = {f"noise {level:g}": "" for level in config.levels}
+        for path in config.models:
+            other = Subject.load(path)
+            if not fits(other, subject):
+                print(f"left out, as its world model has other sizes than that of {subject.path}: {path}")
+            elif other.path != subject.path:
+                models[f"model of {name_of(path)}"] = path
+        return cls(planners, models)
+
+    def settings(self) -> dict[str, Any]:
+        """None: more models may be added to a folder."""
+        return {}
+
+    @property
+    def parts(self) -> Sequence[str]:
+        """The policy, and each planner in each model."""
+        return ("policy", *(f"{name}, {model}" for name in self.planners for model in self.models))
+
+    def measure(self, bench: Bench, part: str, count: int, seed: int) -> list[Measured]:
+        """A row for each episode."""
+        planner, model = POLICY, ""
+        if part != "policy":
+            name, model = part.split(", ", 1)
+            planner = self.planners[name]
+            candidates = planner.candidates if isinstance(planner, Shooting) else 1
+            planner = PlansIn(planner, self._model(bench, model), candidates)
+        result = evaluate(bench.agent, planner, bench.envs, count, seed)
+        return [
+            {"episode": row, "method": part.split(", ", 1)[0], "model": model, "return": float(total)}
+            for row, total in enumerate(result.returns)
+        ]
+
+    def _model(self, bench: Bench, label: str) -> LatentModel:
+        if self.models[label]:
+            return with_world_of(bench.agent, other_world(self.models[label], bench))
+        level = float(label.removeprefix("noise "))
+        return perturbed(bench.agent, level)
+
+    def summary(self, rows: list[Measured]) -> list[Line]:
+        """Means and paired differences of each planner in each model, and where the difference turns."""
+        lines = summarised(paired(rows, "policy"), ("method", "model"), ("return", "difference"))
+        for line in lines:
+            line["turns_at"] = turning_point([other for other in lines if other["method"] == line["method"]])
+        return lines
+
+    def table(self, summary: list[Line]) -> list[dict[str, str]]:
+        """A row for each planner and model."""
+        return [
+            {
+                "planner": line["method"], "model": line["model"] or "–", "return": str(of_line(line, "return")),
+                "difference to policy": str(of_line(line, "difference") or "–"),
+                "turns at": "–" if line["turns_at"] is None else f"{line['turns_at']:.2g}",
+            }
+            for line in summary
+        ]  # fmt: skip
+
+    def panels(self, summary: list[Line]) -> list[Panel]:
+        """Differences by model."""
+        names = list(dict.fromkeys(line["model"] for line in summary if line["model"]))
+        panel = Panel("planning in a wrong world model", "world model that is planned in", "return minus the policy's",
+                      names=names, reference=0.0)  # fmt: skip
+        for line in summary:
+            if line["model"]:
+                panel.add(line["method"], names.index(line["model"]), of_line(line, "difference"))
+        return [panel]
+
+
+def perturbed(agent: Agent, level: float) -> LatentModel:
+    """The agent's model with noise on every weight of its world model, of `level` times its tensor's rms.
+
+    The same noise at each level, so that levels are one direction at several lengths.
+    """
+    model = copy.deepcopy(agent.model)
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.world_model.parameters():
+            noise = torch.randn(weight.shape, generator=draw).to(weight)
+            weight += level * weight.square().mean().sqrt() * noise
+    return model
+
+
+def with_world_of(agent: Agent, world_model: nn.Module) -> LatentModel:
+    """The agent's model with another world model, which must have states of the same size."""
+    model = copy.deepcopy(agent.model)
+    model.world_model.load_state_dict(world_model.state_dict())
+    return model
+
+
+def other_world(path: str, bench: Bench) -> nn.Module:
+    """The world model of another checkpoint."""
+    other = Subject.load(path)
+    size = bench.envs.single_action_space.shape[0]
+    return load_agent(other.checkpoint, other.trained, size, bench.agent.device).model.world_model
+
+
+def fits(other: Subject, subject: Subject) -> bool:
+    """Whether the world model of `other` has the shapes of that of `subject`."""
+    sizes = [
+        {name: weight.shape for name, weight in each.checkpoint.agent["model"].items() if name.startswith(WORLD)}
+        for each in (other, subject)
+    ]
+    return sizes[0] == sizes[1] and other.trained.world_model.kind == subject.trained.world_model.kind
+
+
+def turning_point(lines: list[Line]) -> float | None:
+    """The noise at which the mean difference first falls from above to 0, on straight lines between levels."""
+    levels = sorted(
+        (float(line["model"].removeprefix("noise ")), line["difference"])
+        for line in lines
+        if line["model"].startswith("noise ") and line["difference"] is not None
+    )
+    for (low, above), (high, below) in zip(levels, levels[1:], strict=False):
+        if above > 0 >= below:
+            return low + (high - low) * above / (above - below)
+    return None

@@ -1,0 +1,39 @@
+"""`run.py analyze`: does what is missing of an analysis, and writes and prints all of it."""
+
+import sys
+from collections.abc import Sequence
+
+from dreamer_mpc import config as settings
+from dreamer_mpc.analysis.analysis import Analysis
+from dreamer_mpc.evaluation.subject import Subject
+from dreamer_mpc.report.panels import analysis_table
+from dreamer_mpc.report.progress import table_console
+from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.intervals import FEWEST
+
+
+def main(args: Sequence[str]) -> int:
+    """Measure checkpoints: table, rows.csv, summary.csv, picture."""
+    checkpoint = settings.option(args, "checkpoint")
+    what = settings.option(args, "what")
+    first = None if checkpoint is None or what is None else Subject.load(checkpoint)
+    default = first and settings.with_planners_of(
+        first.trained, settings.AnalyzeConfig(checkpoint=(checkpoint,), what="ablate")
+    )
+    config = settings.parse(settings.AnalyzeConfig, args, default, prog="run.py analyze")
+    analysis = Analysis.of(config, [first, *map(Subject.load, config.checkpoint[1:])])
+    try:
+        analysis.play()
+    except KeyboardInterrupt:
+        how = "without --overwrite " if config.overwrite else ""
+        print(f"\ninterrupted: the same command {how}goes on from here", file=sys.stderr)
+        return 130
+    summary = analysis.summary()
+    if not summary:
+        raise UserError("nothing could be measured, as episodes end too early: lower --states, --every or --depth")
+    paths = analysis.write(summary)
+    measure = next(iter(analysis.measures.values()))
+    caption = f"{measure.caption}. In brackets: 95 % intervals, Student's t, from {FEWEST} episodes on."
+    table_console(170).print(analysis_table(measure.table(summary), caption))
+    print(f"wrote {', '.join(map(str, paths))}")
+    return 0

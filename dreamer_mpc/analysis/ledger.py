@@ -1,0 +1,124 @@
+"""The measurements of an analysis in its folder, kept unit by unit; several processes may add to one folder."""
+
+import csv
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dreamer_mpc.evaluation.record import damaged, merged, read_made_with, usable
+from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.files import to_csv, write_text
+from dreamer_mpc.util.owner import in_turn
+
+Measured = dict[str, Any]  # one row of rows.csv
+ROWS, MADE_WITH = "rows.csv", "analysis.json"
+TEXT = ("checkpoint", "task", "group", "part", "method", "model", "planner")  # columns that are no numbers
+
+
+class Ledger:
+    """rows.csv has the measurements; analysis.json the settings, and for each unit that is done where and when it was.
+
+    `unit` of a row is the unit's number in analysis.json. Units that it does not name do not count: rows.csv is written
+    first. Checkpoints are identified by their content: `names` maps the SHA-256 of each to its name. Before `begin`
+    nothing is written.
+    """
+
+    def __init__(self, folder: Path, made_with: dict[str, Any], checkpoints: dict[str, str], overwrite: bool = False):
+        self.folder, self.overwrite = folder, overwrite
+        self._own = json.loads(json.dumps(made_with))
+        self._checkpoints = checkpoints
+        self.rows: list[Measured] = []
+        self.done: dict[str, dict[str, Any]] = {}
+        if overwrite:
+            self.made_with = self._own | {"checkpoints": dict(checkpoints)}
+        else:
+            with usable(folder):
+                self._read()
+        self.names = {sha256: name for name, sha256 in self.made_with["checkpoints"].items()}
+
+    def begin(self) -> None:
+        """Make the folder; called after every check at the start has passed."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write to {self.folder} ({error.strerror}): name another with --out") from error
+        with usable(self.folder), in_turn(self.folder):
+            if self.overwrite:
+                for name in (ROWS, MADE_WITH):
+                    (self.folder / name).unlink(missing_ok=True)
+            self._read()
+            self._write()
+
+    def of(self, unit: str) -> list[Measured]:
+        """The measurements of one unit, if it is done."""
+        number = self.done[unit]["number"] if unit in self.done else None
+        return [row for row in self.rows if row["unit"] == number]
+
+    def add(self, unit: str, rows: list[Measured], device: str, **about: Any) -> None:
+        """Keep a unit, beside what other processes have added since; `about` is recorded with it."""
+        done = {"device": device, "torch": torch.__version__, "date": datetime.now(UTC).date().isoformat(), **about}
+        with usable(self.folder), in_turn(self.folder):
+            self._read()
+            number = max((each["number"] for each in self.done.values()), default=0) + 1
+            self.rows += [{"unit": number} | row for row in rows]
+            self.done[unit] = {"number": number} | done
+            self._write()
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file into the folder atomically; UserError on a disk error."""
+        with usable(self.folder):
+            write_text(self.folder / name, text)
+
+    def _read(self) -> None:
+        """What the folder holds, with this call's settings; UserError where they contradict each other."""
+        path, new = self.folder / MADE_WITH, self._own | {"checkpoints": dict(self._checkpoints)}
+        old = read_made_with(path, ("checkpoints", "units"))
+        if old is None:
+            if (self.folder / ROWS).exists():
+                raise damaged(path)  # the settings of these rows are unknown
+            self.made_with, self.rows, self.done = new, [], {}
+            return
+        known = {sha256: name for name, sha256 in old["checkpoints"].items()}
+        new["checkpoints"] = {known.get(sha256, name): sha256 for name, sha256 in self._checkpoints.items()}
+        self.done = old.pop("units") if (self.folder / ROWS).exists() else {}
+        old.pop("units", None)
+        if any(isinstance(value, dict) and not isinstance(old.get(key), dict) for key, value in new.items()):
+            raise damaged(path)
+        self.made_with = merged(self.folder, "analysis", old, new)
+        try:
+            numbers = {each["number"] for each in self.done.values()}
+        except (TypeError, KeyError) as error:
+            raise damaged(path) from error
+        self.rows = [row for row in _read_rows(self.folder / ROWS) if row["unit"] in numbers]
+
+    def _write(self) -> None:
+        if self.rows:
+            write_text(self.folder / ROWS, to_csv(_rounded(row) for row in self.rows))
+        write_text(self.folder / MADE_WITH, json.dumps(self.made_with | {"units": self.done}, indent=1) + "\n")
+
+
+def _rounded(row: Measured) -> Measured:
+    return {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in row.items()}
+
+
+def _read_rows(path: Path) -> list[Measured]:
+    """The measurements in a file, if it exists; UserError if its content is not valid."""
+    if not path.exists():
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = list(csv.DictReader(file, strict=True))
+        return [{key: _parsed(key, text) for key, text in row.items()} for row in rows if row["unit"]]
+    except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+        raise damaged(path) from error
+
+
+def _parsed(key: str, text: str) -> Any:
+    if key in TEXT:
+        return text
+    if not text:
+        return None
+    return int(text) if text.lstrip("-").isdigit() else float(text)
