@@ -1,7 +1,8 @@
 """DreamerV3's recurrent scan with a backward pass of its own: `BlockRSSM.observe` without its loop under autograd.
 
 Autograd over T steps adds up the gradient of every weight T times. Here the loop back computes gradients of activations
-alone; those of the weights are one product each, over all steps.
+alone; those of the weights are one product each, over all steps. On a GPU both loops are one Triton kernel each
+(`block_scan_triton.py`).
 """
 
 from collections.abc import Sequence
@@ -25,6 +26,11 @@ from dreamer_mpc.kernels.block_cell import (
     recur_back,
 )
 from dreamer_mpc.kernels.norm import norm_silu, norm_silu_backward
+
+try:  # torch builds for CUDA include Triton
+    from dreamer_mpc.kernels import block_scan_triton as kernels
+except ImportError:
+    kernels = None
 
 
 class _Saved(NamedTuple):
@@ -55,49 +61,116 @@ class BlockScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, deter, stoch, moved, seen, noise, is_first, unimix, eps, bf16, *weights):
-        w = cast_weights(BlockWeights(*weights), bf16)
-        first, dtype = is_first[..., None], w.own.dtype  # [T, B, 1]; of products
-        stoch, moved, seen = stoch.to(dtype), moved.to(dtype), seen.to(dtype)
-        steps, posteriors, stochs = [], [], []
-        for t in range(len(moved)):
-            step, given = recur(deter, stoch, moved[t], first[t], w, eps)
-            deter = step.deter
-            posterior_pre = torch.addmm(seen[t], given, w.posterior.t())
-            posterior = norm_silu(posterior_pre, w.posterior_gain, eps, w.logits.dtype)
-            logits = F.linear(posterior, w.logits, w.logits_bias)
-            stoch, log_probs = draw(logits, noise[t], unimix, dtype)
-            steps.append(_Saved(step, posterior_pre, posterior, logits))
-            posteriors.append(log_probs)
-            stochs.append(stoch)
-        recurrent, *others = zip(*steps, strict=True)
-        recurrent = stacked(recurrent)
-        ctx.save_for_backward(first, *recurrent, *map(torch.stack, others), *weights)
-        ctx.settings = unimix, eps, bf16
-        return recurrent[-1].clone(), torch.stack(stochs).to(deter.dtype), torch.stack(posteriors)
+        ctx.settings, ctx.how = (unimix, eps, bf16), team(deter, noise, BlockWeights(*weights), bf16)
+        inputs = (deter, stoch, moved, seen, noise, is_first, BlockWeights(*weights), *ctx.settings)
+        saved, *outputs = _scan(*inputs) if ctx.how is None else _scan_in_teams(*inputs, ctx.how)
+        ctx.save_for_backward(is_first, *saved, *weights)
+        return tuple(outputs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, g_deter, g_stoch, g_posterior):
-        first, *rest = ctx.saved_tensors
-        unimix, eps, bf16 = ctx.settings
-        size, count = len(Recurrent._fields), len(_Saved._fields) - 1
-        saved = _Saved(Recurrent(*rest[:size]), *rest[size : size + count])
-        weights, grads = BlockWeights(*rest[size + count :]), []
-        w = cast_weights(weights, bf16)
-        deter, stoch = torch.zeros_like(g_deter[0]), torch.zeros_like(g_stoch[0])  # from the step after
-        for t in reversed(range(len(first))):
-            logits = draw_backward(g_stoch[t] + stoch, g_posterior[t], saved.logits[t], unimix)
-            out = logits @ w.logits
-            pre = norm_back(out, saved.posterior_pre[t], w.posterior_gain, eps)
-            step = Recurrent(*(part[t] for part in saved.recurrent))
-            recurrent, deter, stoch = recur_back(g_deter[t] + deter + pre @ w.posterior, step, w, eps)
-            deter, stoch = (torch.where(first[t], 0.0, part) for part in (deter, stoch))
-            grads.append(_Gradients(recurrent, out, pre, logits))
-        recurrent, *others = zip(*reversed(grads), strict=True)
-        each = _Gradients(RecurrentGradients(*stacked(recurrent)), *map(torch.stack, others))
-        of_weights = _weight_gradients(each, saved, weights, eps, bf16)
-        moved = each.recurrent.shared[..., -weights.deter.shape[0] :]
-        return deter, stoch, moved.to(deter.dtype), each.posterior_pre.to(deter.dtype), *[None] * 5, *of_weights
+    def backward(ctx, *gradients):
+        count = len(BlockWeights._fields)
+        first, *saved = ctx.saved_tensors
+        saved, weights = saved[:-count], BlockWeights(*saved[-count:])
+        inputs = (*gradients, first[..., None], saved, weights, *ctx.settings)
+        grads, saved, deter, stoch, moved = _back(*inputs) if ctx.how is None else _back_in_teams(*inputs, ctx.how)
+        of_weights = _weight_gradients(grads, saved, weights, *ctx.settings[1:])
+        return deter, stoch, moved.to(deter.dtype), grads.posterior_pre.to(deter.dtype), *[None] * 5, *of_weights
+
+
+def team(deter: Float[Tensor, "B D"], noise: Float[Tensor, "T B K C"], w: BlockWeights, bf16: bool) -> dict | None:
+    """How teams of programs scan such a sequence in one kernel each way; None where they cannot."""
+    if kernels is None or not deter.is_cuda or deter.dtype != torch.float32:
+        return None
+    return kernels.launch(sizes_of(noise, w), deter.device, bf16)
+
+
+def sizes_of(noise: Float[Tensor, "T B K C"], w: BlockWeights) -> "kernels.Sizes":
+    """The sizes by which `launch` chooses teams."""
+    steps, rows, variables, classes = noise.shape
+    return kernels.Sizes(steps, rows, w.deter.shape[1], len(w.own), len(w.deter), variables, classes)
+
+
+def _scan(deter, stoch, moved, seen, noise, is_first, weights, unimix, eps, bf16) -> tuple:
+    w = cast_weights(weights, bf16)
+    first, dtype = is_first[..., None], w.own.dtype  # [T, B, 1]; of products
+    stoch, moved, seen = stoch.to(dtype), moved.to(dtype), seen.to(dtype)
+    steps, posteriors, stochs = [], [], []
+    for t in range(len(moved)):
+        step, given = recur(deter, stoch, moved[t], first[t], w, eps)
+        deter = step.deter
+        posterior_pre = torch.addmm(seen[t], given, w.posterior.t())
+        posterior = norm_silu(posterior_pre, w.posterior_gain, eps, w.logits.dtype)
+        logits = F.linear(posterior, w.logits, w.logits_bias)
+        stoch, log_probs = draw(logits, noise[t], unimix, dtype)
+        steps.append(_Saved(step, posterior_pre, posterior, logits))
+        posteriors.append(log_probs)
+        stochs.append(stoch)
+    recurrent, *others = zip(*steps, strict=True)
+    recurrent = stacked(recurrent)
+    saved = [*recurrent, *map(torch.stack, others)]
+    return saved, recurrent[-1].clone(), torch.stack(stochs).to(deter.dtype), torch.stack(posteriors)
+
+
+def _back(g_deter, g_stoch, g_posterior, first, saved, weights, unimix, eps, bf16) -> tuple:
+    size, grads, w = len(Recurrent._fields), [], cast_weights(weights, bf16)
+    saved = _Saved(Recurrent(*saved[:size]), *saved[size:])
+    deter, stoch = torch.zeros_like(g_deter[0]), torch.zeros_like(g_stoch[0])  # from the step after
+    for t in reversed(range(len(first))):
+        logits = draw_backward(g_stoch[t] + stoch, g_posterior[t], saved.logits[t], unimix)
+        out = logits @ w.logits
+        pre = norm_back(out, saved.posterior_pre[t], w.posterior_gain, eps)
+        step = Recurrent(*(part[t] for part in saved.recurrent))
+        recurrent, deter, stoch = recur_back(g_deter[t] + deter + pre @ w.posterior, step, w, eps)
+        deter, stoch = (torch.where(first[t], 0.0, part) for part in (deter, stoch))
+        grads.append(_Gradients(recurrent, out, pre, logits))
+    recurrent, *others = zip(*reversed(grads), strict=True)
+    each = _Gradients(RecurrentGradients(*stacked(recurrent)), *map(torch.stack, others))
+    return each, saved, deter, stoch, each.recurrent.shared[..., -len(w.deter) :]
+
+
+def _scan_in_teams(deter, stoch, moved, seen, noise, is_first, weights, unimix, eps, bf16, how) -> tuple:
+    w, keep = cast_weights(weights, bf16), (~is_first).to(deter.dtype)
+    scanned, posteriors = kernels.forward(deter, stoch, moved, seen, noise, keep, w, unimix, eps, how)
+    saved = [keep, moved, seen, *scanned]
+    return saved, scanned.deter[1:], scanned.stoch[1:].to(deter.dtype), posteriors
+
+
+def _back_in_teams(g_deter, g_stoch, g_posterior, first, saved, weights, unimix, eps, bf16, how) -> tuple:
+    keep, moved, seen, *scanned = saved
+    scanned, w, hidden = kernels.Scanned(*scanned), cast_weights(weights, bf16), len(weights.deter)
+    dtype, blocks = w.own.dtype, len(w.own)
+    # What the kernel did not write in whole
+    posterior_pre = scanned.in_parts[1:, ..., :hidden].sum(1) + seen
+    deter_pre = torch.where(first, 0.0, scanned.in_parts[:-1, ..., hidden:].sum(1)) + w.deter_bias
+    stoch_pre = torch.where(first, 0.0, scanned.stoch_parts.sum(1)) + w.stoch_bias
+    pre = (posterior_pre, deter_pre, stoch_pre)
+    passed = kernels.backward(g_deter, g_stoch, g_posterior, keep, scanned, *pre, w, unimix, eps, how)
+
+    def activated(x: Float[Tensor, "T B N"], gain: Float[Tensor, " N"], dtype: torch.dtype) -> Float[Tensor, "T B N"]:
+        return norm_silu(x.flatten(0, 1), gain, eps, dtype).view(x.shape)
+
+    def back(g: Float[Tensor, "T B N"], x: Float[Tensor, "T B N"], gain: Float[Tensor, " N"]) -> Float[Tensor, "T B N"]:
+        return norm_back(g.flatten(0, 1), x.flatten(0, 1), gain, eps).view(x.shape)
+
+    inputs = [activated(deter_pre, w.deter_gain, dtype), activated(stoch_pre, w.stoch_gain, dtype), moved.to(dtype)]
+    recurrent = Recurrent(
+        torch.where(first, 0.0, scanned.cast[:-1]), torch.where(first, 0.0, scanned.stoch[:-1]), deter_pre, stoch_pre,
+        torch.cat(inputs, dim=-1), scanned.hidden_pre, activated(scanned.hidden_pre, w.hidden_gain, dtype),
+        scanned.gates, scanned.cast[1:],
+    )  # fmt: skip
+    posterior = activated(posterior_pre, w.posterior_gain, w.logits.dtype)
+    hidden_pre = back(passed.hidden_out, scanned.hidden_pre, w.hidden_gain)
+    shared = hidden_pre @ w.shared  # [T, B, I]
+    deter_out, stoch_out, moved = shared.split(hidden, dim=-1)
+    grads = RecurrentGradients(
+        deter_out, back(deter_out, deter_pre, w.deter_gain), stoch_out, back(stoch_out, stoch_pre, w.stoch_gain),
+        shared, passed.hidden_out, hidden_pre, passed.gates.unflatten(-1, (blocks, -1)).transpose(1, 2),
+    )  # fmt: skip
+    out = passed.out_parts.sum(1)
+    each = _Gradients(grads, out, back(out, posterior_pre, w.posterior_gain), passed.logits)
+    return each, _Saved(recurrent, posterior_pre, posterior, scanned.logits), passed.deter, passed.stoch, moved
 
 
 def stacked(steps: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
