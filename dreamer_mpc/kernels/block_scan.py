@@ -51,6 +51,15 @@ class _Gradients(NamedTuple):
     logits: Float[Tensor, "*t B Z"]
 
 
+class _Gains(NamedTuple):
+    """Gradients of the gains of the norms."""
+
+    deter: Float[Tensor, " h"]
+    stoch: Float[Tensor, " h"]
+    hidden: Float[Tensor, " D"]
+    posterior: Float[Tensor, " h"]
+
+
 class BlockScan(torch.autograd.Function):
     """deter [T, B, D], stoch [T, B, Z] and posterior [T, B, K, C] of a sequence, as `BlockRSSM.observe` defines them.
 
@@ -74,8 +83,9 @@ class BlockScan(torch.autograd.Function):
         first, *saved = ctx.saved_tensors
         saved, weights = saved[:-count], BlockWeights(*saved[-count:])
         inputs = (*gradients, first[..., None], saved, weights, *ctx.settings)
-        grads, saved, deter, stoch, moved = _back(*inputs) if ctx.how is None else _back_in_teams(*inputs, ctx.how)
-        of_weights = _weight_gradients(grads, saved, weights, *ctx.settings[1:])
+        grads, gains, saved, *state = _back(*inputs) if ctx.how is None else _back_in_teams(*inputs, ctx.how)
+        of_weights = _weight_gradients(grads, gains, saved, weights, ctx.settings[2])
+        deter, stoch, moved = state
         return deter, stoch, moved.to(deter.dtype), grads.posterior_pre.to(deter.dtype), *[None] * 5, *of_weights
 
 
@@ -127,19 +137,30 @@ def _back(g_deter, g_stoch, g_posterior, first, saved, weights, unimix, eps, bf1
         grads.append(_Gradients(recurrent, out, pre, logits))
     recurrent, *others = zip(*reversed(grads), strict=True)
     each = _Gradients(RecurrentGradients(*stacked(recurrent)), *map(torch.stack, others))
-    return each, saved, deter, stoch, each.recurrent.shared[..., -len(w.deter) :]
+    g, x = each.recurrent, saved.recurrent
+
+    def gain(out: Float[Tensor, "T B N"], pre: Float[Tensor, "T B N"], of: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+        return norm_silu_backward(out.flatten(0, 1), pre.flatten(0, 1), of, eps, of_x=False)[1]
+
+    gains = _Gains(
+        gain(g.deter_out, x.deter_pre, w.deter_gain), gain(g.stoch_out, x.stoch_pre, w.stoch_gain),
+        gain(g.hidden_out, x.hidden_pre, w.hidden_gain),
+        gain(each.posterior_out, saved.posterior_pre, w.posterior_gain),
+    )  # fmt: skip
+    return each, gains, saved, deter, stoch, g.shared[..., -len(w.deter) :]
 
 
 def _scan_in_teams(deter, stoch, moved, seen, noise, is_first, weights, unimix, eps, bf16, how) -> tuple:
-    w, keep = cast_weights(weights, bf16), (~is_first).to(deter.dtype)
+    w, keep = kernels.prepare(cast_weights(weights, bf16)), (~is_first).to(deter.dtype)
     scanned, posteriors = kernels.forward(deter, stoch, moved, seen, noise, keep, w, unimix, eps, how)
-    saved = [keep, moved, seen, *scanned]
+    saved = [keep, moved, seen, *scanned, *w]
     return saved, scanned.deter[1:], scanned.stoch[1:].to(deter.dtype), posteriors
 
 
 def _back_in_teams(g_deter, g_stoch, g_posterior, first, saved, weights, unimix, eps, bf16, how) -> tuple:
-    keep, moved, seen, *scanned = saved
-    scanned, w, hidden = kernels.Scanned(*scanned), cast_weights(weights, bf16), len(weights.deter)
+    keep, moved, seen, *saved = saved
+    count, hidden = len(kernels.Scanned._fields), len(weights.deter)
+    scanned, w = kernels.Scanned(*saved[:count]), kernels.Prepared(*saved[count:])
     dtype, blocks = w.own.dtype, len(w.own)
     # What the kernel did not write in whole
     posterior_pre = scanned.in_parts[1:, ..., :hidden].sum(1) + seen
@@ -151,8 +172,9 @@ def _back_in_teams(g_deter, g_stoch, g_posterior, first, saved, weights, unimix,
     def activated(x: Float[Tensor, "T B N"], gain: Float[Tensor, " N"], dtype: torch.dtype) -> Float[Tensor, "T B N"]:
         return norm_silu(x.flatten(0, 1), gain, eps, dtype).view(x.shape)
 
-    def back(g: Float[Tensor, "T B N"], x: Float[Tensor, "T B N"], gain: Float[Tensor, " N"]) -> Float[Tensor, "T B N"]:
-        return norm_back(g.flatten(0, 1), x.flatten(0, 1), gain, eps).view(x.shape)
+    def back(g: Float[Tensor, "T B N"], x: Float[Tensor, "T B N"], gain: Float[Tensor, " N"]) -> tuple[Tensor, Tensor]:
+        of_x, of_gain = norm_silu_backward(g.flatten(0, 1), x.flatten(0, 1), gain, eps)
+        return of_x.view(x.shape), of_gain
 
     inputs = [activated(deter_pre, w.deter_gain, dtype), activated(stoch_pre, w.stoch_gain, dtype), moved.to(dtype)]
     recurrent = Recurrent(
@@ -161,16 +183,21 @@ def _back_in_teams(g_deter, g_stoch, g_posterior, first, saved, weights, unimix,
         scanned.gates, scanned.cast[1:],
     )  # fmt: skip
     posterior = activated(posterior_pre, w.posterior_gain, w.logits.dtype)
-    hidden_pre = back(passed.hidden_out, scanned.hidden_pre, w.hidden_gain)
+    hidden_pre, hidden_gain = back(passed.hidden_out, scanned.hidden_pre, w.hidden_gain)
     shared = hidden_pre @ w.shared  # [T, B, I]
     deter_out, stoch_out, moved = shared.split(hidden, dim=-1)
-    grads = RecurrentGradients(
-        deter_out, back(deter_out, deter_pre, w.deter_gain), stoch_out, back(stoch_out, stoch_pre, w.stoch_gain),
-        shared, passed.hidden_out, hidden_pre, passed.gates.unflatten(-1, (blocks, -1)).transpose(1, 2),
-    )  # fmt: skip
     out = passed.out_parts.sum(1)
-    each = _Gradients(grads, out, back(out, posterior_pre, w.posterior_gain), passed.logits)
-    return each, _Saved(recurrent, posterior_pre, posterior, scanned.logits), passed.deter, passed.stoch, moved
+    of_deter, deter_gain = back(deter_out, deter_pre, w.deter_gain)
+    of_stoch, stoch_gain = back(stoch_out, stoch_pre, w.stoch_gain)
+    of_posterior, posterior_gain = back(out, posterior_pre, w.posterior_gain)
+    gates = passed.gates.unflatten(-1, (blocks, -1)).transpose(1, 2)  # [T, G, B, Y]
+    grads = RecurrentGradients(
+        deter_out, of_deter, stoch_out, of_stoch, shared, passed.hidden_out, hidden_pre, gates
+    )  # fmt: skip
+    each = _Gradients(grads, out, of_posterior, passed.logits)
+    gains = _Gains(deter_gain, stoch_gain, hidden_gain, posterior_gain)
+    saved = _Saved(recurrent, posterior_pre, posterior, scanned.logits)
+    return each, gains, saved, passed.deter, passed.stoch, moved
 
 
 def stacked(steps: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
@@ -178,7 +205,9 @@ def stacked(steps: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
     return [torch.stack(part) for part in zip(*steps, strict=True)]
 
 
-def _weight_gradients(g: _Gradients, saved: _Saved, w: BlockWeights, eps: float, bf16: bool) -> BlockWeights:
+def _weight_gradients(
+    g: _Gradients, gains: _Gains, saved: _Saved, w: BlockWeights, bf16: bool
+) -> BlockWeights:  # fmt: skip
     """Gradients of all parameters, each in one product over all steps."""
     blocks = len(w.gates)
 
@@ -194,25 +223,22 @@ def _weight_gradients(g: _Gradients, saved: _Saved, w: BlockWeights, eps: float,
         right = right.transpose(0, 1).flatten(1, 2)  # [G, T B, Y]
         return torch.bmm(_product_dtype(left, bf16), _product_dtype(right, bf16)).to(w.deter.dtype)
 
-    def gain(out: Float[Tensor, "T B N"], pre: Float[Tensor, "T B N"], of: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
-        return norm_silu_backward(out.flatten(0, 1), pre.flatten(0, 1), of, eps, of_x=False)[1]
-
     hidden_pre = g.recurrent.hidden_pre.unflatten(-1, (blocks, -1))  # [T, B, G, X]
     return BlockWeights(
         deter=product(g.recurrent.deter_pre, saved.recurrent.before),
         deter_bias=total(g.recurrent.deter_pre),
-        deter_gain=gain(g.recurrent.deter_out, saved.recurrent.deter_pre, w.deter_gain),
+        deter_gain=gains.deter,
         stoch=product(g.recurrent.stoch_pre, saved.recurrent.stoch_before),
         stoch_bias=total(g.recurrent.stoch_pre),
-        stoch_gain=gain(g.recurrent.stoch_out, saved.recurrent.stoch_pre, w.stoch_gain),
+        stoch_gain=gains.stoch,
         own=block_product(saved.recurrent.before, hidden_pre.transpose(1, 2)),
         shared=product(g.recurrent.hidden_pre, saved.recurrent.shared),
         hidden_bias=total(g.recurrent.hidden_pre).view(blocks, 1, -1),
-        hidden_gain=gain(g.recurrent.hidden_out, saved.recurrent.hidden_pre, w.hidden_gain),
+        hidden_gain=gains.hidden,
         gates=block_product(saved.recurrent.hidden, g.recurrent.gates),
         gates_bias=g.recurrent.gates.sum((0, 2), dtype=w.deter.dtype)[:, None],
         posterior=product(g.posterior_pre, saved.recurrent.deter),
-        posterior_gain=gain(g.posterior_out, saved.posterior_pre, w.posterior_gain),
+        posterior_gain=gains.posterior,
         logits=product(g.logits, saved.posterior),
         logits_bias=total(g.logits),
     )

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from dreamer_mpc.kernels import cell_triton
 from dreamer_mpc.kernels.block_cell import BlockWeights
-from dreamer_mpc.kernels.block_cell_triton import _sigmoid, _tanh
+from dreamer_mpc.kernels.block_cell_triton import _tanh
 from dreamer_mpc.kernels.cell_triton import _bias, _load, _store
 
 WIDEST = 256  # inputs of a product that a program has in registers
 UNITS = 32  # of deter that a program has
 ROWS = (16, 32)  # that a team may have
-PARTS = 4  # at most, into which the inputs of a product are cut
+PARTS = {"deter": 4, "stoch": 2}  # at most, into which the inputs of a product are cut
 
 
 @triton.jit
@@ -70,6 +70,13 @@ def _total(parts, at, live, cols, real, M, STRIDE: tl.constexpr, S: tl.constexpr
     for s in tl.static_range(S):
         acc += _load(parts + s * M * STRIDE, at, live, cols, real, STRIDE)
     return acc
+
+
+@triton.jit
+def _sigmoid(x):
+    """1 / (1 + exp(-x)): the reciprocal square root is one instruction, a division six."""
+    root = tl.rsqrt(1 + tl.exp(-x))
+    return root * root
 
 
 @triton.jit
@@ -385,19 +392,45 @@ def _blocks(sizes: Sizes, rows: int, members: int, bf16: bool) -> dict[str, int]
     block, share, team = cell_triton._block, triton.cdiv(sizes.units, members), sizes.blocks * members
     own = {"P": team, "MB": members, "SU": share, "BM": rows, "BU": block(share), "PP": block(team)}
     padded = {"XP": block(sizes.units), "HP": block(sizes.hidden), "CP": block(sizes.classes)}
-    wide = _cut(sizes.deter, 2 * sizes.hidden, team, 32, 128 if bf16 else 64)
-    narrow = _cut(sizes.variables * sizes.classes, sizes.hidden, team, 16, 64)
+    wide = _cut(sizes.deter, 2 * sizes.hidden, team, PARTS["deter"], 32, 128 if bf16 else 64)
+    narrow = _cut(sizes.variables * sizes.classes, sizes.hidden, team, PARTS["stoch"], 16, 128)
     cut = dict(zip(("BN", "S", "KS", "BK", "ZN", "ZS", "ZKS", "ZBK"), wide + narrow, strict=True))
     model = {"D": sizes.deter, "X": sizes.units, "H": sizes.hidden, "K": sizes.variables, "C": sizes.classes}
     return model | own | padded | cut | {"STAGES": 3, "num_warps": 8}
 
 
-def _cut(inputs: int, outputs: int, team: int, columns: int, depth: int) -> tuple[int, int, int, int]:
+def _cut(inputs: int, outputs: int, team: int, parts: int, columns: int, depth: int) -> tuple[int, int, int, int]:
     """How a team shares a product: columns of a tile, parts, and the inputs of a part and of one step through it."""
     depth = min(depth, cell_triton._block(inputs))
-    parts = min(PARTS, max(1, team // triton.cdiv(outputs, columns)))
+    parts = min(parts, max(1, team // triton.cdiv(outputs, columns)))
     share = triton.cdiv(triton.cdiv(inputs, parts), depth) * depth
     return columns, triton.cdiv(inputs, share), share, depth
+
+
+class Prepared(NamedTuple):
+    """The weights as the kernels read them, those of products in their precision: see `BlockWeights`."""
+
+    of_deter: Tensor  # [2h, D]: the layers that see deter, of the posterior and of the GRU
+    deter_bias: Tensor
+    deter_gain: Tensor
+    stoch: Tensor
+    stoch_bias: Tensor
+    stoch_gain: Tensor
+    own: Tensor
+    shared: Tensor
+    hidden_bias: Tensor
+    hidden_gain: Tensor
+    gates: Tensor
+    gates_bias: Tensor
+    posterior_gain: Tensor
+    logits: Tensor
+    logits_bias: Tensor
+
+
+def prepare(w: BlockWeights) -> Prepared:
+    """For `forward` and `backward`; `w` as `cast_weights` gives them."""
+    kept = {name: getattr(w, name).detach().contiguous() for name in Prepared._fields[1:]}
+    return Prepared(torch.cat([w.posterior, w.deter]).detach(), **kept)
 
 
 class Scanned(NamedTuple):
@@ -426,7 +459,7 @@ class Passed(NamedTuple):
 
 
 def forward(
-    deter: Tensor, stoch: Tensor, moved: Tensor, seen: Tensor, noise: Tensor, keep: Tensor, w: BlockWeights,
+    deter: Tensor, stoch: Tensor, moved: Tensor, seen: Tensor, noise: Tensor, keep: Tensor, w: Prepared,
     unimix: float, eps: float, how: dict[str, int],
 ) -> tuple[Scanned, Tensor]:  # fmt: skip
     """The scan after a state, and its posterior's log-probabilities; `keep` [T, B] is 0 where an episode begins."""
@@ -445,24 +478,15 @@ def forward(
     log_probs, teams = torch.empty_like(noise), triton.cdiv(rows, how["BM"])
     _forward[(teams, how["P"])](
         deters, casts, stochs, moved.contiguous(), seen.contiguous(), noise.contiguous(), keep, *scanned[3:], log_probs,
-        *_weights(w), cell_triton._counters(teams, deter.device), steps, rows, unimix, eps, **how,
+        *w, cell_triton._counters(teams, deter.device), steps, rows, unimix, eps, **how,
         PRECISION=cell_triton._precision(),
     )  # fmt: skip
     return scanned, log_probs
 
 
-def _weights(w: BlockWeights) -> list[Tensor]:
-    """In the order of `_forward`; one matrix of both layers that see deter."""
-    weights = (
-        torch.cat([w.posterior, w.deter]), w.deter_bias, w.deter_gain, w.stoch, w.stoch_bias, w.stoch_gain, w.own,
-        w.shared, w.hidden_bias, w.hidden_gain, w.gates, w.gates_bias, w.posterior_gain, w.logits, w.logits_bias,
-    )  # fmt: skip
-    return [x.detach().contiguous() for x in weights]
-
-
 def backward(
     g_deter: Tensor, g_stoch: Tensor, g_posterior: Tensor, keep: Tensor, scanned: Scanned, posterior_pre: Tensor,
-    deter_pre: Tensor, stoch_pre: Tensor, w: BlockWeights, unimix: float, eps: float, how: dict[str, int],
+    deter_pre: Tensor, stoch_pre: Tensor, w: Prepared, unimix: float, eps: float, how: dict[str, int],
 ) -> Passed:  # fmt: skip
     """The way back of the gradients of states after each step and of log-probabilities; `*_pre` [T, B, h] are the
     layers before norm and activation."""
@@ -474,13 +498,13 @@ def backward(
         new(rows, size), torch.empty_like(g_stoch[0]), torch.empty_like(scanned.logits),
         new(steps, how["ZS"], rows, how["H"]), torch.empty_like(scanned.gates), hidden_out,
     )  # fmt: skip
-    w_in, _, n_deter, w_stoch, _, n_stoch, own, shared, _, n_hidden, gates, _, n_posterior, logits, _ = _weights(w)
     teams = triton.cdiv(rows, how["BM"])
     given = (x.contiguous() for x in (g_deter, g_stoch, g_posterior))
     pre = (posterior_pre.contiguous(), deter_pre.contiguous(), stoch_pre.contiguous())
     _backward[(teams, how["P"])](
         *given, keep, scanned.deter, scanned.gates, scanned.hidden_pre, inverses, scanned.logits, *pre,
-        w_in, n_deter, w_stoch, n_stoch, own, shared, n_hidden, gates, n_posterior, logits,
+        w.of_deter, w.deter_gain, w.stoch, w.stoch_gain, w.own, w.shared, w.hidden_gain, w.gates, w.posterior_gain,
+        w.logits,
         *passed, d_normed, torch.empty_like(scanned.squares), new(steps, how["S"], rows, 2 * how["H"]),
         cell_triton._counters(teams, g_deter.device), steps, rows, unimix, eps, **how,
         PRECISION=cell_triton._precision(),
