@@ -112,7 +112,7 @@ def _mixed(x, real, unimix, C: tl.constexpr):
 
 @triton.jit
 def _spread(
-    x, pre, inverse, mean, w, out, rows, at, live, member, M, K: tl.constexpr, N: tl.constexpr,
+    x, pre, inverse, mean, w, out, rows, at, live, job, M, K: tl.constexpr, N: tl.constexpr,
     K_STRIDE: tl.constexpr, N_STRIDE: tl.constexpr, NORM_BACK: tl.constexpr, P: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, S: tl.constexpr, KS: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -121,7 +121,6 @@ def _spread(
 
     With NORM_BACK, x is the gradient of the output of the norm of `pre`, whose own gradient is the product's input.
     """
-    job = member
     while job < ((N + BN - 1) // BN) * S:
         part = job // ((N + BN - 1) // BN)
         cols = (job % ((N + BN - 1) // BN)) * BN + tl.arange(0, BN)
@@ -149,6 +148,7 @@ def _forward(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     member = tl.program_id(1)
+    other = (member + P // 2) % P  # the first half of the team has the variables, the other half what follows at once
     counter = counters + tl.program_id(0)
     at = (tl.program_id(0) * BM + tl.arange(0, BM)).to(tl.int64)
     live = at < M
@@ -167,9 +167,14 @@ def _forward(
             STAGES, PRECISION,
         )
         _arrive(counter)
-        own = tl.zeros([BM, BU], tl.float32)
+        # The hidden layer: inputs from the block itself, and from the action's layer
+        going = live & (t < T)
+        kept = tl.load(keep + now, mask=going, other=0.0)[:, None] > 0
+        acc = tl.zeros([BM, BU], tl.float32)
         w_units = _tile(w_own + block * X * X, xs, xr, us, ur, X, 1)
-        own = _times(own, _load(cast + block * X, now, live, xs, xr, D), w_units, PRECISION)
+        acc = tl.where(kept, _times(acc, _load(cast + block * X, now, live, xs, xr, D), w_units, PRECISION), 0.0)
+        w_layer = _tile(w_shared + 2 * H, hs, hr, ds, ur, 1, 3 * H)
+        acc = _times(acc, _load(moved, now, going, hs, hr, H), w_layer, PRECISION) + _bias(b_hidden, ds, ur)
         _wait(counter, (5 * t + 1) * P)
         if t > 0:  # posterior of the step before, and its sample
             v = member
@@ -190,11 +195,7 @@ def _forward(
                 v += P
         if t < T:
             _arrive(counter)
-            # The hidden layer: inputs from the block itself, and from the layers of action and deter
-            kept = tl.load(keep + now, mask=live, other=0.0)[:, None] > 0
-            acc = tl.where(kept, own, 0.0) + _bias(b_hidden, ds, ur)
-            w_layer = _tile(w_shared + 2 * H, hs, hr, ds, ur, 1, 3 * H)
-            acc = _times(acc, _load(moved, now, live, hs, hr, H), w_layer, PRECISION)
+            # From the layer of deter
             w_layer = _tile(w_shared, hs, hr, ds, ur, 1, 3 * H)
             layer = tl.where(kept, _total(parts + H, at, live, hs, hr, M, 2 * H, S, BM, HP), 0.0)
             layer = _norm_silu(layer + _bias(b_deter, hs, hr), _bias(n_deter, hs, hr), eps, H)
@@ -202,12 +203,13 @@ def _forward(
             _wait(counter, (5 * t + 2) * P)
             drawn = stoch_parts + t * ZS * M * H
             _spread(
-                stoch, stoch, 0.0, 0.0, w_stoch, drawn, now, at, live, member, M, K * C, H, 1, K * C, False, P, BM, ZN,
+                stoch, stoch, 0.0, 0.0, w_stoch, drawn, now, at, live, other, M, K * C, H, 1, K * C, False, P, BM, ZN,
                 ZS, ZKS, ZBK, STAGES, PRECISION,
             )
             _arrive(counter)
             w_layer = _tile(w_shared + H, hs, hr, ds, ur, 1, 3 * H)
             _wait(counter, (5 * t + 3) * P)
+            # From the layer of stoch
             layer = tl.where(kept, _total(drawn, at, live, hs, hr, M, H, ZS, BM, HP), 0.0)
             layer = _norm_silu(layer + _bias(b_stoch, hs, hr), _bias(n_stoch, hs, hr), eps, H)
             acc = _times(acc, layer, w_layer, PRECISION).to(w_layer.dtype).to(tl.float32)  # as others read it
@@ -253,6 +255,7 @@ def _backward(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     member = tl.program_id(1)
+    other = (member + P // 2) % P  # the first half of the team has the variables, the other half what follows at once
     counter = counters + tl.program_id(0)
     at = (tl.program_id(0) * BM + tl.arange(0, BM)).to(tl.int64)
     live = at < M
@@ -300,7 +303,7 @@ def _backward(
             _wait(counter, (5 * i + 1) * P)
             out = out_parts + t * ZS * M * H
             _spread(
-                d_logits, d_logits, 0.0, 0.0, w_logits, out, now, at, live, member, M, K * C, H, H, 1, False, P, BM,
+                d_logits, d_logits, 0.0, 0.0, w_logits, out, now, at, live, other, M, K * C, H, H, 1, False, P, BM,
                 ZN, ZS, ZKS, ZBK, STAGES, PRECISION,
             )
             _arrive(counter)
@@ -396,7 +399,7 @@ def _blocks(sizes: Sizes, rows: int, members: int, bf16: bool) -> dict[str, int]
     narrow = _cut(sizes.variables * sizes.classes, sizes.hidden, team, PARTS["stoch"], 16, 128)
     cut = dict(zip(("BN", "S", "KS", "BK", "ZN", "ZS", "ZKS", "ZBK"), wide + narrow, strict=True))
     model = {"D": sizes.deter, "X": sizes.units, "H": sizes.hidden, "K": sizes.variables, "C": sizes.classes}
-    return model | own | padded | cut | {"STAGES": 3, "num_warps": 8}
+    return model | own | padded | cut | {"STAGES": 5, "num_warps": 8}
 
 
 def _cut(inputs: int, outputs: int, team: int, parts: int, columns: int, depth: int) -> tuple[int, int, int, int]:
