@@ -84,11 +84,11 @@ def test_without_a_gpu_and_in_float64_the_loop_scans():
 @pytest.mark.parametrize("rows", [1, 16, 18, 40])
 @pytest.mark.parametrize("bf16", [False, True])
 def test_compiled_teams_do_what_the_loop_does(rows, bf16, monkeypatch):
-    """At the preset's sizes; in fp32 with TF32 off, which is for the loop's sake."""
+    """At the preset's sizes."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if bf16 else "highest")
     try:
-        assert_near(*scan_both(monkeypatch, Sizes(), 12, rows, bf16=bf16, device="cuda"), 5e-2 if bf16 else 1e-3)
+        assert_near(*scan_both(monkeypatch, Sizes(), 12, rows, bf16=bf16, device="cuda"), 2e-2 if bf16 else 1e-4)
     finally:
         torch.set_float32_matmul_precision(precision)
 

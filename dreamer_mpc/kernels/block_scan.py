@@ -161,43 +161,47 @@ def _back_in_teams(g_deter, g_stoch, g_posterior, first, saved, weights, unimix,
     keep, moved, seen, *saved = saved
     count, hidden = len(kernels.Scanned._fields), len(weights.deter)
     scanned, w = kernels.Scanned(*saved[:count]), kernels.Prepared(*saved[count:])
-    dtype, blocks = w.own.dtype, len(w.own)
-    # What the kernel did not write in whole
-    posterior_pre = scanned.in_parts[1:, ..., :hidden].sum(1) + seen
-    deter_pre = torch.where(first, 0.0, scanned.in_parts[:-1, ..., hidden:].sum(1)) + w.deter_bias
-    stoch_pre = torch.where(first, 0.0, scanned.stoch_parts.sum(1)) + w.stoch_bias
-    pre = (posterior_pre, deter_pre, stoch_pre)
+    saved = _completed(scanned, moved, seen, first, w, eps)
+    x, posterior_pre = saved.recurrent, saved.posterior_pre
+    pre = (posterior_pre, x.deter_pre, x.stoch_pre)
     passed = kernels.backward(g_deter, g_stoch, g_posterior, keep, scanned, *pre, w, unimix, eps, how)
-
-    def activated(x: Float[Tensor, "T B N"], gain: Float[Tensor, " N"], dtype: torch.dtype) -> Float[Tensor, "T B N"]:
-        return norm_silu(x.flatten(0, 1), gain, eps, dtype).view(x.shape)
 
     def back(g: Float[Tensor, "T B N"], x: Float[Tensor, "T B N"], gain: Float[Tensor, " N"]) -> tuple[Tensor, Tensor]:
         of_x, of_gain = norm_silu_backward(g.flatten(0, 1), x.flatten(0, 1), gain, eps)
         return of_x.view(x.shape), of_gain
 
-    inputs = [activated(deter_pre, w.deter_gain, dtype), activated(stoch_pre, w.stoch_gain, dtype), moved.to(dtype)]
+    hidden_pre, hidden_gain = back(passed.hidden_out, x.hidden_pre, w.hidden_gain)
+    shared = hidden_pre @ w.shared  # [T, B, I]
+    deter_out, stoch_out, of_moved = shared.split(hidden, dim=-1)
+    deter_pre, deter_gain = back(deter_out, x.deter_pre, w.deter_gain)
+    stoch_pre, stoch_gain = back(stoch_out, x.stoch_pre, w.stoch_gain)
+    gates = passed.gates.unflatten(-1, (len(w.own), -1)).transpose(1, 2)  # [T, G, B, Y]
+    of = (deter_out, deter_pre, stoch_out, stoch_pre, shared, passed.hidden_out, hidden_pre, gates)
+    out = passed.out_parts.sum(1)
+    of_posterior, posterior_gain = back(out, posterior_pre, w.posterior_gain)
+    grads = _Gradients(RecurrentGradients(*of), out, of_posterior, passed.logits)
+    gains = _Gains(deter_gain, stoch_gain, hidden_gain, posterior_gain)
+    return grads, gains, saved, passed.deter, passed.stoch, of_moved
+
+
+def _completed(scanned, moved, seen, first, w, eps) -> _Saved:
+    """With what the kernel did not write, or not in whole."""
+    hidden, dtype = moved.shape[-1], w.own.dtype
+
+    def activated(x: Float[Tensor, "T B N"], gain: Float[Tensor, " N"], dtype: torch.dtype) -> Float[Tensor, "T B N"]:
+        return norm_silu(x.flatten(0, 1), gain, eps, dtype).view(x.shape)
+
+    posterior_pre = scanned.in_parts[1:, ..., :hidden].sum(1) + seen
+    deter_pre = torch.where(first, 0.0, scanned.in_parts[:-1, ..., hidden:].sum(1)) + w.deter_bias
+    stoch_pre = torch.where(first, 0.0, scanned.stoch_parts.sum(1)) + w.stoch_bias
+    shared = [activated(deter_pre, w.deter_gain, dtype), activated(stoch_pre, w.stoch_gain, dtype), moved.to(dtype)]
     recurrent = Recurrent(
         torch.where(first, 0.0, scanned.cast[:-1]), torch.where(first, 0.0, scanned.stoch[:-1]), deter_pre, stoch_pre,
-        torch.cat(inputs, dim=-1), scanned.hidden_pre, activated(scanned.hidden_pre, w.hidden_gain, dtype),
+        torch.cat(shared, dim=-1), scanned.hidden_pre, activated(scanned.hidden_pre, w.hidden_gain, dtype),
         scanned.gates, scanned.cast[1:],
     )  # fmt: skip
     posterior = activated(posterior_pre, w.posterior_gain, w.logits.dtype)
-    hidden_pre, hidden_gain = back(passed.hidden_out, scanned.hidden_pre, w.hidden_gain)
-    shared = hidden_pre @ w.shared  # [T, B, I]
-    deter_out, stoch_out, moved = shared.split(hidden, dim=-1)
-    out = passed.out_parts.sum(1)
-    of_deter, deter_gain = back(deter_out, deter_pre, w.deter_gain)
-    of_stoch, stoch_gain = back(stoch_out, stoch_pre, w.stoch_gain)
-    of_posterior, posterior_gain = back(out, posterior_pre, w.posterior_gain)
-    gates = passed.gates.unflatten(-1, (blocks, -1)).transpose(1, 2)  # [T, G, B, Y]
-    grads = RecurrentGradients(
-        deter_out, of_deter, stoch_out, of_stoch, shared, passed.hidden_out, hidden_pre, gates
-    )  # fmt: skip
-    each = _Gradients(grads, out, of_posterior, passed.logits)
-    gains = _Gains(deter_gain, stoch_gain, hidden_gain, posterior_gain)
-    saved = _Saved(recurrent, posterior_pre, posterior, scanned.logits)
-    return each, gains, saved, passed.deter, passed.stoch, moved
+    return _Saved(recurrent, posterior_pre, posterior, scanned.logits)
 
 
 def stacked(steps: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
