@@ -136,7 +136,7 @@ def _spread(
         job += P
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "M"])  # acting has other numbers, and need not be compiled anew
 def _forward(
     deter, cast, stoch, moved, seen, noise, keep, in_parts, stoch_parts, hidden_pre, squares, gates, logits, log_probs,
     w_in, b_deter, n_deter, w_stoch, b_stoch, n_stoch, w_own, w_shared, b_hidden, n_hidden, w_gates, b_gates,
@@ -223,8 +223,9 @@ def _forward(
             w_update = _tile(w_block + 2 * X, xs, xr, us, ur, 3 * X, 1)
             before = tl.where(kept, _load(deter, now, live, ds, ur, D), 0.0)
             _wait(counter, (5 * t + 4) * P)
-            square = tl.sum(_load(squares, now, live, ps, pr, P), axis=1)
+            # Only a sum over x itself keeps the compiler from computing all of what follows anew in every warp.
             x = _load(hidden_pre + block * X, now, live, xs, xr, D).to(tl.float32)
+            square = tl.sum(_load(squares, now, live, ps, pr & (ps // MB != block), P), axis=1) + tl.sum(x * x, axis=1)
             x = x * tl.rsqrt(square / D + eps)[:, None] * _bias(n_hidden + block * X, xs, xr)
             hidden = (x * _sigmoid(x)).to(w_reset.dtype)
             b_block = b_gates + block * 3 * X
@@ -243,7 +244,7 @@ def _forward(
             _wait(counter, (5 * t + 5) * P)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "M"])  # acting has other numbers, and need not be compiled anew
 def _backward(
     g_deter, g_stoch, g_posterior, keep, deter, gates, hidden_pre, inverses, logits, posterior_pre, deter_pre,
     stoch_pre, w_in, n_deter, w_stoch, n_stoch, w_own, w_shared, n_hidden, w_gates, n_posterior, w_logits,
