@@ -117,21 +117,26 @@ def _spread(
     BN: tl.constexpr, S: tl.constexpr, KS: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """S parts of x [*, K] @ w, each over KS inputs, `out` [S, M, N]: every program has tiles of BN columns of a part.
+    """S parts of x [*, K] @ w, each over KS inputs, `out` [S, M, N]; a job is a tile of BN columns of a part.
 
-    With NORM_BACK, x is the gradient of the output of the norm of `pre`, whose own gradient is the product's input.
+    A program has every P-th job, `job` is its first. With NORM_BACK, x is the gradient of the output of the norm of
+    `pre`, and the product is that of its own gradient, inverse * (x - pre * inverse * mean).
     """
     while job < ((N + BN - 1) // BN) * S:
         part = job // ((N + BN - 1) // BN)
         cols = (job % ((N + BN - 1) // BN)) * BN + tl.arange(0, BN)
         acc = tl.zeros([BM, BN], tl.float32)
+        of_pre = tl.zeros([BM, BN], tl.float32)
         for k in tl.range(0, KS, BK, num_stages=STAGES):
             ks = part * KS + k + tl.arange(0, BK)
             b = _tile(w, ks, ks < K, cols, cols < N, K_STRIDE, N_STRIDE)
             a = _load(x, rows, live, ks, ks < K, K)
-            if NORM_BACK:
-                a = inverse * (a.to(tl.float32) - _load(pre, rows, live, ks, ks < K, K).to(tl.float32) * mean)
             acc = tl.dot(a.to(b.dtype), b, acc, input_precision=PRECISION)
+            if NORM_BACK:
+                a = _load(pre, rows, live, ks, ks < K, K)
+                of_pre = tl.dot(a.to(b.dtype), b, of_pre, input_precision=PRECISION)
+        if NORM_BACK:
+            acc = inverse * (acc - of_pre * inverse * mean)
         _store(out + part * M * N, acc, at, live, cols, cols < N, N)
         job += P
 
@@ -350,16 +355,17 @@ def _backward(
             # The layers of deter and stoch
             w_units = _tile(w_own + block * X * X, xs, xr, us, ur, 1, X)
             _wait(counter, (5 * i + 4) * P)
-            mean = tl.sum(_load(dots, now, live, ps, pr, P), axis=1)[:, None] / D * inverse
+            mean = tl.sum(_load(dots, now, live, ps, pr, P), axis=1)[:, None] / D
             parts = in_parts + t * S * M * 2 * H
             _spread(
                 d_normed, hidden_pre, inverse, mean, w_shared, parts, now, at, live, member, M, D, 2 * H, 3 * H, 1,
                 True, P, BM, BN, S, KS, BK, STAGES, PRECISION,
             )
             _arrive(counter)
-            dh = _load(d_normed + block * X, now, live, xs, xr, D).to(tl.float32)
-            dh = inverse * (dh - _load(hidden_pre + block * X, now, live, xs, xr, D).to(tl.float32) * mean)
-            dd = _times(dd, dh, w_units, PRECISION)
+            own, of_pre = tl.zeros([BM, BU], tl.float32), tl.zeros([BM, BU], tl.float32)
+            own = _times(own, _load(d_normed + block * X, now, live, xs, xr, D), w_units, PRECISION)
+            of_pre = _times(of_pre, _load(hidden_pre + block * X, now, live, xs, xr, D), w_units, PRECISION)
+            dd += inverse * (own - of_pre * inverse * mean)
             _wait(counter, (5 * i + 5) * P)
 
 
