@@ -152,6 +152,7 @@ def _back(g_deter, g_stoch, g_posterior, first, saved, weights, unimix, eps, bf1
 
 def _scan_in_teams(deter, stoch, moved, seen, noise, is_first, weights, unimix, eps, bf16, how) -> tuple:
     w, keep = kernels.prepare(cast_weights(weights, bf16)), (~is_first).to(deter.dtype)
+    moved = moved.to(w.own.dtype)
     scanned, posteriors = kernels.forward(deter, stoch, moved, seen, noise, keep, w, unimix, eps, how)
     saved = [keep, moved, seen, *scanned, *w]
     return saved, scanned.deter[1:], scanned.stoch[1:].to(deter.dtype), posteriors
@@ -194,7 +195,7 @@ def _completed(scanned, moved, seen, first, w, eps) -> _Saved:
     posterior_pre = scanned.in_parts[1:, ..., :hidden].sum(1) + seen
     deter_pre = torch.where(first, 0.0, scanned.in_parts[:-1, ..., hidden:].sum(1)) + w.deter_bias
     stoch_pre = torch.where(first, 0.0, scanned.stoch_parts.sum(1)) + w.stoch_bias
-    shared = [activated(deter_pre, w.deter_gain, dtype), activated(stoch_pre, w.stoch_gain, dtype), moved.to(dtype)]
+    shared = [activated(deter_pre, w.deter_gain, dtype), activated(stoch_pre, w.stoch_gain, dtype), moved]
     recurrent = Recurrent(
         torch.where(first, 0.0, scanned.cast[:-1]), torch.where(first, 0.0, scanned.stoch[:-1]), deter_pre, stoch_pre,
         torch.cat(shared, dim=-1), scanned.hidden_pre, activated(scanned.hidden_pre, w.hidden_gain, dtype),
