@@ -125,18 +125,26 @@ def _spread(
     while job < ((N + BN - 1) // BN) * S:
         part = job // ((N + BN - 1) // BN)
         cols = (job % ((N + BN - 1) // BN)) * BN + tl.arange(0, BN)
-        acc = tl.zeros([BM, BN], tl.float32)
-        of_pre = tl.zeros([BM, BN], tl.float32)
-        for k in tl.range(0, KS, BK, num_stages=STAGES):
+        # Two sums each, because a product has to wait for the one before it in the same sum.
+        acc, acc2 = tl.zeros([BM, BN], tl.float32), tl.zeros([BM, BN], tl.float32)
+        of_pre, of_pre2 = tl.zeros([BM, BN], tl.float32), tl.zeros([BM, BN], tl.float32)
+        for k in tl.range(0, KS, 2 * BK, num_stages=STAGES):
             ks = part * KS + k + tl.arange(0, BK)
+            ks2 = ks + BK
             b = _tile(w, ks, ks < K, cols, cols < N, K_STRIDE, N_STRIDE)
-            a = _load(x, rows, live, ks, ks < K, K)
-            acc = tl.dot(a.to(b.dtype), b, acc, input_precision=PRECISION)
+            b2 = _tile(w, ks2, ks2 < K, cols, cols < N, K_STRIDE, N_STRIDE)
+            a = _load(x, rows, live, ks, ks < K, K).to(b.dtype)
+            a2 = _load(x, rows, live, ks2, ks2 < K, K).to(b.dtype)
+            acc = tl.dot(a, b, acc, input_precision=PRECISION)
+            acc2 = tl.dot(a2, b2, acc2, input_precision=PRECISION)
             if NORM_BACK:
-                a = _load(pre, rows, live, ks, ks < K, K)
-                of_pre = tl.dot(a.to(b.dtype), b, of_pre, input_precision=PRECISION)
+                a = _load(pre, rows, live, ks, ks < K, K).to(b.dtype)
+                a2 = _load(pre, rows, live, ks2, ks2 < K, K).to(b.dtype)
+                of_pre = tl.dot(a, b, of_pre, input_precision=PRECISION)
+                of_pre2 = tl.dot(a2, b2, of_pre2, input_precision=PRECISION)
+        acc += acc2
         if NORM_BACK:
-            acc = inverse * (acc - of_pre * inverse * mean)
+            acc = inverse * (acc - (of_pre + of_pre2) * inverse * mean)
         _store(out + part * M * N, acc, at, live, cols, cols < N, N)
         job += P
 
@@ -406,14 +414,14 @@ def _blocks(sizes: Sizes, rows: int, members: int, bf16: bool) -> dict[str, int]
     narrow = _cut(sizes.variables * sizes.classes, sizes.hidden, team, PARTS["stoch"], 16, 128)
     cut = dict(zip(("BN", "S", "KS", "BK", "ZN", "ZS", "ZKS", "ZBK"), wide + narrow, strict=True))
     model = {"D": sizes.deter, "X": sizes.units, "H": sizes.hidden, "K": sizes.variables, "C": sizes.classes}
-    return model | own | padded | cut | {"STAGES": 5, "num_warps": 8}
+    return model | own | padded | cut | {"STAGES": 3, "num_warps": 8}
 
 
 def _cut(inputs: int, outputs: int, team: int, parts: int, columns: int, depth: int) -> tuple[int, int, int, int]:
-    """How a team shares a product: columns of a tile, parts, and the inputs of a part and of one step through it."""
+    """How a team shares a product: columns of a tile, parts, and the inputs of a part and of half a step through it."""
     depth = min(depth, cell_triton._block(inputs))
     parts = min(parts, max(1, team // triton.cdiv(outputs, columns)))
-    share = triton.cdiv(triton.cdiv(inputs, parts), depth) * depth
+    share = triton.cdiv(triton.cdiv(inputs, parts), 2 * depth) * 2 * depth
     return columns, triton.cdiv(inputs, share), share, depth
 
 
