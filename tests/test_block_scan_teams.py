@@ -26,7 +26,7 @@ CASES = {
     "one program": (SMALL._replace(deter=20, blocks=1, variables=2), 2, 2),
     "teams of 4": (Sizes(deter=80, blocks=2, hidden=35, variables=6, classes=5), 2, 18),
     "programs without a variable": (Sizes(deter=90, blocks=2, hidden=21, variables=2, classes=4), 2, 1),
-    "parts of products": (Sizes(deter=160, blocks=1, hidden=9, variables=3, classes=40), 1, 2),
+    "parts of products": (Sizes(deter=160, blocks=4, hidden=9, variables=3, classes=40), 1, 2),
 }
 
 
@@ -68,6 +68,7 @@ def test_a_team_has_as_many_programs_as_there_are_units_for(monkeypatch):
     assert launch(preset._replace(rows=64), device, True)["BM"] == 32
     assert launch(preset._replace(rows=65), device, True) is None  # more programs than run at once
     assert launch(preset._replace(deter=4096), device, True) is None  # blocks of 512 units
+    assert torch.get_float32_matmul_precision() == "highest" and launch(preset, device, False) is None
     monkeypatch.setattr(cell_triton, "_hardware", lambda device: (40, 101_376))
     assert launch(preset, device, True) is None
 
@@ -81,16 +82,16 @@ def test_without_a_gpu_and_in_float64_the_loop_scans():
 
 
 @compiled
-@pytest.mark.parametrize("rows", [1, 16, 18, 40])
-@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("rows, bf16", [(1, True), (16, True), (18, True), (40, True), (18, False)])
 def test_compiled_teams_do_what_the_loop_does(rows, bf16, monkeypatch):
-    """At the preset's sizes."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if bf16 else "highest")
-    try:
-        assert_near(*scan_both(monkeypatch, Sizes(), 12, rows, bf16=bf16, device="cuda"), 2e-2 if bf16 else 1e-4)
-    finally:
-        torch.set_float32_matmul_precision(precision)
+    """At the preset's sizes, in bf16 or with TF32; the loop is in fp32."""
+    precision, found = torch.get_float32_matmul_precision(), []
+    for name in ("high", "highest"):
+        torch.set_float32_matmul_precision(name)
+        both = scan_both(monkeypatch, Sizes(), 12, rows, bf16=bf16, device="cuda", kinds=(name == "high",))
+        found.append(both[0])
+    torch.set_float32_matmul_precision(precision)
+    assert_near(*found, 2e-2)
 
 
 @compiled

@@ -22,7 +22,7 @@ from dreamer_mpc.kernels.block_cell import BlockWeights
 from dreamer_mpc.kernels.block_cell_triton import _tanh
 from dreamer_mpc.kernels.cell_triton import _bias, _load, _store
 
-WIDEST = 256  # inputs of a product that a program has in registers
+WIDEST, WIDEST_EXACT = 256, 64  # inputs of a product that a program has in registers; of one in fp32 without TF32
 UNITS = 32  # of deter that a program has
 ROWS = (16, 32)  # that a team may have
 PARTS = {"deter": 4, "stoch": 2}  # at most, into which the inputs of a product are cut
@@ -397,7 +397,8 @@ class Sizes(NamedTuple):
 def launch(sizes: Sizes, device: torch.device, bf16: bool) -> dict[str, int] | None:
     """The size of teams and of their blocks; None where a team does not fit on the device, or a layer in registers."""
     processors, _ = cell_triton._hardware(device)
-    if max(sizes.units, sizes.hidden) > WIDEST or sizes.classes > WIDEST:
+    exact = not bf16 and cell_triton._precision() == "ieee"
+    if max(sizes.units, sizes.hidden) > (WIDEST_EXACT if exact else WIDEST) or sizes.classes > WIDEST_EXACT:
         return None
     members = triton.cdiv(sizes.units, UNITS)
     for rows in ROWS:

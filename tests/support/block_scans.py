@@ -20,14 +20,14 @@ class Sizes(NamedTuple):
     classes: int = 16
 
 
-def scan_both(monkeypatch, sizes, steps, rows, unimix=0.01, bf16=False, device="cpu"):
-    """States, posterior and all gradients by the kernels, and by the loop in float32.
+def scan_both(monkeypatch, sizes, steps, rows, unimix=0.01, bf16=False, device="cpu", kinds=(True, False)):
+    """States, posterior and all gradients by the kernels, and by the loop in float32; or by one of the `kinds`.
 
     The noise decides every draw by itself, so that rounding changes none.
     """
     given, noise, is_first, weights, grads = make_scan(sizes, steps, rows, device)
     found = []
-    for teams in (True, False):
+    for teams in kinds:
         monkeypatch.setattr(block_scan, "team", choose if teams else lambda *_: None)
         outputs = BlockScan.apply(*given, noise, is_first, unimix, 1e-4, bf16 and teams, *weights)
         value = sum((x * g).sum() for x, g in zip(outputs, grads, strict=True))
