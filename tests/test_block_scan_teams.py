@@ -59,7 +59,7 @@ def test_bf16_products_are_near_fp32(programs, monkeypatch):
 
 
 def test_a_team_has_as_many_programs_as_there_are_units_for(monkeypatch):
-    monkeypatch.setattr(cell_triton, "_hardware", lambda device: (132, 101_376))
+    monkeypatch.setattr(cell_triton, "_hardware", lambda device: (132, 232_448))
     preset = Shape(64, 16, 2048, 8, 256, 32, 16)
     device = torch.device("cpu")
     how = launch(preset, device, True)
@@ -69,8 +69,10 @@ def test_a_team_has_as_many_programs_as_there_are_units_for(monkeypatch):
     assert launch(preset._replace(rows=65), device, True) is None  # more programs than run at once
     assert launch(preset._replace(deter=4096), device, True) is None  # blocks of 512 units
     assert torch.get_float32_matmul_precision() == "highest" and launch(preset, device, False) is None
-    monkeypatch.setattr(cell_triton, "_hardware", lambda device: (40, 101_376))
+    monkeypatch.setattr(cell_triton, "_hardware", lambda device: (40, 232_448))
     assert launch(preset, device, True) is None
+    monkeypatch.setattr(cell_triton, "_hardware", lambda device: (132, 101_376))  # a GPU with less memory in each
+    assert launch(preset, device, True)["BM"] == 16 and launch(preset._replace(rows=64), device, True) is None
 
 
 def test_without_a_gpu_and_in_float64_the_loop_scans():

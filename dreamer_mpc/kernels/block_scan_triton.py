@@ -25,6 +25,7 @@ from dreamer_mpc.kernels.cell_triton import _bias, _load, _store
 WIDEST, WIDEST_EXACT = 256, 64  # inputs of a product that a program has in registers; of one in fp32 without TF32
 UNITS = 32  # of deter that a program has
 ROWS = (16, 32)  # that a team may have
+SHARED = 86_016  # bytes of shared memory for a program with 16 rows and the widest layers in bf16, by the compiler's count
 PARTS = {"deter": 4, "stoch": 2}  # at most, into which the inputs of a product are cut
 
 
@@ -395,14 +396,16 @@ class Sizes(NamedTuple):
 
 
 def launch(sizes: Sizes, device: torch.device, bf16: bool) -> dict[str, int] | None:
-    """The size of teams and of their blocks; None where a team does not fit on the device, or a layer in registers."""
-    processors, _ = cell_triton._hardware(device)
-    exact = not bf16 and cell_triton._precision() == "ieee"
-    if max(sizes.units, sizes.hidden) > (WIDEST_EXACT if exact else WIDEST) or sizes.classes > WIDEST_EXACT:
+    """The size of teams and of their blocks; None where the device cannot hold them all, or a layer is too wide."""
+    processors, memory = cell_triton._hardware(device)
+    exact, widest = not bf16 and cell_triton._precision() == "ieee", max(sizes.units, sizes.hidden)
+    if widest > (WIDEST_EXACT if exact else WIDEST) or sizes.classes > WIDEST_EXACT:
         return None
+    needed = SHARED * (1 if bf16 else 2) // (1 if widest > WIDEST_EXACT else 4)
     members = triton.cdiv(sizes.units, UNITS)
     for rows in ROWS:
-        if triton.cdiv(sizes.rows, rows) * sizes.blocks * members <= processors:
+        programs = triton.cdiv(sizes.rows, rows) * sizes.blocks * members
+        if programs <= processors and needed * (16 + rows) // 32 <= memory:
             return _blocks(sizes, rows, members, bf16)
     return None
 
