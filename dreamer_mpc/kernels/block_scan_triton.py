@@ -25,7 +25,7 @@ from dreamer_mpc.kernels.cell_triton import _bias, _load, _store
 WIDEST, WIDEST_EXACT = 256, 64  # inputs of a product that a program has in registers; of one in fp32 without TF32
 UNITS = 32  # of deter that a program has
 ROWS = (16, 32)  # that a team may have
-SHARED = 86_016  # bytes of shared memory for a program with 16 rows and the widest layers in bf16, by the compiler's count
+SHARED = 86_016  # bytes that a program needs with 16 rows and the widest layers in bf16, by the compiler's count
 PARTS = {"deter": 4, "stoch": 2}  # at most, into which the inputs of a product are cut
 
 
