@@ -7,6 +7,7 @@ from importlib import metadata
 
 import pytest
 import torch
+from einops import rearrange
 
 pytest.importorskip("triton", reason="needs Triton, which CPU builds of torch lack: docs/architecture.md says how")
 if torch.cuda.is_available():
@@ -173,19 +174,24 @@ def test_the_parts_of_the_block_cell_are_their_torch_forms(part, bf16):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("in_blocks", [False, True])
 @pytest.mark.parametrize("pool", [1, 2])
 @pytest.mark.parametrize("shape", [(3, 5, 4, 6), (1, 16, 2, 2)])
-def test_what_follows_a_convolution_is_its_torch_form_with_its_gradients(shape, pool, monkeypatch):
+def test_what_follows_a_convolution_is_its_torch_form_with_its_gradients(shape, pool, in_blocks, monkeypatch):
+    monkeypatch.setattr(pooled_norm.kernels, "ELEMENTS", 64)  # several blocks and programs
+    monkeypatch.setattr(pooled_norm.kernels, "PROGRAMS", 2)
     torch.manual_seed(7)
     norm = torch.nn.RMSNorm(shape[1], eps=1e-4)
     with torch.no_grad():
         norm.weight.add_(0.3 * torch.randn(shape[1]))
     x, bias = torch.randn(shape), torch.randn(shape[1]).requires_grad_()
     x[:, :, :2, :2] = x[:, :, :1, :1]  # equal numbers in a window
+    if in_blocks:
+        x = rearrange(x, "m c (h p) (w q) -> m (p q c) h w", p=2, q=2)
     x.requires_grad_()
-    y = pooled_norm.pooled_norm(x, bias, norm, pool)
+    y = pooled_norm.pooled_norm(x, bias, norm, pool, in_blocks)
     g = torch.randn(y.shape)
     expected = (y, *torch.autograd.grad(y, (x, bias, norm.weight), g))
-    y = pooled_norm.PooledNorm.apply(x.movedim(1, -1), bias, norm.weight, 1e-4, pool).movedim(-1, 1)
+    y = pooled_norm.PooledNorm.apply(x.movedim(1, -1), bias, norm.weight, 1e-4, pool, in_blocks).movedim(-1, 1)
     for a, b in zip((y, *torch.autograd.grad(y, (x, bias, norm.weight), g)), expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
