@@ -10,6 +10,7 @@ from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.agents.optimizers import OptimizerConfig
 from dreamer_mpc.config import load_presets
 from dreamer_mpc.kernels import cell, fused
+from dreamer_mpc.networks.two_hot import TwoHot, symexp_bins
 from dreamer_mpc.planners import make_planner
 from dreamer_mpc.world_model import GaussianWorldModel, WorldModelConfig
 from dreamer_mpc.world_model.block_rssm import BlockRSSM
@@ -171,6 +172,22 @@ def test_v3_s_convolutions_on_the_gpu_are_those_on_the_cpu(part, full_fp32):
         grads = torch.autograd.grad((y * weight).sum(), [given, *net.parameters()])
         results.append([x.cpu() for x in (y, *grads)])
     assert_near(*results, 1e-3)
+
+
+def test_distributions_over_bins_on_the_gpu_are_those_on_the_cpu():
+    torch.manual_seed(0)
+    leaf, slow, g = 2 * torch.randn(3, 5, 40, 255), 30 * torch.randn(3, 4, 40), torch.randn(3, 4, 40)
+    target, bins, results = 300 * torch.randn(4, 40), symexp_bins(), []
+    leaf[..., :100] -= 30
+    leaf[..., -100:] -= 30
+    for device in ("cuda", "cpu"):
+        logits = leaf.to(device).requires_grad_()
+        predicted = TwoHot(logits[:, :-1], bins.to(device))
+        loss = predicted.loss(target.to(device), slow.to(device), 0.7)
+        means = [TwoHot(logits.detach(), predicted.bins, readout).mean for readout in ("real", "symlog")]
+        grads = torch.autograd.grad(loss, logits, g.to(device))
+        results.append([x.cpu() for x in (loss, *grads, *means)])
+    assert_near(*results, 1e-4)
 
 
 def test_captured_plans_follow_the_weights():
