@@ -10,10 +10,13 @@ from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.agents.optimizers import OptimizerConfig
 from dreamer_mpc.config import load_presets
 from dreamer_mpc.kernels import cell, fused
+from dreamer_mpc.networks.two_hot import TwoHot, symexp_bins
 from dreamer_mpc.planners import make_planner
 from dreamer_mpc.world_model import GaussianWorldModel, WorldModelConfig
 from dreamer_mpc.world_model.block_rssm import BlockRSSM
 from dreamer_mpc.world_model.encoder import preprocess
+from dreamer_mpc.world_model.norm_decoder import NormDecoder
+from dreamer_mpc.world_model.norm_encoder import NormEncoder
 from tests.support.agents import TINY, make_batch
 from tests.support.cell_walks import KINDS, Sizes, assert_near, walk_both
 from tests.support.planning import PAPER
@@ -153,6 +156,38 @@ def test_the_block_scan_is_the_loop(bf16):
     torch.testing.assert_close(posterior, loop_posterior, rtol=1e-3, atol=1e-4)
     for got, expected in zip(grads, loop_grads, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-2, atol=1e-2 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_v3_s_convolutions_on_the_gpu_are_those_on_the_cpu(part, full_fp32):
+    """Both go through blocks of pixels on a GPU, the first and the last layer through channels that are filled up."""
+    torch.manual_seed(0)
+    net = NormEncoder((8, 12, 16, 16)) if part == "encoder" else NormDecoder(64, 24, 32, 8, 256, (16, 12, 8))
+    x = torch.rand(6, 3, 64, 64) if part == "encoder" else torch.randn(6, 88)
+    results = []
+    for device in ("cuda", "cpu"):
+        net, given = net.to(device), x.to(device).requires_grad_()
+        y = net(given)
+        weight = torch.linspace(-1, 1, y.numel(), device=device).view_as(y)
+        grads = torch.autograd.grad((y * weight).sum(), [given, *net.parameters()])
+        results.append([x.cpu() for x in (y, *grads)])
+    assert_near(*results, 1e-3)
+
+
+def test_distributions_over_bins_on_the_gpu_are_those_on_the_cpu():
+    torch.manual_seed(0)
+    leaf, slow, g = 2 * torch.randn(3, 5, 40, 255), 30 * torch.randn(3, 4, 40), torch.randn(3, 4, 40)
+    target, bins, results = 300 * torch.randn(4, 40), symexp_bins(), []
+    leaf[..., :100] -= 30
+    leaf[..., -100:] -= 30
+    for device in ("cuda", "cpu"):
+        logits = leaf.to(device).requires_grad_()
+        predicted = TwoHot(logits[:, :-1], bins.to(device))
+        loss = predicted.loss(target.to(device), slow.to(device), 0.7)
+        means = [TwoHot(logits.detach(), predicted.bins, readout).mean for readout in ("real", "symlog")]
+        grads = torch.autograd.grad(loss, logits, g.to(device))
+        results.append([x.cpu() for x in (loss, *grads, *means)])
+    assert_near(*results, 1e-4)
 
 
 def test_captured_plans_follow_the_weights():

@@ -7,6 +7,7 @@ from importlib import metadata
 
 import pytest
 import torch
+from einops import rearrange
 
 pytest.importorskip("triton", reason="needs Triton, which CPU builds of torch lack: docs/architecture.md says how")
 if torch.cuda.is_available():
@@ -14,7 +15,8 @@ if torch.cuda.is_available():
 if not metadata.version("triton").startswith(("3.7.", "3.8.")):  # docs/architecture.md says why other versions fail
     pytest.skip(f"not with the interpreter of Triton {metadata.version('triton')}, but 3.7.1", allow_module_level=True)
 
-from dreamer_mpc.kernels import block_cell, blocks, cell, cell_triton, fused, norm, pooled_norm
+from dreamer_mpc.kernels import block_cell, blocks, cell, cell_triton, fused, norm, pooled_norm, two_hot
+from dreamer_mpc.networks.two_hot import TwoHot, symexp_bins
 from dreamer_mpc.world_model.encoder import preprocess
 from tests.support import interpreter
 from tests.support.cell_walks import KINDS, Sizes, assert_near, walk_both
@@ -173,19 +175,70 @@ def test_the_parts_of_the_block_cell_are_their_torch_forms(part, bf16):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("in_blocks", [False, True])
 @pytest.mark.parametrize("pool", [1, 2])
 @pytest.mark.parametrize("shape", [(3, 5, 4, 6), (1, 16, 2, 2)])
-def test_what_follows_a_convolution_is_its_torch_form_with_its_gradients(shape, pool, monkeypatch):
+def test_what_follows_a_convolution_is_its_torch_form_with_its_gradients(shape, pool, in_blocks, monkeypatch):
+    monkeypatch.setattr(pooled_norm.kernels, "ELEMENTS", 64)  # several blocks and programs
+    monkeypatch.setattr(pooled_norm.kernels, "PROGRAMS", 2)
     torch.manual_seed(7)
     norm = torch.nn.RMSNorm(shape[1], eps=1e-4)
     with torch.no_grad():
         norm.weight.add_(0.3 * torch.randn(shape[1]))
     x, bias = torch.randn(shape), torch.randn(shape[1]).requires_grad_()
     x[:, :, :2, :2] = x[:, :, :1, :1]  # equal numbers in a window
+    if in_blocks:
+        x = rearrange(x, "m c (h p) (w q) -> m (p q c) h w", p=2, q=2)
     x.requires_grad_()
-    y = pooled_norm.pooled_norm(x, bias, norm, pool)
+    y = pooled_norm.pooled_norm(x, bias, norm, pool, in_blocks)
     g = torch.randn(y.shape)
     expected = (y, *torch.autograd.grad(y, (x, bias, norm.weight), g))
-    y = pooled_norm.PooledNorm.apply(x.movedim(1, -1), bias, norm.weight, 1e-4, pool).movedim(-1, 1)
+    y = pooled_norm.PooledNorm.apply(x.movedim(1, -1), bias, norm.weight, 1e-4, pool, in_blocks).movedim(-1, 1)
     for a, b in zip((y, *torch.autograd.grad(y, (x, bias, norm.weight), g)), expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(two_hot.kernels, "ELEMENTS", 32)  # several blocks and programs
+    monkeypatch.setattr(two_hot.kernels, "PROGRAMS", 4)
+    return lambda used: monkeypatch.setattr(two_hot, "fuses", lambda x: used)
+
+
+@pytest.mark.parametrize("bins", [7, 8])
+@pytest.mark.parametrize("second", [False, True])
+def test_cross_entropies_over_bins_are_the_plain_ones(second, bins, small_blocks):
+    """Targets between bins, at one, at and beyond the ends; logits of which the last step is not read."""
+    torch.manual_seed(8)
+    bins = symexp_bins(bins, 3.0)
+    target = torch.tensor([-100.0, bins[0], -0.7, 0.0, bins[-2], 2.5, bins[-1], 100.0, 1.0, -3.0]).view(2, 5)
+    given = (target, 3 * torch.randn(3, 2, 5), 0.4) if second else (target,)
+    leaf, g, found = 2 * torch.randn(3, 3, 5, len(bins)), torch.randn(3, 2, 5), []
+    for used in (True, False):
+        small_blocks(used)
+        logits = leaf.clone().requires_grad_()
+        loss = TwoHot(logits[:, :-1], bins).loss(*given)
+        found.append((loss, *torch.autograd.grad(loss, logits, g)))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_cross_entropy_to_a_target_that_is_not_finite_is_nan(small_blocks):
+    small_blocks(True)
+    logits = torch.randn(4, 7, requires_grad=True)
+    loss = TwoHot(logits, symexp_bins(7, 3.0)).loss(torch.tensor([torch.inf, torch.nan, -torch.inf, 1.0]))
+    assert loss.isnan().tolist() == [True, True, True, False]
+    assert torch.autograd.grad(loss.sum(), logits)[0].isnan().any(-1).tolist() == [True, True, True, False]
+
+
+@pytest.mark.parametrize("readout", ["real", "symlog"])
+@pytest.mark.parametrize("bins", [7, 8])
+def test_means_over_bins_are_the_plain_ones(bins, readout, small_blocks):
+    torch.manual_seed(9)
+    logits, bins, found = torch.randn(3, 2, 5, bins), symexp_bins(bins, 3.0), []
+    logits[1, 1, 3] = 0
+    for used in (True, False):
+        small_blocks(used)
+        found.append(TwoHot(logits, bins, readout).mean)
+        assert found[-1][1, 1, 3] == 0
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
