@@ -10,6 +10,7 @@ from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.agents.optimizers import OptimizerConfig
 from dreamer_mpc.config import load_presets
 from dreamer_mpc.kernels import cell, fused
+from dreamer_mpc.networks.norm_mlp import NormMLP
 from dreamer_mpc.networks.two_hot import TwoHot, symexp_bins
 from dreamer_mpc.planners import make_planner
 from dreamer_mpc.world_model import GaussianWorldModel, WorldModelConfig
@@ -188,6 +189,15 @@ def test_distributions_over_bins_on_the_gpu_are_those_on_the_cpu():
         grads = torch.autograd.grad(loss, logits, g.to(device))
         results.append([x.cpu() for x in (loss, *grads, *means)])
     assert_near(*results, 1e-4)
+
+
+def test_a_perceptron_of_many_rows_is_that_of_single_steps(full_fp32):
+    torch.manual_seed(0)
+    mlp, x = NormMLP(20, 32, 2, 12).cuda(), torch.randn(5, 600, 20, device="cuda")
+    g, results = torch.randn(5, 600, 12, device="cuda"), []
+    for y in (mlp(x), torch.stack([mlp(step) for step in x])):
+        results.append((y, *torch.autograd.grad(y, list(mlp.parameters()), g)))
+    assert_near(*results, 1e-5)
 
 
 def test_captured_plans_follow_the_weights():

@@ -12,6 +12,7 @@ from dreamer_mpc.kernels.norm import NormSiLU, fuses
 from dreamer_mpc.networks.mlp import EnsembleLinear, full_precision
 
 NORM_EPS = 1e-4
+MANY = 512  # rows of a product
 TRUNCATION = 1.1368  # a normal cut at two standard deviations times this has variance 1
 
 
@@ -64,7 +65,16 @@ class NormMLP(nn.Module):
     def forward(self, x: Float[Tensor, "*b I"]) -> Float[Tensor, "*b O"]:
         x = self.hidden(x)
         with full_precision(x):
-            return self.last(x.to(self.last.weight.dtype))
+            return self._last(x.to(self.last.weight.dtype))
+
+    def _last(self, x: Float[Tensor, "*b I"]) -> Float[Tensor, "*b O"]:
+        """The last layer. The gradient of its weights is a product with few outputs and as many terms as there are rows.
+
+        On a GPU, of T times many rows, it is T products side by side and their sum.
+        """
+        if not (x.is_cuda and x.dim() == 3 and x.shape[1] >= MANY):
+            return self.last(x)
+        return torch.baddbmm(self.last.bias, x, self.last.weight.t().expand(len(x), -1, -1))
 
 
 class NormEnsembleLayer(EnsembleLinear):
