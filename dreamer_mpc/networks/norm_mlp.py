@@ -68,7 +68,7 @@ class NormMLP(nn.Module):
             return self._last(x.to(self.last.weight.dtype))
 
     def _last(self, x: Float[Tensor, "*b I"]) -> Float[Tensor, "*b O"]:
-        """The last layer. The gradient of its weights is a product with few outputs and as many terms as there are rows.
+        """The last layer. The gradient of its weights is a product of few outputs and as many terms as there are rows.
 
         On a GPU, of T times many rows, it is T products side by side and their sum.
         """
