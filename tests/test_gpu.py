@@ -175,6 +175,18 @@ def test_v3_s_convolutions_on_the_gpu_are_those_on_the_cpu(part, full_fp32):
     assert_near(*results, 1e-3)
 
 
+def test_the_decoder_s_error_on_the_gpu_is_that_on_the_cpu(full_fp32):
+    torch.manual_seed(0)
+    net, state, image = NormDecoder(64, 24, 32, 8, 256, (16, 12, 8)), torch.randn(2, 3, 88), torch.rand(2, 3, 3, 64, 64)
+    results = []
+    for device in ("cuda", "cpu"):
+        net, given = net.to(device), state.to(device).requires_grad_()
+        error = net.error(given, image.to(device))
+        grads = torch.autograd.grad((error * torch.arange(1.0, 4, device=device)).sum(), [given, *net.parameters()])
+        results.append([x.cpu() for x in (error, *grads)])
+    assert_near(*results, 1e-3)
+
+
 def test_distributions_over_bins_on_the_gpu_are_those_on_the_cpu():
     torch.manual_seed(0)
     leaf, slow, g = 2 * torch.randn(3, 5, 40, 255), 30 * torch.randn(3, 4, 40), torch.randn(3, 4, 40)
