@@ -175,6 +175,26 @@ def test_the_parts_of_the_block_cell_are_their_torch_forms(part, bf16):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("shape", [(11, 21), (3, 11, 21)])
+def test_the_norm_of_a_sum_with_a_bias_is_its_torch_form_with_its_gradients(shape, apart, monkeypatch):
+    """Rows of members side by side or not: the gradient of x has the strides of x."""
+    monkeypatch.setattr(norm.kernels, "ELEMENTS", 64)  # several blocks and programs
+    monkeypatch.setattr(norm.kernels, "PROGRAMS", 9)
+    torch.manual_seed(11)
+    x, g = torch.randn(shape), torch.randn(shape)
+    x = x.transpose(0, -2).contiguous().transpose(0, -2) if apart else x
+    gain, bias = torch.rand(*shape[:-2], 21) + 0.5, torch.randn(*shape[:-2], 21)
+    leaves, found = [t.requires_grad_() for t in (x, gain, bias)], []
+    for y in (norm.NormSiLU.apply(x, gain, 1e-4, bias), norm.norm_silu(x + bias[..., None, :], gain, 1e-4, x.dtype)):
+        found.append((y, *torch.autograd.grad(y, leaves, g)))
+    assert found[0][1].stride() == x.stride()
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    y = norm.NormSiLU.apply(x.detach(), gain.detach(), 1e-4, bias)
+    torch.testing.assert_close(torch.autograd.grad(y, bias, g)[0], found[1][3])
+
+
 @pytest.mark.parametrize("in_blocks", [False, True])
 @pytest.mark.parametrize("pool", [1, 2])
 @pytest.mark.parametrize("shape", [(3, 5, 4, 6), (1, 16, 2, 2)])
