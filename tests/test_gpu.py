@@ -10,6 +10,7 @@ from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.agents.optimizers import OptimizerConfig
 from dreamer_mpc.config import load_presets
 from dreamer_mpc.kernels import cell, fused
+from dreamer_mpc.networks.norm_mlp import NormEnsemble, NormMLP
 from dreamer_mpc.networks.two_hot import TwoHot, symexp_bins
 from dreamer_mpc.planners import make_planner
 from dreamer_mpc.world_model import GaussianWorldModel, WorldModelConfig
@@ -174,6 +175,33 @@ def test_v3_s_convolutions_on_the_gpu_are_those_on_the_cpu(part, full_fp32):
     assert_near(*results, 1e-3)
 
 
+def test_the_decoder_s_error_on_the_gpu_is_that_on_the_cpu(full_fp32):
+    torch.manual_seed(0)
+    net, state, image = NormDecoder(64, 24, 32, 8, 256, (16, 12, 8)), torch.randn(2, 3, 88), torch.rand(2, 3, 3, 64, 64)
+    results = []
+    for device in ("cuda", "cpu"):
+        net, given = net.to(device), state.to(device).requires_grad_()
+        error = net.error(given, image.to(device))
+        grads = torch.autograd.grad((error * torch.arange(1.0, 4, device=device)).sum(), [given, *net.parameters()])
+        results.append([x.cpu() for x in (error, *grads)])
+    assert_near(*results, 1e-3)
+
+
+@pytest.mark.parametrize("make", [lambda: NormMLP(20, 48, 2, 12), lambda: NormEnsemble(20, 48, 3, 12, members=3)])
+def test_v3_s_perceptrons_on_the_gpu_are_those_on_the_cpu(make, full_fp32):
+    torch.manual_seed(0)
+    net, x, results = make(), torch.randn(4, 50, 20), []
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    for device in ("cuda", "cpu"):
+        net, given = net.to(device), x.to(device).requires_grad_()
+        y = net(given)
+        g = torch.linspace(-1, 1, y.numel(), device=device).view_as(y)
+        results.append([x.cpu() for x in (y, *torch.autograd.grad(y, [given, *net.parameters()], g))])
+    assert_near(*results, 1e-4)
+
+
 def test_distributions_over_bins_on_the_gpu_are_those_on_the_cpu():
     torch.manual_seed(0)
     leaf, slow, g = 2 * torch.randn(3, 5, 40, 255), 30 * torch.randn(3, 4, 40), torch.randn(3, 4, 40)
@@ -188,6 +216,15 @@ def test_distributions_over_bins_on_the_gpu_are_those_on_the_cpu():
         grads = torch.autograd.grad(loss, logits, g.to(device))
         results.append([x.cpu() for x in (loss, *grads, *means)])
     assert_near(*results, 1e-4)
+
+
+def test_a_perceptron_of_many_rows_is_that_of_single_steps(full_fp32):
+    torch.manual_seed(0)
+    mlp, x = NormMLP(20, 32, 2, 12).cuda(), torch.randn(5, 600, 20, device="cuda")
+    g, results = torch.randn(5, 600, 12, device="cuda"), []
+    for y in (mlp(x), torch.stack([mlp(step) for step in x])):
+        results.append((y, *torch.autograd.grad(y, list(mlp.parameters()), g)))
+    assert_near(*results, 1e-5)
 
 
 def test_captured_plans_follow_the_weights():

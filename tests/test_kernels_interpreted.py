@@ -15,7 +15,7 @@ if torch.cuda.is_available():
 if not metadata.version("triton").startswith(("3.7.", "3.8.")):  # docs/architecture.md says why other versions fail
     pytest.skip(f"not with the interpreter of Triton {metadata.version('triton')}, but 3.7.1", allow_module_level=True)
 
-from dreamer_mpc.kernels import block_cell, blocks, cell, cell_triton, fused, norm, pooled_norm, two_hot
+from dreamer_mpc.kernels import block_cell, blocks, cell, cell_triton, fused, image_error, norm, pooled_norm, two_hot
 from dreamer_mpc.networks.two_hot import TwoHot, symexp_bins
 from dreamer_mpc.world_model.encoder import preprocess
 from tests.support import interpreter
@@ -175,6 +175,26 @@ def test_the_parts_of_the_block_cell_are_their_torch_forms(part, bf16):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("shape", [(11, 21), (3, 11, 21)])
+def test_the_norm_of_a_sum_with_a_bias_is_its_torch_form_with_its_gradients(shape, apart, monkeypatch):
+    """Rows of members side by side or not: the gradient of x has the strides of x."""
+    monkeypatch.setattr(norm.kernels, "ELEMENTS", 64)  # several blocks and programs
+    monkeypatch.setattr(norm.kernels, "PROGRAMS", 9)
+    torch.manual_seed(11)
+    x, g = torch.randn(shape), torch.randn(shape)
+    x = x.transpose(0, -2).contiguous().transpose(0, -2) if apart else x
+    gain, bias = torch.rand(*shape[:-2], 21) + 0.5, torch.randn(*shape[:-2], 21)
+    leaves, found = [t.requires_grad_() for t in (x, gain, bias)], []
+    for y in (norm.NormSiLU.apply(x, gain, 1e-4, bias), norm.norm_silu(x + bias[..., None, :], gain, 1e-4, x.dtype)):
+        found.append((y, *torch.autograd.grad(y, leaves, g)))
+    assert found[0][1].stride() == x.stride()
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    y = norm.NormSiLU.apply(x.detach(), gain.detach(), 1e-4, bias)
+    torch.testing.assert_close(torch.autograd.grad(y, bias, g)[0], found[1][3])
+
+
 @pytest.mark.parametrize("in_blocks", [False, True])
 @pytest.mark.parametrize("pool", [1, 2])
 @pytest.mark.parametrize("shape", [(3, 5, 4, 6), (1, 16, 2, 2)])
@@ -242,3 +262,19 @@ def test_means_over_bins_are_the_plain_ones(bins, readout, small_blocks):
         found.append(TwoHot(logits, bins, readout).mean)
         assert found[-1][1, 1, 3] == 0
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("elements", [64, 256])
+def test_the_error_of_images_in_blocks_is_its_torch_form_with_its_gradients(dtype, elements, monkeypatch):
+    """Rows of two pixels of 3 channels are filled up to 8; a block has fewer numbers than an image, or more."""
+    torch.manual_seed(10)
+    monkeypatch.setattr(image_error.kernels, "ELEMENTS", elements)
+    leaf, target, found = torch.randn(3, 2, 5, 16), torch.rand(3, 3, 4, 10), []
+    for used in (True, False):
+        monkeypatch.setattr(image_error, "fuses", lambda x, used=used: used)
+        y, bias = leaf.to(dtype).requires_grad_(), torch.tensor([0.3, -0.2, 1.0], requires_grad=True)
+        error = image_error.image_error(y.movedim(-1, 1), bias, target)
+        found.append([x.float() for x in (error, *torch.autograd.grad(error, (y, bias), torch.tensor([1.0, -2, 3])))])
+    assert not found[0][1].unflatten(-1, (2, 8))[..., 6:].any()
+    assert_near(*found, 1e-5 if dtype == torch.float32 else 1e-2)

@@ -97,9 +97,9 @@ class ReinforceBehavior:
             samples.append(self.model.policy(state).sample())
             return samples[-1]
 
-        states = closed_loop(self.model, start, self.config.horizon, act).states  # [M, H, S]
-        states = torch.cat([start[None], states.transpose(0, 1)])
-        return states.bfloat16() if self.bf16 else states, torch.stack(samples)  # rounded once for all heads
+        precision = torch.bfloat16 if self.bf16 else start.dtype  # rounded once for all heads
+        states = closed_loop(self.model, start, self.config.horizon, act, precision=precision).states  # [M, H, S]
+        return torch.cat([start.to(precision)[None], states.transpose(0, 1)]), torch.stack(samples)
 
     def _replay_loss(
         self,
