@@ -227,6 +227,25 @@ def test_a_perceptron_of_many_rows_is_that_of_single_steps(full_fp32):
     assert_near(*results, 1e-5)
 
 
+def test_a_walk_is_the_loop_of_steps_with_its_gradients(full_fp32):
+    torch.manual_seed(0)
+    rssm = BlockRSSM(ACTION_DIM, 40, deter=192, stoch=12, classes=6, hidden=48, blocks=8).cuda()
+    state, actions = torch.randn(7, 264, device="cuda"), torch.rand(4, 7, ACTION_DIM, device="cuda")
+    noise, g, found = torch.randn(4, 7, 72, device="cuda"), torch.randn(4, 7, 264, device="cuda"), []
+    for fast in (True, False):
+        leaf = actions.clone().requires_grad_()
+        if fast:
+            states = rssm.differentiable_states(state, leaf, rssm.walk(state, lambda k, _: actions[k], noise, True)[1])
+        else:
+            states, now = [], state
+            for k in range(4):
+                now = rssm.prior_step(now, leaf[k], noise[k])
+                states.append(now)
+            states = torch.stack(states)
+        found.append((states, *torch.autograd.grad(states, leaf, g)))
+    assert_near(*found, 1e-3)
+
+
 def test_captured_plans_follow_the_weights():
     """A graph reads the parameters in place, so an update changes the next action."""
     agent = Dreamer(ACTION_DIM, device="cuda:0")

@@ -17,6 +17,7 @@ if not metadata.version("triton").startswith(("3.7.", "3.8.")):  # docs/architec
 
 from dreamer_mpc.kernels import block_cell, blocks, cell, cell_triton, fused, image_error, norm, pooled_norm, two_hot
 from dreamer_mpc.networks.two_hot import TwoHot, symexp_bins
+from dreamer_mpc.world_model.block_rssm import BlockRSSM
 from dreamer_mpc.world_model.encoder import preprocess
 from tests.support import interpreter
 from tests.support.cell_walks import KINDS, Sizes, assert_near, walk_both
@@ -216,6 +217,18 @@ def test_what_follows_a_convolution_is_its_torch_form_with_its_gradients(shape, 
     y = pooled_norm.PooledNorm.apply(x.movedim(1, -1), bias, norm.weight, 1e-4, pool, in_blocks).movedim(-1, 1)
     for a, b in zip((y, *torch.autograd.grad(y, (x, bias, norm.weight), g)), expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_walk_from_parts_of_states_is_its_torch_form(monkeypatch):
+    """Its first step reads deter and stoch side by side in memory."""
+    torch.manual_seed(12)
+    rssm = BlockRSSM(2, 5, deter=12, stoch=3, classes=4, hidden=6, blocks=3)
+    state, actions, noise, found = torch.randn(5, 24), torch.rand(2, 5, 2), torch.randn(2, 5, 12), []
+    for used in (True, False):
+        for module in (norm, block_cell):
+            monkeypatch.setattr(module, "fuses", lambda x, used=used: used)
+        found.append(rssm.walk(state, lambda k, _: actions[k], noise, save=False)[1].states)
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture

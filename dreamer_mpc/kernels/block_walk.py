@@ -69,6 +69,7 @@ def walk(
     States are given in `precision`, by default that of `deter`; the walk itself keeps that of `deter`.
     """
     precision, dtype = precision or deter.dtype, w.own.dtype
+    deter = deter.contiguous()  # the kernels of a step read it without strides
     states = deter.new_empty(len(noise), len(deter), deter.shape[1] + stoch.shape[1], dtype=precision)
     state, stoch, steps = torch.cat([deter, stoch.to(deter.dtype)], dim=-1).to(precision), stoch.to(dtype), []
     for k in range(len(noise)):
