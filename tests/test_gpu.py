@@ -7,6 +7,7 @@ import torch
 
 from dreamer_mpc.agents.behavior import BehaviorConfig
 from dreamer_mpc.agents.dreamer import Dreamer
+from dreamer_mpc.agents.laprop import LaProp
 from dreamer_mpc.agents.optimizers import OptimizerConfig
 from dreamer_mpc.config import load_presets
 from dreamer_mpc.kernels import cell, fused
@@ -244,6 +245,22 @@ def test_a_walk_is_the_loop_of_steps_with_its_gradients(full_fp32):
             states = torch.stack(states)
         found.append((states, *torch.autograd.grad(states, leaf, g)))
     assert_near(*found, 1e-3)
+
+
+def test_laprop_on_the_gpu_is_that_on_the_cpu():
+    results = []
+    for device in ("cuda", "cpu"):
+        torch.manual_seed(0)
+        params = [torch.nn.Parameter((torch.randn(shape) * 3).to(device)) for shape in [(700, 11), (1,), (64, 3, 5, 5)]]
+        optimizer = LaProp(params, lr=0.02, warmup=2)
+        for step in range(6):
+            for p in params:
+                g = torch.randn(p.shape)
+                p.grad = (torch.full_like(g, torch.nan) if step == 3 else g).to(device)
+            optimizer.found_inf = torch.tensor(float(step == 3), device=device)
+            optimizer.step()
+        results.append([x.cpu() for p in params for x in (p.detach(), *optimizer.state[p].values())])
+    assert_near(*results, 1e-4)
 
 
 def test_captured_plans_follow_the_weights():

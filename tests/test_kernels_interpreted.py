@@ -15,6 +15,7 @@ if torch.cuda.is_available():
 if not metadata.version("triton").startswith(("3.7.", "3.8.")):  # docs/architecture.md says why other versions fail
     pytest.skip(f"not with the interpreter of Triton {metadata.version('triton')}, but 3.7.1", allow_module_level=True)
 
+from dreamer_mpc.agents import laprop
 from dreamer_mpc.kernels import block_cell, blocks, cell, cell_triton, fused, image_error, norm, pooled_norm, two_hot
 from dreamer_mpc.networks.two_hot import TwoHot, symexp_bins
 from dreamer_mpc.world_model.block_rssm import BlockRSSM
@@ -291,3 +292,24 @@ def test_the_error_of_images_in_blocks_is_its_torch_form_with_its_gradients(dtyp
         found.append([x.float() for x in (error, *torch.autograd.grad(error, (y, bias), torch.tensor([1.0, -2, 3])))])
     assert not found[0][1].unflatten(-1, (2, 8))[..., 6:].any()
     assert_near(*found, 1e-5 if dtype == torch.float32 else 1e-2)
+
+
+def test_laprop_s_kernel_is_its_torch_form(monkeypatch):
+    """Tensors of several blocks and of one number; clipped gradients and others; two steps that are skipped."""
+    monkeypatch.setattr(laprop.kernels, "BLOCK", 32)
+    found = []
+    for used in (True, False):
+        monkeypatch.setattr(laprop, "fuses", lambda tensors, used=used: used)
+        torch.manual_seed(13)
+        drawn = [9 * torch.randn(7, 11), torch.randn(()), torch.zeros(40)]
+        params = [torch.nn.Parameter(x) for x in drawn]
+        optimizer = laprop.LaProp(params, lr=0.02, betas=(0.8, 0.95), warmup=2)
+        for step in range(6):
+            skipped = step in (0, 3)
+            for p in params:
+                p.grad = torch.full_like(p, torch.nan) if skipped else torch.randn_like(p)
+            optimizer.found_inf = torch.tensor(float(skipped))
+            optimizer.step()
+        found.append([x for p in params for x in (p.detach(), *optimizer.state[p].values())])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
