@@ -245,7 +245,7 @@ MUTATIONS = [
         "v3: slow copy asked for the value of the next state", "_first(predicted), imagined[:-1],",
         "_first(predicted), imagined[1:],",
     ),
-    reinforce("v3: slow copy is no target", "+ self.config.slow_scale *", "+ 0 * self.config.slow_scale *"),
+    reinforce("v3: slow copy is no target", "slow, self.config.slow_scale", "slow, 0 * self.config.slow_scale"),
     reinforce(
         "v3: the slow copies' mean is the target of every head", "slow = self.slow(states)",
         "slow = self.slow(states).mean(0, keepdim=True)",

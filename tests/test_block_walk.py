@@ -81,6 +81,27 @@ def test_any_rule_may_choose_the_actions():
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11)
 
 
+def test_states_may_be_rounded_while_the_walk_is_not():
+    found = []
+    for model in make_pair():
+        state, _, noise = inputs()
+        seen = []
+
+        def act(now):
+            seen.append(now)
+            return 0 * now[..., :A].double()
+
+        with torch.no_grad():
+            exact = closed_loop(model, state, H, act, noise=noise[:, 0]).states
+            seen.clear()
+            rounded = closed_loop(model, state, H, act, noise=noise[:, 0], precision=torch.bfloat16).states
+        before = torch.cat([state[:, None], exact[:, :-1]], dim=1)
+        assert torch.equal(torch.stack(seen, dim=1), before.bfloat16())
+        assert torch.equal(rounded, exact.bfloat16())
+        found.append(rounded)
+    torch.testing.assert_close(*found)
+
+
 def test_drawn_steps_have_the_prior_s_distribution():
     """Without given noise, the first variable's classes are as frequent after a step as the loop's prior says."""
     fast, plain = make_pair()

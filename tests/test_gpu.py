@@ -7,13 +7,18 @@ import torch
 
 from dreamer_mpc.agents.behavior import BehaviorConfig
 from dreamer_mpc.agents.dreamer import Dreamer
+from dreamer_mpc.agents.laprop import LaProp
 from dreamer_mpc.agents.optimizers import OptimizerConfig
 from dreamer_mpc.config import load_presets
 from dreamer_mpc.kernels import cell, fused
+from dreamer_mpc.networks.norm_mlp import NormEnsemble, NormMLP
+from dreamer_mpc.networks.two_hot import TwoHot, symexp_bins
 from dreamer_mpc.planners import make_planner
 from dreamer_mpc.world_model import GaussianWorldModel, WorldModelConfig
 from dreamer_mpc.world_model.block_rssm import BlockRSSM
 from dreamer_mpc.world_model.encoder import preprocess
+from dreamer_mpc.world_model.norm_decoder import NormDecoder
+from dreamer_mpc.world_model.norm_encoder import NormEncoder
 from tests.support.agents import TINY, make_batch
 from tests.support.cell_walks import KINDS, Sizes, assert_near, walk_both
 from tests.support.planning import PAPER
@@ -153,6 +158,109 @@ def test_the_block_scan_is_the_loop(bf16):
     torch.testing.assert_close(posterior, loop_posterior, rtol=1e-3, atol=1e-4)
     for got, expected in zip(grads, loop_grads, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-2, atol=1e-2 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_v3_s_convolutions_on_the_gpu_are_those_on_the_cpu(part, full_fp32):
+    """Both go through blocks of pixels on a GPU, the first and the last layer through channels that are filled up."""
+    torch.manual_seed(0)
+    net = NormEncoder((8, 12, 16, 16)) if part == "encoder" else NormDecoder(64, 24, 32, 8, 256, (16, 12, 8))
+    x = torch.rand(6, 3, 64, 64) if part == "encoder" else torch.randn(6, 88)
+    results = []
+    for device in ("cuda", "cpu"):
+        net, given = net.to(device), x.to(device).requires_grad_()
+        y = net(given)
+        weight = torch.linspace(-1, 1, y.numel(), device=device).view_as(y)
+        grads = torch.autograd.grad((y * weight).sum(), [given, *net.parameters()])
+        results.append([x.cpu() for x in (y, *grads)])
+    assert_near(*results, 1e-3)
+
+
+def test_the_decoder_s_error_on_the_gpu_is_that_on_the_cpu(full_fp32):
+    torch.manual_seed(0)
+    net, state, image = NormDecoder(64, 24, 32, 8, 256, (16, 12, 8)), torch.randn(2, 3, 88), torch.rand(2, 3, 3, 64, 64)
+    results = []
+    for device in ("cuda", "cpu"):
+        net, given = net.to(device), state.to(device).requires_grad_()
+        error = net.error(given, image.to(device))
+        grads = torch.autograd.grad((error * torch.arange(1.0, 4, device=device)).sum(), [given, *net.parameters()])
+        results.append([x.cpu() for x in (error, *grads)])
+    assert_near(*results, 1e-3)
+
+
+@pytest.mark.parametrize("make", [lambda: NormMLP(20, 48, 2, 12), lambda: NormEnsemble(20, 48, 3, 12, members=3)])
+def test_v3_s_perceptrons_on_the_gpu_are_those_on_the_cpu(make, full_fp32):
+    torch.manual_seed(0)
+    net, x, results = make(), torch.randn(4, 50, 20), []
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    for device in ("cuda", "cpu"):
+        net, given = net.to(device), x.to(device).requires_grad_()
+        y = net(given)
+        g = torch.linspace(-1, 1, y.numel(), device=device).view_as(y)
+        results.append([x.cpu() for x in (y, *torch.autograd.grad(y, [given, *net.parameters()], g))])
+    assert_near(*results, 1e-4)
+
+
+def test_distributions_over_bins_on_the_gpu_are_those_on_the_cpu():
+    torch.manual_seed(0)
+    leaf, slow, g = 2 * torch.randn(3, 5, 40, 255), 30 * torch.randn(3, 4, 40), torch.randn(3, 4, 40)
+    target, bins, results = 300 * torch.randn(4, 40), symexp_bins(), []
+    leaf[..., :100] -= 30
+    leaf[..., -100:] -= 30
+    for device in ("cuda", "cpu"):
+        logits = leaf.to(device).requires_grad_()
+        predicted = TwoHot(logits[:, :-1], bins.to(device))
+        loss = predicted.loss(target.to(device), slow.to(device), 0.7)
+        means = [TwoHot(logits.detach(), predicted.bins, readout).mean for readout in ("real", "symlog")]
+        grads = torch.autograd.grad(loss, logits, g.to(device))
+        results.append([x.cpu() for x in (loss, *grads, *means)])
+    assert_near(*results, 1e-4)
+
+
+def test_a_perceptron_of_many_rows_is_that_of_single_steps(full_fp32):
+    torch.manual_seed(0)
+    mlp, x = NormMLP(20, 32, 2, 12).cuda(), torch.randn(5, 600, 20, device="cuda")
+    g, results = torch.randn(5, 600, 12, device="cuda"), []
+    for y in (mlp(x), torch.stack([mlp(step) for step in x])):
+        results.append((y, *torch.autograd.grad(y, list(mlp.parameters()), g)))
+    assert_near(*results, 1e-5)
+
+
+def test_a_walk_is_the_loop_of_steps_with_its_gradients(full_fp32):
+    torch.manual_seed(0)
+    rssm = BlockRSSM(ACTION_DIM, 40, deter=192, stoch=12, classes=6, hidden=48, blocks=8).cuda()
+    state, actions = torch.randn(7, 264, device="cuda"), torch.rand(4, 7, ACTION_DIM, device="cuda")
+    noise, g, found = torch.randn(4, 7, 72, device="cuda"), torch.randn(4, 7, 264, device="cuda"), []
+    for fast in (True, False):
+        leaf = actions.clone().requires_grad_()
+        if fast:
+            states = rssm.differentiable_states(state, leaf, rssm.walk(state, lambda k, _: actions[k], noise, True)[1])
+        else:
+            states, now = [], state
+            for k in range(4):
+                now = rssm.prior_step(now, leaf[k], noise[k])
+                states.append(now)
+            states = torch.stack(states)
+        found.append((states, *torch.autograd.grad(states, leaf, g)))
+    assert_near(*found, 1e-3)
+
+
+def test_laprop_on_the_gpu_is_that_on_the_cpu():
+    results = []
+    for device in ("cuda", "cpu"):
+        torch.manual_seed(0)
+        params = [torch.nn.Parameter((torch.randn(shape) * 3).to(device)) for shape in [(700, 11), (1,), (64, 3, 5, 5)]]
+        optimizer = LaProp(params, lr=0.02, warmup=2)
+        for step in range(6):
+            for p in params:
+                g = torch.randn(p.shape)
+                p.grad = (torch.full_like(g, torch.nan) if step == 3 else g).to(device)
+            optimizer.found_inf = torch.tensor(float(step == 3), device=device)
+            optimizer.step()
+        results.append([x.cpu() for p in params for x in (p.detach(), *optimizer.state[p].values())])
+    assert_near(*results, 1e-4)
 
 
 def test_captured_plans_follow_the_weights():

@@ -7,6 +7,7 @@ from importlib import metadata
 
 import pytest
 import torch
+from einops import rearrange
 
 pytest.importorskip("triton", reason="needs Triton, which CPU builds of torch lack: docs/architecture.md says how")
 if torch.cuda.is_available():
@@ -14,7 +15,10 @@ if torch.cuda.is_available():
 if not metadata.version("triton").startswith(("3.7.", "3.8.")):  # docs/architecture.md says why other versions fail
     pytest.skip(f"not with the interpreter of Triton {metadata.version('triton')}, but 3.7.1", allow_module_level=True)
 
-from dreamer_mpc.kernels import block_cell, blocks, cell, cell_triton, fused, norm, pooled_norm
+from dreamer_mpc.agents import laprop
+from dreamer_mpc.kernels import block_cell, blocks, cell, cell_triton, fused, image_error, norm, pooled_norm, two_hot
+from dreamer_mpc.networks.two_hot import TwoHot, symexp_bins
+from dreamer_mpc.world_model.block_rssm import BlockRSSM
 from dreamer_mpc.world_model.encoder import preprocess
 from tests.support import interpreter
 from tests.support.cell_walks import KINDS, Sizes, assert_near, walk_both
@@ -173,19 +177,139 @@ def test_the_parts_of_the_block_cell_are_their_torch_forms(part, bf16):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("shape", [(11, 21), (3, 11, 21)])
+def test_the_norm_of_a_sum_with_a_bias_is_its_torch_form_with_its_gradients(shape, apart, monkeypatch):
+    """Rows of members side by side or not: the gradient of x has the strides of x."""
+    monkeypatch.setattr(norm.kernels, "ELEMENTS", 64)  # several blocks and programs
+    monkeypatch.setattr(norm.kernels, "PROGRAMS", 9)
+    torch.manual_seed(11)
+    x, g = torch.randn(shape), torch.randn(shape)
+    x = x.transpose(0, -2).contiguous().transpose(0, -2) if apart else x
+    gain, bias = torch.rand(*shape[:-2], 21) + 0.5, torch.randn(*shape[:-2], 21)
+    leaves, found = [t.requires_grad_() for t in (x, gain, bias)], []
+    for y in (norm.NormSiLU.apply(x, gain, 1e-4, bias), norm.norm_silu(x + bias[..., None, :], gain, 1e-4, x.dtype)):
+        found.append((y, *torch.autograd.grad(y, leaves, g)))
+    assert found[0][1].stride() == x.stride()
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    y = norm.NormSiLU.apply(x.detach(), gain.detach(), 1e-4, bias)
+    torch.testing.assert_close(torch.autograd.grad(y, bias, g)[0], found[1][3])
+
+
+@pytest.mark.parametrize("in_blocks", [False, True])
 @pytest.mark.parametrize("pool", [1, 2])
 @pytest.mark.parametrize("shape", [(3, 5, 4, 6), (1, 16, 2, 2)])
-def test_what_follows_a_convolution_is_its_torch_form_with_its_gradients(shape, pool, monkeypatch):
+def test_what_follows_a_convolution_is_its_torch_form_with_its_gradients(shape, pool, in_blocks, monkeypatch):
+    monkeypatch.setattr(pooled_norm.kernels, "ELEMENTS", 64)  # several blocks and programs
+    monkeypatch.setattr(pooled_norm.kernels, "PROGRAMS", 2)
     torch.manual_seed(7)
     norm = torch.nn.RMSNorm(shape[1], eps=1e-4)
     with torch.no_grad():
         norm.weight.add_(0.3 * torch.randn(shape[1]))
     x, bias = torch.randn(shape), torch.randn(shape[1]).requires_grad_()
     x[:, :, :2, :2] = x[:, :, :1, :1]  # equal numbers in a window
+    if in_blocks:
+        x = rearrange(x, "m c (h p) (w q) -> m (p q c) h w", p=2, q=2)
     x.requires_grad_()
-    y = pooled_norm.pooled_norm(x, bias, norm, pool)
+    y = pooled_norm.pooled_norm(x, bias, norm, pool, in_blocks)
     g = torch.randn(y.shape)
     expected = (y, *torch.autograd.grad(y, (x, bias, norm.weight), g))
-    y = pooled_norm.PooledNorm.apply(x.movedim(1, -1), bias, norm.weight, 1e-4, pool).movedim(-1, 1)
+    y = pooled_norm.PooledNorm.apply(x.movedim(1, -1), bias, norm.weight, 1e-4, pool, in_blocks).movedim(-1, 1)
     for a, b in zip((y, *torch.autograd.grad(y, (x, bias, norm.weight), g)), expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_walk_from_parts_of_states_is_its_torch_form(monkeypatch):
+    """Its first step reads deter and stoch side by side in memory."""
+    torch.manual_seed(12)
+    rssm = BlockRSSM(2, 5, deter=12, stoch=3, classes=4, hidden=6, blocks=3)
+    state, actions, noise, found = torch.randn(5, 24), torch.rand(2, 5, 2), torch.randn(2, 5, 12), []
+    for used in (True, False):
+        for module in (norm, block_cell):
+            monkeypatch.setattr(module, "fuses", lambda x, used=used: used)
+        found.append(rssm.walk(state, lambda k, _: actions[k], noise, save=False)[1].states)
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(two_hot.kernels, "ELEMENTS", 32)  # several blocks and programs
+    monkeypatch.setattr(two_hot.kernels, "PROGRAMS", 4)
+    return lambda used: monkeypatch.setattr(two_hot, "fuses", lambda x: used)
+
+
+@pytest.mark.parametrize("bins", [7, 8])
+@pytest.mark.parametrize("second", [False, True])
+def test_cross_entropies_over_bins_are_the_plain_ones(second, bins, small_blocks):
+    """Targets between bins, at one, at and beyond the ends; logits of which the last step is not read."""
+    torch.manual_seed(8)
+    bins = symexp_bins(bins, 3.0)
+    target = torch.tensor([-100.0, bins[0], -0.7, 0.0, bins[-2], 2.5, bins[-1], 100.0, 1.0, -3.0]).view(2, 5)
+    given = (target, 3 * torch.randn(3, 2, 5), 0.4) if second else (target,)
+    leaf, g, found = 2 * torch.randn(3, 3, 5, len(bins)), torch.randn(3, 2, 5), []
+    for used in (True, False):
+        small_blocks(used)
+        logits = leaf.clone().requires_grad_()
+        loss = TwoHot(logits[:, :-1], bins).loss(*given)
+        found.append((loss, *torch.autograd.grad(loss, logits, g)))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_cross_entropy_to_a_target_that_is_not_finite_is_nan(small_blocks):
+    small_blocks(True)
+    logits = torch.randn(4, 7, requires_grad=True)
+    loss = TwoHot(logits, symexp_bins(7, 3.0)).loss(torch.tensor([torch.inf, torch.nan, -torch.inf, 1.0]))
+    assert loss.isnan().tolist() == [True, True, True, False]
+    assert torch.autograd.grad(loss.sum(), logits)[0].isnan().any(-1).tolist() == [True, True, True, False]
+
+
+@pytest.mark.parametrize("readout", ["real", "symlog"])
+@pytest.mark.parametrize("bins", [7, 8])
+def test_means_over_bins_are_the_plain_ones(bins, readout, small_blocks):
+    torch.manual_seed(9)
+    logits, bins, found = torch.randn(3, 2, 5, bins), symexp_bins(bins, 3.0), []
+    logits[1, 1, 3] = 0
+    for used in (True, False):
+        small_blocks(used)
+        found.append(TwoHot(logits, bins, readout).mean)
+        assert found[-1][1, 1, 3] == 0
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("elements", [64, 256])
+def test_the_error_of_images_in_blocks_is_its_torch_form_with_its_gradients(dtype, elements, monkeypatch):
+    """Rows of two pixels of 3 channels are filled up to 8; a block has fewer numbers than an image, or more."""
+    torch.manual_seed(10)
+    monkeypatch.setattr(image_error.kernels, "ELEMENTS", elements)
+    leaf, target, found = torch.randn(3, 2, 5, 16), torch.rand(3, 3, 4, 10), []
+    for used in (True, False):
+        monkeypatch.setattr(image_error, "fuses", lambda x, used=used: used)
+        y, bias = leaf.to(dtype).requires_grad_(), torch.tensor([0.3, -0.2, 1.0], requires_grad=True)
+        error = image_error.image_error(y.movedim(-1, 1), bias, target)
+        found.append([x.float() for x in (error, *torch.autograd.grad(error, (y, bias), torch.tensor([1.0, -2, 3])))])
+    assert not found[0][1].unflatten(-1, (2, 8))[..., 6:].any()
+    assert_near(*found, 1e-5 if dtype == torch.float32 else 1e-2)
+
+
+def test_laprop_s_kernel_is_its_torch_form(monkeypatch):
+    """Tensors of several blocks and of one number; clipped gradients and others; two steps that are skipped."""
+    monkeypatch.setattr(laprop.kernels, "BLOCK", 32)
+    found = []
+    for used in (True, False):
+        monkeypatch.setattr(laprop, "fuses", lambda tensors, used=used: used)
+        torch.manual_seed(13)
+        drawn = [9 * torch.randn(7, 11), torch.randn(()), torch.zeros(40)]
+        params = [torch.nn.Parameter(x) for x in drawn]
+        optimizer = laprop.LaProp(params, lr=0.02, betas=(0.8, 0.95), warmup=2)
+        for step in range(6):
+            skipped = step in (0, 3)
+            for p in params:
+                p.grad = torch.full_like(p, torch.nan) if skipped else torch.randn_like(p)
+            optimizer.found_inf = torch.tensor(float(skipped))
+            optimizer.step()
+        found.append([x for p in params for x in (p.detach(), *optimizer.state[p].values())])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)

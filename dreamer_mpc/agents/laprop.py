@@ -10,6 +10,11 @@ from torch import Tensor
 
 from dreamer_mpc.util.checks import check_range
 
+try:  # torch builds for CUDA include Triton
+    from dreamer_mpc.kernels import laprop_triton as kernels
+except ImportError:
+    kernels = None
+
 
 class LaProp(torch.optim.Optimizer):
     """LaProp (Ziyin et al. 2020): gradients are divided by their root mean square first and averaged then.
@@ -59,17 +64,23 @@ class LaProp(torch.optim.Optimizer):
         torch._foreach_add_(steps, [one] * len(steps))  # adding a tensor to a list would wait for its value
         count = steps[0].to(params[0].dtype).clamp(min=1)  # 0 if the very first step is skipped
 
-        grads = _zero_if(skipped, [p.grad for p in params])
-        updates = clip_by_norm(params, grads, group["clip"], group["clip_floor"])
         beta1, beta2 = group["betas"]
+        correction = _bias_correction(beta2, count).sqrt()
+        rate = _learning_rate(group["lr"], group["warmup"], count) / _bias_correction(beta1, count)
+        grads, clipping = [p.grad for p in params], (group["clip"], group["clip_floor"])
+        if fuses([*params, *grads, *averages, *squares]):
+            factors = clip_factors(params, grads, *clipping).unbind()
+            for p, g, m, v, factor in zip(params, grads, averages, squares, factors, strict=True):
+                kernels.step(p, g, m, v, factor, skipped, correction, rate, group["betas"], group["eps"])
+            return
+        updates = clip_by_norm(params, _zero_if(skipped, grads), *clipping)
         torch._foreach_mul_(squares, count.new_full((), beta2).masked_fill(skipped, 1))
         torch._foreach_addcmul_(squares, updates, updates, value=1 - beta2)
         sizes = torch._foreach_sqrt(squares)
-        torch._foreach_div_(sizes, _bias_correction(beta2, count).sqrt())
+        torch._foreach_div_(sizes, correction)
         torch._foreach_add_(sizes, group["eps"])
         torch._foreach_mul_(averages, count.new_full((), beta1).masked_fill(skipped, 1))
         torch._foreach_addcdiv_(averages, updates, sizes, value=1 - beta1)
-        rate = _learning_rate(group["lr"], group["warmup"], count) / _bias_correction(beta1, count)
         torch._foreach_sub_(params, torch._foreach_mul(averages, rate.masked_fill(skipped, 0)))
 
     def _states(self, params: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -89,9 +100,21 @@ def clip_by_norm(params: Sequence[Tensor], grads: Sequence[Tensor], clip: float,
 
     Adaptive gradient clipping (Brock et al. 2021), by the norms of whole tensors.
     """
+    return list(torch._foreach_mul(grads, clip_factors(params, grads, clip, floor).unbind()))
+
+
+def clip_factors(
+    params: Sequence[Tensor], grads: Sequence[Tensor], clip: float, floor: float
+) -> Float[Tensor, " N"]:
+    """What `clip_by_norm` multiplies each gradient by, at most 1."""
     limits = clip * torch.stack(torch._foreach_norm(params)).clamp(min=floor)
     excess = torch.stack(torch._foreach_norm(grads)) / limits
-    return list(torch._foreach_mul(grads, excess.clamp(min=1).reciprocal().unbind()))
+    return excess.clamp(min=1).reciprocal()
+
+
+def fuses(tensors: Sequence[Tensor]) -> bool:
+    """Whether a kernel can make the step of each tensor in one pass."""
+    return kernels is not None and all(x.is_cuda and x.dtype == torch.float32 and x.is_contiguous() for x in tensors)
 
 
 def _learning_rate(lr: float, warmup: int, count: Float[Tensor, ""]) -> Float[Tensor, ""]:

@@ -7,7 +7,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dreamer_mpc.agents.behavior import BehaviorConfig
-from dreamer_mpc.kernels.block_walk import Walk
 from dreamer_mpc.kernels.cell import Acting
 from dreamer_mpc.networks import Actor, Critic, TanhNormal
 from dreamer_mpc.networks.normal_actor import BoundedNormal, NormalActor
@@ -160,7 +159,7 @@ class WalkedWorld(LatentWorld, FusedClosedLoops):
         noise = _draw(len(action), rows, self.noise_dim) if noise is None else _time_first(noise)
         wanted = torch.is_grad_enabled() and (state.requires_grad or actions.requires_grad)
         _, walked = rssm.walk(rows, lambda k, _: action[k], noise, save=wanted)
-        states = rssm.differentiable_states(rows, action, walked) if wanted else _states(walked)
+        states = rssm.differentiable_states(rows, action, walked) if wanted else walked.states
         return states.transpose(0, 1).unflatten(0, actions.shape[:-2])
 
     def walk_closed(
@@ -169,6 +168,7 @@ class WalkedWorld(LatentWorld, FusedClosedLoops):
         horizon: int,
         act: Callable[[int, Float[Tensor, "*b S"]], Float[Tensor, "*b A"]],
         noise: Float[Tensor, "*b H Z"] | None = None,
+        precision: torch.dtype | None = None,
     ) -> Proposals:
         """`step` with the rule `act` in the loop; differentiable in the actions."""
         rssm, batch, rows = self.world_model.rssm, state.shape[:-1], state.detach().reshape(-1, state.shape[-1])
@@ -178,9 +178,9 @@ class WalkedWorld(LatentWorld, FusedClosedLoops):
             return act(k, now.view(*batch, -1)).reshape(len(now), -1)
 
         wanted = torch.is_grad_enabled()
-        taken, walked = rssm.walk(rows, of_rows, noise, save=wanted)
+        taken, walked = rssm.walk(rows, of_rows, noise, wanted, precision)
         actions = taken.transpose(0, 1).unflatten(0, batch)
-        states = _states(walked)
+        states = walked.states
         if wanted:
             actions = actions.detach().requires_grad_()
             states = rssm.differentiable_states(rows, _time_first(actions), walked)
@@ -220,10 +220,6 @@ def make_latents(
     actor = Actor(size, action_dim, actor_layers, config.actor_hidden, init_std=config.actor_init_std)
     critic = Critic(size, config.value_heads, critic_layers, config.value_hidden, config.bootstrap)
     return with_values(world_model, actor, critic, action_dim)
-
-
-def _states(walked: Walk) -> Float[Tensor, "T M S"]:
-    return torch.cat([walked.deter, walked.stoch], dim=-1)
 
 
 def _time_first(x: Float[Tensor, "*b H X"]) -> Float[Tensor, "H M X"]:

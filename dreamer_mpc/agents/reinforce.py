@@ -41,7 +41,7 @@ class ReinforceBehavior:
         with self.amp():
             predicted = model.critic.predict(imagined)  # [K, H+1, M]
             policy = model.policy(imagined[:-1])
-        values = predicted.mean.detach()  # [K, H+1, M]
+        values = predicted._replace(logits=predicted.logits.detach()).mean  # [K, H+1, M]
         value = values.mean(0)
         returns = lambda_return(rewards[1:], value[1:], config.discount, config.return_lambda, continues[1:])  # [H, M]
         weight = arrival(continues[:-1], config.discount)  # [H, M]
@@ -97,9 +97,9 @@ class ReinforceBehavior:
             samples.append(self.model.policy(state).sample())
             return samples[-1]
 
-        states = closed_loop(self.model, start, self.config.horizon, act).states  # [M, H, S]
-        states = torch.cat([start[None], states.transpose(0, 1)])
-        return states.bfloat16() if self.bf16 else states, torch.stack(samples)  # rounded once for all heads
+        precision = torch.bfloat16 if self.bf16 else start.dtype  # rounded once for all heads
+        states = closed_loop(self.model, start, self.config.horizon, act, precision=precision).states  # [M, H, S]
+        return torch.cat([start.to(precision)[None], states.transpose(0, 1)]), torch.stack(samples)
 
     def _replay_loss(
         self,
@@ -141,7 +141,7 @@ class ReinforceBehavior:
         """
         with torch.no_grad(), self.amp():
             slow = self.slow(states)  # [K, T, M]
-        losses = predicted.loss(returns) + self.config.slow_scale * predicted.loss(slow)  # [K, T, M]
+        losses = predicted.loss(returns, slow, self.config.slow_scale)  # [K, T, M]
         losses = (weight * losses).mean(dim=1)  # [K, M]
         return ((losses * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1)).sum()
 

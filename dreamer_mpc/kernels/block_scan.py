@@ -1,7 +1,8 @@
 """DreamerV3's recurrent scan with a backward pass of its own: `BlockRSSM.observe` without its loop under autograd.
 
 Autograd over T steps adds up the gradient of every weight T times. Here the loop back computes gradients of activations
-alone; those of the weights are one product each, over all steps.
+alone; those of the weights are one product each, over all steps. On a GPU both loops are one Triton kernel each
+(`block_scan_triton.py`).
 """
 
 from collections.abc import Sequence
@@ -26,6 +27,11 @@ from dreamer_mpc.kernels.block_cell import (
 )
 from dreamer_mpc.kernels.norm import norm_silu, norm_silu_backward
 
+try:  # torch builds for CUDA include Triton
+    from dreamer_mpc.kernels import block_scan_triton as kernels
+except ImportError:
+    kernels = None
+
 
 class _Saved(NamedTuple):
     """A step, as the backward pass needs it; or several, stacked."""
@@ -45,6 +51,15 @@ class _Gradients(NamedTuple):
     logits: Float[Tensor, "*t B Z"]
 
 
+class _Gains(NamedTuple):
+    """Gradients of the gains of the norms."""
+
+    deter: Float[Tensor, " h"]
+    stoch: Float[Tensor, " h"]
+    hidden: Float[Tensor, " D"]
+    posterior: Float[Tensor, " h"]
+
+
 class BlockScan(torch.autograd.Function):
     """deter [T, B, D], stoch [T, B, Z] and posterior [T, B, K, C] of a sequence, as `BlockRSSM.observe` defines them.
 
@@ -55,49 +70,139 @@ class BlockScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, deter, stoch, moved, seen, noise, is_first, unimix, eps, bf16, *weights):
-        w = cast_weights(BlockWeights(*weights), bf16)
-        first, dtype = is_first[..., None], w.own.dtype  # [T, B, 1]; of products
-        stoch, moved, seen = stoch.to(dtype), moved.to(dtype), seen.to(dtype)
-        steps, posteriors, stochs = [], [], []
-        for t in range(len(moved)):
-            step, given = recur(deter, stoch, moved[t], first[t], w, eps)
-            deter = step.deter
-            posterior_pre = torch.addmm(seen[t], given, w.posterior.t())
-            posterior = norm_silu(posterior_pre, w.posterior_gain, eps, w.logits.dtype)
-            logits = F.linear(posterior, w.logits, w.logits_bias)
-            stoch, log_probs = draw(logits, noise[t], unimix, dtype)
-            steps.append(_Saved(step, posterior_pre, posterior, logits))
-            posteriors.append(log_probs)
-            stochs.append(stoch)
-        recurrent, *others = zip(*steps, strict=True)
-        recurrent = stacked(recurrent)
-        ctx.save_for_backward(first, *recurrent, *map(torch.stack, others), *weights)
-        ctx.settings = unimix, eps, bf16
-        return recurrent[-1].clone(), torch.stack(stochs).to(deter.dtype), torch.stack(posteriors)
+        ctx.settings, ctx.how = (unimix, eps, bf16), team(deter, noise, BlockWeights(*weights), bf16)
+        inputs = (deter, stoch, moved, seen, noise, is_first, BlockWeights(*weights), *ctx.settings)
+        saved, *outputs = _scan(*inputs) if ctx.how is None else _scan_in_teams(*inputs, ctx.how)
+        ctx.save_for_backward(is_first, *saved, *weights)
+        return tuple(outputs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, g_deter, g_stoch, g_posterior):
-        first, *rest = ctx.saved_tensors
-        unimix, eps, bf16 = ctx.settings
-        size, count = len(Recurrent._fields), len(_Saved._fields) - 1
-        saved = _Saved(Recurrent(*rest[:size]), *rest[size : size + count])
-        weights, grads = BlockWeights(*rest[size + count :]), []
-        w = cast_weights(weights, bf16)
-        deter, stoch = torch.zeros_like(g_deter[0]), torch.zeros_like(g_stoch[0])  # from the step after
-        for t in reversed(range(len(first))):
-            logits = draw_backward(g_stoch[t] + stoch, g_posterior[t], saved.logits[t], unimix)
-            out = logits @ w.logits
-            pre = norm_back(out, saved.posterior_pre[t], w.posterior_gain, eps)
-            step = Recurrent(*(part[t] for part in saved.recurrent))
-            recurrent, deter, stoch = recur_back(g_deter[t] + deter + pre @ w.posterior, step, w, eps)
-            deter, stoch = (torch.where(first[t], 0.0, part) for part in (deter, stoch))
-            grads.append(_Gradients(recurrent, out, pre, logits))
-        recurrent, *others = zip(*reversed(grads), strict=True)
-        each = _Gradients(RecurrentGradients(*stacked(recurrent)), *map(torch.stack, others))
-        of_weights = _weight_gradients(each, saved, weights, eps, bf16)
-        moved = each.recurrent.shared[..., -weights.deter.shape[0] :]
-        return deter, stoch, moved.to(deter.dtype), each.posterior_pre.to(deter.dtype), *[None] * 5, *of_weights
+    def backward(ctx, *gradients):
+        count = len(BlockWeights._fields)
+        first, *saved = ctx.saved_tensors
+        saved, weights = saved[:-count], BlockWeights(*saved[-count:])
+        inputs = (*gradients, first[..., None], saved, weights, *ctx.settings)
+        grads, gains, saved, *state = _back(*inputs) if ctx.how is None else _back_in_teams(*inputs, ctx.how)
+        of_weights = _weight_gradients(grads, gains, saved, weights, ctx.settings[2])
+        deter, stoch, moved = state
+        return deter, stoch, moved.to(deter.dtype), grads.posterior_pre.to(deter.dtype), *[None] * 5, *of_weights
+
+
+def team(deter: Float[Tensor, "B D"], noise: Float[Tensor, "T B K C"], w: BlockWeights, bf16: bool) -> dict | None:
+    """How teams of programs scan such a sequence in one kernel each way; None where they cannot."""
+    if kernels is None or not deter.is_cuda or deter.dtype != torch.float32:
+        return None
+    return kernels.launch(sizes_of(noise, w), deter.device, bf16)
+
+
+def sizes_of(noise: Float[Tensor, "T B K C"], w: BlockWeights) -> "kernels.Sizes":
+    """The sizes by which `launch` chooses teams."""
+    steps, rows, variables, classes = noise.shape
+    return kernels.Sizes(steps, rows, w.deter.shape[1], len(w.own), len(w.deter), variables, classes)
+
+
+def _scan(deter, stoch, moved, seen, noise, is_first, weights, unimix, eps, bf16) -> tuple:
+    w = cast_weights(weights, bf16)
+    first, dtype = is_first[..., None], w.own.dtype  # [T, B, 1]; of products
+    stoch, moved, seen = stoch.to(dtype), moved.to(dtype), seen.to(dtype)
+    steps, posteriors, stochs = [], [], []
+    for t in range(len(moved)):
+        step, given = recur(deter, stoch, moved[t], first[t], w, eps)
+        deter = step.deter
+        posterior_pre = torch.addmm(seen[t], given, w.posterior.t())
+        posterior = norm_silu(posterior_pre, w.posterior_gain, eps, w.logits.dtype)
+        logits = F.linear(posterior, w.logits, w.logits_bias)
+        stoch, log_probs = draw(logits, noise[t], unimix, dtype)
+        steps.append(_Saved(step, posterior_pre, posterior, logits))
+        posteriors.append(log_probs)
+        stochs.append(stoch)
+    recurrent, *others = zip(*steps, strict=True)
+    recurrent = stacked(recurrent)
+    saved = [*recurrent, *map(torch.stack, others)]
+    return saved, recurrent[-1].clone(), torch.stack(stochs).to(deter.dtype), torch.stack(posteriors)
+
+
+def _back(g_deter, g_stoch, g_posterior, first, saved, weights, unimix, eps, bf16) -> tuple:
+    size, grads, w = len(Recurrent._fields), [], cast_weights(weights, bf16)
+    saved = _Saved(Recurrent(*saved[:size]), *saved[size:])
+    deter, stoch = torch.zeros_like(g_deter[0]), torch.zeros_like(g_stoch[0])  # from the step after
+    for t in reversed(range(len(first))):
+        logits = draw_backward(g_stoch[t] + stoch, g_posterior[t], saved.logits[t], unimix)
+        out = logits @ w.logits
+        pre = norm_back(out, saved.posterior_pre[t], w.posterior_gain, eps)
+        step = Recurrent(*(part[t] for part in saved.recurrent))
+        recurrent, deter, stoch = recur_back(g_deter[t] + deter + pre @ w.posterior, step, w, eps)
+        deter, stoch = (torch.where(first[t], 0.0, part) for part in (deter, stoch))
+        grads.append(_Gradients(recurrent, out, pre, logits))
+    recurrent, *others = zip(*reversed(grads), strict=True)
+    each = _Gradients(RecurrentGradients(*stacked(recurrent)), *map(torch.stack, others))
+    g, x = each.recurrent, saved.recurrent
+
+    def gain(out: Float[Tensor, "T B N"], pre: Float[Tensor, "T B N"], of: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+        return norm_silu_backward(out.flatten(0, 1), pre.flatten(0, 1), of, eps, of_x=False)[1]
+
+    gains = _Gains(
+        gain(g.deter_out, x.deter_pre, w.deter_gain), gain(g.stoch_out, x.stoch_pre, w.stoch_gain),
+        gain(g.hidden_out, x.hidden_pre, w.hidden_gain),
+        gain(each.posterior_out, saved.posterior_pre, w.posterior_gain),
+    )  # fmt: skip
+    return each, gains, saved, deter, stoch, g.shared[..., -len(w.deter) :]
+
+
+def _scan_in_teams(deter, stoch, moved, seen, noise, is_first, weights, unimix, eps, bf16, how) -> tuple:
+    w, keep = kernels.prepare(cast_weights(weights, bf16)), (~is_first).to(deter.dtype)
+    moved = moved.to(w.own.dtype)
+    scanned, posteriors = kernels.forward(deter, stoch, moved, seen, noise, keep, w, unimix, eps, how)
+    saved = [keep, moved, seen, *scanned, *w]
+    return saved, scanned.deter[1:], scanned.stoch[1:].to(deter.dtype), posteriors
+
+
+def _back_in_teams(g_deter, g_stoch, g_posterior, first, saved, weights, unimix, eps, bf16, how) -> tuple:
+    keep, moved, seen, *saved = saved
+    count, hidden = len(kernels.Scanned._fields), len(weights.deter)
+    scanned, w = kernels.Scanned(*saved[:count]), kernels.Prepared(*saved[count:])
+    saved = _completed(scanned, moved, seen, first, w, eps)
+    x, posterior_pre = saved.recurrent, saved.posterior_pre
+    pre = (posterior_pre, x.deter_pre, x.stoch_pre)
+    passed = kernels.backward(g_deter, g_stoch, g_posterior, keep, scanned, *pre, w, unimix, eps, how)
+
+    def back(g: Float[Tensor, "T B N"], x: Float[Tensor, "T B N"], gain: Float[Tensor, " N"]) -> tuple[Tensor, Tensor]:
+        of_x, of_gain = norm_silu_backward(g.flatten(0, 1), x.flatten(0, 1), gain, eps)
+        return of_x.view(x.shape), of_gain
+
+    hidden_pre, hidden_gain = back(passed.hidden_out, x.hidden_pre, w.hidden_gain)
+    shared = hidden_pre @ w.shared  # [T, B, I]
+    deter_out, stoch_out, of_moved = shared.split(hidden, dim=-1)
+    deter_pre, deter_gain = back(deter_out, x.deter_pre, w.deter_gain)
+    stoch_pre, stoch_gain = back(stoch_out, x.stoch_pre, w.stoch_gain)
+    gates = passed.gates.unflatten(-1, (len(w.own), -1)).transpose(1, 2)  # [T, G, B, Y]
+    of = (deter_out, deter_pre, stoch_out, stoch_pre, shared, passed.hidden_out, hidden_pre, gates)
+    out = passed.out_parts.sum(1)
+    of_posterior, posterior_gain = back(out, posterior_pre, w.posterior_gain)
+    grads = _Gradients(RecurrentGradients(*of), out, of_posterior, passed.logits)
+    gains = _Gains(deter_gain, stoch_gain, hidden_gain, posterior_gain)
+    return grads, gains, saved, passed.deter, passed.stoch, of_moved
+
+
+def _completed(scanned, moved, seen, first, w, eps) -> _Saved:
+    """With what the kernel did not write, or not in whole."""
+    hidden, dtype = moved.shape[-1], w.own.dtype
+
+    def activated(x: Float[Tensor, "T B N"], gain: Float[Tensor, " N"], dtype: torch.dtype) -> Float[Tensor, "T B N"]:
+        return norm_silu(x.flatten(0, 1), gain, eps, dtype).view(x.shape)
+
+    posterior_pre = scanned.in_parts[1:, ..., :hidden].sum(1) + seen
+    deter_pre = torch.where(first, 0.0, scanned.in_parts[:-1, ..., hidden:].sum(1)) + w.deter_bias
+    stoch_pre = torch.where(first, 0.0, scanned.stoch_parts.sum(1)) + w.stoch_bias
+    shared = [activated(deter_pre, w.deter_gain, dtype), activated(stoch_pre, w.stoch_gain, dtype), moved]
+    recurrent = Recurrent(
+        torch.where(first, 0.0, scanned.cast[:-1]), torch.where(first, 0.0, scanned.stoch[:-1]), deter_pre, stoch_pre,
+        torch.cat(shared, dim=-1), scanned.hidden_pre, activated(scanned.hidden_pre, w.hidden_gain, dtype),
+        scanned.gates, scanned.cast[1:],
+    )  # fmt: skip
+    posterior = activated(posterior_pre, w.posterior_gain, w.logits.dtype)
+    return _Saved(recurrent, posterior_pre, posterior, scanned.logits)
 
 
 def stacked(steps: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
@@ -105,7 +210,9 @@ def stacked(steps: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
     return [torch.stack(part) for part in zip(*steps, strict=True)]
 
 
-def _weight_gradients(g: _Gradients, saved: _Saved, w: BlockWeights, eps: float, bf16: bool) -> BlockWeights:
+def _weight_gradients(
+    g: _Gradients, gains: _Gains, saved: _Saved, w: BlockWeights, bf16: bool
+) -> BlockWeights:  # fmt: skip
     """Gradients of all parameters, each in one product over all steps."""
     blocks = len(w.gates)
 
@@ -121,25 +228,22 @@ def _weight_gradients(g: _Gradients, saved: _Saved, w: BlockWeights, eps: float,
         right = right.transpose(0, 1).flatten(1, 2)  # [G, T B, Y]
         return torch.bmm(_product_dtype(left, bf16), _product_dtype(right, bf16)).to(w.deter.dtype)
 
-    def gain(out: Float[Tensor, "T B N"], pre: Float[Tensor, "T B N"], of: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
-        return norm_silu_backward(out.flatten(0, 1), pre.flatten(0, 1), of, eps, of_x=False)[1]
-
     hidden_pre = g.recurrent.hidden_pre.unflatten(-1, (blocks, -1))  # [T, B, G, X]
     return BlockWeights(
         deter=product(g.recurrent.deter_pre, saved.recurrent.before),
         deter_bias=total(g.recurrent.deter_pre),
-        deter_gain=gain(g.recurrent.deter_out, saved.recurrent.deter_pre, w.deter_gain),
+        deter_gain=gains.deter,
         stoch=product(g.recurrent.stoch_pre, saved.recurrent.stoch_before),
         stoch_bias=total(g.recurrent.stoch_pre),
-        stoch_gain=gain(g.recurrent.stoch_out, saved.recurrent.stoch_pre, w.stoch_gain),
+        stoch_gain=gains.stoch,
         own=block_product(saved.recurrent.before, hidden_pre.transpose(1, 2)),
         shared=product(g.recurrent.hidden_pre, saved.recurrent.shared),
         hidden_bias=total(g.recurrent.hidden_pre).view(blocks, 1, -1),
-        hidden_gain=gain(g.recurrent.hidden_out, saved.recurrent.hidden_pre, w.hidden_gain),
+        hidden_gain=gains.hidden,
         gates=block_product(saved.recurrent.hidden, g.recurrent.gates),
         gates_bias=g.recurrent.gates.sum((0, 2), dtype=w.deter.dtype)[:, None],
         posterior=product(g.posterior_pre, saved.recurrent.deter),
-        posterior_gain=gain(g.posterior_out, saved.posterior_pre, w.posterior_gain),
+        posterior_gain=gains.posterior,
         logits=product(g.logits, saved.posterior),
         logits_bias=total(g.logits),
     )

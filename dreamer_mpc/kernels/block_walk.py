@@ -47,8 +47,7 @@ class PriorStep(NamedTuple):
 class Walk(NamedTuple):
     """States after each step, and the steps themselves where they are kept."""
 
-    deter: Float[Tensor, "T M D"]
-    stoch: Float[Tensor, "T M Z"]
+    states: Float[Tensor, "T M S"]
     steps: list[PriorStep]
 
 
@@ -63,12 +62,18 @@ def walk(
     unimix: float,
     eps: float,
     save: bool,
+    precision: torch.dtype | None = None,
 ) -> Walk:
-    """Walk T steps; `move(k, state)` gives the action's layer of step k in a state. `save` keeps the steps."""
-    precision, dtype = deter.dtype, w.own.dtype
-    stoch, deters, stochs, steps = stoch.to(dtype), [], [], []
+    """Walk T steps; `move(k, state)` gives the action's layer of step k in a state. `save` keeps the steps.
+
+    States are given in `precision`, by default that of `deter`; the walk itself keeps that of `deter`.
+    """
+    precision, dtype = precision or deter.dtype, w.own.dtype
+    deter = deter.contiguous()  # the kernels of a step read it without strides
+    states = deter.new_empty(len(noise), len(deter), deter.shape[1] + stoch.shape[1], dtype=precision)
+    state, stoch, steps = torch.cat([deter, stoch.to(deter.dtype)], dim=-1).to(precision), stoch.to(dtype), []
     for k in range(len(noise)):
-        moved = move(k, torch.cat([deter, stoch.to(precision)], dim=-1))
+        moved = move(k, state)
         recurrent, given = recur(deter, stoch, moved.to(dtype), None, w, eps)
         deter = recurrent.deter
         first_pre = F.linear(given, prior.first, prior.first_bias)
@@ -76,11 +81,11 @@ def walk(
         hidden = norm_silu(second_pre, prior.second_gain, eps, prior.logits.dtype)
         logits = F.linear(hidden, prior.logits, prior.logits_bias)
         stoch, _ = draw(logits, noise[k], unimix, dtype)
-        deters.append(deter)
-        stochs.append(stoch)
+        state = states[k]
+        state[:, : deter.shape[1]], state[:, deter.shape[1] :] = deter, stoch
         if save:
             steps.append(PriorStep(recurrent, first_pre, second_pre, logits))
-    return Walk(torch.stack(deters), torch.stack(stochs).to(precision), steps)
+    return Walk(states, steps)
 
 
 class WalkBack(torch.autograd.Function):
@@ -89,15 +94,16 @@ class WalkBack(torch.autograd.Function):
     @staticmethod
     def forward(ctx, deter, stoch, moved, walked, w, prior, classes, unimix, eps):
         ctx.walked, ctx.weights, ctx.settings = walked, (w, prior), (classes, unimix, eps)
-        return walked.deter.clone(), walked.stoch.clone()
+        return walked.states.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, g_deter, g_stoch):
+    def backward(ctx, g):
         (w, prior), (classes, unimix, eps) = ctx.weights, ctx.settings
-        deter, stoch, moved = torch.zeros_like(g_deter[0]), torch.zeros_like(g_stoch[0]), []
-        unread = g_stoch.new_zeros(len(g_stoch[0]), *classes)  # nothing reads a draw's log-probabilities
-        for k in reversed(range(len(g_deter))):
+        g_deter, g_stoch = g.split([w.deter.shape[1], w.stoch.shape[1]], dim=-1)
+        deter, stoch, moved = g.new_zeros(g_deter[0].shape), g.new_zeros(g_stoch[0].shape), []
+        unread = g.new_zeros(len(stoch), *classes)  # nothing reads a draw's log-probabilities
+        for k in reversed(range(len(g))):
             step = ctx.walked.steps[k]
             logits = draw_backward(g_stoch[k] + stoch, unread, step.logits, unimix)
             second = norm_back(logits @ prior.logits, step.second_pre, prior.second_gain, eps)

@@ -43,7 +43,7 @@ def image_convolution(image: Float[Tensor, "M H H C"], layer: nn.Conv2d) -> Floa
 
     The output is 31 pixels wide; its last row and column are left out, because the next layer does not read them.
     """
-    patches = _patches(image.contiguous(), _product_dtype(image))  # [M, h, h, 2, 2, 4, 16]
+    patches = _patches(image.contiguous(), product_dtype(image))  # [M, h, h, 2, 2, 4, 16]
     weight = F.pad(rearrange(layer.weight, "o c k l -> o k (l c)"), (0, 16 - 4 * image.shape[-1])).flatten(1)
     y = F.linear(patches.view(-1, 64), weight)
     return bias_act(y[None], layer.bias[None], "relu").view(*patches.shape[:3], -1)
@@ -110,7 +110,7 @@ def _kernel_rows(device: torch.device) -> Tensor:
     return torch.tensor([2 * m + p if 0 <= m <= 2 else 6 for m, p in taps], device=device)
 
 
-def _product_dtype(x: Tensor) -> torch.dtype:
+def product_dtype(x: Tensor) -> torch.dtype:
     """The dtype in which autocast computes products; the tensor's own dtype without autocast."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

@@ -44,18 +44,27 @@ def norm_silu_backward(
 
 
 class NormSiLU(torch.autograd.Function):
-    """`norm_silu` in the precision of x, with its gradients."""
+    """`norm_silu` in the precision of x, with its gradients.
+
+    On a GPU alone also that of x plus `bias`, shaped like `gain`.
+    """
 
     @staticmethod
-    def forward(ctx, x, gain, eps):
-        ctx.save_for_backward(x, gain)
+    def forward(ctx, x, gain, eps, bias=None):
+        ctx.save_for_backward(x, gain, bias)
         ctx.eps = eps
-        return norm_silu(x, gain, eps, x.dtype)
+        return norm_silu(x, gain, eps, x.dtype) if bias is None else kernels.norm_silu(x, gain, eps, x.dtype, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        return *norm_silu_backward(g, *ctx.saved_tensors, ctx.eps, *ctx.needs_input_grad[:2]), None
+        x, gain, bias = ctx.saved_tensors
+        if bias is None:
+            return *norm_silu_backward(g, x, gain, ctx.eps, *ctx.needs_input_grad[:2]), None, None
+        of_x = any(ctx.needs_input_grad[::3])  # the gradient of the bias is a sum of that of x
+        of_bias = any(ctx.needs_input_grad[1::2])
+        dx, dgain, dbias = kernels.norm_silu_backward(g, x, gain, ctx.eps, of_x, of_bias, bias)
+        return dx, dgain, None, dbias
 
 
 def fuses(x: Tensor) -> bool:

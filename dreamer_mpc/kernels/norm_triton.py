@@ -15,24 +15,31 @@ def _sigmoid(x):
 
 
 @triton.jit
-def _forward(x, gain, out, rows, x_member, x_stride, eps, N: tl.constexpr, NP: tl.constexpr, BR: tl.constexpr):
+def _forward(
+    x, bias, gain, out, rows, x_member, x_stride, eps, N: tl.constexpr, NP: tl.constexpr, BR: tl.constexpr,
+    BIAS: tl.constexpr,
+):  # fmt: skip
     cols, member = tl.arange(0, NP), tl.program_id(1).to(tl.int64)
     x += member * x_member
     gain += member * N
     out += member * rows * N
     w = tl.load(gain + cols, mask=cols < N, other=0.0)[None, :]
+    if BIAS:
+        b = tl.load(bias + member * N + cols, mask=cols < N, other=0.0)[None, :]
     for block in range(tl.program_id(0), tl.cdiv(rows, BR), tl.num_programs(0)):
         at = (block * BR + tl.arange(0, BR)).to(tl.int64)
         real = (at < rows)[:, None] & (cols < N)[None, :]
         v = tl.load(x + at[:, None] * x_stride + cols[None, :], mask=real, other=0.0).to(tl.float32)
+        if BIAS:
+            v += b
         n = v * tl.rsqrt(tl.sum(v * v, axis=1) / N + eps)[:, None] * w
         tl.store(out + at[:, None] * N + cols[None, :], n * _sigmoid(n), mask=real)
 
 
 @triton.jit
 def _backward(
-    g, x, gain, dx, sums, rows, g_member, g_stride, x_member, x_stride, eps, N: tl.constexpr, NP: tl.constexpr,
-    BR: tl.constexpr, DX: tl.constexpr, SUMS: tl.constexpr,
+    g, x, bias, gain, dx, sums, rows, g_member, g_stride, x_member, x_stride, dx_member, dx_stride, eps,
+    N: tl.constexpr, NP: tl.constexpr, BR: tl.constexpr, BIAS: tl.constexpr, DX: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
     cols, member = tl.arange(0, NP), tl.program_id(1).to(tl.int64)
     g += member * g_member
@@ -40,10 +47,15 @@ def _backward(
     gain += member * N
     w = tl.load(gain + cols, mask=cols < N, other=0.0)[None, :]
     total = tl.zeros([BR, NP], tl.float32)
+    if BIAS:
+        b = tl.load(bias + member * N + cols, mask=cols < N, other=0.0)[None, :]
+        of_bias = tl.zeros([BR, NP], tl.float32)
     for block in range(tl.program_id(0), tl.cdiv(rows, BR), tl.num_programs(0)):
         at = (block * BR + tl.arange(0, BR)).to(tl.int64)
         real = (at < rows)[:, None] & (cols < N)[None, :]
         v = tl.load(x + at[:, None] * x_stride + cols[None, :], mask=real, other=0.0).to(tl.float32)
+        if BIAS:
+            v += b
         dy = tl.load(g + at[:, None] * g_stride + cols[None, :], mask=real, other=0.0).to(tl.float32)
         inverse = tl.rsqrt(tl.sum(v * v, axis=1) / N + eps)[:, None]
         scaled = v * inverse
@@ -54,11 +66,16 @@ def _backward(
         if DX:
             dn = dn * w
             mean = tl.sum(dn * scaled, axis=1)[:, None] / N
-            to = dx + (member * rows + at)[:, None] * N + cols[None, :]
-            tl.store(to, inverse * (dn - scaled * mean), mask=real)
+            d = inverse * (dn - scaled * mean)
+            if BIAS:
+                of_bias += d
+            to = dx + member * dx_member + at[:, None] * dx_stride + cols[None, :]
+            tl.store(to, d, mask=real)
     if SUMS:
-        place = member * tl.num_programs(0) + tl.program_id(0)
+        place = (member * tl.num_programs(0) + tl.program_id(0)) * (2 if BIAS else 1)
         tl.store(sums + place * N + cols, tl.sum(total, axis=0), mask=cols < N)
+        if BIAS:
+            tl.store(sums + (place + 1) * N + cols, tl.sum(of_bias, axis=0), mask=cols < N)
 
 
 def _blocks(members: int, rows: int, size: int) -> tuple[tuple[int, int], dict[str, int]]:
@@ -75,24 +92,31 @@ def _three(x: Tensor) -> Tensor:
     return x if x.stride(2) == 1 else x.contiguous()
 
 
-def norm_silu(x: Tensor, gain: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+def norm_silu(x: Tensor, gain: Tensor, eps: float, dtype: torch.dtype, bias: Tensor | None = None) -> Tensor:
     """See `norm.norm_silu`."""
     out, x = torch.empty(x.shape, dtype=dtype, device=x.device), _three(x)
     members, rows, size = x.shape
     grid, sizes = _blocks(members, rows, size)
-    _forward[grid](x, gain.contiguous(), out, rows, x.stride(0), x.stride(1), eps, **sizes)
+    gain, biased = gain.contiguous(), bias is not None
+    bias = bias.contiguous() if biased else gain
+    _forward[grid](x, bias, gain, out, rows, x.stride(0), x.stride(1), eps, BIAS=biased, **sizes)
     return out
 
 
 def norm_silu_backward(
-    g: Tensor, x: Tensor, gain: Tensor, eps: float, of_x: bool = True, of_gain: bool = True
-) -> tuple[Tensor | None, Tensor | None]:
+    g: Tensor, x: Tensor, gain: Tensor, eps: float, of_x: bool = True, of_gain: bool = True, bias: Tensor | None = None
+) -> tuple[Tensor | None, ...]:
     """See `norm.norm_silu_backward`."""
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if of_x else None
-    g, x = _three(g), _three(x)
+    shape, g, x = x.shape, _three(g), _three(x)
     members, rows, size = x.shape
     grid, sizes = _blocks(members, rows, size)
-    sums = torch.empty(members, grid[0], size, dtype=torch.float32, device=x.device) if of_gain else None
-    strides = (g.stride(0), g.stride(1), x.stride(0), x.stride(1))
-    _backward[grid](g, x, gain.contiguous(), dx, sums, rows, *strides, eps, DX=of_x, SUMS=of_gain, **sizes)
-    return dx, None if sums is None else sums.sum(1).view(gain.shape)
+    gain, biased = gain.contiguous(), bias is not None
+    bias = bias.contiguous() if biased else gain
+    dx = torch.empty_like(x) if of_x else x  # with the strides of x where it has no gaps
+    sums = torch.empty(members, grid[0], 1 + biased, size, dtype=torch.float32, device=x.device) if of_gain else None
+    strides = [stride for part in (g, x, dx) for stride in part.stride()[:2]]
+    _backward[grid](
+        g, x, bias, gain, dx if of_x else None, sums, rows, *strides, eps, BIAS=biased, DX=of_x, SUMS=of_gain, **sizes
+    )
+    found = [None] * (1 + biased) if sums is None else [part.view(gain.shape) for part in sums.sum(1).unbind(1)]
+    return dx.view(shape) if of_x else None, *found

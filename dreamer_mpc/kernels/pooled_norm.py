@@ -6,6 +6,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from dreamer_mpc.kernels.upsampled import from_blocks
+
 try:  # torch builds for CUDA include Triton
     from dreamer_mpc.kernels import pooled_norm_triton as kernels
 except ImportError:
@@ -13,32 +15,37 @@ except ImportError:
 
 
 class PooledNorm(torch.autograd.Function):
-    """[M, H, W, C] without its bias to [M, H / pool, W / pool, C]. Of equal numbers in a window the first counts."""
+    """[M, H, W, C] without its bias to [M, H / pool, W / pool, C]. Of equal numbers in a window the first counts.
+
+    With `blocks`, x is [M, H / 2, W / 2, 4 C].
+    """
 
     @staticmethod
-    def forward(ctx, x, bias, gain, eps, pool):
+    def forward(ctx, x, bias, gain, eps, pool, blocks):
         x = x.contiguous()
         ctx.save_for_backward(x, bias, gain)
-        ctx.settings = eps, pool
-        return kernels.forward(x, bias, gain, eps, pool)
+        ctx.settings = eps, pool, blocks
+        return kernels.forward(x, bias, gain, *ctx.settings)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        return *kernels.backward(g.contiguous(), *ctx.saved_tensors, *ctx.settings), None, None
+        return *kernels.backward(g.contiguous(), *ctx.saved_tensors, *ctx.settings), None, None, None
 
 
 def pooled_norm(
-    x: Float[Tensor, "M C H W"], bias: Float[Tensor, " C"], norm: nn.RMSNorm, pool: int
-) -> Float[Tensor, "M C h w"]:
+    x: Float[Tensor, "M C H W"], bias: Float[Tensor, " O"], norm: nn.RMSNorm, pool: int, blocks: bool = False
+) -> Float[Tensor, "M O h w"]:
     """The maximum of windows of `pool` pixels a side plus `bias`, its RMS norm over the channels of a pixel, and SiLU.
 
-    The norm is computed in the precision of its gain.
+    The norm is computed in the precision of its gain. With `blocks`, x has 2x2 pixels side by side as channels, see
+    `upsampled.from_blocks`.
     """
-    sides = all(side % pool == 0 for side in x.shape[-2:])
+    sides = all(side * (1 + blocks) % pool == 0 for side in x.shape[-2:])
     if kernels is not None and x.is_cuda and sides:
-        y = PooledNorm.apply(x.movedim(1, -1), bias, norm.weight, norm.eps, pool)
+        y = PooledNorm.apply(x.movedim(1, -1), bias, norm.weight, norm.eps, pool, blocks)
         return y.movedim(-1, 1)
+    x = from_blocks(x) if blocks else x
     x = F.max_pool2d(x, pool) if pool > 1 else x
     x = x + bias.to(x.dtype)[:, None, None]
     normed = norm(x.movedim(1, -1).to(norm.weight.dtype)).movedim(-1, 1)

@@ -15,21 +15,25 @@ def _sigmoid(x):
 
 
 @triton.jit
-def _corner(at, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, POOL: tl.constexpr):
-    """Where the first pixel of the window of each output pixel `at` begins in [M, H, W, C]."""
+def _corner(at, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, POOL: tl.constexpr, BLOCKS: tl.constexpr):
+    """Where the first pixel of the window of each output pixel `at` begins in [M, H, W, C], or in blocks of it."""
     h: tl.constexpr = H // POOL
     w: tl.constexpr = W // POOL
-    m, i, j = at // (h * w), at // w % h, at % w
-    return ((m * H + i * POOL) * W + j * POOL) * C
+    m, i, j = at // (h * w), at // w % h * POOL, at % w * POOL
+    if BLOCKS:
+        where = (((m * (H // 2) + i // 2) * (W // 2) + j // 2) * 4 + i % 2 * 2 + j % 2) * C
+    else:
+        where = ((m * H + i) * W + j) * C
+    return where
 
 
 @triton.jit
-def _largest(x, where, cols, real, W: tl.constexpr, C: tl.constexpr, POOL: tl.constexpr):
+def _largest(x, where, cols, real, C: tl.constexpr, POOL: tl.constexpr, ROW: tl.constexpr):
     """The largest number of each window and channel, and the place of the first pixel that has it: [BR, CP] each."""
     best = tl.load(x + where[:, None] + cols[None, :], mask=real, other=0.0).to(tl.float32)
     place = tl.zeros_like(best).to(tl.int32)
     for pixel in tl.static_range(1, POOL * POOL):
-        offset = (pixel // POOL * W + pixel % POOL) * C
+        offset = pixel // POOL * ROW + pixel % POOL * C
         value = tl.load(x + where[:, None] + offset + cols[None, :], mask=real, other=0.0).to(tl.float32)
         place = tl.where(value > best, pixel, place)
         best = tl.maximum(value, best)
@@ -39,7 +43,7 @@ def _largest(x, where, cols, real, W: tl.constexpr, C: tl.constexpr, POOL: tl.co
 @triton.jit
 def _forward(
     x, bias, gain, out, rows, eps, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, CP: tl.constexpr,
-    BR: tl.constexpr, POOL: tl.constexpr,
+    BR: tl.constexpr, POOL: tl.constexpr, BLOCKS: tl.constexpr, ROW: tl.constexpr,
 ):  # fmt: skip
     cols = tl.arange(0, CP)
     b = tl.load(bias + cols, mask=cols < C, other=0.0)[None, :]
@@ -47,7 +51,7 @@ def _forward(
     for block in range(tl.program_id(0), tl.cdiv(rows, BR), tl.num_programs(0)):
         at = (block * BR + tl.arange(0, BR)).to(tl.int64)
         real = (at < rows)[:, None] & (cols < C)[None, :]
-        v, _ = _largest(x, _corner(at, H, W, C, POOL), cols, real, W, C, POOL)
+        v, _ = _largest(x, _corner(at, H, W, C, POOL, BLOCKS), cols, real, C, POOL, ROW)
         v += b
         n = v * tl.rsqrt(tl.sum(v * v, axis=1) / C + eps)[:, None] * g
         tl.store(out + at[:, None] * C + cols[None, :], n * _sigmoid(n), mask=real)
@@ -56,7 +60,7 @@ def _forward(
 @triton.jit
 def _backward(
     dy, x, bias, gain, dx, sums, rows, eps, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, CP: tl.constexpr,
-    BR: tl.constexpr, POOL: tl.constexpr,
+    BR: tl.constexpr, POOL: tl.constexpr, BLOCKS: tl.constexpr, ROW: tl.constexpr,
 ):  # fmt: skip
     cols = tl.arange(0, CP)
     b = tl.load(bias + cols, mask=cols < C, other=0.0)[None, :]
@@ -65,8 +69,8 @@ def _backward(
     for block in range(tl.program_id(0), tl.cdiv(rows, BR), tl.num_programs(0)):
         at = (block * BR + tl.arange(0, BR)).to(tl.int64)
         real = (at < rows)[:, None] & (cols < C)[None, :]
-        where = _corner(at, H, W, C, POOL)
-        v, place = _largest(x, where, cols, real, W, C, POOL)
+        where = _corner(at, H, W, C, POOL, BLOCKS)
+        v, place = _largest(x, where, cols, real, C, POOL, ROW)
         v += b
         d = tl.load(dy + at[:, None] * C + cols[None, :], mask=real, other=0.0).to(tl.float32)
         inverse = tl.rsqrt(tl.sum(v * v, axis=1) / C + eps)[:, None]
@@ -79,36 +83,38 @@ def _backward(
         d = tl.where(real, d, 0.0)
         of_bias += d
         for pixel in tl.static_range(POOL * POOL):
-            offset = (pixel // POOL * W + pixel % POOL) * C
+            offset = pixel // POOL * ROW + pixel % POOL * C
             tl.store(dx + where[:, None] + offset + cols[None, :], tl.where(place == pixel, d, 0.0), mask=real)
     sums += tl.program_id(0) * 2 * C
     tl.store(sums + cols, tl.sum(of_bias, axis=0), mask=cols < C)
     tl.store(sums + C + cols, tl.sum(of_gain, axis=0), mask=cols < C)
 
 
-def _blocks(x: Tensor, pool: int) -> tuple[int, tuple[int], dict[str, int]]:
-    """Output pixels, a grid, and the sizes of a block."""
+def _blocks(x: Tensor, pool: int, blocks: bool) -> tuple[tuple[int, ...], tuple[int], dict[str, int]]:
+    """The shape of the output, a grid, and the sizes of a block. ROW: from a pixel of a window to the one below."""
     images, height, width, channels = x.shape
-    rows, padded = images * (height // pool) * (width // pool), triton.next_power_of_2(channels)
+    height, width, channels = (2 * height, 2 * width, channels // 4) if blocks else (height, width, channels)
+    shape, padded = (images, height // pool, width // pool, channels), triton.next_power_of_2(channels)
     block = max(1, ELEMENTS // padded)
-    sizes = {"H": height, "W": width, "C": channels, "CP": padded, "BR": block, "POOL": pool}
-    return rows, (min(PROGRAMS, triton.cdiv(rows, block)),), sizes
+    sizes = {"H": height, "W": width, "C": channels, "CP": padded, "BR": block, "POOL": pool, "BLOCKS": blocks}
+    grid = (min(PROGRAMS, triton.cdiv(images * shape[1] * shape[2], block)),)
+    return shape, grid, sizes | {"ROW": (2 if blocks else width) * channels}
 
 
-def forward(x: Tensor, bias: Tensor, gain: Tensor, eps: float, pool: int) -> Tensor:
-    """See `pooled_norm.PooledNorm`; x [M, H, W, C] contiguous."""
-    rows, grid, sizes = _blocks(x, pool)
-    out = torch.empty(len(x), x.shape[1] // pool, x.shape[2] // pool, x.shape[3], dtype=x.dtype, device=x.device)
-    _forward[grid](x, bias, gain, out, rows, eps, **sizes)
+def forward(x: Tensor, bias: Tensor, gain: Tensor, eps: float, pool: int, blocks: bool) -> Tensor:
+    """See `pooled_norm.PooledNorm`; x contiguous."""
+    shape, grid, sizes = _blocks(x, pool, blocks)
+    out = torch.empty(shape, dtype=x.dtype, device=x.device)
+    _forward[grid](x, bias, gain, out, out.numel() // shape[-1], eps, **sizes)
     return out
 
 
 def backward(
-    dy: Tensor, x: Tensor, bias: Tensor, gain: Tensor, eps: float, pool: int
+    dy: Tensor, x: Tensor, bias: Tensor, gain: Tensor, eps: float, pool: int, blocks: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, bias and gain."""
-    rows, grid, sizes = _blocks(x, pool)
+    shape, grid, sizes = _blocks(x, pool, blocks)
     dx = torch.empty_like(x)
-    sums = torch.empty(grid[0], 2, x.shape[3], dtype=torch.float32, device=x.device)
-    _backward[grid](dy, x, bias, gain, dx, sums, rows, eps, **sizes)
+    sums = torch.empty(grid[0], 2, shape[-1], dtype=torch.float32, device=x.device)
+    _backward[grid](dy, x, bias, gain, dx, sums, dy.numel() // shape[-1], eps, **sizes)
     return dx, *sums.sum(0)

@@ -12,6 +12,7 @@ from dreamer_mpc.kernels.norm import NormSiLU, fuses
 from dreamer_mpc.networks.mlp import EnsembleLinear, full_precision
 
 NORM_EPS = 1e-4
+MANY = 512  # rows of a product
 TRUNCATION = 1.1368  # a normal cut at two standard deviations times this has variance 1
 
 
@@ -46,7 +47,11 @@ class NormLayer(nn.Module):
         self.norm = nn.RMSNorm(outputs, eps=NORM_EPS)
 
     def forward(self, x: Float[Tensor, "*b I"]) -> Float[Tensor, "*b O"]:
-        return norm_silu(self.norm, self.linear(x))
+        linear, norm = self.linear, self.norm
+        if not fuses(x):
+            return norm_silu(norm, linear(x))
+        y = F.linear(x, linear.weight)
+        return NormSiLU.apply(y.view(-1, y.shape[-1]), norm.weight, norm.eps, linear.bias).view(y.shape)
 
 
 class NormMLP(nn.Module):
@@ -64,7 +69,16 @@ class NormMLP(nn.Module):
     def forward(self, x: Float[Tensor, "*b I"]) -> Float[Tensor, "*b O"]:
         x = self.hidden(x)
         with full_precision(x):
-            return self.last(x.to(self.last.weight.dtype))
+            return self._last(x.to(self.last.weight.dtype))
+
+    def _last(self, x: Float[Tensor, "*b I"]) -> Float[Tensor, "*b O"]:
+        """The last layer. The gradient of its weights is a product of few outputs and as many terms as there are rows.
+
+        On a GPU, of T times many rows, it is T products side by side and their sum.
+        """
+        if not (x.is_cuda and x.dim() == 3 and x.shape[1] >= MANY):
+            return self.last(x)
+        return torch.baddbmm(self.last.bias, x, self.last.weight.t().expand(len(x), -1, -1))
 
 
 class NormEnsembleLayer(EnsembleLinear):
@@ -77,19 +91,22 @@ class NormEnsembleLayer(EnsembleLinear):
 
     def hidden(self, x: Float[Tensor, "K M I"]) -> Float[Tensor, "K M O"]:
         """All three on inputs of each member."""
-        x = self(x)
         if fuses(x):
-            return NormSiLU.apply(x, self.gain[:, 0], NORM_EPS)
-        return self._activate(x, self.gain)
+            return self._fused(torch.bmm(x, self.weight.to(x.dtype)))
+        return self._activate(self(x), self.gain)
 
     def shared(self, x: Float[Tensor, "M I"]) -> Float[Tensor, "K M O"]:
         """All three on one input of all members, in one product."""
         members, inputs, outputs = self.weight.shape
         weight = self.weight.transpose(0, 1).reshape(inputs, members * outputs)
-        x = F.linear(x, weight.t(), self.bias.flatten()).view(-1, members, outputs)
         if fuses(x):
-            return NormSiLU.apply(x.transpose(0, 1), self.gain[:, 0], NORM_EPS)
+            return self._fused(F.linear(x, weight.t()).view(-1, members, outputs).transpose(0, 1))
+        x = F.linear(x, weight.t(), self.bias.flatten()).view(-1, members, outputs)
         return self._activate(x, self.gain.transpose(0, 1)).transpose(0, 1)  # after the norm, which would copy
+
+    def _fused(self, x: Float[Tensor, "K M O"]) -> Float[Tensor, "K M O"]:
+        """Bias, RMSNorm and SiLU in one kernel."""
+        return NormSiLU.apply(x, self.gain[:, 0], NORM_EPS, self.bias[:, 0])
 
     @staticmethod
     def _activate(x: Float[Tensor, "*b O"], gain: Float[Tensor, "*#b O"]) -> Float[Tensor, "*b O"]:

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dreamer_mpc.kernels import two_hot
+
 Readout = Literal["real", "symlog"]
 
 
@@ -45,6 +47,10 @@ class TwoHot(NamedTuple):
     @property
     def mean(self) -> Float[Tensor, "*b"]:
         """The number that `readout` reads; exactly 0 where the probabilities are symmetric."""
+        if two_hot.fuses(self.logits) and not (torch.is_grad_enabled() and self.logits.requires_grad):
+            if self.readout == "symlog":
+                return symexp(two_hot.expectation(self.logits, symlog(self.bins)))
+            return two_hot.expectation(self.logits, self.bins)
         pairs = len(self.bins) // 2
         upper = self.bins[-pairs:]
         probs = self.logits.softmax(-1)
@@ -58,12 +64,20 @@ class TwoHot(NamedTuple):
         """The most probable bin."""
         return self.bins[self.logits.argmax(-1)]
 
-    def loss(self, target: Float[Tensor, "*t"]) -> Float[Tensor, "*c"]:
+    def loss(
+        self, target: Float[Tensor, "*t"], second: Float[Tensor, "*s"] | None = None, weight: float = 0.0
+    ) -> Float[Tensor, "*c"]:
         """Cross-entropy to `target` (broadcast, a constant), whose mass is split between the two bins around it.
 
         The nearer bin gets more, such that the expectation is `target`; beyond the ends all mass is in the last bin.
-        NaN where `target` is not finite.
+        NaN where `target` is not finite. With a `second` target, plus `weight` times the cross-entropy to it.
         """
+        if two_hot.fuses(self.logits):
+            return two_hot.cross_entropy(self.logits, target, second, self.bins, weight)
+        loss = self._loss(target)
+        return loss if second is None else loss + weight * self._loss(second)
+
+    def _loss(self, target: Float[Tensor, "*t"]) -> Float[Tensor, "*c"]:
         below, share = self._split(target.detach())
         shape = torch.broadcast_shapes(self.logits.shape[:-1], target.shape)
         places = torch.stack([below, below + 1], -1).expand(*shape, 2)

@@ -52,8 +52,12 @@ class FusedClosedLoops(FusedRollouts):
         horizon: int,
         act: Callable[[int, Float[Tensor, "*b S"]], Float[Tensor, "*b A"]],
         noise: Float[Tensor, "*b H Z"] | None,
+        precision: torch.dtype | None,
     ) -> Proposals:
-        """States under the actions that `act(k, state)` gives for step k, differentiable in the actions."""
+        """States under the actions that `act(k, state)` gives for step k, differentiable in the actions.
+
+        Both see states rounded to `precision`, which then have no gradient.
+        """
 
 
 class FusedPolicyRollouts(FusedRollouts):
@@ -124,8 +128,12 @@ def closed_loop(
     previous: Float[Tensor, "*b H A"] | None = None,
     weight: Float[Tensor, "*b H"] | None = None,
     noise: Float[Tensor, "*b H Z"] | None = None,
+    precision: torch.dtype | None = None,
 ) -> Proposals:
-    """Like `policy_rollout`, but with actions from any rule `act`, clamped to [-1, 1]."""
+    """Like `policy_rollout`, but with actions from any rule `act`, clamped to [-1, 1].
+
+    Without gradients, states may be asked for in another `precision`, in which the rule sees them too.
+    """
 
     @torch.no_grad()
     def blended(k: int, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b A"]:
@@ -136,13 +144,13 @@ def closed_loop(
         return action.clamp(-1, 1)
 
     if isinstance(model, FusedClosedLoops):
-        return model.walk_closed(state, horizon, blended, noise)
+        return model.walk_closed(state, horizon, blended, noise, precision)
     leaves, states = [], []
     for k in range(horizon):
-        leaf = blended(k, state.detach())[..., None, :]
+        leaf = blended(k, state.detach().to(precision or state.dtype))[..., None, :]
         leaves.append(leaf.requires_grad_(torch.is_grad_enabled()))
         state = latent_step(model, state, leaf[..., 0, :], _at(noise, k))
-        states.append(state)
+        states.append(state.to(precision or state.dtype))
     return Proposals(tuple(leaves), torch.stack(states, dim=-2))
 
 

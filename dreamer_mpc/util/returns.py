@@ -22,6 +22,9 @@ def lambda_return(
     value head trained on it includes the reward of its own state. `continues[k]`, c_k in [0, 1], is the probability
     that the episode goes on after the k-th state; without it no episode ends, c = 1.
     """
+    given = [r_t, v_tp1] if continues is None else [r_t, v_tp1, continues]
+    if r_t.is_cuda and not any(x.requires_grad for x in given):
+        return folded_lambda_return(r_t, v_tp1, discount, lambda_, continues)
     discounts = [discount] * len(r_t) if continues is None else (discount * continues).flip(0).unbind(0)
     returns = []
     last = v_tp1[-1]
@@ -29,6 +32,22 @@ def lambda_return(
         last = r + d * ((1 - lambda_) * v + lambda_ * last)
         returns.append(last)
     return torch.stack(returns[::-1])
+
+
+def folded_lambda_return(
+    r_t: Float[Tensor, "T *b"],
+    v_tp1: Float[Tensor, "T *b"],
+    discount: float,
+    lambda_: float,
+    continues: Float[Tensor, "T *b"] | None = None,
+) -> Float[Tensor, "T *b"]:
+    """`lambda_return` without gradient, with one operation in a step of its loop: what a GPU does in T steps counts."""
+    discounts = torch.full_like(v_tp1, discount) if continues is None else discount * continues
+    fixed, share = torch.addcmul(r_t, discounts, v_tp1, value=1 - lambda_), lambda_ * discounts
+    returns, last = torch.empty_like(fixed), v_tp1[-1]
+    for k in reversed(range(len(returns))):
+        last = torch.addcmul(fixed[k], share[k], last, out=returns[k])
+    return returns
 
 
 def survival(continues: Float[Tensor, "T *b"]) -> Float[Tensor, "T+1 *b"]:

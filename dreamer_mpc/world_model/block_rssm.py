@@ -165,10 +165,11 @@ class BlockRSSM(nn.Module):
         act: Callable[[int, Float[Tensor, "M S"]], Float[Tensor, "M A"]],
         noise: Float[Tensor, "T M Z"],
         save: bool,
+        precision: torch.dtype | None = None,
     ) -> tuple[Float[Tensor, "T M A"], Walk]:
         """T times `prior_step` with any rule `act(step, state)` in the loop: its actions, and the walk.
 
-        `save` keeps what `differentiable_states` needs.
+        `save` keeps what `differentiable_states` needs. States are given in `precision`, to the rule too.
         """
         taken, kind = [], state.device.type
         outside = torch.is_autocast_enabled(kind)
@@ -181,7 +182,7 @@ class BlockRSSM(nn.Module):
         deter, stoch = state.split([self.deter, self.noise_dim], dim=-1)
         noise = gumbel(self._by_variable(noise))
         with full_precision(state):  # the walk chooses the precision of its products itself
-            walked = walk(deter, stoch, move, noise, *self._constants(), self.unimix, NORM_EPS, save)
+            walked = walk(deter, stoch, move, noise, *self._constants(), self.unimix, NORM_EPS, save, precision)
         return torch.stack(taken), walked
 
     def differentiable_states(
@@ -190,8 +191,7 @@ class BlockRSSM(nn.Module):
         """The states of a saved walk, differentiable in state and actions; the weights are constants."""
         deter, stoch = state.split([self.deter, self.noise_dim], dim=-1)
         moved, classes = self._moved(action).to(state.dtype), (self.stoch, self.classes)
-        states = WalkBack.apply(deter, stoch, moved, walked, *self._constants(), classes, self.unimix, NORM_EPS)
-        return torch.cat(states, dim=-1)
+        return WalkBack.apply(deter, stoch, moved, walked, *self._constants(), classes, self.unimix, NORM_EPS)
 
     def _moved(self, action: Float[Tensor, "*b A"]) -> Float[Tensor, "*b hidden"]:
         with torch.autocast(action.device.type, dtype=torch.bfloat16, enabled=self.bf16):

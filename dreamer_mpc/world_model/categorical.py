@@ -149,9 +149,9 @@ class CategoricalWorldModel(nn.Module):
         target, embed, states, posterior, prior = inference
         config, barlow = self.config, self.config.representation == "barlow"
         with amp:
-            decoded = self.decoder(states.detach() if barlow else states)
+            error = self.decoder.error(states.detach() if barlow else states, target)
             reward = self.predict_reward(states)
-            losses = {"image": (decoded - target).square().sum(dim=(-3, -2, -1)), "reward": reward.loss(batch.reward)}
+            losses = {"image": error, "reward": reward.loss(batch.reward)}
             scales = {"image": config.image_scale, "reward": config.reward_scale}
             if self.continuation:
                 losses["continue"] = self.predict_continue(states).loss((~batch.is_terminal).to(states.dtype))

@@ -6,7 +6,8 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dreamer_mpc.kernels.upsampled import upsampled_convolution
+from dreamer_mpc.kernels.image_error import fuses, image_error
+from dreamer_mpc.kernels.upsampled import LEAST, upsampled_blocks, upsampled_convolution
 from dreamer_mpc.networks.block_linear import BlockLinear
 from dreamer_mpc.networks.norm_mlp import NORM_EPS, NormLayer, norm_linear, norm_silu
 from dreamer_mpc.world_model.norm_encoder import NormConvolution, convolution
@@ -32,11 +33,23 @@ class NormDecoder(nn.Module):
         self.last = convolution(channels[-1], 3)
 
     def forward(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b 3 64 64"]:
+        x = upsampled_convolution(self._last_map(state), self.last)
+        return x.to(self.norm.weight.dtype).sigmoid().view(*state.shape[:-1], *x.shape[1:])
+
+    def error(
+        self, state: Float[Tensor, "*b S"], image: Float[Tensor, "*b 3 64 64"]
+    ) -> Float[Tensor, "*b"]:
+        """The squared error of the images of states, summed over a frame."""
+        if not fuses(state):
+            return (self(state) - image).square().sum(dim=(-3, -2, -1))
+        y = upsampled_blocks(self._last_map(state), self.last, least=LEAST)
+        return image_error(y, self.last.bias, image.flatten(0, -4)).view(state.shape[:-1])
+
+    def _last_map(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "M C 32 32"]:
         x = self._first_map(state.reshape(-1, state.shape[-1]))
         for layer in self.layers:
             x = layer(x)
-        x = upsampled_convolution(x, self.last)
-        return x.to(self.norm.weight.dtype).sigmoid().view(*state.shape[:-1], *x.shape[1:])
+        return x
 
     def _first_map(self, state: Float[Tensor, "M S"]) -> Float[Tensor, "M C 4 4"]:
         deter, stoch = state.split([self.deter, self.stoch], dim=-1)

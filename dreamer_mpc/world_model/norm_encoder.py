@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dreamer_mpc.kernels.pooled_norm import pooled_norm
-from dreamer_mpc.kernels.upsampled import upsampled_convolution
+from dreamer_mpc.kernels.upsampled import LEAST, blocked_convolution, upsampled_blocks
 from dreamer_mpc.networks.norm_mlp import NORM_EPS, init_weight
 from dreamer_mpc.world_model.config import Downsampling
 
@@ -37,11 +37,14 @@ class NormConvolution(nn.Module):
 
     def forward(self, x: Float[Tensor, "M I H W"]) -> Float[Tensor, "M O h w"]:
         layer = self.convolution
+        few = layer.in_channels < LEAST and self.pool == 2 and x.is_cuda
         if self.up:
-            x = upsampled_convolution(x, layer, bias=False)
+            x = upsampled_blocks(x, layer)
+        elif few:
+            x = blocked_convolution(x, layer)
         else:
             x = F.conv2d(x, layer.weight, None, layer.stride, layer.padding)
-        return pooled_norm(x, layer.bias, self.norm, self.pool)
+        return pooled_norm(x, layer.bias, self.norm, self.pool, blocks=self.up or few)
 
 
 class NormEncoder(nn.Module):
