@@ -160,6 +160,7 @@ class Backend:
 def test_a_backend_that_fails_is_switched_off(folder, monkeypatch, where):
     backend, lines = Backend(where), []
     monkeypatch.setitem(dreamer_mpc.runs.logger.BACKENDS, "wandb", backend)
+    monkeypatch.setitem(dreamer_mpc.runs.logger.PACKAGES, "wandb", "json")
     with Logger(folder, "wandb", lines.append) as logger:
         logger.write(counters(1), {})
         logger.truncate(1)

@@ -402,7 +402,7 @@ def test_an_environment_that_does_not_repeat_itself_goes_on_with_the_next_episod
     assert load_checkpoint(tmp_path / "run").counters.episodes > before + 2
 
 
-TRIED = 1  # steps before the run begins
+TRIED = 3  # steps before the run begins, so many that an episode is long enough for an update
 
 
 class Fragile(CountingEnv):
