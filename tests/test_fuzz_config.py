@@ -75,7 +75,7 @@ def start(tmp_path, monkeypatch, capsys):
     return call
 
 
-@settings(CASES, max_examples=60)
+@settings(CASES, max_examples=30)
 @given(st.sampled_from(sorted(FLAGS)), st.sampled_from(HOSTILE), st.booleans())
 def test_any_value_of_any_flag(start, name, value, joined):
     flag = "--" + name.replace("_", "-")
@@ -107,7 +107,7 @@ VALUES = st.recursive(
 KEYS = st.sampled_from([*sorted({name.split(".")[0] for name in FLAGS}), "sede", "", "dream-mpc"])
 
 
-@settings(CASES, max_examples=200)
+@settings(CASES, max_examples=100)
 @given(st.dictionaries(KEYS, VALUES, min_size=1, max_size=3) | st.binary(max_size=60))
 def test_any_yaml_and_any_bytes(tmp_path, content):
     """A preset is a usable configuration, or refused in one line that names it."""

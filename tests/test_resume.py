@@ -94,13 +94,13 @@ def test_a_run_stopped_anywhere_and_resumed_is_the_one_that_was_not(number, kind
 def test_a_run_stopped_again_and_again_is_the_one_that_was_not(stop_at, tmp_path):
     args = KINDS["interleaved, dream-mpc"]
     train(*args, "--run-dir", tmp_path / "whole")
-    stop_at(3)
+    stop_at(4)
     output, stops = train(*args, "--run-dir", tmp_path / "run"), 0
     while "stopped at" in output:
         stops += 1
-        stop_at(6)
+        stop_at(10)
         output = train("--resume", tmp_path / "run")
-    assert stops == 6
+    assert stops == 4
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
@@ -161,12 +161,12 @@ def test_saving_at_every_turn_changes_nothing(whole, tmp_path):
 def test_a_longer_run_is_the_one_that_was_to_be_so_long(base, tmp_path):
     """Its replay is larger, and with several streams the frames have other slots."""
     args = [*base, "--num-envs", "2", "--planner", "policy", "--eval.every", "1000"]
-    train(*args, "--run-dir", tmp_path / "long", "--env-steps", 80)
-    train(*args, "--run-dir", tmp_path / "short", "--env-steps", 48)
-    train("--resume", tmp_path / "short", "--env-steps", 80)
+    train(*args, "--run-dir", tmp_path / "long", "--env-steps", 64)
+    train(*args, "--run-dir", tmp_path / "short", "--env-steps", 40)
+    train("--resume", tmp_path / "short", "--env-steps", 64)
     a, b = (flatten(load_checkpoint(tmp_path / x).agent) for x in ("short", "long"))
     assert a.keys() == b.keys() and all(same(a[name], b[name]) for name in a)
-    rows = [row for row in metrics(tmp_path / "short") if (row["env_steps"], "eval/episodes" in row) != (48, True)]
+    rows = [row for row in metrics(tmp_path / "short") if (row["env_steps"], "eval/episodes" in row) != (40, True)]
     assert rows == metrics(tmp_path / "long")
 
 
@@ -521,7 +521,7 @@ def test_a_run_of_the_second_family_does_not_become_one_of_the_first(v3_stopped)
 # kills
 
 
-@pytest.mark.parametrize("kind", ["sequential, v3", "interleaved, v3"], indirect=True)
+@pytest.mark.parametrize("kind", ["interleaved, v3"], indirect=True)
 def test_killed_before_or_after_a_checkpoint_is_whole_a_run_is_the_one_that_was_not(kind, tmp_path, monkeypatch):
     """The files of replay, also of its latent states, are written before it: the last one keeps those it needs."""
     args, reference = kind
@@ -549,6 +549,6 @@ def test_killed_at_random_moments_a_run_is_the_one_that_was_not(tmp_path, monkey
     monkeypatch.setattr(soak, "ENV", ["--env", "tests.example_env:make", "--action-repeat", "1"])
     record = tmp_path / "soak.json"
     settings = ["--max-env-steps", 20, "--env-steps", 120, "--train.every", 20, "--planner", "policy"]
-    args = ["--kills", 3, "--seed", 9, "--out", record, *settings]
+    args = ["--kills", 2, "--seed", 9, "--out", record, *settings]
     assert soak.main([*map(str, args)]) == 0, capsys.readouterr().out
-    assert len(json.loads(record.read_text())["kills"]) == 3
+    assert len(json.loads(record.read_text())["kills"]) == 2
