@@ -7,11 +7,12 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests share the cores, and sums are then the same on every machine
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import jaxtyping
 import pytest
 import torch
 from jaxtyping import install_import_hook
 
-import tests.support.typecheck  # noqa: F401  jaxtyping looks the checker up by its dotted name
+from tests.support import typecheck
 
 if not torch.cuda.is_available():  # Triton, if installed, cannot compile: test_kernels_interpreted.py
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -23,6 +24,7 @@ MODULES = [
     for path in (ROOT / "dreamer_mpc").rglob("*.py")
     if not path.stem.endswith("_triton") and path.name != "__init__.py"
 ]
+jaxtyping.jaxtyped = typecheck.jaxtyped_at_first  # the hook looks it up there
 install_import_hook([*MODULES, "dreamer_mpc.agents.behavior", "dreamer_mpc.planners"], "tests.support.typecheck.check")
 
 torch.set_num_threads(1)  # also for fixtures of whole files: reproducible sums, and small networks are faster
@@ -30,6 +32,7 @@ torch.set_num_threads(1)  # also for fixtures of whole files: reproducible sums,
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Restore one thread after a test that uses more."""
+    """Restore one thread after a test that uses more, and check signatures again."""
+    typecheck.begin_test()
     yield
     torch.set_num_threads(1)

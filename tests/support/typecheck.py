@@ -1,5 +1,36 @@
-"""beartype as the tests use it: an int is accepted where a float is expected (PEP 484's numeric tower)."""
+"""beartype as the tests use it: on the first calls of each function in a test, as all of them take much longer."""
 
+import functools
+import inspect
+
+import jaxtyping
 from beartype import BeartypeConf, beartype
 
-check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+CALLS = 10  # of a function in a test, whose arguments and results are checked
+check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is accepted where a float is expected (PEP 484)
+_jaxtyped, _tests = jaxtyping.jaxtyped, [0]
+
+
+def begin_test() -> None:
+    """From here on, the first calls of each function are checked again."""
+    _tests[0] += 1
+
+
+def jaxtyped_at_first(fn=None, **settings):
+    """`jaxtyping.jaxtyped` for the first `CALLS` calls in a test; the import hook puts it on functions and classes."""
+    if fn is None:
+        return functools.partial(jaxtyped_at_first, **settings)
+    checked = _jaxtyped(fn, **settings)
+    if not inspect.isfunction(fn):
+        return checked
+    test = calls = 0
+
+    @functools.wraps(fn)
+    def call(*args, **kwargs):
+        nonlocal test, calls
+        if test != _tests[0]:
+            test, calls = _tests[0], 0
+        calls += 1
+        return (checked if calls <= CALLS else fn)(*args, **kwargs)
+
+    return call
