@@ -10,7 +10,7 @@ from dreamer_mpc.analysis.ablate import Ablate
 from dreamer_mpc.analysis.bad_model import BadModel, PlansIn, perturbed, turning_point
 from dreamer_mpc.analysis.bench import POLICY
 from dreamer_mpc.analysis.estimate import estimate, per_episode
-from dreamer_mpc.analysis.finite_differences import FiniteDifferences, paired
+from dreamer_mpc.analysis.finite_differences import FiniteDifferences, beside, paired
 from dreamer_mpc.analysis.gradient_snr import GradientSNR, ratio
 from dreamer_mpc.analysis.groups import group_of
 from dreamer_mpc.analysis.model_error import ModelError, calibration
@@ -294,6 +294,18 @@ def test_the_simulator_s_gradient_is_right_at_the_bounds_of_the_actions():
     ]
     assert row["cosine"] == pytest.approx(model @ real / np.linalg.norm(model) / np.linalg.norm(real), abs=1e-6)
     assert row["norm_ratio"] == pytest.approx(np.linalg.norm(model) / np.linalg.norm(real), abs=1e-6)
+
+
+def test_a_gradient_of_rounding_is_none_and_ratios_have_a_geometric_mean():
+    model, real = np.ones((2, 1, 1, 2)), np.array([[[1e-9, -1e-12]], [[1e-9, 2.0]]])
+    found = beside(model, real)
+    assert all(np.isnan(values[0]) for values in found.values()), "the reward of the first row does not change"
+    assert found["agreement"][1] == 1 and found["norm_ratio"][1] == pytest.approx(2**0.5 / 2)
+    measure = FiniteDifferences({"p": ascent()}, (0,), 1, 2, 0.1, 0, 1)
+    row = {"checkpoint": "c", "part": "gradient", "method": "1 draw", "depth": 1, "cosine": 1.0, "agreement": 1.0}
+    rows = [row | {"episode": 0, "norm_ratio": ratio, "return": None} for ratio in (0.01, 1.0, 100.0, np.nan, 0.0)]
+    (line,) = measure.summary(rows)
+    assert line["norm_ratio"] == pytest.approx(1)
 
 
 def test_the_control_ascends_the_real_return_and_value():

@@ -23,6 +23,7 @@ GRADIENT, SIMULATOR = "gradient", "simulator-ascent"
 QUANTITIES = ("cosine", "agreement", "norm_ratio")
 LENGTHS = (0.0, 0.01, 0.03, 0.1, 0.3)  # of the control's steps, the unmoved plan included
 SHOWN = (1, 3, 5, 10, 15)  # depths of the table
+LEAST = 1e-6  # of an entry of the simulator's gradient: below it are the rounding and the solver's tolerance
 
 
 @dataclass(frozen=True)
@@ -140,9 +141,9 @@ class FiniteDifferences(Measure):
 
     def summary(self, rows: list[Measured]) -> list[Line]:
         """Gradients by number of draws and depth; returns, and their differences to the policy, by planner."""
-        gradients = [row for row in rows if row["part"] == GRADIENT]
+        gradients = [row | _log(row) for row in rows if row["part"] == GRADIENT]
         controls = paired([row for row in rows if row["part"] == "control"], "policy")
-        lines = summarised(gradients, ("part", "method", "depth"), QUANTITIES)
+        lines = [line | _unlog(line) for line in summarised(gradients, ("part", "method", "depth"), QUANTITIES)]
         lines += summarised(controls, ("part", "method"), ("return", "difference"))
         both = [f"{name}{end}" for name in (*QUANTITIES, "return", "difference") for end in ("", "_low", "_high")]
         empty = dict.fromkeys(("part", "method", "depth", *both))
@@ -222,16 +223,31 @@ def _blocks(grad: Float[Tensor, "B M d A"], averaged: int) -> Float[np.ndarray, 
 def beside(
     model: Float[np.ndarray, "B b d A"], real: Float[np.ndarray, "B d A"]
 ) -> dict[str, Float[np.ndarray, " B"]]:
-    """Cosine, share of equal signs and ratio of norms of gradients; NaN where the simulator's is 0. Means over b."""
+    """Cosine, share of equal signs and ratio of norms of gradients; NaN where the simulator's is 0. Means over b.
+
+    Entries of the simulator's gradient below `LEAST` are 0: a reward that has reached its bound does not change.
+    """
     flat, target = model.reshape(*model.shape[:2], -1), real.reshape(len(real), 1, -1)
+    target = np.where(np.abs(target) < LEAST, 0.0, target)
     norms, size = np.linalg.norm(flat, axis=2), np.linalg.norm(target, axis=2)
     counts = (target != 0).sum(2)
     with np.errstate(divide="ignore", invalid="ignore"):
         return {
             "cosine": ((flat * target).sum(2) / (norms * size)).mean(1),
             "agreement": (((flat * target) > 0).sum(2) / counts).mean(1),
-            "norm_ratio": (norms / size).mean(1),
+            "norm_ratio": np.where(size[:, 0] > 0, (norms / size).mean(1), np.nan),
         }
+
+
+def _log(row: Measured) -> Measured:
+    """A ratio's mean is geometric: few states whose real gradient is small would else decide it."""
+    ratio = row["norm_ratio"]
+    return {"norm_ratio": float(np.log(ratio)) if ratio is not None and ratio > 0 else None}
+
+
+def _unlog(line: Line) -> Line:
+    logs = {name: line[name] for name in ("norm_ratio", "norm_ratio_low", "norm_ratio_high")}
+    return {name: None if value is None else float(np.exp(value)) for name, value in logs.items()}
 
 
 def paired(rows: list[Measured], baseline: str) -> list[Measured]:
