@@ -11,15 +11,16 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from envs.actions import StepResult, repeat_action, to_bounds
-from envs.errors import EnvError, describe_error, shorten
-from envs.snapshot import Restorable, is_restorable, not_restorable
-from envs.surroundings import Surroundings, seed_generators
+from dreamer_mpc.envs.actions import StepResult, repeat_action, to_bounds
+from dreamer_mpc.envs.errors import EnvError, describe_error, shorten
+from dreamer_mpc.envs.snapshot import Restorable, is_restorable, not_restorable
+from dreamer_mpc.envs.surroundings import Surroundings, seed_generators
 
 LARGEST_BOUND = 1e9  # larger bounds, such as those of np.finfo, count as no bounds
 LARGEST_REWARD = 1e30  # replay keeps float32
 BRIGHTEST = 255  # value of a pixel
-OWN_PACKAGES = ("envs", "dreamer_mpc", "run", "tests", "benchmarks", "scripts")  # imported before a user's of that name
+# Imported before a user's of that name; all but the package itself only from a clone.
+OWN_PACKAGES = ("envs", "dreamer_mpc", "run", "tests", "benchmarks", "scripts")
 
 # Environments of this process that are not closed, by the identity of what a factory returned.
 _IN_USE: "weakref.WeakValueDictionary[int, CustomEnv]" = weakref.WeakValueDictionary()

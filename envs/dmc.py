@@ -7,10 +7,10 @@ from typing import Any, ClassVar, NamedTuple
 import gymnasium
 import numpy as np
 
-from envs.actions import StepResult, repeat_action, to_bounds
-from envs.errors import EnvError
-from envs.gl import choose_gl_backend
-from envs.snapshot import Restorable, not_restorable
+from dreamer_mpc.envs.actions import StepResult, repeat_action, to_bounds
+from dreamer_mpc.envs.errors import EnvError
+from dreamer_mpc.envs.gl import choose_gl_backend
+from dreamer_mpc.envs.snapshot import Restorable, not_restorable
 
 ENDLESS_TASK_STEPS = 1000
 VIDEO_SIZE = (480, 640)

@@ -2,10 +2,10 @@
 
 import gymnasium
 
-from envs.custom import make_custom_env
-from envs.dmc import RENDER_QUALITIES, DMCEnv
-from envs.errors import EnvError
-from envs.gl import offer_gl_backend
+from dreamer_mpc.envs.custom import make_custom_env
+from dreamer_mpc.envs.dmc import RENDER_QUALITIES, DMCEnv
+from dreamer_mpc.envs.errors import EnvError
+from dreamer_mpc.envs.gl import offer_gl_backend
 
 
 def make_env(

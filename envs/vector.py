@@ -7,11 +7,11 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from envs.errors import EnvError
-from envs.gl import choose_gl_backend, offer_gl_backend
-from envs.make import make_env
-from envs.rows import LocalVectorEnv, RowVectorEnv
-from envs.workers import WorkerVectorEnv
+from dreamer_mpc.envs.errors import EnvError
+from dreamer_mpc.envs.gl import choose_gl_backend, offer_gl_backend
+from dreamer_mpc.envs.make import make_env
+from dreamer_mpc.envs.rows import LocalVectorEnv, RowVectorEnv
+from dreamer_mpc.envs.workers import WorkerVectorEnv
 
 
 def make_vector_env(

@@ -21,6 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LEFT_OUT = ("results", "runs")  # of the root; dreamer_mpc has a folder named runs, too
+REFERENCE_CURVES = "results/reference"  # a part of the package
 NEVER_COPIED = (".*", "__pycache__", "*.egg-info")
 SECONDS = 240  # time limit of the tests of one row
 
@@ -745,6 +746,11 @@ MUTATIONS = [
         'self._read()\n            number = max', "number = max",
         ("tests/test_analyze.py::test_two_processes_do_not_lose_each_other_s_units",),
     ),
+    # the package
+    Mutation(
+        "a wheel without the presets", "pyproject.toml", '"configs/*.yaml", ', "",
+        ("tests/test_package.py::test_a_wheel_works_beside_a_user_s_package_envs",),
+    ),
 ]  # fmt: skip
 
 
@@ -755,7 +761,9 @@ def copy_tree(folder: Path) -> Path:
     def left_out(directory: str, names: list[str]) -> set[str]:
         return never(directory, names) | ({*names} & {*LEFT_OUT} if Path(directory) == ROOT else set())
 
-    return Path(shutil.copytree(ROOT, folder / "tree", ignore=left_out))
+    tree = Path(shutil.copytree(ROOT, folder / "tree", symlinks=True, ignore=left_out))
+    shutil.copytree(ROOT / REFERENCE_CURVES, tree / REFERENCE_CURVES)
+    return tree
 
 
 def mutated(source: str, mutation: Mutation) -> str:

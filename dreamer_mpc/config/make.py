@@ -11,9 +11,9 @@ from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.agents.protocol import Agent
 from dreamer_mpc.config.resolve import Trained, agent_of
 from dreamer_mpc.config.schema import Config
+from dreamer_mpc.envs import choose_gl_backend, make_vector_env
+from dreamer_mpc.envs.gl import match_egl_device, offer_gl_backend
 from dreamer_mpc.util.errors import UserError
-from envs import choose_gl_backend, make_vector_env
-from envs.gl import match_egl_device, offer_gl_backend
 
 
 def make_envs(config: Config, num_envs: int, device: torch.device) -> gymnasium.vector.VectorEnv:

@@ -9,10 +9,10 @@ import tyro
 from dreamer_mpc.agents.behavior import BehaviorConfig
 from dreamer_mpc.agents.optimizers import OptimizerConfig
 from dreamer_mpc.data.replay import ReplayConfig
+from dreamer_mpc.envs import RENDER_QUALITIES
 from dreamer_mpc.planners import PLANNERS
 from dreamer_mpc.util.checks import check_most, check_ranges
 from dreamer_mpc.world_model import WorldModelConfig
-from envs import RENDER_QUALITIES
 
 MOST_ENVS = 4096
 PlannerName = Literal[tuple(PLANNERS)]

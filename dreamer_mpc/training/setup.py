@@ -10,6 +10,8 @@ from dreamer_mpc.config import Config, check_start, to_yaml, trained_config, tra
 from dreamer_mpc.config.make import env_settings, load_agent, make_agent, make_envs, replay_capacity, side_by_side_envs
 from dreamer_mpc.data.collect import Collector, Counters
 from dreamer_mpc.data.replay import Replay, check_storage, choose_storage, frame_bytes
+from dreamer_mpc.envs import try_env
+from dreamer_mpc.envs.rows import RowVectorEnv
 from dreamer_mpc.report.progress import plural
 from dreamer_mpc.runs.checkpoint import Checkpoint
 from dreamer_mpc.runs.folder import RunFolder, default_run_dir
@@ -21,8 +23,6 @@ from dreamer_mpc.util.files import user_path
 from dreamer_mpc.util.memory import GIB, free_disk
 from dreamer_mpc.util.owner import alone_in
 from dreamer_mpc.util.stop import Stop
-from envs import try_env
-from envs.rows import RowVectorEnv
 
 ANOTHER = "wait for it, stop it, or choose another --run-dir"
 NOTHING_SAVED = "stopped before the first step: there was nothing to save"

@@ -11,6 +11,7 @@ from torch.profiler import record_function
 
 from dreamer_mpc.config import Config, planner_from, resolve, to_dict, training_planner
 from dreamer_mpc.data.collect import Counters
+from dreamer_mpc.envs import EnvError
 from dreamer_mpc.evaluation.episodes import Evaluation, evaluate
 from dreamer_mpc.evaluation.visualize import write_visuals
 from dreamer_mpc.report.progress import Progress
@@ -28,9 +29,9 @@ from dreamer_mpc.training.state import MetricMeans, TrainingState
 from dreamer_mpc.util.device import choose_device
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.memory import is_out_of_memory
+from dreamer_mpc.util.program import program
 from dreamer_mpc.util.randomness import global_state, restore_global_state, seed_everything
 from dreamer_mpc.util.stop import Stop, Stopped
-from envs import EnvError
 
 
 class Trainer:
@@ -107,7 +108,7 @@ class Trainer:
                 self._save(last=True)
                 raise Stopped(
                     f"stopped at {counters.env_steps:,} env steps; "
-                    f"go on with: python run.py --resume {shlex.quote(str(self.folder.path))}"
+                    f"go on with: {program()} --resume {shlex.quote(str(self.folder.path))}"
                 ) from None
             self._profiler.close()
             line(self._checkpoints.cost(time.monotonic() - self._set_up_time.started))
