@@ -10,11 +10,12 @@ USAGE = """usage: {0} [train] --env cheetah-run --planner dream-mpc    train an 
        {0} analyze --checkpoint RUN --what true-gain           what a planner's gradient is worth
        {0} sweep --envs cheetah-run,walker-run --seeds 0,1     many runs at once, each in its own process
        {0} plot runs/sweep --runs runs/sweep                   draw learning curves beside the paper's
+       {0} export --checkpoint RUN --format onnx               the policy for other programs
        {0} doctor                                              can this machine run it?
        {0} --version                                           the program, its commit, torch and Python
        {0} --constraints                                       the file of the tested versions, for pip install -c
 
-`eval --help`, and the same of compare, analyze, sweep and plot, list the settings of those; those of train follow.
+`eval --help`, and the same of the other commands, list the settings of those; those of train follow.
 """
 
 
@@ -35,6 +36,7 @@ COMMANDS = {
     "analyze": "dreamer_mpc.analysis.command:main",
     "sweep": "dreamer_mpc.sweeps.command:main",
     "plot": "dreamer_mpc.report.plot:main",
+    "export": "dreamer_mpc.library.export:main",
     "doctor": "dreamer_mpc.report.doctor:main",
 }
 

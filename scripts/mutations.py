@@ -746,6 +746,22 @@ MUTATIONS = [
         'self._read()\n            number = max', "number = max",
         ("tests/test_analyze.py::test_two_processes_do_not_lose_each_other_s_units",),
     ),
+    # the library
+    Mutation(
+        "a player that does not reset by mask", "dreamer_mpc/library/player.py", "self._is_first | rows",
+        "self._is_first",
+        ("tests/test_library.py::test_a_row_that_is_reset_forgets_and_the_others_go_on",),
+    ),
+    Mutation(
+        "a player that draws from torch's generator", "dreamer_mpc/library/player.py",
+        "            self._keep_generators()\n", "            pass\n",
+        ("tests/test_library.py::test_a_player_plays_the_episode_of_an_evaluation",),
+    ),
+    Mutation(
+        "an exported policy that samples its action", "dreamer_mpc/library/export.py", ".mode.clamp",
+        ".rsample().clamp",
+        ("tests/test_library.py::test_an_exported_policy_is_the_agent_s",),
+    ),
     # the package
     Mutation(
         "a wheel without the presets", "pyproject.toml", '"configs/*.yaml", ', "",

@@ -274,6 +274,21 @@ class AnalyzeConfig(PlaySettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Write the policy of a checkpoint for other programs: (image, action, state, noise) to (action, state).
+
+    The file is checked against the agent before it is kept. docs/library.md shows how it is used.
+    """
+
+    checkpoint: str
+    """Checkpoint file, or a run folder, whose last checkpoint is used."""
+    format: Literal["onnx", "torch"] = "onnx"
+    """onnx: for onnxruntime and others (pip install 'dreamer-mpc[onnx]'); torch: a program of torch.export."""
+    out: str | None = None
+    """The file; None is policy.onnx or policy.pt2 in the checkpoint's run folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepConfig:
     """Train every planner in every environment with every seed, several runs in parallel, each in its own process.
 

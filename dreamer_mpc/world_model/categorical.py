@@ -62,6 +62,11 @@ class CategoricalWorldModel(nn.Module):
             init_weight(self.projector.weight, self.state_dim)
 
     @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of images."""
+        return (64, 64, 3)
+
+    @property
     def state_dim(self) -> int:
         """S, the size of a state: deter and stoch * classes."""
         return self.rssm.state_dim
@@ -87,10 +92,11 @@ class CategoricalWorldModel(nn.Module):
         image: UInt8[Tensor, "B H W C"],
         is_first: Bool[Tensor, " B"],
         amp: torch.autocast,
+        noise: Float[Tensor, "B Z"] | None = None,
     ) -> Float[Tensor, "B S"]:
         """The posterior's sample after `action` led from `state` to `image`."""
         with amp:
-            return self.rssm.posterior_step(state, action, self.encode(image), is_first)
+            return self.rssm.posterior_step(state, action, self.encode(image), is_first, noise)
 
     def step(
         self, state: Float[Tensor, "*b S"], action: Float[Tensor, "*b A"], noise: Float[Tensor, "*b Z"] | None = None
@@ -168,7 +174,7 @@ class CategoricalWorldModel(nn.Module):
 
     def _scaled(self, image: UInt8[Tensor, "*b H W C"]) -> Float[Tensor, "*b C H W"]:
         """Pixels in [0, 1]."""
-        return image.movedim(-1, -3).to(self.reward_head.last.weight.dtype) / 255
+        return image.movedim(-1, -3).to(self.bins.dtype) / 255
 
 
 def barlow_loss(x: Float[Tensor, "*b E"], y: Float[Tensor, "*b E"], weight: float) -> Float[Tensor, ""]:

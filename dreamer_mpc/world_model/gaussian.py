@@ -63,6 +63,11 @@ class GaussianWorldModel(nn.Module):
             self.continue_head = MLP(self.rssm.state_dim, config.reward_hidden, config.reward_layers, 1)
 
     @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of images."""
+        return (64, 64, 3)
+
+    @property
     def state_dim(self) -> int:
         """S, the size of a state: deter and stoch."""
         return self.rssm.state_dim
@@ -88,11 +93,12 @@ class GaussianWorldModel(nn.Module):
         image: UInt8[Tensor, "B H W C"],
         is_first: Bool[Tensor, " B"],
         amp: torch.autocast,
+        noise: Float[Tensor, "B Z"] | None = None,
     ) -> Float[Tensor, "B S"]:
         """The posterior's sample after `action` led from `state` to `image`; `amp` covers the convolutions."""
         with amp:
             embed = self.encode(image)
-        return self.rssm.posterior_step(state, action, embed, is_first)
+        return self.rssm.posterior_step(state, action, embed, is_first, noise)
 
     def step(
         self, state: Float[Tensor, "*b S"], action: Float[Tensor, "*b A"], noise: Float[Tensor, "*b Z"] | None = None

@@ -35,6 +35,7 @@ class WorldModelProtocol(Protocol):
     """
 
     kind: ClassVar[WorldModelKind]
+    image_shape: tuple[int, int, int]  # H, W, C
     state_dim: int  # S
     noise_dim: int  # Z, size of the noise of one step
     continuation: bool  # whether it predicts where episodes end
@@ -49,8 +50,12 @@ class WorldModelProtocol(Protocol):
         image: UInt8[Tensor, "B H W C"],
         is_first: Bool[Tensor, " B"],
         amp: torch.autocast,
+        noise: Float[Tensor, "B Z"] | None = None,
     ) -> Float[Tensor, "B S"]:
-        """The posterior after `action` led from `state` to `image`; where `is_first`, both are ignored."""
+        """The posterior after `action` led from `state` to `image`; where `is_first`, both are ignored.
+
+        `noise` is standard normal, drawn here if None; zeros give the most likely state.
+        """
 
     def step(
         self, state: Float[Tensor, "*b S"], action: Float[Tensor, "*b A"], noise: Float[Tensor, "*b Z"] | None = None
