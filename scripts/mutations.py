@@ -762,6 +762,11 @@ MUTATIONS = [
         ".rsample().clamp",
         ("tests/test_library.py::test_an_exported_policy_is_the_agent_s",),
     ),
+    Mutation(
+        "fine-tuning that loads no critic", "dreamer_mpc/training/initial.py", "_part(name) not in anew",
+        '_part(name) not in anew | {"critic"}',
+        ("tests/test_init_from.py::test_a_run_starts_from_weights_alone_and_says_so",),
+    ),
     # the package
     Mutation(
         "a wheel without the presets", "pyproject.toml", '"configs/*.yaml", ', "",

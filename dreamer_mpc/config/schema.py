@@ -119,6 +119,9 @@ class Config(PlannerSettings):
     """Where the run is written; None is runs/<env>-<planner>[-trained-by-<train planner>][-v3]-seed<seed>."""
     resume: str | None = None
     """Run folder to continue from its last checkpoint; its settings are kept unless given again."""
+    init_from: str | None = None
+    """Checkpoint or run folder whose weights a new run starts from (fine-tuning): world model, and actor and critic
+    where they fit. Counters, optimizers and replay start anew."""
     overwrite: bool = False
     """Start again in a run folder that exists, deleting the run in it."""
     profile: bool = False

@@ -72,6 +72,8 @@ def _settings(args: Sequence[str], owned: contextlib.ExitStack) -> "tuple[Config
     if resume is None:
         default = settings.load_presets(settings.option(args, "config") or "default")
         return settings.parse(settings.Config, args, default, prog=program("train")), None
+    if settings.option(args, "init-from") is not None:
+        raise UserError("--init-from does not go with --resume, whose run has its own weights: leave one of them out")
     for name in ("config", "run-dir"):
         if settings.option(args, name) is not None:
             raise UserError(f"--{name} does not go with --resume, whose run has its own: leave one of them out")

@@ -68,6 +68,7 @@ class Trainer:
             self._opened = opened.pop_all()
         self.envs, self.eval_envs, self.agent = parts.envs, parts.eval_envs, parts.agent
         self.replay, self.collector, self._saver, self._notes = parts.replay, parts.collector, parts.saver, parts.notes
+        self._initial = parts.initial
         most, optimizer = config.train.max_skipped_in_a_row, config.optimizer.kind
         self._skipped = SkippedUpdateWatch(folder.skipped_updates, self.replay, most, optimizer)
         if checkpoint:
@@ -88,7 +89,7 @@ class Trainer:
         """
         config, counters = self.config, self.counters
         self._stop.check(NOTHING_SAVED)
-        begin_folder(self.folder, config, self.device)
+        begin_folder(self.folder, config, self.device, self._initial)
         with (
             Progress(
                 config.env_steps, counters.env_steps, stop=self._stop, alternating=config.num_envs == 1
