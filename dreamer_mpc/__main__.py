@@ -11,6 +11,7 @@ USAGE = """usage: {0} [train] --env cheetah-run --planner dream-mpc    train an 
        {0} sweep --envs cheetah-run,walker-run --seeds 0,1     many runs at once, each in its own process
        {0} plot runs/sweep --runs runs/sweep                   draw learning curves beside the paper's
        {0} export --checkpoint RUN --format onnx               the policy for other programs
+       {0} envs                                                the environments that there are
        {0} doctor                                              can this machine run it?
        {0} --version                                           the program, its commit, torch and Python
        {0} --constraints                                       the file of the tested versions, for pip install -c
@@ -37,6 +38,7 @@ COMMANDS = {
     "sweep": "dreamer_mpc.sweeps.command:main",
     "plot": "dreamer_mpc.report.plot:main",
     "export": "dreamer_mpc.library.export:main",
+    "envs": "dreamer_mpc.report.environments:main",
     "doctor": "dreamer_mpc.report.doctor:main",
 }
 

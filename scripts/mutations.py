@@ -767,6 +767,21 @@ MUTATIONS = [
         '_part(name) not in anew | {"critic"}',
         ("tests/test_init_from.py::test_a_run_starts_from_weights_alone_and_says_so",),
     ),
+    # environments and images
+    Mutation(
+        "stacked frames with the newest first", "envs/frames.py", "np.concatenate(self._frames, axis=-1)",
+        "np.concatenate(list(self._frames)[::-1], axis=-1)",
+        ("tests/test_inputs.py::test_stacked_frames_are_the_last_ones_and_gray_is_their_brightness",),
+    ),
+    Mutation(
+        "frames of the last episode in the next one", "envs/frames.py", "[self._seen(image)] * self._frames.maxlen",
+        "[self._seen(image)] * (1 if self._frames else self._frames.maxlen)",
+        ("tests/test_inputs.py::test_stacked_frames_are_the_last_ones_and_gray_is_their_brightness",),
+    ),
+    Mutation(
+        "a camera's name ignored", "envs/dmc.py", "return names.index(camera)", "return 0",
+        ("tests/test_inputs.py::test_arguments_reach_task_and_factory_and_cameras_have_names",),
+    ),
     # the package
     Mutation(
         "a wheel without the presets", "pyproject.toml", '"configs/*.yaml", ', "",

@@ -147,7 +147,7 @@ def _check(policy: Policy, run: Run) -> float:
 
 def _inputs(policy: Policy, rows: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     world, draw = policy.model.world_model, torch.Generator().manual_seed(seed)
-    image = torch.randint(0, 256, (rows, *world.image_shape), generator=draw, dtype=torch.uint8)
+    image = torch.randint(0, 256, (rows, *world.images.shape), generator=draw, dtype=torch.uint8)
     action = torch.rand(rows, policy.model.action_dim, generator=draw) * 2 - 1
     return image, action, world.initial(rows).detach(), torch.randn(rows, world.noise_dim, generator=draw)
 

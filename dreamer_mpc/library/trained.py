@@ -51,7 +51,7 @@ class TrainedAgent:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of the images that it sees."""
-        return self.agent.model.world_model.image_shape
+        return self.agent.model.world_model.images.shape
 
     def make_env(self, **changes: Any) -> gymnasium.Env:
         """The environment that it was trained in, which takes actions in [-1, 1]; `changes` are those of `make_env`."""

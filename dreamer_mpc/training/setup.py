@@ -136,12 +136,13 @@ def _make_replay(
     opened: contextlib.ExitStack,
 ) -> tuple[Replay, str]:
     action_dim, state_dim = agent.model.action_dim, agent.state_dim if config.replay.states else 0
-    required = capacity * frame_bytes(action_dim, state_dim=state_dim)
+    images = config.images.shape
+    required = capacity * frame_bytes(action_dim, images, state_dim)
     place, memmap, line = choose_storage(config.replay.storage, required, agent.device, folder.path)
     if memmap:
         opened.callback(memmap.unlink, missing_ok=True)  # its frames are also saved in the replay files
     replay = Replay(
-        capacity, action_dim, config.num_envs, device=place, memmap=memmap, seed=config.seed, state_dim=state_dim
+        capacity, action_dim, config.num_envs, images, place, memmap, seed=config.seed, state_dim=state_dim
     )
     saved = f"saved as it grows, at last {required / GIB:.2f} GiB on disk"
     return replay, f"{line}, {capacity:,} frames; {saved} ({free_disk(folder.path) / GIB:.0f} GiB free)"

@@ -9,6 +9,19 @@ from torch import Tensor
 WorldModelKind = Literal["gaussian", "categorical"]
 
 
+class ImageForm(NamedTuple):
+    """The form of images: height and width, channels of a frame (1: gray), and frames side by side, the newest last."""
+
+    size: int = 64
+    channels: int = 3
+    frames: int = 1
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """H, W, C."""
+        return self.size, self.size, self.channels * self.frames
+
+
 class Batch(NamedTuple):
     """Sequences from replay. action[t] led into image[t]; reward[t] was paid on arriving there.
 
@@ -35,7 +48,7 @@ class WorldModelProtocol(Protocol):
     """
 
     kind: ClassVar[WorldModelKind]
-    image_shape: tuple[int, int, int]  # H, W, C
+    images: ImageForm  # of the images that it sees and decodes
     state_dim: int  # S
     noise_dim: int  # Z, size of the noise of one step
     continuation: bool  # whether it predicts where episodes end
