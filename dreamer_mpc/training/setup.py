@@ -142,8 +142,9 @@ def _make_replay(
     if memmap:
         opened.callback(memmap.unlink, missing_ok=True)  # its frames are also saved in the replay files
     replay = Replay(
-        capacity, action_dim, config.num_envs, images, place, memmap, seed=config.seed, state_dim=state_dim
-    )
+        capacity, action_dim, config.num_envs, images, place,
+        memmap=memmap, seed=config.seed, state_dim=state_dim,
+    )  # fmt: skip
     saved = f"saved as it grows, at last {required / GIB:.2f} GiB on disk"
     return replay, f"{line}, {capacity:,} frames; {saved} ({free_disk(folder.path) / GIB:.0f} GiB free)"
 

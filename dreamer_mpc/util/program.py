@@ -1,6 +1,5 @@
 """How this program is called: from a clone, `python run.py`; installed, `dreamer-mpc` or `python -m dreamer_mpc`."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -12,10 +11,10 @@ SCRIPT = FOLDER.parent / "run.py"  # of a clone
 
 def program(command: str = "") -> str:
     """`python run.py`, or as it was called otherwise, and a command of it, for lines that a user may repeat."""
-    called = os.path.basename(sys.argv[0])
-    if called == "dreamer-mpc":
-        words = [called]
-    elif called == "__main__.py" or not SCRIPT.exists():
+    called = Path(sys.argv[0]).parts[-2:]
+    if called[-1:] == ("dreamer-mpc",):
+        words = ["dreamer-mpc"]
+    elif called == (FOLDER.name, "__main__.py") or not SCRIPT.exists():
         words = ["python", "-m", "dreamer_mpc"]
     else:
         words = ["python", "run.py"]
