@@ -58,6 +58,8 @@ def test_a_run_starts_from_weights_alone_and_says_so(family, trained, tmp_path):
 
 
 def test_a_critic_of_another_shape_starts_anew(family, trained, tmp_path):
+    if family != "paper":
+        pytest.skip("the same for all")
     output = train(
         *FAMILIES[family], *SHORT, "--behavior.value-heads", "2", "--init-from", trained, "--run-dir", tmp_path / "run"
     )

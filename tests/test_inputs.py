@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import dreamer_mpc
+from dreamer_mpc.agents.behavior import BehaviorConfig
+from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.config import Config, config_from_dict, to_dict
 from dreamer_mpc.envs import EnvError, list_tasks, make_env, make_vector_env
 from dreamer_mpc.envs.frames import to_gray
@@ -15,18 +17,7 @@ from dreamer_mpc.evaluation.subject import Subject
 from dreamer_mpc.runs.checkpoint import save_checkpoint
 from dreamer_mpc.util.arguments import read_env_args
 from dreamer_mpc.world_model import ImageForm
-from tests.support.agents import (
-    ACTION_DIM,
-    BEHAVIOR,
-    CATEGORICAL,
-    CHEAP,
-    FAMILIES,
-    TINY,
-    WORLD,
-    BehaviorConfig,
-    Dreamer,
-    make_batch,
-)
+from tests.support.agents import ACTION_DIM, BEHAVIOR, CATEGORICAL, CHEAP, TINY, WORLD, make_batch
 from tests.support.checkpoints import family_checkpoint
 from tests.support.commands import quietly, train
 from tests.support.counting_env import CountingEnv, decode
@@ -154,11 +145,10 @@ def test_agents_learn_from_images_of_every_form(form, world):
     assert decoded.shape == (2, *form.shape) and decoded.dtype == torch.uint8
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_run_with_gray_stacked_images_of_another_size(family, tmp_path):
+def test_a_run_with_gray_stacked_images_of_another_size(tmp_path):
     run = tmp_path / "run"
     images = ("--image-size", "84", "--grayscale", "--frame-stack", "2")
-    train(*FAMILIES[family], *CHEAP, *images, "--num-envs", "1", "--eval.video", "--run-dir", run)
+    train(*TINY, *CHEAP, "--planner", "policy", *images, "--num-envs", "1", "--eval.video", "--run-dir", run)
     assert list((run / "videos").glob("*.mp4"))
     trained = dreamer_mpc.load(run, device="cpu")
     assert trained.image_shape == (84, 84, 2)
@@ -167,7 +157,6 @@ def test_a_run_with_gray_stacked_images_of_another_size(family, tmp_path):
     assert Subject.load(run).task().keys() >= {"image_size", "grayscale", "frame_stack"}
     refused = quietly("--resume", run, "--env-steps", "24", "--image-size", "64")
     assert refused.code == 2 and "--image-size of" in refused.err and "is 84 and cannot become 64" in refused.err
-    train("--resume", run, "--env-steps", "24")
 
 
 def test_settings_that_were_saved_before_these_mean_what_they_meant(tmp_path):
