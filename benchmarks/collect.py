@@ -50,9 +50,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     from dataclasses import replace
 
     from benchmarks import common, rendering
+    from dreamer_mpc.envs import RENDER_QUALITIES, choose_gl_backend, match_egl_device
     from dreamer_mpc.planners import PLANNERS
     from dreamer_mpc.util.device import choose_device
-    from envs import RENDER_QUALITIES, choose_gl_backend, match_egl_device
 
     cores = len(os.sched_getaffinity(0))
     parser = common.parser(__doc__)

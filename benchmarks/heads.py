@@ -23,11 +23,11 @@ from scipy import stats
 from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.config import trained_config
 from dreamer_mpc.config.make import load_agent, make_envs
+from dreamer_mpc.envs.rows import RowVectorEnv
 from dreamer_mpc.planners import Policy
 from dreamer_mpc.runs.checkpoint import load_newest
 from dreamer_mpc.util.device import choose_device
 from dreamer_mpc.util.errors import UserError
-from envs.rows import RowVectorEnv
 
 SEED = 20_000
 PERTURBED_STEPS, AHEAD, EVERY = 10, 150, 10

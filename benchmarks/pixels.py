@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from envs import RENDER_QUALITIES, make_env
+from dreamer_mpc.envs import RENDER_QUALITIES, make_env
 
 
 def frames(env_name: str, quality: str, count: int) -> tuple[np.ndarray, float]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.together import report, total_rate, wait_for_start
-from envs import choose_gl_backend, make_env
+from dreamer_mpc.envs import choose_gl_backend, make_env
 
 
 def work(args: argparse.Namespace, folder: Path, name: str) -> None:

@@ -1,11 +1,11 @@
 """Environments as `gymnasium.Env`: 64x64 pixels in, actions in [-1, 1], alone or in spawned workers."""
 
-from envs.dmc import RENDER_QUALITIES, list_tasks
-from envs.errors import EnvError
-from envs.gl import choose_gl_backend, match_egl_device
-from envs.make import make_env
-from envs.snapshot import Restorable
-from envs.vector import make_vector_env, reset_rows, try_env
+from dreamer_mpc.envs.dmc import RENDER_QUALITIES, list_tasks
+from dreamer_mpc.envs.errors import EnvError
+from dreamer_mpc.envs.gl import choose_gl_backend, match_egl_device
+from dreamer_mpc.envs.make import make_env
+from dreamer_mpc.envs.snapshot import Restorable
+from dreamer_mpc.envs.vector import make_vector_env, reset_rows, try_env
 
 __all__ = [
     "RENDER_QUALITIES",

@@ -1,4 +1,7 @@
-"""Custom environments with pixels, named `module:factory`; every error in them becomes an `EnvError` of one line."""
+"""Custom environments with pixels, named `module:factory`, and those of gymnasium, named by their ids.
+
+Every error in them becomes an `EnvError` of one line.
+"""
 
 import importlib
 import inspect
@@ -11,15 +14,18 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from envs.actions import StepResult, repeat_action, to_bounds
-from envs.errors import EnvError, describe_error, shorten
-from envs.snapshot import Restorable, is_restorable, not_restorable
-from envs.surroundings import Surroundings, seed_generators
+from dreamer_mpc.envs.actions import StepResult, repeat_action, to_bounds
+from dreamer_mpc.envs.errors import EnvError, describe_error, shorten
+from dreamer_mpc.envs.gymnasium_ids import make_gymnasium_env
+from dreamer_mpc.envs.names import is_gymnasium_id
+from dreamer_mpc.envs.snapshot import Restorable, is_restorable, not_restorable
+from dreamer_mpc.envs.surroundings import Surroundings, seed_generators
 
 LARGEST_BOUND = 1e9  # larger bounds, such as those of np.finfo, count as no bounds
 LARGEST_REWARD = 1e30  # replay keeps float32
 BRIGHTEST = 255  # value of a pixel
-OWN_PACKAGES = ("envs", "dreamer_mpc", "run", "tests", "benchmarks", "scripts")  # imported before a user's of that name
+# Imported before a user's of that name; all but the package itself only from a clone.
+OWN_PACKAGES = ("envs", "dreamer_mpc", "run", "tests", "benchmarks", "scripts")
 
 # Environments of this process that are not closed, by the identity of what a factory returned.
 _IN_USE: "weakref.WeakValueDictionary[int, CustomEnv]" = weakref.WeakValueDictionary()
@@ -36,7 +42,7 @@ def guarded(name: str, call: str, function: Callable[..., Any], /, *args: Any, *
     """
     try:
         return function(*args, **kwargs)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, EnvError):
         raise
     except Wrong as wrong:
         raise EnvError(f"{name}: {call} {wrong}") from None
@@ -44,11 +50,24 @@ def guarded(name: str, call: str, function: Callable[..., Any], /, *args: Any, *
         raise EnvError(f"{name}: {call} raised {describe_error(error)}: mend it in the environment's code") from error
 
 
-def make_custom_env(name: str, *, action_repeat: int, image_size: int, max_env_steps: int | None) -> gymnasium.Env:
-    """The environment that `module:factory` returns, wrapped as described in `make_env`; or `EnvError`."""
+def make_custom_env(
+    name: str,
+    *,
+    action_repeat: int,
+    image_size: int,
+    max_env_steps: int | None,
+    env_args: dict[str, Any] | None = None,
+    camera: int | str | None = None,
+    render_quality: str = "full",
+) -> gymnasium.Env:
+    """The environment that `module:factory` returns, or that an id names, wrapped as in `make_env`; or `EnvError`."""
     settings = {"action_repeat": action_repeat, "image_size": image_size, "max_env_steps": max_env_steps}
+    args = env_args or {}
     with Surroundings() as surroundings:
-        env = guarded(name, "the factory", _load_factory(name))
+        if is_gymnasium_id(name):
+            env = guarded(name, "gymnasium.make", make_gymnasium_env, name, image_size, camera, render_quality, args)
+        else:
+            env = guarded(name, "the factory", _load_factory(name, args), **args)
         guarded(name, "the factory", _check_env, env)
         made = guarded(name, "the environment", CustomEnv, env, name=name, surroundings=surroundings, **settings)
     _IN_USE[id(made.unwrapped)] = made
@@ -172,7 +191,7 @@ class CustomEnv(gymnasium.Wrapper, Restorable):
         return guarded(self._name, "resizing its image", cv2.resize, image, size, interpolation=cv2.INTER_AREA)
 
 
-def _load_factory(name: str) -> Callable[[], gymnasium.Env]:
+def _load_factory(name: str, args: dict[str, Any]) -> Callable[..., gymnasium.Env]:
     module_name, _, factory_name = name.partition(":")
     if not module_name or not factory_name or module_name.startswith("."):
         raise EnvError(f"{name}: write module:factory, for example my_envs.robot:make")
@@ -192,9 +211,10 @@ def _load_factory(name: str) -> Callable[[], gymnasium.Env]:
     if not callable(factory):
         raise EnvError(f"{name}: {module_name} has no function {factory_name}")
     try:
-        inspect.signature(factory).bind()
+        inspect.signature(factory).bind(**args)
     except TypeError as error:
-        raise EnvError(f"{name}: the factory is called without arguments, but {error}") from error
+        given = f"with the arguments {', '.join(args)} of --env-args" if args else "without arguments (but --env-args)"
+        raise EnvError(f"{name}: the factory is called {given}, but {error}") from error
     except ValueError:  # some built-in functions have no signature; the call itself checks the arguments
         pass
     return factory

@@ -7,10 +7,10 @@ from typing import Any, ClassVar, NamedTuple
 import gymnasium
 import numpy as np
 
-from envs.actions import StepResult, repeat_action, to_bounds
-from envs.errors import EnvError
-from envs.gl import choose_gl_backend
-from envs.snapshot import Restorable, not_restorable
+from dreamer_mpc.envs.actions import StepResult, repeat_action, to_bounds
+from dreamer_mpc.envs.errors import EnvError, unfit_args
+from dreamer_mpc.envs.gl import choose_gl_backend
+from dreamer_mpc.envs.snapshot import Restorable, not_restorable
 
 ENDLESS_TASK_STEPS = 1000
 VIDEO_SIZE = (480, 640)
@@ -36,6 +36,21 @@ def list_tasks() -> list[str]:
     from dm_control import suite
 
     return sorted(f"{domain}-{task}" for domain, task in suite.ALL_TASKS)
+
+
+def camera_names(model: Any) -> list[str]:
+    """The names of a MuJoCo model's cameras, in the order of their numbers; empty for one without a name."""
+    return [model.camera(i).name for i in range(model.ncam)]
+
+
+def camera_number(env: str, names: list[str], camera: int | str) -> int:
+    """The number of a camera that is given by number or name; EnvError for one that is not there."""
+    if isinstance(camera, str) and camera and camera in names:
+        return names.index(camera)
+    if isinstance(camera, int) and -1 <= camera < len(names):
+        return camera
+    known = ", ".join(f"{i} ({name})" if name else str(i) for i, name in enumerate(names))
+    raise EnvError(f"{env} has the cameras {f'-1 (free), {known}' if known else '-1 (free) alone'}, got {camera!r}")
 
 
 class DMCState(NamedTuple):
@@ -67,8 +82,9 @@ class DMCEnv(gymnasium.Env, Restorable):
         action_repeat: int = 2,
         image_size: int = 64,
         render_quality: str = "full",
-        camera: int | None = None,
+        camera: int | str | None = None,
         max_env_steps: int | None = None,
+        env_args: dict[str, Any] | None = None,
     ) -> None:
         tasks = list_tasks()
         if name not in tasks:
@@ -77,6 +93,7 @@ class DMCEnv(gymnasium.Env, Restorable):
         self._action_repeat = action_repeat
         self._image_size = image_size
         self._render_quality = render_quality
+        self._args = env_args or {}
         self._env = None
         self._views = {}  # (height, width) -> dm_control's Camera
         self._load(None)
@@ -168,7 +185,7 @@ class DMCEnv(gymnasium.Env, Restorable):
 
     def _load(self, seed: int | None) -> None:
         self.close()
-        self._env = _load_suite(self._domain, self._task, seed)
+        self._env = _load_suite(self._domain, self._task, seed, self._args)
         visual = self._env.physics.model.vis
         visual.global_.offheight = max(visual.global_.offheight, self._image_size)
         visual.global_.offwidth = max(visual.global_.offwidth, self._image_size)
@@ -214,15 +231,30 @@ class DMCEnv(gymnasium.Env, Restorable):
 
         return Camera(self._env.physics, height, width, self._camera)
 
-    def _choose_camera(self, camera: int | None) -> int:
+    @property
+    def model(self) -> Any:
+        """The MuJoCo model."""
+        return self._env.physics.model
+
+    @property
+    def action_bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Low and high of the simulator's actions, which [-1, 1] is mapped to."""
+        return self._low, self._high
+
+    @property
+    def max_env_steps(self) -> int:
+        """Simulator steps of the longest episode."""
+        return self._max_env_steps
+
+    @property
+    def cameras(self) -> list[str]:
+        """The names of its cameras, in the order of their numbers; empty for one without a name."""
+        return camera_names(self.model)
+
+    def _choose_camera(self, camera: int | str | None) -> int:
         if camera is None:
             return CAMERAS.get(self._domain, 0)
-        count = self._env.physics.model.ncam
-        if not -1 <= camera < count:
-            raise EnvError(
-                f"{self._domain}-{self._task} has cameras 0 to {count - 1} (-1: free), got {camera}"
-            )
-        return camera
+        return camera_number(f"{self._domain}-{self._task}", self.cameras, camera)
 
     def _time_limit(self) -> int:
         limit = self._env._step_limit  # dm_control has no public attribute for it
@@ -236,14 +268,19 @@ class DMCEnv(gymnasium.Env, Restorable):
         return np.where(unbounded, -1.0, spec.minimum), np.where(unbounded, 1.0, spec.maximum)
 
 
-def _load_suite(domain: str, task: str, seed: int | None):
+def _load_suite(domain: str, task: str, seed: int | None, args: dict[str, Any]):
+    """EnvError where the task does not take `args`."""
     from absl import logging
     from dm_control import suite
 
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # otherwise every worker warns that dm_control's own models are deprecated
     try:
-        return suite.load(domain, task, task_kwargs={"random": seed})
+        return suite.load(domain, task, task_kwargs={**args, "random": seed})
+    except (TypeError, ValueError) as error:
+        if not args:
+            raise
+        raise unfit_args(f"{domain}-{task}", args, error) from error
     finally:
         logging.set_verbosity(verbosity)
 
@@ -252,4 +289,7 @@ def _unknown(name: str, tasks: list[str]) -> str:
     near = difflib.get_close_matches(name, tasks, n=3)
     if near:
         return f"unknown env {name!r}: did you mean {' or '.join(near)}? (or module:factory for your own)"
-    return f"unknown env {name!r}: name a dm_control task such as cheetah-run, or module:factory for your own"
+    return (
+        f"unknown env {name!r}: name a dm_control task such as cheetah-run, an id of gymnasium such as HalfCheetah-v5 "
+        "(`envs` lists them), or module:factory for your own"
+    )

@@ -1,6 +1,7 @@
 """The error of this package for mistakes of the user."""
 
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 
 LONGEST = 300  # characters of a message from user code
@@ -25,6 +26,12 @@ def shorten(value: object) -> str:
     except Exception:
         return ""
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+def unfit_args(name: str, args: Mapping[str, object], error: Exception) -> EnvError:
+    """The error of an environment that cannot be made with `args`."""
+    given = " ".join(args)
+    return EnvError(f"{name} cannot be made with --env-args {given} ({shorten(error)}): leave out what it lacks")
 
 
 def describe_error(error: BaseException) -> str:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from envs.errors import EnvError
+from dreamer_mpc.envs.errors import EnvError
 
 BACKENDS = ("egl", "osmesa", "glfw")
 CANDIDATES = ("egl", "osmesa") if sys.platform.startswith("linux") else ("glfw",)

@@ -8,9 +8,9 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from envs.errors import EnvError
-from envs.snapshot import is_restorable
-from envs.surroundings import Surroundings
+from dreamer_mpc.envs.errors import EnvError
+from dreamer_mpc.envs.snapshot import is_restorable
+from dreamer_mpc.envs.surroundings import Surroundings
 
 
 def call(env: gymnasium.Env, method: str, args: tuple[Any, ...]) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from envs.errors import EnvError
+from dreamer_mpc.envs.errors import EnvError
 
 
 class Restorable(ABC):
@@ -63,5 +63,5 @@ def not_restorable(name: str) -> EnvError:
     """The error of an environment whose state is asked for and cannot be copied."""
     return EnvError(
         f"{name}: its state cannot be copied and restored, which this needs: name another environment, or let yours "
-        "inherit from envs.Restorable"
+        "inherit from dreamer_mpc.envs.Restorable"
     )

@@ -7,11 +7,12 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from envs.errors import EnvError
-from envs.gl import choose_gl_backend, offer_gl_backend
-from envs.make import make_env
-from envs.rows import LocalVectorEnv, RowVectorEnv
-from envs.workers import WorkerVectorEnv
+from dreamer_mpc.envs.errors import EnvError
+from dreamer_mpc.envs.gl import choose_gl_backend, offer_gl_backend
+from dreamer_mpc.envs.make import make_env
+from dreamer_mpc.envs.names import is_task
+from dreamer_mpc.envs.rows import LocalVectorEnv, RowVectorEnv
+from dreamer_mpc.envs.workers import WorkerVectorEnv
 
 
 def make_vector_env(
@@ -28,7 +29,7 @@ def make_vector_env(
         raise EnvError(f"num_envs must be 1 or more, got {num_envs}")
     factory = functools.partial(make_env, name, **settings)
     if workers if workers is not None else num_envs > 1:
-        offer_gl_backend() if ":" in name else choose_gl_backend()  # once in this process; workers inherit it
+        choose_gl_backend() if is_task(name) else offer_gl_backend()  # once in this process; workers inherit it
         return WorkerVectorEnv(name, factory, num_envs)
     return LocalVectorEnv(name, factory, num_envs)
 
@@ -40,7 +41,7 @@ def try_env(name: str, num_envs: int, frames: int = 2, episodes: int = 1, **sett
     episode has `frames` frames, at most `episodes` episodes, and returns the frames of the longest. An environment of
     dm_control is only made, not stepped, because its code is known to work and its episodes are long: then None.
     """
-    if ":" not in name:
+    if is_task(name):
         make_env(name, **settings).close()
         return None
     envs = make_vector_env(name, 1, workers=num_envs > 1, **settings)

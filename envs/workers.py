@@ -16,10 +16,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from envs.errors import EnvError
-from envs.output import lasting_output
-from envs.rows import RowVectorEnv, call, check_equal_spaces
-from envs.surroundings import seed_generators
+from dreamer_mpc.envs.errors import EnvError
+from dreamer_mpc.envs.output import lasting_output
+from dreamer_mpc.envs.rows import RowVectorEnv, call, check_equal_spaces
+from dreamer_mpc.envs.surroundings import seed_generators
 
 MAX_DEATHS = 5  # of one row's workers, within a minute or without a step in between
 MINUTE = 60.0

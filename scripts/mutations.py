@@ -21,6 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LEFT_OUT = ("results", "runs")  # of the root; dreamer_mpc has a folder named runs, too
+REFERENCE_CURVES = "results/reference"  # a part of the package
 NEVER_COPIED = (".*", "__pycache__", "*.egg-info")
 SECONDS = 240  # time limit of the tests of one row
 
@@ -745,6 +746,47 @@ MUTATIONS = [
         'self._read()\n            number = max', "number = max",
         ("tests/test_analyze.py::test_two_processes_do_not_lose_each_other_s_units",),
     ),
+    # the library
+    Mutation(
+        "a player that does not reset by mask", "dreamer_mpc/library/player.py", "self._is_first | rows",
+        "self._is_first",
+        ("tests/test_library.py::test_a_row_that_is_reset_forgets_and_the_others_go_on",),
+    ),
+    Mutation(
+        "a player that draws from torch's generator", "dreamer_mpc/library/player.py",
+        "            self._keep_generators()\n", "            pass\n",
+        ("tests/test_library.py::test_a_player_plays_the_episode_of_an_evaluation",),
+    ),
+    Mutation(
+        "an exported policy that samples its action", "dreamer_mpc/library/export.py", ".mode.clamp",
+        ".rsample().clamp",
+        ("tests/test_library.py::test_an_exported_policy_is_the_agent_s",),
+    ),
+    Mutation(
+        "fine-tuning that loads no critic", "dreamer_mpc/training/initial.py", "_part(name) not in anew",
+        '_part(name) not in anew | {"critic"}',
+        ("tests/test_init_from.py::test_a_run_starts_from_weights_alone_and_says_so",),
+    ),
+    # environments and images
+    Mutation(
+        "stacked frames with the newest first", "envs/frames.py", "np.concatenate(self._frames, axis=-1)",
+        "np.concatenate(list(self._frames)[::-1], axis=-1)",
+        ("tests/test_inputs.py::test_stacked_frames_are_the_last_ones_and_gray_is_their_brightness",),
+    ),
+    Mutation(
+        "frames of the last episode in the next one", "envs/frames.py", "[self._seen(image)] * self._frames.maxlen",
+        "[self._seen(image)] * (1 if self._frames else self._frames.maxlen)",
+        ("tests/test_inputs.py::test_stacked_frames_are_the_last_ones_and_gray_is_their_brightness",),
+    ),
+    Mutation(
+        "a camera's name ignored", "envs/dmc.py", "return names.index(camera)", "return 0",
+        ("tests/test_inputs.py::test_arguments_reach_task_and_factory_and_cameras_have_names",),
+    ),
+    # the package
+    Mutation(
+        "a wheel without the presets", "pyproject.toml", '"configs/*.yaml", ', "",
+        ("tests/test_package.py::test_a_wheel_works_beside_a_user_s_package_envs",),
+    ),
 ]  # fmt: skip
 
 
@@ -755,7 +797,9 @@ def copy_tree(folder: Path) -> Path:
     def left_out(directory: str, names: list[str]) -> set[str]:
         return never(directory, names) | ({*names} & {*LEFT_OUT} if Path(directory) == ROOT else set())
 
-    return Path(shutil.copytree(ROOT, folder / "tree", ignore=left_out))
+    tree = Path(shutil.copytree(ROOT, folder / "tree", symlinks=True, ignore=left_out))
+    shutil.copytree(ROOT / REFERENCE_CURVES, tree / REFERENCE_CURVES)
+    return tree
 
 
 def mutated(source: str, mutation: Mutation) -> str:

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from dreamer_mpc.data.reenact import reenact
+from dreamer_mpc.envs import EnvError, make_vector_env, try_env
 from dreamer_mpc.evaluation.episodes import evaluate
 from dreamer_mpc.planners import make_planner
-from envs import EnvError, make_vector_env, try_env
 from tests.support.accidents import FOLDER
 from tests.support.agents import TINY
 from tests.support.commands import ROOT, quietly, records
@@ -87,7 +87,7 @@ def test_an_episode_that_is_repeated_for_a_resume_survives_a_killed_process(fold
 
 def test_a_process_that_dies_in_its_first_step_is_an_error_before_there_is_a_folder(monkeypatch):
     envs = make("one")
-    monkeypatch.setattr("envs.vector.make_vector_env", lambda *args, **kwargs: envs)
+    monkeypatch.setattr("dreamer_mpc.envs.vector.make_vector_env", lambda *args, **kwargs: envs)
     lost = {"lost": np.array([True]), "death": np.array(["killed by SIGKILL"])}
     monkeypatch.setattr(envs, "step", lambda actions: (None, 0, 0, 0, lost))
     with pytest.raises(EnvError, match="died in its first step .killed by SIGKILL"):

@@ -31,9 +31,9 @@ from benchmarks import (
 from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.agents.protocol import Act, Carry
 from dreamer_mpc.config import Config, load_presets
+from dreamer_mpc.envs import make_vector_env
 from dreamer_mpc.planners import CEM, DreamMPC, GradMPC, Policy
 from dreamer_mpc.world_model import WorldModelConfig
-from envs import make_vector_env
 from tests.support import agents
 from tests.support.planning import PAPER
 

@@ -232,7 +232,8 @@ TRAIN_ERRORS = {
     "share out of range": (["--behavior.slow-rate", "2"], "--behavior.slow-rate must be between 0 and 1, got 2"),
     "custom env that is not there": (["--env", "nowhere:make"], "cannot import nowhere"),
     "unknown command": (
-        ["trian"], "unknown command 'trian': known are train, eval, compare, analyze, sweep, plot, doctor",
+        ["trian"],
+        "unknown command 'trian': known are train, eval, compare, analyze, sweep, plot, export, envs, doctor",
     ),
 }
 
@@ -502,8 +503,8 @@ def test_the_version_names_program_torch_and_python(capsys):
 @pytest.mark.parametrize("chosen, waits", [({}, "PASSIVE"), ({"GOMP_SPINCOUNT": "5"}, None)])
 def test_threads_wait_passively_unless_the_user_chose_and_before_torch_is_loaded(chosen, waits):
     """Threads that spin make training several times slower where the cores are shared."""
-    code = "import os, sys, run\n"
-    code += "run.command = lambda word: lambda rest: print('torch' in sys.modules, os.environ.get('OMP_WAIT_POLICY'))\n"
+    code = "import os, sys, run, dreamer_mpc.__main__ as m\n"
+    code += "m.command = lambda word: lambda rest: print('torch' in sys.modules, os.environ.get('OMP_WAIT_POLICY'))\n"
     code += "run.main(['train'])"
     hidden = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
     environment = {name: value for name, value in os.environ.items() if name not in hidden} | chosen

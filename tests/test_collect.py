@@ -10,8 +10,8 @@ import torch
 
 from dreamer_mpc.data.collect import Collector, Counters, episode_seed
 from dreamer_mpc.data.replay import Replay
+from dreamer_mpc.envs import make_vector_env
 from dreamer_mpc.planners import make_planner
-from envs import make_vector_env
 from tests.support.agents import make_agent
 from tests.support.counting_env import CountingEnv, decode, encode, expected_reward
 from tests.support.recorder import Recorder

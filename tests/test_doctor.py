@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
+from dreamer_mpc.envs import EnvError
 from dreamer_mpc.report import doctor as module
 from dreamer_mpc.report.doctor import doctor
-from envs import EnvError
 
 
 @pytest.fixture
@@ -29,7 +29,10 @@ def test_this_machine_is_ready(capsys):
     assert "\x1b" not in output
 
 
-@pytest.mark.parametrize("module_name, check", [("torch", "torch"), ("envs", "OpenGL"), ("imageio_ffmpeg", None)])
+MISSING = [("torch", "torch"), ("dreamer_mpc.envs", "OpenGL"), ("imageio_ffmpeg", None)]
+
+
+@pytest.mark.parametrize("module_name, check", MISSING)
 def test_a_missing_module_is_a_line(module_name, check, no_rendering, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, module_name, None)
     assert doctor() == (2 if check else 0)
@@ -57,7 +60,7 @@ def test_missing_opengl_is_a_line_with_its_packages(no_rendering, monkeypatch, c
     def fail():
         raise EnvError("no OpenGL to render with: apt-get install libegl1 libgl1")
 
-    monkeypatch.setattr("envs.choose_gl_backend", fail)
+    monkeypatch.setattr("dreamer_mpc.envs.choose_gl_backend", fail)
     assert doctor() == 2
     assert "apt-get install libegl1" in line(capsys.readouterr().out, "OpenGL")
 

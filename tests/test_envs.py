@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from envs import (
+from dreamer_mpc.envs import (
     EnvError,
     choose_gl_backend,
     list_tasks,
@@ -20,9 +20,9 @@ from envs import (
     match_egl_device,
     reset_rows,
 )
-from envs.actions import to_bounds
-from envs.gl import CUDA_INDICES, PROBED, _probe
-from envs.rows import LocalVectorEnv
+from dreamer_mpc.envs.actions import to_bounds
+from dreamer_mpc.envs.gl import CUDA_INDICES, PROBED, _probe
+from dreamer_mpc.envs.rows import LocalVectorEnv
 from tests.support.commands import ROOT, script
 from tests.support.counting_env import CountingEnv, decode
 
@@ -252,7 +252,7 @@ def test_cameras():
     chosen = make("quadruped-walk").reset(seed=0)[0]
     np.testing.assert_array_equal(chosen, make("quadruped-walk", camera=2).reset(seed=0)[0])
     assert (chosen != make("quadruped-walk", camera=0).reset(seed=0)[0]).any()
-    with pytest.raises(EnvError, match="cameras 0 to 3"):
+    with pytest.raises(EnvError, match=r"0 \(global\), .* 3 \(egocentric\), got 4"):
         make("quadruped-walk", camera=4)
 
 
@@ -432,7 +432,7 @@ def slow_to_step():
 INTERRUPTED = """
 import os, signal, threading, time
 import numpy as np
-from envs import make_vector_env
+from dreamer_mpc.envs import make_vector_env
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in a background
     envs = make_vector_env("tests.test_envs:slow_to_step", 2)
@@ -461,7 +461,7 @@ def test_an_interrupted_step_closes_at_once_and_quietly(tmp_path):
 STARTING = """
 import os, signal, threading, time
 import psutil
-from envs import make_vector_env
+from dreamer_mpc.envs import make_vector_env
 asked, started = [], threading.Event()
 def interrupt():
     while not psutil.Process().children():
@@ -491,7 +491,7 @@ def test_workers_that_start_leave_an_interrupt_to_their_parent(tmp_path):
 # OpenGL
 
 
-def choose_in_a_new_process(code="import envs; print(envs.choose_gl_backend())", **variables):
+def choose_in_a_new_process(code="from dreamer_mpc import envs; print(envs.choose_gl_backend())", **variables):
     hidden = ("MUJOCO_GL", "PYOPENGL_PLATFORM", "MUJOCO_EGL_DEVICE_ID", PROBED, CUDA_INDICES)
     environment = {key: value for key, value in os.environ.items() if key not in hidden}
     command = [sys.executable, "-c", code]
@@ -510,13 +510,13 @@ def choose_in_a_new_process(code="import envs; print(envs.choose_gl_backend())",
 def test_a_variable_that_keeps_opengl_from_rendering_is_to_be_unset(variables, words):
     """Its remedy is tried before it is named: packages would not help."""
     last = choose_in_a_new_process(**variables).stderr.splitlines()[-1]
-    assert last.startswith(f"envs.errors.EnvError: {words} not render here (")
+    assert last.startswith(f"dreamer_mpc.envs.errors.EnvError: {words} not render here (")
     assert last.endswith("unset them" if " and " in words else "unset it") and "apt-get" not in last
 
 
 @pytest.mark.parametrize("variables, words", [({}, "no OpenGL to render with"), ({"MUJOCO_GL": "egl"}, "or without: ")])
 def test_missing_opengl_names_the_packages_in_one_line(variables, words):
-    code = "import envs.gl; envs.gl._probe = lambda *_: 'black'; envs.gl.choose_gl_backend()"
+    code = "from dreamer_mpc.envs import gl; gl._probe = lambda *_: 'black'; gl.choose_gl_backend()"
     last = choose_in_a_new_process(code, **variables).stderr.splitlines()[-1]
     assert words in last and "apt-get install libegl1 libgl1 or libosmesa6" in last
 
@@ -533,7 +533,7 @@ def make():
 @pytest.mark.parametrize("num_envs", [1, 2])
 def test_a_custom_environment_renders_with_mujoco_without_a_display(num_envs, tmp_path):
     (tmp_path / "pendulum.py").write_text(MUJOCO_PIXELS)
-    code = "from envs import make_vector_env\nif __name__ == '__main__':\n"
+    code = "from dreamer_mpc.envs import make_vector_env\nif __name__ == '__main__':\n"
     code += f"    e = make_vector_env('pendulum:make', {num_envs})\n"
     code += "    print(e.reset(seed=0)[0].std() > 0)\n    e.close()\n"
     (tmp_path / "play.py").write_text(code)
@@ -545,8 +545,8 @@ def test_a_custom_environment_renders_with_mujoco_without_a_display(num_envs, tm
 
 
 def test_a_choice_of_the_user_and_a_machine_without_opengl_are_left_alone():
-    code = "import os, envs.gl; envs.gl._probe = lambda *_: 'black'; envs.gl.offer_gl_backend(); "
-    code += "envs.gl._probe = None; envs.gl.offer_gl_backend(); print(os.environ.get('MUJOCO_GL'))"
+    code = "import os; from dreamer_mpc.envs import gl; gl._probe = lambda *_: 'black'; gl.offer_gl_backend(); "
+    code += "gl._probe = None; gl.offer_gl_backend(); print(os.environ.get('MUJOCO_GL'))"
     assert choose_in_a_new_process(code).stdout == "None\n"
     assert choose_in_a_new_process(code, MUJOCO_GL="glfw").stdout == "glfw\n"
 
@@ -558,7 +558,7 @@ def test_a_missing_dm_control_is_not_blamed_on_opengl(tmp_path):
 
 
 def test_a_probed_backend_is_not_probed_again_by_children():
-    code = "import envs, envs.gl; envs.gl._probe = None; print(envs.choose_gl_backend())"
+    code = "from dreamer_mpc.envs import gl; gl._probe = None; print(gl.choose_gl_backend())"
     assert choose_in_a_new_process(code, MUJOCO_GL="egl", **{PROBED: "egl"}).stdout == "egl\n"
     assert choose_in_a_new_process(code, MUJOCO_GL="egl", **{PROBED: "osmesa"}).stdout == ""
     assert choose_gl_backend() == os.environ["MUJOCO_GL"] == os.environ[PROBED]
@@ -566,11 +566,12 @@ def test_a_probed_backend_is_not_probed_again_by_children():
 
 def test_importing_envs_does_nothing_and_knows_nothing_of_the_agent():
     script = (
-        "import os, sys; before = dict(os.environ); import envs; "
-        "loaded = [m for m in ('torch', 'dreamer_mpc', 'dm_control', 'mujoco', 'OpenGL', 'cv2') if m in sys.modules]; "
-        "print(loaded, before == os.environ)"
+        "import os, sys; before = dict(os.environ); import dreamer_mpc.envs; "
+        "loaded = [m for m in ('torch', 'dm_control', 'mujoco', 'OpenGL', 'cv2') if m in sys.modules]; "
+        "own = {m.partition('.')[2].partition('.')[0] for m in sys.modules if m.startswith('dreamer_mpc.')}; "
+        "print(loaded, own, before == os.environ)"
     )
-    assert choose_in_a_new_process(script).stdout == "[] True\n"
+    assert choose_in_a_new_process(script).stdout == "[] {'envs'} True\n"
 
 
 EGL_OF = {(0, None): "2", (1, None): "0", (0, "1,0"): "0", (1, "1,0"): "2", (5, None): None, (0, "GPU-1f"): None}
@@ -579,7 +580,7 @@ EGL_OF[0, ""] = None
 
 @pytest.mark.parametrize("cuda_index, visible, expected", [(*of, found) for of, found in EGL_OF.items()])
 def test_the_egl_device_is_that_of_the_cuda_device(cuda_index, visible, expected, monkeypatch):
-    monkeypatch.setattr("envs.gl.choose_gl_backend", lambda: "egl")
+    monkeypatch.setattr("dreamer_mpc.envs.gl.choose_gl_backend", lambda: "egl")
     monkeypatch.setenv(CUDA_INDICES, "1,,0,")  # as the probe writes it: EGL device 0 is CUDA's 1, EGL's 2 is its 0
     monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "0")  # so that monkeypatch restores it after the value set below
     monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID")
@@ -596,7 +597,7 @@ def test_the_egl_device_is_that_of_the_cuda_device(cuda_index, visible, expected
 def test_the_probe_sees_all_gpus_whichever_this_process_may_use(monkeypatch, tmp_path):
     probe = tmp_path / "probe.py"  # with CUDA_VISIBLE_DEVICES=2, EGL of four H100s answered ,,0, and not 0,1,2,3
     probe.write_text("import os; print('a line'); print(os.environ.get('CUDA_VISIBLE_DEVICES', 'all'))")
-    monkeypatch.setattr("envs.gl.PROBE", probe)
+    monkeypatch.setattr("dreamer_mpc.envs.gl.PROBE", probe)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
     monkeypatch.setenv(CUDA_INDICES, "")
     assert _probe("egl") is None

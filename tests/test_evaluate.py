@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from dreamer_mpc.envs import make_vector_env
 from dreamer_mpc.evaluation import visualize
 from dreamer_mpc.evaluation.episodes import EpisodeRecording, Evaluation, evaluate
 from dreamer_mpc.evaluation.visualize import decision, episode_video, imagine_open_loop
 from dreamer_mpc.planners import Memory, make_planner
-from envs import make_vector_env
 from tests.support.agents import make_agent, same
 from tests.support.counting_env import CountingEnv, decode, encode, expected_reward
 from tests.support.recorder import Recorder

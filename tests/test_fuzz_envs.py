@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import run
-from envs import EnvError, make_vector_env, reset_rows, workers
+from dreamer_mpc.envs import EnvError, make_vector_env, reset_rows, workers
 from tests.support.agents import TINY
 from tests.support.commands import ROOT, script
 from tests.support.faulty_env import LENGTH, SHAPE, Fault, injected
@@ -429,7 +429,7 @@ def test_a_worker_that_hangs_is_replaced(folder, monkeypatch):
 
 UNCLOSED = """
 import signal, sys, psutil
-from envs import make_vector_env
+from dreamer_mpc.envs import make_vector_env
 if __name__ == "__main__":
     envs = make_vector_env("tests.support.faulty_env:make", 2, workers=True)
     print(*[process.pid for process in envs.processes], flush=True)
@@ -445,7 +445,7 @@ def test_a_program_ends_though_it_closed_nothing(tmp_path):
 
 ORPHANS = """
 import numpy as np
-from envs import make_vector_env
+from dreamer_mpc.envs import make_vector_env
 if __name__ == "__main__":
     busy = make_vector_env("tests.support.faulty_env:make", 1, workers=True)
     idle = make_vector_env("tests.support.faulty_env:make", 1, workers=True)

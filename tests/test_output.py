@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
+from dreamer_mpc.envs.output import LastingStream
 from dreamer_mpc.runs.checkpoint import find_checkpoint, load_checkpoint
 from dreamer_mpc.runs.folder import RunFolder
-from envs.output import LastingStream
 from tests.support.agents import CHEAP, TINY
 from tests.support.commands import ROOT, env_steps_in
 

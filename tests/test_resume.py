@@ -18,11 +18,11 @@ from safetensors.torch import load
 import dreamer_mpc.runs.saving
 import dreamer_mpc.training.setup
 import dreamer_mpc.training.trainer
+from dreamer_mpc.envs.rows import LocalVectorEnv
 from dreamer_mpc.runs.checkpoint import as_payload, find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
 from dreamer_mpc.runs.payload import FORMAT_VERSION, read_payload, write_payload
 from dreamer_mpc.training.schedule import Schedule
 from dreamer_mpc.training.trainer import Trainer
-from envs.rows import LocalVectorEnv
 from scripts import soak
 from scripts.soak import differences, flatten, metrics, same
 from tests.support.agents import CHEAP, FAMILIES

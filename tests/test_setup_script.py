@@ -72,3 +72,12 @@ def test_another_python_than_that_of_the_environment_is_not_ignored(tmp_path):
     )
     stand_in(tmp_path / ".venv" / "bin" / "python", "3.13")
     assert ".venv/bin/python is Python 3.13, 3.11 or 3.12 is needed: remove .venv" in set_up(tmp_path, {}).stderr
+
+
+def test_the_cpu_build_of_torch_is_taken_from_its_index_where_that_is_asked_for(tmp_path):
+    set_up(tmp_path, {"python3": "3.12"})
+    assert "--extra-index-url" not in (tmp_path / "notes").read_text()
+    assert set_up(tmp_path, {}, TORCH="cpu").returncode == 0
+    assert "--extra-index-url https://download.pytorch.org/whl/cpu -e .[test]" in (tmp_path / "notes").read_text()
+    done = set_up(tmp_path, {}, TORCH="rocm")
+    assert done.returncode == 2 and done.stderr.startswith("error: TORCH=rocm: cpu is the only choice")

@@ -13,6 +13,7 @@ from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.agents.protocol import Update
 from dreamer_mpc.config import Config, config_from_dict, load_presets, parse, planner_from, to_dict
 from dreamer_mpc.config.make import replay_capacity
+from dreamer_mpc.envs.rows import LocalVectorEnv
 from dreamer_mpc.evaluation.episodes import EpisodeRecording, Evaluation
 from dreamer_mpc.planners import Policy, SampledPolicy
 from dreamer_mpc.runs.folder import RunFolder
@@ -21,7 +22,6 @@ from dreamer_mpc.training.reporting import agent_name
 from dreamer_mpc.training.state import MetricMeans
 from dreamer_mpc.training.trainer import Trainer
 from dreamer_mpc.util.errors import UserError
-from envs.rows import LocalVectorEnv
 from tests.support.agents import TINY
 from tests.support.commands import records
 from tests.support.counting_env import CountingEnv
@@ -41,7 +41,7 @@ class Unlike(CountingEnv):
 
 def make_trainer(folder, events, monkeypatch, *args):
     """A tiny run with its environments in this process; its actions are recorded in `events`."""
-    monkeypatch.setattr("envs.vector.WorkerVectorEnv", LocalVectorEnv)
+    monkeypatch.setattr("dreamer_mpc.envs.vector.WorkerVectorEnv", LocalVectorEnv)
     args = [*TINY, *SHORT, *map(str, args), "--run-dir", str(folder)]
     config = parse(Config, args, load_presets("quick"))
     trainer = Trainer(config, RunFolder.create(folder))

@@ -8,12 +8,12 @@ import torch
 
 from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.config import Config, load_presets, parse
+from dreamer_mpc.envs.rows import LocalVectorEnv
 from dreamer_mpc.evaluation.episodes import EpisodeRecording, Evaluation, evaluate
 from dreamer_mpc.runs.checkpoint import list_checkpoints, load_checkpoint
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.runs.resume import open_run
 from dreamer_mpc.training.trainer import Trainer
-from envs.rows import LocalVectorEnv
 from tests.support.agents import CHEAP, TINY, same
 from tests.support.counting_env import CountingEnv
 
@@ -37,7 +37,7 @@ class Seeded(CountingEnv):
 @pytest.fixture(autouse=True)
 def here(monkeypatch):
     """Keep environments in this process."""
-    monkeypatch.setattr("envs.vector.WorkerVectorEnv", LocalVectorEnv)
+    monkeypatch.setattr("dreamer_mpc.envs.vector.WorkerVectorEnv", LocalVectorEnv)
     monkeypatch.setattr(Seeded, "seeds", [])
 
 

@@ -20,8 +20,9 @@ from dreamer_mpc.kernels.cell import has_triton
 from dreamer_mpc.kernels.choice import Forms, choose_forms
 from dreamer_mpc.kernels.graphs import Aside, Captured
 from dreamer_mpc.planners import Planner, SampledPolicy
-from dreamer_mpc.world_model import Batch, WorldModelConfig, WorldModelKind, make_world_model
+from dreamer_mpc.world_model import Batch, ImageForm, WorldModelConfig, WorldModelKind, make_world_model
 
+PLAIN_CONVOLUTIONS = "convolutions run as plain layers, slower: their fast forms are for one color image of 64x64"
 THREADED_ROWS = 512  # a plan on a CPU gains from several threads if it steps at least so many latent states at once
 
 
@@ -86,13 +87,14 @@ class Dreamer:
         capture: bool = True,
         bf16: bool = True,
         kernels: bool = True,
+        images: ImageForm = ImageForm(),
     ):
         self.behavior, self.optimizer = behavior, optimizer
         self.kind: AgentKind = "planet" if behavior is None else "dreamer"
         self.device = torch.device(device)
         self.forms = self._choose_forms(action_dim, world_model, kernels, bf16, capture)
         self.bf16, self.kernels = self.forms.bf16, self.forms.kernels
-        world = make_world_model(world_model, action_dim, kernels, self.bf16)
+        world = make_world_model(world_model, action_dim, kernels, self.bf16, images)
         self.world_model_kind: WorldModelKind = world.kind
         self.state_dim = world.state_dim
         self.model = make_latents(behavior, world, action_dim, kernels)
@@ -128,7 +130,8 @@ class Dreamer:
     @property
     def notes(self) -> tuple[str, ...]:
         """Reasons why a fast form cannot be used, one line each; empty if all can."""
-        return self.forms.reasons
+        plain = self.device.type == "cuda" and self.kernels and self.model.world_model.images != ImageForm()
+        return (*self.forms.reasons, PLAIN_CONVOLUTIONS) if plain else self.forms.reasons
 
     def initial(self, batch: int) -> Carry:
         """The carry before the first step."""

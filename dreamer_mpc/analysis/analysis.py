@@ -20,13 +20,13 @@ from dreamer_mpc.analysis.model_error import ModelError
 from dreamer_mpc.analysis.true_gain import TrueGain
 from dreamer_mpc.config import AnalyzeConfig
 from dreamer_mpc.config.make import load_agent, make_envs, side_by_side_envs
+from dreamer_mpc.envs.snapshot import not_restorable
 from dreamer_mpc.evaluation.subject import Subject
 from dreamer_mpc.report.panels import panels_picture
 from dreamer_mpc.report.progress import duration, plural
 from dreamer_mpc.util.device import choose_device, device_name
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import to_csv
-from envs.snapshot import not_restorable
 
 MEASURES: dict[str, type[Measure]] = {
     "gradient-snr": GradientSNR,

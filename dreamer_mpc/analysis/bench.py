@@ -10,10 +10,10 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from dreamer_mpc.agents.protocol import Agent, Carry
+from dreamer_mpc.envs.rows import RowVectorEnv
 from dreamer_mpc.planners import Memory, Plan, Planner, Policy
 from dreamer_mpc.planners.protocol import LatentDynamics, make_plan
 from dreamer_mpc.util.device import preserved_rng
-from envs.rows import RowVectorEnv
 
 
 class Visit(NamedTuple):

@@ -10,6 +10,7 @@ from dreamer_mpc.report.panels import analysis_table
 from dreamer_mpc.report.progress import table_console
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.intervals import FEWEST
+from dreamer_mpc.util.program import program
 
 
 def main(args: Sequence[str]) -> int:
@@ -20,7 +21,7 @@ def main(args: Sequence[str]) -> int:
     default = first and settings.with_planners_of(
         first.trained, settings.AnalyzeConfig(checkpoint=(checkpoint,), what="ablate")
     )
-    config = settings.parse(settings.AnalyzeConfig, args, default, prog="run.py analyze")
+    config = settings.parse(settings.AnalyzeConfig, args, default, prog=program("analyze"))
     analysis = Analysis.of(config, [first, *map(Subject.load, config.checkpoint[1:])])
     try:
         analysis.play()

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dreamer_mpc.config.schema import Config
 from dreamer_mpc.util.errors import UserError
 
-PRESETS = Path(__file__).resolve().parents[2] / "configs"
+PRESETS = Path(__file__).resolve().parents[1] / "configs"  # a link to configs/ at the top; in a wheel, a copy
 MOST_YAML = 2**17  # characters
 DEEPEST_YAML = 8  # collections in each other
 # Values for saved configurations that lack a setting: the behaviour before the setting or its present default existed.

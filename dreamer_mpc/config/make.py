@@ -11,14 +11,16 @@ from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.agents.protocol import Agent
 from dreamer_mpc.config.resolve import Trained, agent_of
 from dreamer_mpc.config.schema import Config
+from dreamer_mpc.envs import choose_gl_backend, make_vector_env
+from dreamer_mpc.envs.gl import match_egl_device, offer_gl_backend
+from dreamer_mpc.envs.names import is_task
+from dreamer_mpc.util.arguments import read_env_args
 from dreamer_mpc.util.errors import UserError
-from envs import choose_gl_backend, make_vector_env
-from envs.gl import match_egl_device, offer_gl_backend
 
 
 def make_envs(config: Config, num_envs: int, device: torch.device) -> gymnasium.vector.VectorEnv:
     """`num_envs` environments set up by `config`, rendered on the GPU of `device` with an OpenGL backend that works."""
-    offer_gl_backend() if ":" in config.env else choose_gl_backend()
+    choose_gl_backend() if is_task(config.env) else offer_gl_backend()
     if device.type == "cuda":
         match_egl_device(device.index)
     return make_vector_env(config.env, num_envs, **env_settings(config))
@@ -26,8 +28,8 @@ def make_envs(config: Config, num_envs: int, device: torch.device) -> gymnasium.
 
 def env_settings(config: Config) -> dict[str, Any]:
     """The arguments of `make_env` besides the name, as `config` sets them."""
-    names = ("action_repeat", "render_quality", "camera", "max_env_steps")
-    return {name: getattr(config, name) for name in names}
+    names = ("action_repeat", "render_quality", "camera", "max_env_steps", "image_size", "grayscale", "frame_stack")
+    return {name: getattr(config, name) for name in names} | {"env_args": read_env_args(config.env_args)}
 
 
 def make_agent(config: Config, action_dim: int, device: torch.device) -> Agent:
@@ -41,6 +43,7 @@ def make_agent(config: Config, action_dim: int, device: torch.device) -> Agent:
         capture=config.compile == "auto",
         bf16=config.precision == "bf16",
         kernels=config.kernels == "auto",
+        images=config.images,
     )
 
 

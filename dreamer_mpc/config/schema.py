@@ -9,10 +9,12 @@ import tyro
 from dreamer_mpc.agents.behavior import BehaviorConfig
 from dreamer_mpc.agents.optimizers import OptimizerConfig
 from dreamer_mpc.data.replay import ReplayConfig
+from dreamer_mpc.envs import RENDER_QUALITIES
+from dreamer_mpc.envs.frames import MOST_STACKED
 from dreamer_mpc.planners import PLANNERS
-from dreamer_mpc.util.checks import check_most, check_ranges
-from dreamer_mpc.world_model import WorldModelConfig
-from envs import RENDER_QUALITIES
+from dreamer_mpc.util.arguments import read_env_args
+from dreamer_mpc.util.checks import check_choices, check_most, check_ranges
+from dreamer_mpc.world_model import ImageForm, WorldModelConfig
 
 MOST_ENVS = 4096
 PlannerName = Literal[tuple(PLANNERS)]
@@ -86,7 +88,10 @@ class Config(PlannerSettings):
     config: str = "default"
     """Preset: a name in configs/ (default, quick, ...) or a YAML file; several, joined by commas, are merged."""
     env: str = "cheetah-run"
-    """dm_control task as domain-task, or module:factory for your own gymnasium.Env."""
+    """dm_control task as domain-task, an id of gymnasium such as HalfCheetah-v5, or module:factory for your own
+    gymnasium.Env; `envs` lists the first two."""
+    env_args: tuple[str, ...] = ()
+    """Arguments of the environment as name=value: of the task, of gymnasium.make, or of your factory."""
     planner: PlannerName = "dream-mpc"
     """What chooses actions, in training and in evaluation. cem trains PlaNet: no actor, no critic."""
     train_planner: PlannerName | None = None
@@ -101,8 +106,15 @@ class Config(PlannerSettings):
     """Training environments, stepped in workers while updates run; 1: the paper's sequential algorithm, no workers."""
     action_repeat: int = 2
     """Env steps of one agent step; rewards are summed (paper: 2)."""
-    camera: int | None = None
-    """Camera of a dm_control task; None takes the usual one (2 for quadruped, else 0)."""
+    camera: int | str | None = None
+    """Camera of a MuJoCo environment, by number or name; None takes the usual one (dm_control: 2 for quadruped, else
+    0)."""
+    image_size: Literal[64, 84, 96, 128] = 64
+    """Height and width of images (paper: 64)."""
+    grayscale: bool = False
+    """See the brightness of images alone."""
+    frame_stack: int = 1
+    """Number of last frames that an image consists of, each an agent step apart."""
     max_env_steps: int | None = None
     """Longest episode in env steps; None is the task's own time limit."""
     render_quality: RenderQuality = "full"
@@ -119,6 +131,9 @@ class Config(PlannerSettings):
     """Where the run is written; None is runs/<env>-<planner>[-trained-by-<train planner>][-v3]-seed<seed>."""
     resume: str | None = None
     """Run folder to continue from its last checkpoint; its settings are kept unless given again."""
+    init_from: str | None = None
+    """Checkpoint or run folder whose weights a new run starts from (fine-tuning): world model, and actor and critic
+    where they fit. Counters, optimizers and replay start anew."""
     overwrite: bool = False
     """Start again in a run folder that exists, deleting the run in it."""
     profile: bool = False
@@ -137,8 +152,16 @@ class Config(PlannerSettings):
         check_most(self, MOST_ENVS, "num_envs")
         if self.max_env_steps is not None:
             check_ranges(self, max_env_steps=(1, None))
-        if self.camera is not None:
+        if isinstance(self.camera, int):
             check_ranges(self, camera=(-1, None))
+        check_ranges(self, frame_stack=(1, MOST_STACKED))
+        check_choices(self)
+        read_env_args(self.env_args)
+
+    @property
+    def images(self) -> ImageForm:
+        """The form of the images that environments give and agents see."""
+        return ImageForm(self.image_size, 1 if self.grayscale else 3, self.frame_stack)
 
     @property
     def trained_by(self) -> PlannerName:
@@ -186,6 +209,8 @@ class EvalConfig(EpisodeSettings):
     """Planners, joined by commas; None is dream-mpc,policy, for a PlaNet checkpoint cem."""
     env: str | None = None
     """Environment; None is the checkpoint's."""
+    env_args: tuple[str, ...] = ()
+    """Arguments of --env, or in place of those that the checkpoint was trained with."""
     out: str | None = None
     """Where eval.json and videos go; None is eval/ in the checkpoint's run folder."""
 
@@ -274,6 +299,21 @@ class AnalyzeConfig(PlaySettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Write the policy of a checkpoint for other programs: (image, action, state, noise) to (action, state).
+
+    The file is checked against the agent before it is kept. docs/library.md shows how it is used.
+    """
+
+    checkpoint: str
+    """Checkpoint file, or a run folder, whose last checkpoint is used."""
+    format: Literal["onnx", "torch"] = "onnx"
+    """onnx: for onnxruntime and others (pip install 'dreamer-mpc[onnx]'); torch: a program of torch.export."""
+    out: str | None = None
+    """The file; None is policy.onnx or policy.pt2 in the checkpoint's run folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepConfig:
     """Train every planner in every environment with every seed, several runs in parallel, each in its own process.
 
@@ -296,6 +336,19 @@ class SweepConfig:
     def __post_init__(self):
         check_ranges(self, jobs_per_gpu=(1, None), restarts=(0, None))
         check_most(self, MOST_ENVS, "jobs_per_gpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvsConfig:
+    """List the environments that --env takes, or say what one of them takes and gives: actions, cameras, images."""
+
+    name: Annotated[str | None, tyro.conf.Positional] = None
+    """The environment to describe; None lists all."""
+    env_args: tuple[str, ...] = ()
+    """Its arguments, as name=value."""
+
+    def __post_init__(self):
+        read_env_args(self.env_args)
 
 
 @dataclass(frozen=True, kw_only=True)

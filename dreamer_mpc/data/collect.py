@@ -11,13 +11,13 @@ from torch.profiler import record_function
 from dreamer_mpc.agents.protocol import Agent, Carry
 from dreamer_mpc.data.reenact import reenact
 from dreamer_mpc.data.replay import Replay
+from dreamer_mpc.envs import reset_rows
+from dreamer_mpc.envs.rows import RowVectorEnv
 from dreamer_mpc.planners import Planner
 from dreamer_mpc.planners.protocol import Memory
 from dreamer_mpc.util.counters import Counters
 from dreamer_mpc.util.device import to_device
 from dreamer_mpc.util.randomness import generator_state, restore_generator
-from envs import reset_rows
-from envs.rows import RowVectorEnv
 
 
 def episode_seed(seed: int, row: int, number: int) -> int:

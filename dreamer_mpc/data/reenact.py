@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from envs import reset_rows
-from envs.rows import RowVectorEnv
+from dreamer_mpc.envs import reset_rows
+from dreamer_mpc.envs.rows import RowVectorEnv
 
 MOST_REPEATS = 3
 

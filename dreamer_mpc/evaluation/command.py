@@ -23,6 +23,7 @@ from dreamer_mpc.util.device import device_name
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import to_csv
 from dreamer_mpc.util.owner import alone_in
+from dreamer_mpc.util.program import program
 
 ANOTHER = "wait for it, or name another folder with --out"
 
@@ -32,7 +33,7 @@ def evaluate_checkpoint(args: Sequence[str]) -> int:
     checkpoint = settings.option(args, "checkpoint")
     subject = None if checkpoint is None else Subject.load(checkpoint)
     default = subject and settings.with_planners_of(subject.trained, settings.EvalConfig(checkpoint=checkpoint))
-    config = settings.parse(settings.EvalConfig, args, default, prog="run.py eval")
+    config = settings.parse(settings.EvalConfig, args, default, prog=program("eval"))
     with alone_in(config.out or subject.run.evaluation, ANOTHER):
         return _evaluate(config, subject)
 
@@ -77,7 +78,7 @@ def compare_checkpoints(args: Sequence[str]) -> int:
     checkpoint = settings.option(args, "checkpoint")
     first = None if checkpoint is None else Subject.load(checkpoint)
     default = first and settings.with_planners_of(first.trained, settings.CompareConfig(checkpoint=(checkpoint,)))
-    config = settings.parse(settings.CompareConfig, args, default, prog="run.py compare")
+    config = settings.parse(settings.CompareConfig, args, default, prog=program("compare"))
     subjects = [first, *map(Subject.load, config.checkpoint[1:])]
     with alone_in(config.out or first.run.comparison, ANOTHER):  # before its episodes are read
         return _compare(config, subjects)

@@ -113,7 +113,8 @@ class Comparison:
         _check_all_run(planners, [subject])
         device = choose_device(config.device)
         env, quality = config.env or subject.trained.env, config.render_quality or subject.trained.render_quality
-        trained = replace(subject.trained, env=env, render_quality=quality)
+        args = config.env_args or (() if config.env else subject.trained.env_args)  # those of another one say nothing
+        trained = replace(subject.trained, env=env, env_args=args, render_quality=quality)
         episodes = Episodes(user_path(config.out) if config.out else subject.run.evaluation)
         return cls(config, trained, {str(subject.path): subject}, planners, episodes, device, config.episodes)
 

@@ -11,12 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dreamer_mpc.agents.protocol import Act, Agent, Carry
+from dreamer_mpc.envs import EnvError, reset_rows
 from dreamer_mpc.evaluation.summary import summarise_scores
 from dreamer_mpc.planners import Planner
 from dreamer_mpc.report.progress import plural
 from dreamer_mpc.report.rows import Row
 from dreamer_mpc.util.device import preserved_rng
-from envs import EnvError, reset_rows
 
 MOST_REPEATS = 3  # of one episode
 

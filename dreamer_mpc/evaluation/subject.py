@@ -9,6 +9,8 @@ from dreamer_mpc.runs.checkpoint import Checkpoint, load_checkpoint, load_newest
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.util.errors import UserError
 
+YOUNGER = ("env_args", "image_size", "grayscale", "frame_stack")  # compare.json of older versions lacks them
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -40,17 +42,21 @@ class Subject:
         return RunFolder.of_checkpoint(self.path)
 
     def task(self) -> dict[str, Any]:
-        """The settings that must be equal for returns to be comparable."""
-        return {key: getattr(self.trained, key) for key in ("env", "action_repeat", "camera", "max_env_steps")}
+        """The settings that must be equal for returns to be comparable; of `YOUNGER` those that are not usual."""
+        usual = Config()
+        task = {key: getattr(self.trained, key) for key in ("env", "action_repeat", "camera", "max_env_steps")}
+        younger = {key: getattr(self.trained, key) for key in YOUNGER}
+        return task | {key: value for key, value in younger.items() if value != getattr(usual, key)}
 
 
 def same_task(subjects: list[Subject]) -> None:
     """UserError unless all were trained on the same task."""
     first = subjects[0]
     for other in subjects[1:]:
-        for key, value in first.task().items():
-            if other.task()[key] != value:
+        for key in first.task() | other.task():
+            one, another = getattr(first.trained, key), getattr(other.trained, key)
+            if one != another:
                 raise UserError(
-                    f"checkpoints of different tasks: {first.path} was trained with {key} {value}, {other.path} with "
-                    f"{key} {other.task()[key]}; compare one task at a time"
+                    f"checkpoints of different tasks: {first.path} was trained with {key} {one}, {other.path} with "
+                    f"{key} {another}; compare one task at a time"
                 )

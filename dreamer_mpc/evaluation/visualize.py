@@ -77,15 +77,23 @@ def episode_video(path: Path, agent: Agent, recording: EpisodeRecording, fps: in
         for t in range(len(state))
     ]
     columns = {
-        "real": np.stack(recording.image),
+        "real": _shown(agent, np.stack(recording.image)),
         "reconstruction": _decode(agent, state),
         "imagination": _decode(agent, imagined),
     }
     write_mp4(path, side_by_side(columns, footer=footer), fps)
 
 
-def _decode(agent: Agent, state: Float[Tensor, "T S"], chunk: int = 250) -> UInt8[np.ndarray, "T H W C"]:
-    return np.concatenate([agent.model.world_model.decode(part).cpu().numpy() for part in state.split(chunk)])
+def _decode(agent: Agent, state: Float[Tensor, "T S"], chunk: int = 250) -> UInt8[np.ndarray, "T H W 3"]:
+    images = [agent.model.world_model.decode(part).cpu().numpy() for part in state.split(chunk)]
+    return _shown(agent, np.concatenate(images))
+
+
+def _shown(agent: Agent, images: UInt8[np.ndarray, "*t H W C"]) -> UInt8[np.ndarray, "*t H W 3"]:
+    """The newest frame of stacked ones, and gray as three equal channels."""
+    channels = agent.model.world_model.images.channels
+    newest = images[..., -channels:]
+    return np.repeat(newest, 3, axis=-1) if channels == 1 else newest
 
 
 @torch.no_grad()
@@ -113,7 +121,7 @@ def decision(path: Path, agent: Agent, planner: Planner, recording: EpisodeRecor
         actions.append(sequence[0, 0].cpu().numpy())
     name = next((name for name, kind in PLANNERS.items() if type(planner) is kind), type(planner).__name__)
     title = f"{env}, step {t}: one decision of {name} (N = {planner.candidates}, I = {planner.iterations})"
-    decision_picture(path, *frames, *values, *actions, real=recording.image[t], title=title)
+    decision_picture(path, *frames, *values, *actions, real=_shown(agent, recording.image[t]), title=title)
     return True
 
 

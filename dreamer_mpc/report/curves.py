@@ -17,7 +17,7 @@ from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import to_csv, user_path, write_text
 
 CURVES, FINAL = "curves.csv", "final.csv"
-REFERENCE = Path(__file__).resolve().parents[2] / "results/reference"
+REFERENCE = Path(__file__).resolve().parent / "reference"  # a link to results/reference/; in a wheel, a copy
 PAPER, VISION = REFERENCE / "dream_mpc_paper_dreamer_curves.csv", REFERENCE / "dmc_vision_published.csv"
 GRACE = 1000  # env steps: an evaluation may come one step of all environments after the paper's last one
 # Names in papers of agents that are trained and evaluated with the same planner.

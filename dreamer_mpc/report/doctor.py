@@ -74,7 +74,7 @@ def check_torch() -> Finding:
 
 def check_gl() -> Finding:
     """The OpenGL backend that renders here, and the milliseconds of a frame at both qualities."""
-    from envs import EnvError, choose_gl_backend
+    from dreamer_mpc.envs import EnvError, choose_gl_backend
 
     try:
         backend = choose_gl_backend()
@@ -197,7 +197,7 @@ def _examine(check: Callable[[], Finding]) -> Finding:
 
 
 def _frame_milliseconds(quality: str) -> float:
-    from envs import make_env
+    from dreamer_mpc.envs import make_env
 
     env = make_env("cheetah-run", render_quality=quality, action_repeat=1)
     env.reset(seed=0)

@@ -16,13 +16,14 @@ from dreamer_mpc.report.rows import from_comparison
 from dreamer_mpc.util.errors import UserError, in_one_line
 from dreamer_mpc.util.files import user_path
 from dreamer_mpc.util.owner import alone_in
+from dreamer_mpc.util.program import program
 
 COMPARE = "compare.csv"
 
 
 def main(args: Sequence[str]) -> int:
     """Draw the figures of a folder from its CSV files; with --runs, gather those from runs first."""
-    config = parse(PlotConfig, args, prog="run.py plot")
+    config = parse(PlotConfig, args, prog=program("plot"))
     written = plot(user_path(config.folder), config.runs, config.until)
     if config.runs:
         print_table(final_table(read_curves(written[0])), table_console(120))

@@ -203,7 +203,7 @@ def default_run_dir(config: Config) -> str:
 
 def run_name(env: str, planner: str, seed: int | str) -> str:
     """The name of a run's folder."""
-    return f"{env.replace(':', '.')}-{planner}-seed{seed}"
+    return f"{env.replace(':', '.').replace('/', '.')}-{planner}-seed{seed}"
 
 
 def package_versions() -> dict[str, str]:

@@ -166,7 +166,7 @@ def _damaged(path: Path) -> UserError:
 
 
 def _foreign(path: Path) -> UserError:
-    return UserError(f"{path} is no {FORMAT} checkpoint: name a checkpoint-*{SUFFIX} that run.py wrote")
+    return UserError(f"{path} is no {FORMAT} checkpoint: name a checkpoint-*{SUFFIX} of a run")
 
 
 def archive(path: Path) -> UserError:

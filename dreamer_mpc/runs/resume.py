@@ -10,10 +10,11 @@ from dreamer_mpc.runs.checkpoint import Checkpoint, list_checkpoints, load_check
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.util.errors import UserError
 
-# Frames in replay and the episodes in progress depend on the first four, networks and optimizers on the others; the
+# Frames in replay and the episodes in progress depend on the first eight, networks and optimizers on the others; the
 # masks that bootstrap describes are drawn once, and saved with the weights.
 FIXED = (
-    "env", "num_envs", "action_repeat", "camera", "world_model.kind", "behavior.kind", "optimizer.kind",
+    "env", "env_args", "num_envs", "action_repeat", "camera", "image_size", "grayscale", "frame_stack",
+    "world_model.kind", "behavior.kind", "optimizer.kind",
     "replay.states", "behavior.bootstrap",
 )  # fmt: skip
 

@@ -11,12 +11,13 @@ from dreamer_mpc.sweeps.launch import LocalLauncher, choose_gpus
 from dreamer_mpc.sweeps.sweep import Sweep, list_runs
 from dreamer_mpc.util.files import user_path
 from dreamer_mpc.util.owner import alone_in
+from dreamer_mpc.util.program import program
 from dreamer_mpc.util.stop import Stop, Stopped
 
 
 def main(args: Sequence[str]) -> int:
     """Train every planner in every environment with every seed, in parallel; returns 1 if a run failed."""
-    config, rest = settings.parse_some(settings.SweepConfig, args, prog="run.py sweep")
+    config, rest = settings.parse_some(settings.SweepConfig, args, prog=program("sweep"))
     out = user_path(config.out)
     config = dataclasses.replace(config, out=str(out))
     runs = list_runs(config, rest)
@@ -34,5 +35,5 @@ def main(args: Sequence[str]) -> int:
         print(f"failed: {entry.run.name} ({entry.reason}); what it printed: {sweep.log(entry)}", file=sys.stderr)
     print(f"{plural(len(runs) - len(sweep.failed), 'run')} of {len(runs)} complete in {out}")
     folder = shlex.quote(str(out))
-    print(f"curves: python run.py plot {folder} --runs {folder}")
+    print(f"curves: {program('plot')} {folder} --runs {folder}")
     return 1 if sweep.failed else 0

@@ -5,7 +5,6 @@ Starting a run is left to a `Launcher` (`launch.py`: processes on this machine).
 
 import itertools
 import json
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -28,9 +27,9 @@ from dreamer_mpc.config import (
 )
 from dreamer_mpc.runs.folder import RunFolder, run_name
 from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.program import program, start_words
 from dreamer_mpc.util.stop import Stop, Stopped
 
-PROGRAM = Path(__file__).resolve().parents[2] / "run.py"
 OWN = ("env", "planner", "seed", "run-dir", "resume", "overwrite")  # options that a sweep sets for each run, or forbids
 MAY_DIFFER = ("env_steps", "run_dir", "resume", "profile", "device", "logger", "config")  # of an existing run
 RATE_RECORDS = 20
@@ -83,7 +82,7 @@ class Run:
         args = self.args
         if self.folder.config.exists():
             args = ("--resume", str(self.folder.path), "--env-steps", str(self.config.env_steps), *self._changes())
-        return [sys.executable, str(PROGRAM), "train", *args]
+        return [*start_words(), "train", *args]
 
     def _changes(self) -> list[str]:
         """The options that an existing run may be resumed with, where they are other ones than it had."""
@@ -97,13 +96,14 @@ def list_runs(sweep: SweepConfig, rest: Sequence[str]) -> list[Run]:
     """One run for each environment, planner and seed, with the options `rest`. UserError where one is invalid."""
     for name in OWN:
         if name in flag_names(rest):
-            raise UserError(f"--{name} does not go with sweep, which sets it for each run: see run.py sweep --help")
+            help_ = f"{program('sweep')} --help"
+            raise UserError(f"--{name} does not go with sweep, which sets it for each run: see {help_}")
     default = load_presets(option(rest, "config") or "default")
     runs = []
     for env, planner, seed in itertools.product(_words(sweep.envs), planner_names(sweep.planners), _words(sweep.seeds)):
         folder = Path(sweep.out) / run_name(env, planner, seed)
         own = ("--env", env, "--planner", planner, "--seed", seed, "--run-dir", str(folder))
-        config = resolve(parse(Config, [*rest, *own], default, prog="run.py sweep"))
+        config = resolve(parse(Config, [*rest, *own], default, prog=program("sweep")))
         check_start(config)
         if config.device not in ("auto", "cpu", "cuda"):
             raise UserError(f"--device {config.device}: a sweep gives each run its GPU; leave it out, or say cpu")

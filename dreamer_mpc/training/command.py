@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from dreamer_mpc.util.program import program
 from dreamer_mpc.util.stop import Stop, Stopped
 from dreamer_mpc.util.threads import wait_passively
 
@@ -45,7 +46,7 @@ def _train(stop: Stop, args: Sequence[str], started: float) -> None:
         rows = _final_rows(trainer, lambda _: stop.check(f"stopped; the run in {folder.path} is complete"))
     print_table(results_table(rows, f"{config.env}, {trainer.counters.env_steps:,} env steps"))
     print(f"run folder: {folder.path}")
-    print(f"compare:    python run.py compare --checkpoint {shlex.quote(str(folder.path))}")
+    print(f"compare:    {program('compare')} --checkpoint {shlex.quote(str(folder.path))}")
 
 
 def _settings(args: Sequence[str], owned: contextlib.ExitStack) -> "tuple[Config, SavedRun | None]":
@@ -70,7 +71,9 @@ def _settings(args: Sequence[str], owned: contextlib.ExitStack) -> "tuple[Config
         raise UserError("--config is given twice: give it once, with presets joined by commas")
     if resume is None:
         default = settings.load_presets(settings.option(args, "config") or "default")
-        return settings.parse(settings.Config, args, default, prog="run.py train"), None
+        return settings.parse(settings.Config, args, default, prog=program("train")), None
+    if settings.option(args, "init-from") is not None:
+        raise UserError("--init-from does not go with --resume, whose run has its own weights: leave one of them out")
     for name in ("config", "run-dir"):
         if settings.option(args, name) is not None:
             raise UserError(f"--{name} does not go with --resume, whose run has its own: leave one of them out")
@@ -79,7 +82,7 @@ def _settings(args: Sequence[str], owned: contextlib.ExitStack) -> "tuple[Config
     owned.enter_context(alone_in(RunFolder.open(resume).path, "wait for it, or stop it first"))
     saved = open_run(resume)
     default = dataclasses.replace(saved.config, resume=resume)
-    config = settings.parse(settings.Config, args, default, prog="run.py train")
+    config = settings.parse(settings.Config, args, default, prog=program("train"))
     saved.check(config)
     check_backend(config.logger)
     changes = [f"changed from the saved run: {line}" for line in settings.differences(default, config)]

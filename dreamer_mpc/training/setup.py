@@ -6,23 +6,24 @@ from dataclasses import dataclass, field
 import torch
 
 from dreamer_mpc.agents.protocol import Agent
-from dreamer_mpc.config import Config, check_start, to_yaml, trained_config, training_planner
+from dreamer_mpc.config import Config, check_start, resolve, to_yaml, trained_config, training_planner
 from dreamer_mpc.config.make import env_settings, load_agent, make_agent, make_envs, replay_capacity, side_by_side_envs
 from dreamer_mpc.data.collect import Collector, Counters
 from dreamer_mpc.data.replay import Replay, check_storage, choose_storage, frame_bytes
+from dreamer_mpc.envs import try_env
+from dreamer_mpc.envs.rows import RowVectorEnv
 from dreamer_mpc.report.progress import plural
 from dreamer_mpc.runs.checkpoint import Checkpoint
 from dreamer_mpc.runs.folder import RunFolder, default_run_dir
 from dreamer_mpc.runs.logger import check_backend
 from dreamer_mpc.runs.saving import Saver
+from dreamer_mpc.training.initial import Initial
 from dreamer_mpc.util.device import choose_device, device_name
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import user_path
 from dreamer_mpc.util.memory import GIB, free_disk
 from dreamer_mpc.util.owner import alone_in
 from dreamer_mpc.util.stop import Stop
-from envs import try_env
-from envs.rows import RowVectorEnv
 
 ANOTHER = "wait for it, stop it, or choose another --run-dir"
 NOTHING_SAVED = "stopped before the first step: there was nothing to save"
@@ -34,6 +35,7 @@ def claim_folder(config: Config, owned: contextlib.ExitStack) -> RunFolder:
     UserError, or EnvError as in `try_env`.
     """
     check_start(config)
+    Initial.of(resolve(config))
     replay_capacity(config)
     check_storage(config.replay.storage, choose_device(config.device))
     length, episodes = config.replay.sequence_length, config.train.seed_episodes
@@ -58,14 +60,17 @@ def _too_short(config: Config, longest: int) -> str:
     )
 
 
-def begin_folder(folder: RunFolder, config: Config, device: torch.device) -> None:
+def begin_folder(folder: RunFolder, config: Config, device: torch.device, initial: Initial | None = None) -> None:
     """Write settings and versions; only now, so that a failed set-up leaves the folder unchanged."""
     if config.overwrite and not config.resume:
         RunFolder.create(folder.path, overwrite=True)
     folder.clear_leftovers()
     try:
         folder.write_config(to_yaml(config))
-        folder.write_versions({"device": device_name(device)})
+        versions = {"device": device_name(device)}
+        if initial:
+            versions["init_from"] = initial.record()
+        folder.write_versions(versions)
     except OSError as error:
         raise UserError(
             f"cannot write run folder {folder.path} ({error.strerror}): free space or change --run-dir"
@@ -82,6 +87,7 @@ class Parts:
     replay: Replay
     collector: Collector
     saver: Saver
+    initial: Initial | None = None  # what a new agent's weights come from
     notes: list[str] = field(default_factory=list)
 
 
@@ -97,7 +103,8 @@ def open_parts(
 
     Weights of a new agent are drawn from torch's generator.
     """
-    device, capacity = choose_device(config.device), replay_capacity(config)
+    device, capacity, notes = choose_device(config.device), replay_capacity(config), []
+    initial = None if checkpoint else Initial.of(config)
     envs = make_envs(config, config.num_envs, device)
     opened.callback(envs.close)
     eval_envs = make_envs(config, side_by_side_envs(config.eval.num_envs, config.eval.episodes), device)
@@ -107,11 +114,13 @@ def open_parts(
         agent = load_agent(checkpoint, config, action_dim, device)
     else:
         agent = make_agent(config, action_dim, device)
+    if initial:
+        notes.append(initial.load_into(agent))
     stop.check(NOTHING_SAVED)
     replay, line = _make_replay(config, folder, capacity, agent, opened)
     collector = Collector(envs, agent, replay, counters, config.seed)
     saver = Saver(folder, replay, config.train.keep_checkpoints)
-    parts = Parts(envs, eval_envs, agent, replay, collector, saver, [line])
+    parts = Parts(envs, eval_envs, agent, replay, collector, saver, initial, [*notes, line])
     if checkpoint:
         _restore(parts, config, checkpoint)
     else:
@@ -127,13 +136,15 @@ def _make_replay(
     opened: contextlib.ExitStack,
 ) -> tuple[Replay, str]:
     action_dim, state_dim = agent.model.action_dim, agent.state_dim if config.replay.states else 0
-    required = capacity * frame_bytes(action_dim, state_dim=state_dim)
+    images = config.images.shape
+    required = capacity * frame_bytes(action_dim, images, state_dim)
     place, memmap, line = choose_storage(config.replay.storage, required, agent.device, folder.path)
     if memmap:
         opened.callback(memmap.unlink, missing_ok=True)  # its frames are also saved in the replay files
     replay = Replay(
-        capacity, action_dim, config.num_envs, device=place, memmap=memmap, seed=config.seed, state_dim=state_dim
-    )
+        capacity, action_dim, config.num_envs, images, place,
+        memmap=memmap, seed=config.seed, state_dim=state_dim,
+    )  # fmt: skip
     saved = f"saved as it grows, at last {required / GIB:.2f} GiB on disk"
     return replay, f"{line}, {capacity:,} frames; {saved} ({free_disk(folder.path) / GIB:.0f} GiB free)"
 

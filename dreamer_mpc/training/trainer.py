@@ -11,6 +11,7 @@ from torch.profiler import record_function
 
 from dreamer_mpc.config import Config, planner_from, resolve, to_dict, training_planner
 from dreamer_mpc.data.collect import Counters
+from dreamer_mpc.envs import EnvError
 from dreamer_mpc.evaluation.episodes import Evaluation, evaluate
 from dreamer_mpc.evaluation.visualize import write_visuals
 from dreamer_mpc.report.progress import Progress
@@ -28,9 +29,9 @@ from dreamer_mpc.training.state import MetricMeans, TrainingState
 from dreamer_mpc.util.device import choose_device
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.memory import is_out_of_memory
+from dreamer_mpc.util.program import program
 from dreamer_mpc.util.randomness import global_state, restore_global_state, seed_everything
 from dreamer_mpc.util.stop import Stop, Stopped
-from envs import EnvError
 
 
 class Trainer:
@@ -67,6 +68,7 @@ class Trainer:
             self._opened = opened.pop_all()
         self.envs, self.eval_envs, self.agent = parts.envs, parts.eval_envs, parts.agent
         self.replay, self.collector, self._saver, self._notes = parts.replay, parts.collector, parts.saver, parts.notes
+        self._initial = parts.initial
         most, optimizer = config.train.max_skipped_in_a_row, config.optimizer.kind
         self._skipped = SkippedUpdateWatch(folder.skipped_updates, self.replay, most, optimizer)
         if checkpoint:
@@ -87,7 +89,7 @@ class Trainer:
         """
         config, counters = self.config, self.counters
         self._stop.check(NOTHING_SAVED)
-        begin_folder(self.folder, config, self.device)
+        begin_folder(self.folder, config, self.device, self._initial)
         with (
             Progress(
                 config.env_steps, counters.env_steps, stop=self._stop, alternating=config.num_envs == 1
@@ -107,7 +109,7 @@ class Trainer:
                 self._save(last=True)
                 raise Stopped(
                     f"stopped at {counters.env_steps:,} env steps; "
-                    f"go on with: python run.py --resume {shlex.quote(str(self.folder.path))}"
+                    f"go on with: {program()} --resume {shlex.quote(str(self.folder.path))}"
                 ) from None
             self._profiler.close()
             line(self._checkpoints.cost(time.monotonic() - self._set_up_time.started))

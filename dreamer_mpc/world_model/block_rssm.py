@@ -108,9 +108,11 @@ class BlockRSSM(nn.Module):
         action: Float[Tensor, "B A"],
         embed: Float[Tensor, "B E"],
         is_first: Bool[Tensor, " B"],
+        noise: Float[Tensor, "B Z"] | None = None,
     ) -> Float[Tensor, "B S"]:
         """Observe one image: the posterior's sample after `action` led from `state` into the image."""
-        return self.observe(embed[None], action[None], is_first[None], state)[0][0]
+        noise = None if noise is None else noise[None]
+        return self.observe(embed[None], action[None], is_first[None], state, noise)[0][0]
 
     def observe(
         self,
@@ -118,10 +120,12 @@ class BlockRSSM(nn.Module):
         action: Float[Tensor, "T B A"],
         is_first: Bool[Tensor, "T B"],
         state: Float[Tensor, "B S"] | None = None,
+        noise: Float[Tensor, "T B Z"] | None = None,
     ) -> tuple[Float[Tensor, "T B S"], Float[Tensor, "T B K C"]]:
         """Infer states over a sequence that begins after `state`: samples and posterior."""
         state = self.initial(embed.shape[1]) if state is None else state
-        noise = torch.randn(*embed.shape[:2], self.noise_dim, device=state.device, dtype=state.dtype)
+        if noise is None:
+            noise = torch.randn(*embed.shape[:2], self.noise_dim, device=state.device, dtype=state.dtype)
         noise, first = gumbel(self._by_variable(noise)), is_first[..., None]  # [T, B, K, C], [T, B, 1]
         # What does not depend on the state is computed for all steps at once: the action's layer, and the product of
         # the posterior's first layer with the embedding.

@@ -15,13 +15,13 @@ from dreamer_mpc.world_model.block_rssm import BlockRSSM, categorical_kl
 from dreamer_mpc.world_model.config import WorldModelConfig
 from dreamer_mpc.world_model.norm_decoder import NormDecoder
 from dreamer_mpc.world_model.norm_encoder import NormEncoder
-from dreamer_mpc.world_model.protocol import Batch, WorldModelKind
+from dreamer_mpc.world_model.protocol import Batch, ImageForm, WorldModelKind
 
 
 class Inference(NamedTuple):
     """The inference of the world model on a batch; posterior and prior are log-probabilities."""
 
-    target: Float[Tensor, "T B 3 64 64"]  # the images in [0, 1]
+    target: Float[Tensor, "T B C H W"]  # the images in [0, 1]
     embed: Float[Tensor, "T B E"]
     states: Float[Tensor, "T B S"]
     posterior: Float[Tensor, "T B K C"]
@@ -40,17 +40,25 @@ class CategoricalWorldModel(nn.Module):
     kind: ClassVar[WorldModelKind] = "categorical"
     bins: Float[Tensor, " N"]  # of the reward head
 
-    def __init__(self, config: WorldModelConfig, action_dim: int, kernels: bool = True, bf16: bool = False):
+    def __init__(
+        self,
+        config: WorldModelConfig,
+        action_dim: int,
+        kernels: bool = True,
+        bf16: bool = False,
+        images: ImageForm = ImageForm(),
+    ):
         super().__init__()
+        self.images = images
         self.config, self.bf16 = config, bf16
-        self.encoder = NormEncoder(config.encoder_channels, config.downsampling)
+        self.encoder = NormEncoder(config.encoder_channels, config.downsampling, images)
         self.rssm = BlockRSSM(
             action_dim, self.encoder.outputs, config.deter, config.stoch, config.classes, config.hidden, config.blocks,
             config.unimix, kernels, bf16,
         )  # fmt: skip
         width = 2 * config.hidden
         self.decoder = NormDecoder(
-            config.deter, self.noise_dim, width, config.blocks, config.decoder_dense, config.decoder_channels
+            config.deter, self.noise_dim, width, config.blocks, config.decoder_dense, config.decoder_channels, images
         )
         head = (self.state_dim, config.reward_hidden, config.reward_layers)
         self.register_buffer("bins", symexp_bins(), persistent=False)
@@ -87,10 +95,11 @@ class CategoricalWorldModel(nn.Module):
         image: UInt8[Tensor, "B H W C"],
         is_first: Bool[Tensor, " B"],
         amp: torch.autocast,
+        noise: Float[Tensor, "B Z"] | None = None,
     ) -> Float[Tensor, "B S"]:
         """The posterior's sample after `action` led from `state` to `image`."""
         with amp:
-            return self.rssm.posterior_step(state, action, self.encode(image), is_first)
+            return self.rssm.posterior_step(state, action, self.encode(image), is_first, noise)
 
     def step(
         self, state: Float[Tensor, "*b S"], action: Float[Tensor, "*b A"], noise: Float[Tensor, "*b Z"] | None = None
@@ -168,7 +177,7 @@ class CategoricalWorldModel(nn.Module):
 
     def _scaled(self, image: UInt8[Tensor, "*b H W C"]) -> Float[Tensor, "*b C H W"]:
         """Pixels in [0, 1]."""
-        return image.movedim(-1, -3).to(self.reward_head.last.weight.dtype) / 255
+        return image.movedim(-1, -3).to(self.bins.dtype) / 255
 
 
 def barlow_loss(x: Float[Tensor, "*b E"], y: Float[Tensor, "*b E"], weight: float) -> Float[Tensor, ""]:

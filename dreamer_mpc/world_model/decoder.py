@@ -8,33 +8,45 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dreamer_mpc.kernels.blocks import from_one_pixel, upsample, upsample_blocks
+from dreamer_mpc.world_model.protocol import ImageForm
+
+# Pixels a side of the first map, and sizes of the four kernels, that lead to an image's pixels a side.
+KERNELS = {64: (1, (5, 5, 6, 6)), 84: (2, (5, 6, 6, 6)), 96: (3, (5, 5, 6, 6)), 128: (5, (5, 5, 6, 6))}
 
 
 class Decoder(nn.Module):
     """Dense layer, then transposed convolutions 5-5-6-6 of stride 2 with ReLU (paper, Table 18).
 
-    [*, S] -> [*, 3, 64, 64], the mean of a unit-variance Gaussian. With `kernels`, in blocks of pixels (`blocks.py`);
-    without, by the plain layers, which are the reference.
+    [*, S] -> [*, C, H, W], the mean of a unit-variance Gaussian. The `hidden` numbers of the dense layer are one pixel
+    for the paper's images, of 64 pixels a side, and a larger map with fewer channels for larger ones. With `kernels`,
+    the paper's images are computed in blocks of pixels (`blocks.py`); else by the plain layers, the reference.
     """
 
     def __init__(
-        self, state: int, hidden: int = 1024, channels: Sequence[int] = (128, 64, 32), kernels: bool = True
+        self,
+        state: int,
+        hidden: int = 1024,
+        channels: Sequence[int] = (128, 64, 32),
+        kernels: bool = True,
+        images: ImageForm = ImageForm(),
     ):
         super().__init__()
-        self.dense = nn.Linear(state, hidden)
-        sizes = [hidden, *channels, 3]
-        layers = zip(pairwise(sizes), (5, 5, 6, 6), strict=True)
+        self.side, sides = KERNELS[images.size]
+        first = max(hidden // self.side**2, 1)
+        self.dense = nn.Linear(state, first * self.side**2)
+        sizes = [first, *channels, images.shape[-1]]
+        layers = zip(pairwise(sizes), sides, strict=True)
         self.layers = nn.ModuleList(nn.ConvTranspose2d(i, o, k, stride=2) for (i, o), k in layers)
-        self.kernels = kernels
+        self.kernels = kernels and images == ImageForm()
 
-    def forward(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b 3 64 64"]:
+    def forward(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b C H W"]:
         x = self.dense(state.reshape(-1, state.shape[-1]))
         x = self._in_blocks(x) if self.kernels else self._plain(x)
         return x.view(*state.shape[:-1], *x.shape[1:])
 
-    def _plain(self, x: Float[Tensor, "M I"]) -> Float[Tensor, "M 3 64 64"]:
+    def _plain(self, x: Float[Tensor, "M I"]) -> Float[Tensor, "M C H W"]:
         *layers, last = self.layers
-        x = x[:, :, None, None]
+        x = x.view(len(x), -1, self.side, self.side)
         for layer in layers:
             x = F.relu(layer(x))
         return last(x)

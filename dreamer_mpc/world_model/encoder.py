@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dreamer_mpc.kernels import fused
 from dreamer_mpc.kernels.blocks import block_convolution, image_convolution
+from dreamer_mpc.world_model.protocol import ImageForm
 
 BITS = 5
 
@@ -37,20 +38,26 @@ def to_image(x: Float[Tensor, "*b C H W"]) -> UInt8[Tensor, "*b H W C"]:
 
 
 class Encoder(nn.Module):
-    """Four 4x4 convolutions of stride 2 with ReLU (paper, Table 18): [*, 3, 64, 64] -> [*, 4 * channels[-1]].
+    """Four 4x4 convolutions of stride 2 with ReLU (paper, Table 18): [*, C, H, W] -> [*, E].
 
-    With `kernels`, on a GPU, in blocks of pixels (`blocks.py`); else by the plain layers, which are the reference.
+    E = 4 * channels[-1] for the paper's images, [3, 64, 64]. With `kernels`, on a GPU, those run in blocks of pixels
+    (`blocks.py`); else by the plain layers, which are the reference.
     """
 
-    def __init__(self, channels: Sequence[int] = (32, 64, 128, 256), kernels: bool = True):
+    def __init__(
+        self, channels: Sequence[int] = (32, 64, 128, 256), kernels: bool = True, images: ImageForm = ImageForm()
+    ):
         super().__init__()
-        sizes = [3, *channels]
+        sizes = [images.shape[-1], *channels]
         blocks = [b for i, o in pairwise(sizes) for b in (nn.Conv2d(i, o, 4, stride=2), nn.ReLU())]
         self.layers = nn.Sequential(*blocks)
-        self.outputs = 4 * channels[-1]  # 64 -> 31 -> 14 -> 6 -> 2 pixels a side
-        self.kernels = kernels
+        side = images.size
+        for _ in channels:
+            side = side // 2 - 1  # 64 -> 31 -> 14 -> 6 -> 2 pixels
+        self.outputs = side**2 * channels[-1]
+        self.kernels = kernels and images == ImageForm()
 
-    def forward(self, image: Float[Tensor, "*b 3 64 64"]) -> Float[Tensor, "*b E"]:
+    def forward(self, image: Float[Tensor, "*b C H W"]) -> Float[Tensor, "*b E"]:
         x = image.reshape(-1, *image.shape[-3:])
         x = self.in_blocks(x) if self.kernels and x.is_cuda else self.layers(x)
         return x.reshape(*image.shape[:-3], self.outputs)

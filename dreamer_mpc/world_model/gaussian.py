@@ -12,7 +12,7 @@ from dreamer_mpc.networks.heads import Bernoulli, Prediction, UnitNormal
 from dreamer_mpc.world_model.config import WorldModelConfig
 from dreamer_mpc.world_model.decoder import Decoder
 from dreamer_mpc.world_model.encoder import Encoder, preprocess, to_image
-from dreamer_mpc.world_model.protocol import Batch, WorldModelKind
+from dreamer_mpc.world_model.protocol import Batch, ImageForm, WorldModelKind
 from dreamer_mpc.world_model.rssm import RSSM, Gaussian, gaussian_kl
 
 
@@ -50,14 +50,22 @@ class GaussianWorldModel(nn.Module):
 
     kind: ClassVar[WorldModelKind] = "gaussian"
 
-    def __init__(self, config: WorldModelConfig, action_dim: int, kernels: bool = True, bf16: bool = False):
+    def __init__(
+        self,
+        config: WorldModelConfig,
+        action_dim: int,
+        kernels: bool = True,
+        bf16: bool = False,
+        images: ImageForm = ImageForm(),
+    ):
         super().__init__()
+        self.images = images
         self.config = config
-        self.encoder = Encoder(config.encoder_channels, kernels)
+        self.encoder = Encoder(config.encoder_channels, kernels, images)
         self.rssm = RSSM(
             action_dim, self.encoder.outputs, config.deter, config.stoch, config.hidden, config.min_std, kernels, bf16
         )
-        self.decoder = Decoder(self.rssm.state_dim, config.decoder_dense, config.decoder_channels, kernels)
+        self.decoder = Decoder(self.rssm.state_dim, config.decoder_dense, config.decoder_channels, kernels, images)
         self.reward_head = MLP(self.rssm.state_dim, config.reward_hidden, config.reward_layers, 1)
         if config.continuation:
             self.continue_head = MLP(self.rssm.state_dim, config.reward_hidden, config.reward_layers, 1)
@@ -88,11 +96,12 @@ class GaussianWorldModel(nn.Module):
         image: UInt8[Tensor, "B H W C"],
         is_first: Bool[Tensor, " B"],
         amp: torch.autocast,
+        noise: Float[Tensor, "B Z"] | None = None,
     ) -> Float[Tensor, "B S"]:
         """The posterior's sample after `action` led from `state` to `image`; `amp` covers the convolutions."""
         with amp:
             embed = self.encode(image)
-        return self.rssm.posterior_step(state, action, embed, is_first)
+        return self.rssm.posterior_step(state, action, embed, is_first, noise)
 
     def step(
         self, state: Float[Tensor, "*b S"], action: Float[Tensor, "*b A"], noise: Float[Tensor, "*b Z"] | None = None

@@ -11,6 +11,7 @@ from dreamer_mpc.kernels.pooled_norm import pooled_norm
 from dreamer_mpc.kernels.upsampled import LEAST, blocked_convolution, upsampled_blocks
 from dreamer_mpc.networks.norm_mlp import NORM_EPS, init_weight
 from dreamer_mpc.world_model.config import Downsampling
+from dreamer_mpc.world_model.protocol import ImageForm
 
 KERNEL = 5
 
@@ -48,18 +49,25 @@ class NormConvolution(nn.Module):
 
 
 class NormEncoder(nn.Module):
-    """Four 5x5 convolutions, each halving the map, with RMSNorm and SiLU (DreamerV3): [*, 3, 64, 64] -> [*, E].
+    """Four 5x5 convolutions, each halving the map, with RMSNorm and SiLU (DreamerV3): [*, C, H, W] -> [*, E].
 
-    E = 16 * channels[-1]. "max-pool" is DreamerV3's default, "strided" its option of stride 2; there, windows are
-    centred at even pixels (padding 2 on both sides), in its code at odd ones (padding 1 and 2).
+    E = 16 * channels[-1] for images of 64 pixels a side. "max-pool" is DreamerV3's default, "strided" its option of
+    stride 2; there, windows are centred at even pixels (padding 2 on both sides), in its code at odd ones (padding 1
+    and 2).
     """
 
-    def __init__(self, channels: Sequence[int], downsampling: Downsampling = "max-pool"):
+    def __init__(
+        self, channels: Sequence[int], downsampling: Downsampling = "max-pool", images: ImageForm = ImageForm()
+    ):
         super().__init__()
         halving = {"stride": 2} if downsampling == "strided" else {"pool": 2}
-        self.layers = nn.Sequential(*(NormConvolution(i, o, **halving) for i, o in pairwise([3, *channels])))
-        self.outputs = 16 * channels[-1]  # 64 -> 32 -> 16 -> 8 -> 4 pixels a side
+        sizes = [images.shape[-1], *channels]
+        self.layers = nn.Sequential(*(NormConvolution(i, o, **halving) for i, o in pairwise(sizes)))
+        side = images.size
+        for _ in channels:
+            side = (side + (downsampling == "strided")) // 2  # 64 -> 32 -> 16 -> 8 -> 4 pixels
+        self.outputs = side**2 * channels[-1]
 
-    def forward(self, image: Float[Tensor, "*b 3 64 64"]) -> Float[Tensor, "*b E"]:
+    def forward(self, image: Float[Tensor, "*b C H W"]) -> Float[Tensor, "*b E"]:
         x = self.layers(image.reshape(-1, *image.shape[-3:]))
         return x.reshape(*image.shape[:-3], self.outputs)

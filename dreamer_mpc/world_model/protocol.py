@@ -9,6 +9,19 @@ from torch import Tensor
 WorldModelKind = Literal["gaussian", "categorical"]
 
 
+class ImageForm(NamedTuple):
+    """The form of images: height and width, channels of a frame (1: gray), and frames side by side, the newest last."""
+
+    size: int = 64
+    channels: int = 3
+    frames: int = 1
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """H, W, C."""
+        return self.size, self.size, self.channels * self.frames
+
+
 class Batch(NamedTuple):
     """Sequences from replay. action[t] led into image[t]; reward[t] was paid on arriving there.
 
@@ -35,6 +48,7 @@ class WorldModelProtocol(Protocol):
     """
 
     kind: ClassVar[WorldModelKind]
+    images: ImageForm  # of the images that it sees and decodes
     state_dim: int  # S
     noise_dim: int  # Z, size of the noise of one step
     continuation: bool  # whether it predicts where episodes end
@@ -49,8 +63,12 @@ class WorldModelProtocol(Protocol):
         image: UInt8[Tensor, "B H W C"],
         is_first: Bool[Tensor, " B"],
         amp: torch.autocast,
+        noise: Float[Tensor, "B Z"] | None = None,
     ) -> Float[Tensor, "B S"]:
-        """The posterior after `action` led from `state` to `image`; where `is_first`, both are ignored."""
+        """The posterior after `action` led from `state` to `image`; where `is_first`, both are ignored.
+
+        `noise` is standard normal, drawn here if None; zeros give the most likely state.
+        """
 
     def step(
         self, state: Float[Tensor, "*b S"], action: Float[Tensor, "*b A"], noise: Float[Tensor, "*b Z"] | None = None

@@ -74,9 +74,11 @@ class RSSM(nn.Module):
         action: Float[Tensor, "B A"],
         embed: Float[Tensor, "B E"],
         is_first: Bool[Tensor, " B"],
+        noise: Float[Tensor, "B Z"] | None = None,
     ) -> Float[Tensor, "B S"]:
         """Observe one image: the posterior's sample after `action` led from `state` into the image."""
-        return self.observe(embed[None], action[None], is_first[None], state)[0][0]
+        noise = None if noise is None else noise[None]
+        return self.observe(embed[None], action[None], is_first[None], state, noise)[0][0]
 
     def observe(
         self,
@@ -84,12 +86,14 @@ class RSSM(nn.Module):
         action: Float[Tensor, "T B A"],
         is_first: Bool[Tensor, "T B"],
         state: Float[Tensor, "B S"] | None = None,
+        noise: Float[Tensor, "T B Z"] | None = None,
     ) -> tuple[Float[Tensor, "T B S"], Gaussian, Gaussian]:
         """Infer states over a sequence: samples [T, B, S], posterior and prior [T, B, stoch]."""
         state = self.initial(embed.shape[1]) if state is None else state
         keep = (~is_first)[..., None].to(embed.dtype)  # [T, B, 1]
         action = action * keep
-        noise = torch.randn(*embed.shape[:2], self.stoch, device=embed.device, dtype=embed.dtype)
+        if noise is None:
+            noise = torch.randn(*embed.shape[:2], self.stoch, device=embed.device, dtype=embed.dtype)
         # The contribution of images to the posterior's first layer is not recurrent: one product for all steps.
         deter_weight, embed_weight = self.posterior_hidden.weight.split([self.deter, embed.shape[-1]], dim=1)
         seen = F.linear(embed, embed_weight, self.posterior_hidden.bias)  # [T, B, hidden]

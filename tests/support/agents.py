@@ -62,14 +62,16 @@ def make_planet(seed=0, **optimizer):
     return Dreamer(ACTION_DIM, WORLD, None, OptimizerConfig(**optimizer))
 
 
-def make_batch(seed=0, length=5, batch_size=3, action_dim=ACTION_DIM, first=((0, 0),), device="cpu"):
+def make_batch(
+    seed=0, length=5, batch_size=3, action_dim=ACTION_DIM, first=((0, 0),), device="cpu", shape=(64, 64, 3)
+):
     """Random frames with their numbers as index; episodes start at the frames `first`, each (t, row)."""
     draw = {"generator": torch.Generator(device).manual_seed(seed), "device": device}
     is_first = torch.zeros(length, batch_size, dtype=torch.bool, device=device)
     for frame in first:
         is_first[frame] = True
     return Batch(
-        torch.randint(0, 256, (length, batch_size, 64, 64, 3), dtype=torch.uint8, **draw),
+        torch.randint(0, 256, (length, batch_size, *shape), dtype=torch.uint8, **draw),
         torch.rand(length, batch_size, action_dim, **draw) * 2 - 1,
         torch.randn(length, batch_size, **draw),
         is_first,

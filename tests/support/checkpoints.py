@@ -50,16 +50,16 @@ def make_checkpoint(env_steps=2000, **fields):
     return Checkpoint(config, Counters(env_steps, 1000, 7, 2), 6, world_model_kind="gaussian", **fields)
 
 
-def family_checkpoint(family, *args):
+def family_checkpoint(family, *args, action_dim=ACTION_DIM):
     """The checkpoint of a small agent of one of `FAMILIES`, after two updates; without the state of a run."""
     given = [*FAMILIES[family], *map(str, args)]
     config = resolve(parse(Config, given, load_presets(option(given, "config"))))
     torch.manual_seed(0)
-    agent = make_agent(config, ACTION_DIM, torch.device("cpu"))
+    agent = make_agent(config, action_dim, torch.device("cpu"))
     for _ in range(2):
-        agent.update(make_batch())
+        agent.update(make_batch(action_dim=action_dim))
     kinds = {"agent_kind": agent.kind, "world_model_kind": agent.world_model_kind}
-    return Checkpoint(to_dict(config), Counters(16, 16, 2, 2), ACTION_DIM, agent=agent.state_dict(), **kinds)
+    return Checkpoint(to_dict(config), Counters(16, 16, 2, 2), action_dim, agent=agent.state_dict(), **kinds)
 
 
 def as_version_2(checkpoint):

@@ -1,6 +1,6 @@
 """The README's environment, able to go back to a copied state."""
 
-from envs import Restorable
+from dreamer_mpc.envs import Restorable
 from tests.example_env import DotEnv
 
 

@@ -17,8 +17,8 @@ from torch import nn
 
 from dreamer_mpc.agents.protocol import Act, Carry
 from dreamer_mpc.analysis.bench import Bench
+from dreamer_mpc.envs import Restorable, make_vector_env
 from dreamer_mpc.planners.protocol import reset_memory
-from envs import Restorable, make_vector_env
 
 A = np.array([[0.9, 0.2], [-0.1, 0.8]])
 B = np.array([[0.3, 0.0], [0.1, 0.4]])

@@ -1,0 +1,15 @@
+"""What the name of an environment stands for: a task of dm_control, an id of gymnasium, or a factory of one's own."""
+
+import re
+
+GYMNASIUM = re.compile(r"-v\d+$")  # HalfCheetah-v5, ALE/Pong-v5, my_envs:Robot-v0
+
+
+def is_gymnasium_id(name: str) -> bool:
+    """Whether it is one: it ends with a version. `module:Id-v0` imports the module, which registers it, first."""
+    return GYMNASIUM.search(name) is not None
+
+
+def is_task(name: str) -> bool:
+    """Whether it is a task of dm_control's suite, `domain-task`; else the environment is made by foreign code."""
+    return ":" not in name and not is_gymnasium_id(name)

@@ -1,0 +1,96 @@
+"""Fine-tuning: a new run starts from the weights of a checkpoint, and from nothing else of it."""
+
+import json
+import shutil
+
+import pytest
+
+from dreamer_mpc.config import load_saved
+from dreamer_mpc.runs.checkpoint import load_checkpoint, save_checkpoint
+from tests.support.agents import BRIEF, CHEAP, FAMILIES, V3
+from tests.support.checkpoints import equal, family_checkpoint
+from tests.support.commands import quietly, train
+from tests.support.counting_env import CountingEnv
+
+SHORT = [*CHEAP, "--planner", "policy", "--num-envs", "1", "--train.updates", "0"]
+
+
+def make():
+    """An environment with another number of actions."""
+    return CountingEnv(length=10, action_dim=3)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def trained(family, tmp_path_factory):
+    """The file of a trained agent."""
+    path = tmp_path_factory.mktemp("trained") / "checkpoint-00000016.safetensors"
+    save_checkpoint(path, family_checkpoint(family))
+    return path
+
+
+def weights(path, part=""):
+    """Without the masks, which say what a critic learns from in its own replay."""
+    model = load_checkpoint(path).agent["model"]
+    return {name: x for name, x in model.items() if name.startswith(part) and not name.endswith("masks")}
+
+
+def test_a_run_starts_from_weights_alone_and_says_so(family, trained, tmp_path):
+    run, source = tmp_path / "run", tmp_path / trained.name
+    shutil.copy(trained, source)
+    output = train(*FAMILIES[family], *SHORT, "--seed", "5", "--init-from", source, "--run-dir", run)
+    assert f"weights of world model, actor, critic from {source}" in " ".join(output.split())
+    tuned, before = load_checkpoint(run), load_checkpoint(source)
+    assert equal(weights(run), weights(source)), "without an update they are still those of the checkpoint"
+    assert tuned.counters.env_steps == 16 and tuned.counters.updates == 0
+    assert all(not optimizer["state"] for optimizer in tuned.agent["optimizers"].values())
+    assert any(optimizer["state"] for optimizer in before.agent["optimizers"].values())
+    entry = json.loads((run / "versions.json").read_text())["init_from"]
+    assert entry["checkpoint"] == str(source) and entry["env_steps"] == 16 and len(entry["sha256"]) == 64
+    assert load_saved(run / "config.yaml").init_from == str(source)
+    source.unlink()
+    train("--resume", run, "--env-steps", "24")  # it needs that file no more
+    assert load_checkpoint(run).counters.env_steps == 24
+
+
+def test_a_critic_of_another_shape_starts_anew(family, trained, tmp_path):
+    if family != "paper":
+        pytest.skip("the same for all")
+    output = train(
+        *FAMILIES[family], *SHORT, "--behavior.value-heads", "2", "--init-from", trained, "--run-dir", tmp_path / "run"
+    )
+    said = " ".join(output.split())
+    assert "weights of world model, actor from" in said and "new, as shapes differ: critic." in said
+    for part in ("world_model", "actor"):
+        assert equal(weights(tmp_path / "run", part), weights(trained, part))
+
+
+def refused(*args):
+    done = quietly(*args)
+    assert done.code == 2 and done.err.startswith("error: --init-from") and done.err.count("\n") == 1, done.err
+    return done.err
+
+
+def test_another_number_of_actions_is_refused_with_the_tensors(tmp_path):
+    source = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(source, family_checkpoint("paper"))
+    args = ("--env", "tests.test_init_from:make", *BRIEF, *SHORT, "--run-dir", tmp_path / "run")
+    said = refused(*args, "--init-from", source)
+    assert "world_model.rssm.input.weight is [16, 10] and should be [16, 11]" in said and "as many actions" in said
+    train(*args)  # the folder is still free
+
+
+def test_other_kinds_no_checkpoint_and_a_resumed_run_are_refused(tmp_path):
+    source = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(source, family_checkpoint("paper"))
+    said = refused(*V3, *SHORT, "--init-from", source, "--run-dir", tmp_path / "run")
+    assert "was trained with --world-model.kind gaussian, this run has categorical" in said
+    assert "does not go with --resume" in refused("--resume", tmp_path, "--init-from", source)
+    assert quietly(*V3, *SHORT, "--init-from", "nowhere").err == (
+        "error: no checkpoint nowhere: name a checkpoint file, a checkpoints/ folder or a run folder\n"
+    )
+    assert not (tmp_path / "run").exists()
