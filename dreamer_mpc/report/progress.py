@@ -472,10 +472,16 @@ class SweepProgress(_Lines):
 SWEEP_COLUMNS = ("run", "state", "env steps", "env\nsteps/s", "train\nreturn", "eval\nreturn", "ETA")
 
 
+def shown_state(entry) -> str:
+    """Its state in a word; a run that was started may still be queued."""
+    return "queued" if entry.state == "running" and not entry.job.running else entry.state
+
+
 def _sweep_row(entry):
-    standing, total = entry.standing, entry.run.config.env_steps
-    running = entry.state == "running"
-    state = f"running, {entry.job.where}" if running else entry.state
+    standing, total = entry.standing, entry.run.env_steps
+    running = entry.state == "running" and entry.job.running
+    state = shown_state(entry)
+    state += f", {entry.job.where}" if entry.state == "running" else ""
     state += f", start {entry.starts}" if entry.starts > 1 and entry.state != "complete" else ""
     state += f": {entry.reason}" if entry.reason and entry.state in ("waiting", "failed") else ""
     rate = standing.env_steps_per_s if running else None
