@@ -416,9 +416,12 @@ def sweep_entry(name, state, env_steps=0, rate=None, running=True):
 
 def test_a_sweep_says_how_far_all_of_its_runs_are():
     entries = [
-        sweep_entry("a", "complete", 1000), sweep_entry("b", "running", 500, 10.0), sweep_entry("c", "running", 900, 1.0),
-        sweep_entry("d", "running", running=False), sweep_entry("e", "failed", 600),
-    ]  # fmt: skip
+        sweep_entry("a", "complete", 1000),
+        sweep_entry("b", "running", 500, 10.0),
+        sweep_entry("c", "running", 900, 1.0),
+        sweep_entry("d", "running", running=False),
+        sweep_entry("e", "failed", 600),
+    ]
     said = "5 runs: 1 complete, 2 running, 1 queued, 1 failed; 60.0 % of 5,000 env steps, ETA "
     assert sweep_total(entries) == said + "0:02:25", "1600 steps at 11 a second: slower than each of those that run"
     entries[2].standing.env_steps_per_s = 0.1

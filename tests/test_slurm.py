@@ -1,19 +1,14 @@
-"""Sweeps on a real SLURM, which this starts: what is killed, cancelled, preempted or timed out ends bit for bit alike."""
+"""Sweeps on a real SLURM, which this starts: a run that is killed, preempted or timed out ends bit for bit alike."""
 
 import json
 import os
-import re
-import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import psutil
 import pytest
 
 from dreamer_mpc.runs.checkpoint import list_checkpoints
-from dreamer_mpc.runs.resume import open_run
 from scripts.soak import differences
 from tests.support.agents import BRIEF
 from tests.support.commands import ROOT, quietly, train
@@ -47,12 +42,12 @@ class SlowSweep:
         self.args = ["sweep", "--envs", envs, "--planners", "policy", "--out", str(self.out), *RUN, *SLURM]
         self.commands = []
 
-    def start(self):
+    def start(self, *more):
         """The command, in a process of its own."""
         log = self.slow.parent / f"command-{len(self.commands)}.txt"
         with log.open("w") as output:
             process = subprocess.Popen(
-                [sys.executable, "run.py", *self.args],
+                [sys.executable, "run.py", *self.args, *more],
                 cwd=ROOT,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -101,7 +96,7 @@ def sweep(tmp_path, cluster):
 
 def test_whatever_happens_to_the_runs_of_a_sweep_they_end_like_one_that_was_left_alone(sweep, cluster, tmp_path):
     """Run a: its time limit. b: its process is killed. c: its job is killed. d: cancelled, then preempted."""
-    first, log = sweep.start()
+    first, _ = sweep.start()
     for name in NAMES:  # the references, while the jobs start
         train(*RUN, "--planner", "policy", "--env", f"tests.support.slow_env:{name}", "--run-dir", tmp_path / name)
     cluster.wait(lambda: all(map(sweep.is_saved, NAMES)), 60, "the runs do not start")
@@ -114,23 +109,35 @@ def test_whatever_happens_to_the_runs_of_a_sweep_they_end_like_one_that_was_left
     cluster.wait(lambda: "stopped at" in sweep.log("d"), 20, "d does not save")
 
     cluster.kill("slurmd")
-    killed = sweep.process("b")
-    killed.kill()
+    sweep.process("b").kill()
+    sweep.hurry("b")
     cluster.start_slurmd()
 
-    second, log = sweep.start()
+    second, log = sweep.start("--slurm.partition", "spare")
     cluster.wait(lambda: sweep.job("d") != jobs["d"], 60, "d is not started again")
     assert {name: sweep.job(name) for name in "abc"} == {name: jobs[name] for name in "abc"}, "the others are found"
-    sweep.process("c").parent().kill()
     cluster.wait(lambda: sweep.starts("d") == 2 and sweep.process("d"), 60, "d does not go on")
-    urgent = cluster.call("sbatch", "--parsable", "--partition=urgent", "--cpus-per-task=2", "--wrap=sleep 1",
-                          "--output=/dev/null")  # fmt: skip
+    cluster.call("sbatch", "--partition=urgent", "--wrap=sleep 1", "--output=/dev/null")
+    sweep.process("c").parent().kill()
+    sweep.hurry("c")
     cluster.wait(lambda: sweep.log("d").count("stopped at") == 2, 60, "d is not preempted")
+    sweep.hurry("d")
     cluster.wait(lambda: "stopped at" in sweep.log("a"), 60, "a does not save before its time limit")
-    for name in NAMES:
-        sweep.hurry(name)
+    cluster.wait(lambda: cluster.states()[jobs["a"]] == "PENDING", 30, "a is not requeued")
+    cluster.call("scontrol", "update", f"jobid={jobs['a']}", "TimeLimit=60")
+    sweep.hurry("a")
     second.wait(timeout=120)
     said = log.read_text()
     assert second.returncode == 0 and "4 runs of 4 complete" in said, said + cluster.logs()
     for name in NAMES:
         assert differences(sweep.folder(name), tmp_path / name, leave_out=["/random/python"]) == [], name
+    starts = [sweep.starts(name) for name in NAMES]
+    assert all(n >= least for n, least in zip(starts, [2, 2, 2, 3])), f"something did not happen: {starts}"
+
+
+def test_sbatch_s_own_words_are_the_error(cluster, tmp_path):
+    args = ["sweep", "--envs", "tests.example_env:make", "--out", tmp_path / "out", *RUN, *SLURM]
+    done = quietly(*args, "--slurm.partition", "nowhere")
+    assert done.code == 2 and done.err.startswith("error: SLURM takes no jobs: invalid partition specified: nowhere")
+    assert done.err.count("\n") == 1
+    assert quietly(*args, "--cancel").err.endswith("in the queue: there is nothing to cancel\n")

@@ -5,6 +5,8 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 from dreamer_mpc.config import (
     Config,
     SweepConfig,
@@ -36,7 +38,7 @@ def list_runs(sweep: SweepConfig, rest: Sequence[str]) -> list[Run]:
     numbers = {seed: _seed(seed) for seed in seeds}
     default = load_presets(option(rest, "config") or "default")
     parsed = {name: parse(Config, [*rest, "--planner", name], default, prog="run.py sweep") for name in planners}
-    runs = []
+    runs, known = [], {}
     for env, planner, seed in itertools.product(envs, planners, seeds):
         folder = RunFolder(Path(sweep.out) / run_name(env, planner, seed))
         config = dataclasses.replace(parsed[planner], env=env, seed=numbers[seed], run_dir=str(folder.path))
@@ -45,7 +47,7 @@ def list_runs(sweep: SweepConfig, rest: Sequence[str]) -> list[Run]:
         if config.device not in ("auto", "cpu", "cuda"):
             raise UserError(f"--device {config.device}: a sweep gives each run its GPU; leave it out, or say cpu")
         own = ("--env", env, "--planner", planner, "--seed", seed, "--run-dir", str(folder.path))
-        runs.append(Run(folder, config.env_steps, config.device, (*rest, *own), _changes(folder, config)))
+        runs.append(Run(folder, config.env_steps, config.device, (*rest, *own), _changes(folder, config, known)))
     return runs
 
 
@@ -63,14 +65,32 @@ def _words(text: str) -> list[str]:
     return words
 
 
-def _changes(folder: RunFolder, config: Config) -> tuple[str, ...]:
+def _saved(path: Path, known: dict[str, Config]) -> Config:
+    """The settings of an existing run. Checking them takes a tenth of a second: where only env and seed differ from
+    those of a run that is in `known`, they are taken from there.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        own = [line for line in lines if line.startswith(("env: ", "seed: "))]
+        values = yaml.safe_load("\n".join(own))
+    except (OSError, ValueError, yaml.YAMLError):
+        return load_saved(path)
+    if len(own) != 2 or {name: type(value) for name, value in values.items()} != {"env": str, "seed": int}:
+        return load_saved(path)
+    others = "\n".join(line for line in lines if line not in own)
+    if others not in known:
+        known[others] = load_saved(path)
+    return dataclasses.replace(known[others], **values)
+
+
+def _changes(folder: RunFolder, config: Config, known: dict[str, Config]) -> tuple[str, ...]:
     """The options that an existing run is resumed with, where they are other ones than it had.
 
     UserError where the folder holds a run with other settings: the sweep would continue it with those.
     """
     if not folder.config.exists():
         return ()
-    saved = load_saved(folder.config)
+    saved = _saved(folder.config, known)
     other = [line for line in differences(saved, config) if line.partition(":")[0] not in MAY_DIFFER]
     if other:
         raise UserError(f"{folder.path} has a run with other settings ({other[0]}): choose another --out")

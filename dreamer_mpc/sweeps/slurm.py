@@ -247,20 +247,19 @@ class SlurmLauncher:
             "gpus_per_node": self._gpus or None,
             "cpus_per_task": cpus,
             "mem": f"{round(settings.memory * size * 1024)}M",
-            "signal_delay_s": settings.notice,
             "array_parallelism": settings.parallel,
             "setup": list(settings.setup) or None,
             "stderr_to_stdout": True,
             "srun_args": [f"--cpus-per-task={cpus}"],  # from SLURM 22.05 on srun does not read it from the job
-            "additional_parameters": {"requeue": True, **extra},
+            "additional_parameters": {"requeue": True, "signal": f"USR1@{settings.notice}", **extra},
         }
         executor.update_parameters(**{key: value for key, value in parameters.items() if value is not None})
         return executor
 
 
 def _submitit() -> ModuleType:
-    """The package, whose jobs are warned by SIGUSR1."""
-    os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR1"  # read when it is imported, and on the node
+    """The package. Its jobs are warned by SIGUSR1, as it reads from the environment that they get."""
+    os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR1"
     try:
         import submitit
     except ImportError as error:

@@ -1,4 +1,7 @@
-"""A SLURM of one node and two partitions on this machine: munged, slurmctld and slurmd in a folder of their own."""
+"""A SLURM of one node on this machine: munged, slurmctld and slurmd in a folder of their own.
+
+Jobs of the partition `urgent` preempt those of `spare`, and none of `main`.
+"""
 
 import contextlib
 import ctypes
@@ -46,7 +49,8 @@ SchedulerParameters=sched_interval=1,batch_sched_delay=0
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 NodeName={host} NodeAddr=127.0.0.1 CPUs=4 RealMemory=8000 State=UNKNOWN
-PartitionName=main Nodes=ALL Default=YES State=UP PriorityTier=1 GraceTime=30
+PartitionName=main Nodes=ALL Default=YES State=UP PriorityTier=1 PreemptMode=OFF
+PartitionName=spare Nodes=ALL State=UP PriorityTier=1 GraceTime=30
 PartitionName=urgent Nodes=ALL State=UP PriorityTier=10 PreemptMode=OFF
 """
 
