@@ -30,6 +30,7 @@ setup(
     extras_require={
         "wandb": ["wandb>=0.20"],
         "tensorboard": ["tensorboard>=2.18"],
+        "slurm": ["submitit>=1.5.3"],
         "test": [
             "pytest>=8",
             "pytest-timeout>=2.3",
@@ -38,6 +39,7 @@ setup(
             "beartype>=0.20",
             "ruff>=0.11",
             "tensorboard>=2.18",
+            "submitit>=1.5.3",
         ],
     },
 )

@@ -296,11 +296,11 @@ class SweepConfig:
     """Where the run folders go, and what the runs print, in logs/. With --launcher slurm the nodes must share it."""
     launcher: str = "local"
     """What starts the runs: local, processes on this machine; slurm, jobs of a cluster."""
-    cancel: tuple[str, ...] | None = None
+    cancel: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="[NAME ...]")] = None
     """Start nothing, but let these runs, or all if none is named, save and end; for runs that go on by themselves."""
     collect: str | None = None
-    """Start nothing, but copy settings, metrics and last weights of a sweep's runs from this folder, also HOST:FOLDER,
-    to --out."""
+    """Start nothing, but copy settings, metrics and last weights of a sweep's runs to --out, from this folder or
+    HOST:FOLDER."""
 
     def __post_init__(self):
         check_ranges(self, jobs_per_gpu=(1, None), restarts=(0, None))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MOST_REQUEUES = 10_000  # submitit counts time limits
 LEAST_MINUTES = 5
+LEFT_BEHIND = re.compile(r"[0-9a-f]{32}\.pkl|\.submission_file_.*")  # files of submitit for jobs that SLURM refused
 # What a sweep sets itself.
 OWN = ("array", "error", "job-name", "open-mode", "output", "signal")
 
@@ -157,6 +158,9 @@ class SlurmLauncher:
             with _environment(PYTHONPATH=os.pathsep.join([str(PROGRAM.parent), os.environ.get("PYTHONPATH", "")])):
                 ids = [job.job_id for job in executor.submit_array(allocations)]
         except Exception as error:  # submitit's own classes, and OSError
+            for file in (self._out / "jobs").glob("*"):
+                if LEFT_BEHIND.fullmatch(file.name):
+                    file.unlink(missing_ok=True)
             raise UserError(f"SLURM takes no jobs: {_sbatch_words(error)}") from error
         self._jobs.submitted(ids)
         self._looked_at = float("-inf")
