@@ -746,7 +746,8 @@ MUTATIONS = [
         ("tests/test_analyze.py::test_two_processes_do_not_lose_each_other_s_units",),
     ),
     Mutation(
-        "a cancelled job requeues itself", "dreamer_mpc/sweeps/allocation.py", 'return state == "RUNNING"', "return True",
+        "a cancelled job requeues itself", "dreamer_mpc/sweeps/allocation.py",
+        'return state == "RUNNING"', "return True",
         ("tests/test_launchers.py::test_a_job_that_must_end_is_requeued_unless_it_was_cancelled",),
     ),
     Mutation(

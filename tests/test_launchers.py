@@ -153,6 +153,17 @@ def test_a_second_command_finds_the_jobs_and_a_killed_one_s_by_their_name(launch
         Jobs.open(tmp_path / "out", "local")
 
 
+FORGED = '{"runs": {"run-0": {"job": "--user=me", "starts": 1}}, "submission": null, "launcher": "slurm"}'
+
+
+@pytest.mark.parametrize("text", ["{", "[]", FORGED])
+def test_a_damaged_or_forged_file_of_jobs_is_refused_in_one_line(text, queue, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "jobs.json").write_text(text)
+    done = quietly("sweep", "--out", tmp_path / "out", *SLURM, "--cancel")
+    assert done.code == 2 and "jobs.json" in done.err and done.err.count("\n") == 1
+
+
 def test_how_a_job_ended_decides_what_becomes_of_its_run(launcher, queue, tmp_path):
     runs = make_runs(tmp_path / "out", 6)
     sweep = Sweep(runs, launcher(), 1)

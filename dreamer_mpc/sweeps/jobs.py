@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from dreamer_mpc.util import slurm
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import write_text
 
@@ -17,6 +18,10 @@ class Started:
     job: str
     starts: int  # how often the run was started
     cancelled: bool = False  # by --cancel
+
+    def __post_init__(self):
+        if not slurm.JOB_ID.fullmatch(self.job):
+            raise ValueError(f"{self.job[:40]!r} is no id of a job")
 
 
 @dataclass

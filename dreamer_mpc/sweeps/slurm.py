@@ -1,9 +1,11 @@
 """Starting runs as jobs of a SLURM cluster, by submitit; they go on when the command ends."""
 
 import contextlib
+import io
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -153,15 +155,17 @@ class SlurmLauncher:
         self._jobs.submit(name, [[run.name for run in part] for part in parts], counts)
         cores = self._settings.cpus * size
         allocations = [Allocation(part, self._jobs_per_gpu, self._gpus, cores, self._restarts) for part in parts]
-        executor = self._executor(name, size)
+        executor, printed = self._executor(name, size), io.StringIO()
+        path = os.pathsep.join([str(PROGRAM.parent), os.environ.get("PYTHONPATH", "")])
         try:
-            with _environment(PYTHONPATH=os.pathsep.join([str(PROGRAM.parent), os.environ.get("PYTHONPATH", "")])):
+            with _environment(PYTHONPATH=path), contextlib.redirect_stderr(printed):  # submitit repeats sbatch's words
                 ids = [job.job_id for job in executor.submit_array(allocations)]
         except Exception as error:  # submitit's own classes, and OSError
             for file in (self._out / "jobs").glob("*"):
                 if LEFT_BEHIND.fullmatch(file.name):
                     file.unlink(missing_ok=True)
             raise UserError(f"SLURM takes no jobs: {_sbatch_words(error)}") from error
+        sys.stderr.write(printed.getvalue())  # warnings
         self._jobs.submitted(ids)
         self._looked_at = float("-inf")
         return [SlurmJob(self, run, job) for part, job in zip(parts, ids, strict=True) for run in part]

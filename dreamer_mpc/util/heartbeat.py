@@ -44,6 +44,10 @@ class Owner:
     job: str | None = field(default_factory=slurm.own_job)
     token: str = field(default_factory=lambda: secrets.token_hex(8))
 
+    def __post_init__(self):
+        if self.job is not None and not slurm.JOB_ID.fullmatch(self.job):
+            raise ValueError(f"{self.job[:40]!r} is no id of a job")
+
     def __str__(self) -> str:
         return f"host {self.host}, pid {self.pid}" + (f", SLURM job {self.job}" if self.job else "")
 

@@ -1,6 +1,7 @@
 """What SLURM says about jobs, and which one this process is in."""
 
 import os
+import re
 import subprocess
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ ENDED = {
 }  # fmt: skip
 ON_NODES = {"COMPLETING", "RUNNING", "STAGE_OUT", "STOPPED", "SUSPENDED"}  # states in which its processes may live
 FORMAT = "%i|%T|%N|%r|%j"
+JOB_ID = re.compile(r"\d+(_\d+)?")
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Queued:
 def own_job() -> str | None:
     """The id of the SLURM job that this process belongs to, 12_3 for one of an array."""
     array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
-    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+    job = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
+    return job if JOB_ID.fullmatch(job) else None
 
 
 def queue(job: str | None = None) -> dict[str, Queued] | None:
