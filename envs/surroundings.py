@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-HANDLERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE)
+HANDLERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD, signal.SIGPIPE)
 Parts = dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]]  # name -> (read, write)
 
 

@@ -27,8 +27,8 @@ POLL_SECONDS = 1.0
 SILENT_SECONDS = 300.0  # timeout of one answer, after which a worker counts as hanging and dead
 CLOSE_SECONDS = 5.0
 RESTORABLE = ("restorable", "get_state", "set_state", "go_to", "try_plans")  # calls beside reset and step
-# Left to the parent, which ends its workers; the end of a terminal reaches all its processes.
-STOPS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+# Left to the parent, which ends its workers; the end of a terminal or of a cluster's job reaches all their processes.
+STOPS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
 SPAWN = multiprocessing.get_context("spawn")  # a process that uses CUDA or OpenGL cannot be forked
 
 
@@ -48,8 +48,9 @@ class Worker:
         name, args = f"env-{row}", (factory, theirs, row)
         self.process = SPAWN.Process(target=_serve, args=args, name=name, daemon=False)
         # Signals are blocked while it starts, and it inherits that: only the parent handles Ctrl-C, from the start.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # which would end also the next helper
         resource_tracker.ensure_running()  # multiprocessing's helper; starting it later would unblock them
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self.process.start()
         finally:

@@ -787,6 +787,42 @@ MUTATIONS = [
         "a wheel without the presets", "pyproject.toml", '"configs/*.yaml", ', "",
         ("tests/test_package.py::test_a_wheel_works_beside_a_user_s_package_envs",),
     ),
+    # sweeps on a cluster
+    Mutation(
+        "a cancelled job requeues itself", "dreamer_mpc/sweeps/allocation.py",
+        'return state == "RUNNING"', "return True",
+        ("tests/test_launchers.py::test_a_job_that_must_end_is_requeued_unless_it_was_cancelled",),
+    ),
+    Mutation(
+        "jobs are written down only when SLURM has them", "dreamer_mpc/sweeps/jobs.py",
+        "[list(names) for names in runs], starts)\n        self._write()", "[list(names) for names in runs], starts)",
+        ("tests/test_launchers.py::test_a_second_command_finds_the_jobs_and_a_killed_one_s_by_their_name",),
+    ),
+    Mutation(
+        "a job that is requeued counts as ended", "dreamer_mpc/sweeps/slurm.py",
+        "if self._over.setdefault(job, self._look) == self._look:", "if False:",
+        ("tests/test_launchers.py::test_how_a_job_ended_decides_what_becomes_of_its_run",),
+    ),
+    Mutation(
+        "an owner on another host is overlooked", "dreamer_mpc/util/owner.py",
+        "if before and not before.is_here and lives(before, path):", "if False:",
+        ("tests/test_owner.py::test_an_owner_on_another_host_is_kept_out_while_its_heart_beats",),
+    ),
+    Mutation(
+        "the folder of a suspended job is taken", "dreamer_mpc/util/heartbeat.py",
+        "return slurm.state(owner.job) in slurm.ON_NODES", "return False",
+        ("tests/test_owner.py::test_an_owner_without_a_heartbeat_is_dead_unless_slurm_runs_its_job",),
+    ),
+    Mutation(
+        "a process whose folder was taken over writes on", "dreamer_mpc/util/heartbeat.py",
+        "owner.token != self._owner.token", "False",
+        ("tests/test_owner.py::test_a_process_whose_folder_was_taken_over_ends_before_it_writes",),
+    ),
+    Mutation(
+        "jobs of an earlier command are not looked for", "dreamer_mpc/sweeps/sweep.py",
+        "found = launcher.find(runs)", "found = {}",
+        ("tests/test_launchers.py::test_a_second_command_finds_the_jobs_and_a_killed_one_s_by_their_name",),
+    ),
 ]  # fmt: skip
 
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from dreamer_mpc.config import SweepConfig, to_yaml
+from dreamer_mpc.config import SweepConfig
 from dreamer_mpc.runs.checkpoint import load_checkpoint
-from dreamer_mpc.sweeps.sweep import list_runs
+from dreamer_mpc.sweeps.runs import list_runs
 from tests.support.agents import BRIEF, CHEAP, TINY
-from tests.support.commands import records, train
+from tests.support.commands import records, settings_of, train
 
 RUN = [*CHEAP, "--planner", "policy", "--num-envs", "1"]
 
@@ -47,7 +47,7 @@ def test_a_sweep_goes_on_with_the_logger_and_device_that_it_is_given(tmp_path):
     config = SweepConfig(envs="tests.example_env:make", planners="policy", out=str(tmp_path))
     (old,) = list_runs(config, BRIEF)
     old.folder.path.mkdir()
-    old.folder.write_config(to_yaml(old.config))
+    old.folder.write_config(settings_of(old))
     assert old.command()[3:] == ["--resume", str(old.folder.path), "--env-steps", "16"]
     (new,) = list_runs(config, [*BRIEF, "--logger", "tensorboard", "--device", "cpu", "--profile"])
     changes = ["--device", "cpu", "--logger", "tensorboard", "--profile"]

@@ -6,7 +6,7 @@ import pytest
 
 from dreamer_mpc.config import Config, SweepConfig, config_from_dict, load_presets, to_dict, to_yaml
 from dreamer_mpc.runs.checkpoint import list_checkpoints, load_checkpoint
-from dreamer_mpc.sweeps.sweep import list_runs
+from dreamer_mpc.sweeps.runs import list_runs
 from dreamer_mpc.util.errors import UserError
 from tests.support.agents import CHEAP, TINY
 from tests.support.commands import quietly, train

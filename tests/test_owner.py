@@ -13,9 +13,10 @@ import pytest
 from dreamer_mpc.config import load_presets
 from dreamer_mpc.runs.checkpoint import list_checkpoints
 from dreamer_mpc.runs.folder import RunFolder
-from dreamer_mpc.util import owner
+from dreamer_mpc.util import heartbeat, owner
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import temporary_path
+from dreamer_mpc.util.heartbeat import Owner
 from dreamer_mpc.util.owner import alone_in, in_turn
 from scripts import export_weights
 from tests.support.agents import CHEAP, TINY
@@ -85,6 +86,97 @@ def test_a_file_system_without_locks_is_named_once_and_used(tmp_path, monkeypatc
             pass
     said = capsys.readouterr().err
     assert said == f"{tmp_path} is not protected from a second process (its file system: No locks available)\n"
+
+
+@pytest.fixture
+def no_locks(monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+
+
+def test_without_locks_a_folder_still_has_one_owner(tmp_path, no_locks):
+    with alone_in(tmp_path, "wait"):
+        refused = pytest.raises(UserError, match=f"{tmp_path} .host .+, pid {os.getpid()}.: wait$")
+        with refused, alone_in(tmp_path, "wait"):
+            pass
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / ".lock").write_text(Owner(pid=2**22 + 1).text())  # of a process that is no more
+    with alone_in(tmp_path, "wait"):
+        assert owner.read_owner(tmp_path / ".lock").pid == os.getpid()
+
+
+def test_without_locks_the_file_of_an_owner_that_came_in_between_is_put_back(tmp_path, no_locks, monkeypatch):
+    other, path = Owner(pid=1, started=heartbeat.psutil.Process(1).create_time()), tmp_path / ".lock"
+    path.write_text(Owner(pid=2**22 + 1).text())
+    rename = os.rename
+
+    def late(*paths):
+        path.write_text(other.text())
+        monkeypatch.setattr(os, "rename", rename)
+        rename(*paths)
+
+    monkeypatch.setattr(os, "rename", late)
+    with pytest.raises(UserError, match="pid 1"), alone_in(tmp_path, "wait"):
+        pass
+    assert owner.read_owner(path) == other and [file.name for file in tmp_path.iterdir()] == [".lock"]
+
+
+@pytest.fixture
+def fast_hearts(monkeypatch):
+    for name, seconds in {"BEAT_S": 0.05, "STALE_S": 0.5, "LOOK_S": 0.05}.items():
+        monkeypatch.setattr(heartbeat, name, seconds)
+
+
+@pytest.fixture(params=["locks of one host", "no locks"])
+def elsewhere(request, tmp_path, fast_hearts):
+    """The file of an owner on another host, which no lock of this one keeps out."""
+    if request.param == "no locks":
+        request.getfixturevalue("no_locks")
+    path = tmp_path / ".lock"
+    path.write_text(Owner(host="far", machine="another", pid=7, job="12_3").text())
+    return path
+
+
+def test_an_owner_on_another_host_is_kept_out_while_its_heart_beats(elsewhere, monkeypatch):
+    monkeypatch.setattr(heartbeat.slurm, "state", lambda job: pytest.fail("the beat decides"))
+    with heartbeat.Heartbeat(elsewhere, owner.read_owner(elsewhere)):
+        refused = pytest.raises(UserError, match="host far, pid 7, SLURM job 12_3.: wait$")
+        with refused, alone_in(elsewhere.parent, "wait"):
+            pass
+    assert owner.read_owner(elsewhere).pid == 7
+
+
+@pytest.mark.parametrize("state", ["SUSPENDED", "", None], ids=["suspended", "gone", "no answer"])
+def test_an_owner_without_a_heartbeat_is_dead_unless_slurm_runs_its_job(state, elsewhere, monkeypatch, capsys):
+    monkeypatch.setattr(heartbeat.slurm, "state", lambda job: state if job == "12_3" else pytest.fail(job))
+    if state:
+        with pytest.raises(UserError, match="SLURM job 12_3"), alone_in(elsewhere.parent, "wait"):
+            pass
+    else:
+        with alone_in(elsewhere.parent, "wait"):
+            assert owner.read_owner(elsewhere).pid == os.getpid()
+        assert not elsewhere.exists()
+    assert "belonged to host far, pid 7, SLURM job 12_3: waiting" in capsys.readouterr().err
+
+
+TAKEN_OVER = """
+import sys, time
+from pathlib import Path
+from dreamer_mpc.util import heartbeat
+from dreamer_mpc.util.owner import alone_in
+heartbeat.BEAT_S = 0.05
+with alone_in(sys.argv[1], "wait"):
+    (Path(sys.argv[1]) / ".lock").write_text(heartbeat.Owner(host="far").text())
+    time.sleep(20)
+"""
+
+
+def test_a_process_whose_folder_was_taken_over_ends_before_it_writes(tmp_path):
+    code = [sys.executable, "-c", TAKEN_OVER, str(tmp_path)]
+    done = subprocess.run(code, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and f"{tmp_path} was taken over by host far" in done.stderr
 
 
 def test_where_nothing_can_be_written_the_writer_says_so_and_not_the_lock(tmp_path):

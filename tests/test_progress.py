@@ -3,6 +3,7 @@ import os
 import re
 import signal
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -18,6 +19,7 @@ from dreamer_mpc.report.progress import (
     is_live,
     print_table,
     results_table,
+    sweep_total,
 )
 from dreamer_mpc.util.stop import STOPPING, Stop
 
@@ -400,3 +402,38 @@ def test_colours_that_are_asked_for_make_no_live_display_of_a_file(variable, mon
             progress.update(100, 1, "train")
             progress.line("done")
     assert "\x1b[?25l" not in (tmp_path / "log").read_text(), "the cursor is not hidden"
+
+
+# sweeps
+
+
+def sweep_entry(name, state, env_steps=0, rate=None, running=True):
+    standing = SimpleNamespace(env_steps=env_steps, env_steps_per_s=rate, train_return=None, eval_return=None)
+    job = SimpleNamespace(running=running, where="job 1") if state == "running" else None
+    one = SimpleNamespace(name=name, env_steps=1000)
+    return SimpleNamespace(run=one, standing=standing, job=job, state=state, starts=1, reason="")
+
+
+def test_a_sweep_says_how_far_all_of_its_runs_are():
+    entries = [
+        sweep_entry("a", "complete", 1000),
+        sweep_entry("b", "running", 500, 10.0),
+        sweep_entry("c", "running", 900, 1.0),
+        sweep_entry("d", "running", running=False),
+        sweep_entry("e", "failed", 600),
+    ]
+    said = "5 runs: 1 complete, 2 running, 1 queued, 1 failed; 60.0 % of 5,000 env steps, ETA "
+    assert sweep_total(entries) == said + "0:02:25", "1600 steps at 11 a second: slower than each of those that run"
+    entries[2].standing.env_steps_per_s = 0.1
+    assert sweep_total(entries) == said + "0:16:40", "the slowest run takes longer"
+    assert sweep_total(entries[3:]).endswith("ETA -")
+
+
+def test_a_live_table_of_many_runs_shows_first_what_needs_attention():
+    entries = [sweep_entry(f"done-{i}", "complete", 1000) for i in range(300)] + [sweep_entry("broken", "failed")]
+    console = terminal()
+    with SweepProgress(entries, console=console) as progress:
+        shown = terminal()
+        shown.print(progress._render())
+    text = shown.file.getvalue()
+    assert "broken" in text and "not shown" in text and text.count("\n") <= console.height

@@ -11,14 +11,18 @@ import psutil
 import pytest
 
 import run
-from dreamer_mpc.config import SweepConfig, to_yaml
+from dreamer_mpc.config import SweepConfig
 from dreamer_mpc.runs.checkpoint import list_checkpoints
-from dreamer_mpc.sweeps.launch import LocalLauncher
-from dreamer_mpc.sweeps.sweep import Standing, Sweep, list_runs
+from dreamer_mpc.runs.folder import RunFolder
+from dreamer_mpc.sweeps.launcher import End, Launcher
+from dreamer_mpc.sweeps.local import LocalLauncher
+from dreamer_mpc.sweeps.run import Run, Standing
+from dreamer_mpc.sweeps.runs import list_runs
+from dreamer_mpc.sweeps.sweep import Sweep
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.stop import Stop, Stopped
 from tests.support.agents import BRIEF
-from tests.support.commands import ROOT, records
+from tests.support.commands import ROOT, records, settings_of
 
 
 def sweep_of(folder, *rest, **settings):
@@ -28,7 +32,7 @@ def sweep_of(folder, *rest, **settings):
 
 def write_metrics(entry_run, *env_steps, evaluated=False):
     entry_run.folder.path.mkdir(parents=True, exist_ok=True)
-    entry_run.folder.write_config(to_yaml(entry_run.config))
+    entry_run.folder.write_config(settings_of(entry_run))
     lines = [{"env_steps": n, "time_s": i, "train/return": float(n)} for i, n in enumerate(env_steps)]
     if evaluated:
         lines.append({"env_steps": env_steps[-1], "time_s": len(env_steps), "eval/return_mean": 7.0})
@@ -36,14 +40,14 @@ def write_metrics(entry_run, *env_steps, evaluated=False):
 
 
 class FakeJob:
-    where = "somewhere"
+    where, running = "somewhere", True
 
     def __init__(self, code):
         self.code, self.over, self.stopped, self.killed = code, False, False, False
 
     def poll(self):
         self.over = self.code is not None
-        return self.code
+        return None if self.code is None else End(self.code, "killed by signal 9" if self.code < 0 else "")
 
     def stop(self):
         self.stopped, self.code = True, 0
@@ -52,26 +56,29 @@ class FakeJob:
         self.killed = True
 
 
-class FakeLauncher:
+class FakeLauncher(Launcher):
     """Runs `room` runs at once; every run ends with its next exit code."""
+
+    Settings, lasting, poll_s = None, False, 0.0
 
     def __init__(self, codes, room=1, on_start=lambda command: None):
         self.codes, self.room, self.on_start, self.commands, self.jobs = codes, room, on_start, [], []
 
-    def start(self, command, log):
-        if sum(not job.over for job in self.jobs) >= self.room:
-            return None
+    def start(self, runs, starts):
+        free = self.room - sum(not job.over for job in self.jobs)
+        return [self._start(run) for run in runs[:free]]
+
+    def _start(self, run):
+        command = run.command()
         self.on_start(command)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text("something\nerror: it broke\n")
+        run.log.parent.mkdir(parents=True, exist_ok=True)
+        run.log.write_text("something\nerror: it broke\n")
         self.commands.append(command)
         self.jobs.append(FakeJob(self.codes.pop(0)))
         return self.jobs[-1]
 
-
-@pytest.fixture(autouse=True)
-def fast(monkeypatch):
-    monkeypatch.setattr("dreamer_mpc.sweeps.sweep.POLL_S", 0.0)
+    def find(self, runs):
+        return {}
 
 
 def test_a_sweep_is_every_environment_planner_and_seed(tmp_path):
@@ -83,7 +90,7 @@ def test_a_sweep_is_every_environment_planner_and_seed(tmp_path):
         for planner in ("dream-mpc", "policy")
         for seed in (0, 3)
     ]
-    assert {one.config.env_steps for one in runs} == {5000} and runs[-1].config.planner == "policy"
+    assert {one.env_steps for one in runs} == {5000}
     assert runs[1].command()[2:] == [
         "train", "--env-steps", "5000", "--env", "cheetah-run", "--planner", "dream-mpc", "--seed", "3",
         "--run-dir", str(tmp_path / "cheetah-run-dream-mpc-seed3"),
@@ -126,7 +133,7 @@ def test_a_failed_run_goes_on_from_its_checkpoint_and_is_given_up_at_last(tmp_pa
         ended.get(runs[1].name)() if runs[1].name in command[-1] else None
 
     launcher = FakeLauncher([1, -9, 1, 0], on_start=on_start)
-    sweep = Sweep(runs, launcher, tmp_path / "logs", restarts=2)
+    sweep = Sweep(runs, launcher, restarts=2)
     sweep.work(Stop(), lambda: None)
     assert [entry.state for entry in sweep.entries] == ["failed", "complete"] and sweep.failed == sweep.entries[:1]
     assert sweep.entries[0].reason == "it broke" and sweep.entries[0].starts == 3
@@ -140,7 +147,7 @@ def test_a_run_that_never_began_is_not_tried_again_and_one_that_is_complete_is_n
     runs = sweep_of(tmp_path, planners="policy,dream-mpc")
     write_metrics(runs[1], 8, 16, evaluated=True)
     launcher = FakeLauncher([2])
-    sweep = Sweep(runs, launcher, tmp_path / "logs", restarts=5)
+    sweep = Sweep(runs, launcher, restarts=5)
     sweep.work(Stop(), lambda: None)
     assert sweep.entries[0].state == "failed" and sweep.entries[0].starts == 1 == len(launcher.commands)
 
@@ -148,7 +155,7 @@ def test_a_run_that_never_began_is_not_tried_again_and_one_that_is_complete_is_n
 def test_no_more_runs_at_once_than_there_is_room(tmp_path):
     runs = sweep_of(tmp_path, planners="policy", seeds="0,1,2")
     launcher, stop = FakeLauncher([None, None], room=2), Stop()
-    sweep = Sweep(runs, launcher, tmp_path / "logs", restarts=0)
+    sweep = Sweep(runs, launcher, restarts=0)
     shown = []
 
     def show():
@@ -179,23 +186,25 @@ def test_standing_reads_on_and_starts_over_where_a_resumed_run_dropped_records(t
     assert standing.finished and standing.eval_return == 7.0
 
 
-def test_each_run_sees_its_own_gpu_and_its_share_of_the_cores(tmp_path):
+def test_each_run_sees_its_own_gpu_and_its_share_of_the_cores(tmp_path, monkeypatch):
     launcher = LocalLauncher(2, ["0", "3"])
     show = "print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ['OMP_NUM_THREADS'], flush=True)"
     command, seen = [sys.executable, "-c", f"import os, time; {show}; time.sleep(60)"], []
-    jobs = [launcher.start(command, tmp_path / f"{i}") for i in range(4)]
+    monkeypatch.setattr(Run, "command", lambda self: command)
+    runs = [Run(RunFolder(tmp_path / str(i)), 1, "auto", ()) for i in range(5)]
+    jobs = launcher.start(runs, [1] * 5)
     try:
-        assert launcher.start(command, tmp_path / "none") is None, "four places, four runs"
+        assert len(jobs) == 4 and launcher.start(runs[4:], [1]) == [], "four places, four runs"
         deadline = time.monotonic() + 30
         while len(seen) < 4 and time.monotonic() < deadline:
-            seen = [text for i in range(4) if (text := (tmp_path / f"{i}").read_text().split())]
+            seen = [text for one in runs[:4] if (text := one.log.read_text().split())]
     finally:
         for job in jobs:
             job.kill()
     threads = str(max(1, len(os.sched_getaffinity(0)) // 4))
     assert seen == [[gpu, threads] for gpu in ("0", "3", "0", "3")]
     assert [job.where for job in jobs] == ["GPU 0", "GPU 3", "GPU 0", "GPU 3"]
-    assert launcher.start(command, tmp_path / "again").slot == 0, "a place is free again"
+    assert launcher.start(runs[4:], [1])[0].slot == 0, "a place is free again"
     launcher._jobs[0].kill()
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import io
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -244,13 +244,24 @@ def parse(schema: type[T], args: Sequence[str], default: T | None = None, prog: 
 
 def parse_some(schema: type[T], args: Sequence[str], prog: str) -> tuple[T, list[str]]:
     """Like `parse`, but also returns the arguments that `schema` does not know."""
-    known = {_flag(field.name) for field in dataclasses.fields(schema)} | {"-h", "--help"}
+    known = {"-h", "--help", *_flags(schema)}
     own, rest, taking = [], [], False
     for arg in args:
         if arg.startswith("-"):
             taking = arg == "-h" or f"--{_name(arg)}" in known
         (own if taking else rest).append(arg)
     return parse(schema, own, prog=prog), rest
+
+
+def _flags(schema: type, group: str = "") -> Iterator[str]:
+    """The flags of a schema, those of its groups as --group.name."""
+    kinds = get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        name = f"{group}{field.name}"
+        if dataclasses.is_dataclass(kinds[field.name]):
+            yield from _flags(kinds[field.name], f"{name}.")
+        else:
+            yield _flag(name)
 
 
 def option(args: Sequence[str], name: str) -> str | None:

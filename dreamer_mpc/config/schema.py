@@ -318,6 +318,8 @@ class SweepConfig:
     """Train every planner in every environment with every seed, several runs in parallel, each in its own process.
 
     All other options are those of train and apply to all runs. After an interruption, the same command continues.
+    With --launcher slurm the runs are jobs of a cluster (docs/cluster.md): they go on when the command ends, and the
+    same command finds them again.
     """
 
     envs: str = "cheetah-run"
@@ -331,7 +333,14 @@ class SweepConfig:
     restarts: int = 2
     """How many times a failed run is started again from its checkpoint."""
     out: str = "runs"
-    """Where the run folders go, and what the runs print, in logs/."""
+    """Where the run folders go, and what the runs print, in logs/. With --launcher slurm the nodes must share it."""
+    launcher: str = "local"
+    """What starts the runs: local, processes on this machine; slurm, jobs of a cluster."""
+    cancel: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="[NAME ...]")] = None
+    """Start nothing, but let these runs, or all if none is named, save and end; for runs that go on by themselves."""
+    collect: str | None = None
+    """Start nothing, but copy settings, metrics and last weights of a sweep's runs to --out, from this folder or
+    HOST:FOLDER."""
 
     def __post_init__(self):
         check_ranges(self, jobs_per_gpu=(1, None), restarts=(0, None))

@@ -4,7 +4,7 @@ import math
 import os
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import SupportsFloat
 
@@ -449,33 +449,75 @@ class SweepProgress(_Lines):
         due = self._clock() - self._last_line >= LINE_EVERY_S
         self._last_line = self._clock() if due else self._last_line
         for entry in self._entries:
-            said = (entry.state, entry.starts)
-            if said != self._said.get(entry.run.name) or (due and entry.state == "running"):
+            said = (shown_state(entry), entry.starts)
+            if said != self._said.get(entry.run.name) or (due and shown_state(entry) == "running"):
                 self._said[entry.run.name] = said
                 name, state, steps, rate, trained, evaluated, left = _sweep_row(entry)
                 returns = f"train {trained}  eval {evaluated}"
                 self.line(f"{name}: {state}  {steps} env steps  {rate} env steps/s  {returns}  ETA {left}")
+        if due:
+            self.line(sweep_total(self._entries))
 
     def _render(self) -> RenderableType:
-        return self._with_notice(self.table())
+        return self._with_notice(self.table(most=max(self._console.height - AROUND_TABLE, 1)))
 
-    def table(self) -> Table:
-        """One row for each run."""
+    def table(self, most: int | None = None) -> Table:
+        """One row for each run, and all together below; of more than `most` runs the first by `SHOWN_FIRST`."""
+        entries = list(self._entries)
+        if most is not None and len(entries) > most:
+            entries = sorted(entries, key=lambda entry: SHOWN_FIRST.index(shown_state(entry)))[:most]
         table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         for i, name in enumerate(SWEEP_COLUMNS):
             table.add_column(name, justify="left" if i < 2 else "right", overflow="fold", no_wrap=i > 1)
-        for entry in self._entries:
+        for entry in entries:
             table.add_row(*map(Text, _sweep_row(entry)))
+        left_out = len(self._entries) - len(entries)
+        table.caption = Text(sweep_total(self._entries) + f"; {left_out} of them not shown" * bool(left_out))
+        table.caption_justify = "left"
         return table
+
+
+SHOWN_FIRST = ("failed", "running", "waiting", "queued", "complete")
+AROUND_TABLE = 8  # lines of a live table that are no runs
+
+
+def sweep_total(entries: Sequence) -> str:
+    """How many runs are in which state, the share of their env steps that is done, and the time to their end.
+
+    The time is that at the present rate of all runs together, and at least that of the slowest one.
+    """
+    states = Counter(map(shown_state, entries))
+    done = sum(min(entry.standing.env_steps, entry.run.env_steps) for entry in entries)
+    total = sum(entry.run.env_steps for entry in entries)
+    running = [entry for entry in entries if shown_state(entry) == "running"]
+    rates = {entry.run.name: entry.standing.env_steps_per_s or 0.0 for entry in running}
+    lefts = [
+        (entry.run.env_steps - entry.standing.env_steps) / rates[entry.run.name]
+        for entry in running
+        if rates[entry.run.name]
+    ]
+    failed = sum(entry.run.env_steps - entry.standing.env_steps for entry in entries if entry.state == "failed")
+    rate = sum(rates.values())
+    left = f"ETA {duration(max((total - done - failed) / rate, *lefts))}" if rate else "ETA -"
+    names = ("complete", "running", "queued", "waiting", "failed")
+    words = [f"{states[name]} {name}" for name in names if states[name]]
+    percent = math.floor(1000 * done / max(total, 1)) / 10
+    return f"{plural(len(entries), 'run')}: {', '.join(words)}; {percent:.1f} % of {total:,} env steps, {left}"
 
 
 SWEEP_COLUMNS = ("run", "state", "env steps", "env\nsteps/s", "train\nreturn", "eval\nreturn", "ETA")
 
 
+def shown_state(entry) -> str:
+    """Its state in a word; a run that was started may still be queued."""
+    return "queued" if entry.state == "running" and not entry.job.running else entry.state
+
+
 def _sweep_row(entry):
-    standing, total = entry.standing, entry.run.config.env_steps
-    running = entry.state == "running"
-    state = f"running, {entry.job.where}" if running else entry.state
+    standing, total = entry.standing, entry.run.env_steps
+    running = entry.state == "running" and entry.job.running
+    state = shown_state(entry)
+    state += f", {entry.job.where}" if entry.state == "running" else ""
     state += f", start {entry.starts}" if entry.starts > 1 and entry.state != "complete" else ""
     state += f": {entry.reason}" if entry.reason and entry.state in ("waiting", "failed") else ""
     rate = standing.env_steps_per_s if running else None

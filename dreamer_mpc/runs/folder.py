@@ -10,12 +10,15 @@ import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dreamer_mpc.config import Config
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import temporary_paths, user_path, write_text
 from dreamer_mpc.util.owner import LOCK, alone_in
 from dreamer_mpc.util.versions import source_commit
+
+if TYPE_CHECKING:  # torch, which a job on a cluster does not need to start runs
+    from dreamer_mpc.config import Config
 
 PROGRAM = "dreamer-mpc"
 WRITTEN = (
@@ -193,7 +196,7 @@ class RunFolder:
 FAMILIES = {("gaussian", "dreamer"): "", ("categorical", "v3"): "-v3"}
 
 
-def default_run_dir(config: Config) -> str:
+def default_run_dir(config: "Config") -> str:
     """runs/<env>-<planner>-seed<seed>; it also names the training planner and the agent's kinds if they are others."""
     other = f"-trained-by-{config.trained_by}" if config.trained_by != config.planner else ""
     kinds = (config.world_model.kind, config.behavior.kind)

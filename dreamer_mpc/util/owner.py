@@ -4,13 +4,14 @@ import contextlib
 import errno
 import fcntl
 import os
-import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.files import temporary_path
+from dreamer_mpc.util.heartbeat import Heartbeat, Owner, lives, read_owner
 
 LOCK = ".lock"
 _said: set[str] = set()  # what was said once
@@ -21,22 +22,27 @@ def alone_in(folder: str | Path, remedy: str, name: str = LOCK) -> Iterator[None
     """Lock `folder`, so that no other process of ours writes there; UserError, which names it, if one does already.
 
     `remedy` ends that line: "wait for it, or choose another --out". The lock is a record lock of the kernel: it ends
-    with the process, and processes that this one starts do not hold it. Where the file system has no locks, one line
-    says so, and the work goes on. A folder that is made for the lock and stays empty is removed at the end.
+    with the process, and processes that this one starts do not hold it. An owner on another host, which such a lock
+    may not keep out, is known by its heartbeat; so is every owner where the file system has no locks. A folder that is
+    made for the lock and stays empty is removed at the end.
     """
     folder = Path(folder).expanduser().absolute()  # an environment may change the working folder
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    file = _locked(folder, folder / name, remedy)
+    owner, path = Owner(), folder / name
+    file = _claimed(path, owner, remedy)
     try:
-        yield
+        with Heartbeat(path, owner) if file else contextlib.nullcontext():
+            yield
     finally:
         if file is not None:
-            with contextlib.suppress(OSError):
-                (folder / name).unlink()  # while it is locked, so that no other process can hold it
+            present = read_owner(path)
+            if present is None or present.token == owner.token:
+                with contextlib.suppress(OSError):
+                    path.unlink()  # while it is locked, so that no other process can hold it
             file.close()
         with contextlib.suppress(OSError):
-            for path in missing:
-                path.rmdir()
+            for made in missing:
+                made.rmdir()
 
 
 @contextlib.contextmanager
@@ -56,29 +62,66 @@ def in_turn(folder: Path) -> Iterator[None]:
         os.close(opened)
 
 
-def _locked(folder: Path, path: Path, remedy: str) -> IO[str] | None:
-    """The file `path`, open and locked; None where that is not possible, and not because of another process."""
+def _claimed(path: Path, owner: Owner, remedy: str) -> IO[str] | None:
+    """The file `path`, open, locked and in the name of `owner`; None where nothing can be written there."""
     while True:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             file = path.open("a+")
         except OSError:  # what is to be written there cannot be written either, which its writer reports
             return None
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            other = _owner(file)
-            file.close()
             if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise UserError(f"another process works in {folder} ({other}): {remedy}") from error
-            with contextlib.suppress(OSError):
-                path.unlink()
-            _say_once(f"{folder} is not protected from a second process (its file system: {error.strerror})")
-            return None
+                raise _refused(path, _name_in(file), remedy) from error
+            file.close()
+            return _created(path, owner, remedy)
         if _still_there(file, path):
-            _write_owner(file)
+            before = Owner.parse(_text(file))
+            if before and not before.is_here and lives(before, path):
+                file.close()
+                raise _refused(path, str(before), remedy)
+            _write(file, owner)
             return file
         file.close()  # its owner removed it between our opening and locking
+
+
+def _created(path: Path, owner: Owner, remedy: str) -> IO[str] | None:
+    """The same without locks: the process whose file gets the name first owns the folder.
+
+    The file of a dead owner is moved away; if it was another one's by then, it is put back. Should two processes still
+    meet, one of them ends at its first heartbeat.
+    """
+    while True:
+        before = read_owner(path)
+        if before and lives(before, path):
+            raise _refused(path, str(before), remedy)
+        with contextlib.suppress(FileNotFoundError):
+            away = temporary_path(path)
+            os.rename(path, away)
+            moved = read_owner(away)
+            if moved and (before is None or moved.token != before.token):
+                with contextlib.suppress(OSError):
+                    os.link(away, path)
+            away.unlink()
+            if moved and path.exists():
+                continue
+        named = temporary_path(path)
+        try:
+            named.write_text(owner.text(), encoding="utf-8")
+            os.link(named, path)
+            return path.open("r+")
+        except FileExistsError:
+            continue
+        except OSError:
+            return None
+        finally:
+            named.unlink(missing_ok=True)
+
+
+def _refused(path: Path, other: str, remedy: str) -> UserError:
+    return UserError(f"another process works in {path.parent} ({other}): {remedy}")
 
 
 def _still_there(file: IO[str], path: Path) -> bool:
@@ -88,21 +131,25 @@ def _still_there(file: IO[str], path: Path) -> bool:
         return False
 
 
-def _write_owner(file: IO[str]) -> None:
-    """Who we are, in words, for the line that another process prints; a full disk costs only these words."""
+def _write(file: IO[str], owner: Owner) -> None:
+    """Name the owner; on a full disk the lock alone protects the folder."""
     with contextlib.suppress(OSError):
         file.truncate(0)
-        file.write(f"host {platform.node()}, pid {os.getpid()}\n")
+        file.write(owner.text())
         file.flush()
 
 
-def _owner(file: IO[str]) -> str:
-    """What the owner wrote; it may not have come to that yet."""
+def _text(file: IO[str]) -> str:
     try:
         file.seek(0)
-        return file.readline(200).strip() or "it has just begun"
+        return file.read(4096)
     except (OSError, ValueError):
-        return "it does not say which"
+        return ""
+
+
+def _name_in(file: IO[str]) -> str:
+    """The words that the owner wrote; it may not have come to that yet."""
+    return (_text(file).splitlines() or ["it has just begun"])[0]
 
 
 def _say_once(line: str) -> None:

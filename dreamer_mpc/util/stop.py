@@ -1,10 +1,10 @@
-"""Stopping a run on SIGTERM, Ctrl-C or the end of its terminal."""
+"""Stopping a run on SIGTERM, SIGUSR1 (a cluster's warning of its end), Ctrl-C or the end of its terminal."""
 
 import contextlib
 import os
 import signal
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 STOPPING = "stopping after a last checkpoint; Ctrl-C again stops at once, without one"
 
 
@@ -13,15 +13,16 @@ class Stopped(Exception):
 
 
 class Stop:
-    """In this context the first SIGTERM, SIGINT or SIGHUP only sets `requested`.
+    """In this context the first of `SIGNALS` only sets `requested`.
 
     A SIGINT after that is a KeyboardInterrupt. SIGHUP stays ignored where it is, as under nohup. Ctrl-C is answered by
-    a line. A live display overwrites whatever else is written to the terminal: one that shows `notice` sets `displayed`
-    while it is there.
+    the line `answer`. A live display overwrites whatever else is written to the terminal: one that shows `notice` sets
+    `displayed` while it is there.
     """
 
-    def __init__(self):
+    def __init__(self, answer: str = STOPPING):
         self.requested = False
+        self._answer = answer
         self.displayed = False
         self.notice = ""
 
@@ -31,7 +32,8 @@ class Stop:
             raise Stopped(text)
 
     def __enter__(self):
-        noted = [*SIGNALS[:2], *[signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN)]
+        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        noted = [number for number in SIGNALS if number != signal.SIGHUP or not ignored]
         self._before = {number: signal.signal(number, self._note) for number in noted}
         return self
 
@@ -43,10 +45,10 @@ class Stop:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         if number == signal.SIGINT:
-            self.notice = STOPPING
+            self.notice = self._answer
             if not self.displayed:  # no print(): it might wait for a lock that the interrupted code holds
                 with contextlib.suppress(OSError):  # the terminal may be gone
-                    os.write(2, f"\n{STOPPING}\n".encode())
+                    os.write(2, f"\n{self._answer}\n".encode())
         self.requested = True
 
 

@@ -54,3 +54,11 @@ def env_steps_in(folder):
     from dreamer_mpc.runs.logger import read_metrics  # here: workers of test_envs import this module, and load no torch
 
     return [record["env_steps"] for record in read_metrics(folder.metrics)]
+
+
+def settings_of(sweep_run):
+    """The config.yaml of a sweep's run."""
+    from dreamer_mpc import config  # here, as above
+
+    default = config.load_presets(config.option(sweep_run.args, "config") or "default")
+    return config.to_yaml(config.resolve(config.parse(config.Config, sweep_run.args, default)))

@@ -5,10 +5,15 @@ import os
 import signal
 import subprocess
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
+from dreamer_mpc.sweeps.launcher import End
+from dreamer_mpc.sweeps.run import Run
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.stop import SIGNALS
+
+if TYPE_CHECKING:
+    from dreamer_mpc.config import SweepConfig
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 PR_SET_PDEATHSIG = 1  # Linux
@@ -17,11 +22,14 @@ PR_SET_PDEATHSIG = 1  # Linux
 class LocalJob:
     """A process in its own session, so that Ctrl-C in the terminal reaches it only through `stop`."""
 
+    running = True
+
     def __init__(self, process: subprocess.Popen, slot: int, where: str):
         self.slot, self.where, self._process = slot, where, process
 
-    def poll(self) -> int | None:
-        return self._process.poll()
+    def poll(self) -> End | None:
+        code = self._process.poll()
+        return None if code is None else End(code, f"killed by signal {-code}" if code < 0 else "")
 
     def stop(self) -> None:
         self._process.terminate()
@@ -34,21 +42,36 @@ class LocalJob:
 class LocalLauncher:
     """`jobs_per_gpu` runs in parallel on each of `gpus` (names as in CUDA_VISIBLE_DEVICES); without GPUs, on the CPU.
 
-    A run sees only its GPU and renders there (it asks EGL for that GPU itself); runs share the host's cores.
+    A run sees only its GPU and renders there (it asks EGL for that GPU itself); runs share `cores`, or the host's.
     """
 
-    def __init__(self, jobs_per_gpu: int, gpus: Sequence[str]):
+    Settings, lasting, poll_s = None, False, 0.5
+
+    def __init__(self, jobs_per_gpu: int, gpus: Sequence[str], cores: int | None = None):
         places = list(gpus) or [None]
         self._places = [gpu for _ in range(jobs_per_gpu) for gpu in places]  # round-robin over GPUs
-        self._threads = max(1, len(os.sched_getaffinity(0)) // len(self._places))
+        self._threads = max(1, (cores or len(os.sched_getaffinity(0))) // len(self._places))
         self._jobs: dict[int, LocalJob] = {}
 
-    def start(self, command: Sequence[str], log: Path) -> LocalJob | None:
-        """Start `command` if a place is free, with its output appended to `log`; None if no place is free."""
+    @classmethod
+    def open(cls, sweep: "SweepConfig", settings: None, device: str) -> "LocalLauncher":
+        return cls(sweep.jobs_per_gpu, choose_gpus(device))
+
+    def find(self, runs: Sequence[Run]) -> dict:
+        return {}
+
+    def start(self, runs: Sequence[Run], starts: Sequence[int]) -> list[LocalJob]:
         free = [i for i in range(len(self._places)) if i not in self._jobs or self._jobs[i].poll() is not None]
-        if not free:
-            return None
-        slot, gpu = free[0], self._places[free[0]]
+        return [self._start(run, slot) for run, slot in zip(runs, free, strict=False)]
+
+    def forget(self, run: Run) -> None:
+        pass
+
+    def cancel(self, names: Sequence[str]) -> list[str]:
+        raise UserError("--cancel does not go with --launcher local: its runs end with the command, on Ctrl-C")
+
+    def _start(self, run: Run, slot: int) -> LocalJob:
+        gpu, log = self._places[slot], run.log
         environment = {**os.environ, **dict.fromkeys(THREADS, str(self._threads))}
         if gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
@@ -56,7 +79,7 @@ class LocalLauncher:
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("ab") as output:
                 process = subprocess.Popen(
-                    list(command),
+                    run.command(),
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
