@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dreamer_mpc.report import encode
-from dreamer_mpc.report.charts import comparison_picture
+from dreamer_mpc.report.comparison import comparison_picture
 from dreamer_mpc.report.video import decision_picture, side_by_side, write_mp4
 from tests.support.commands import ROOT
 
@@ -94,7 +94,7 @@ def test_a_backend_of_a_notebook_does_not_matter(tmp_path):
     settings = {"cwd": tmp_path, "env": os.environ | {"MPLBACKEND": "module://nowhere", "PYTHONPATH": str(ROOT)}}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, **settings)
     assert done.returncode == 0, done.stderr
-    assert read_png(tmp_path / "a.png").shape == (100, 200, 3)
+    assert read_png(tmp_path / "a.png").shape == (150, 300, 3)
 
 
 def find(video, patch):
@@ -175,7 +175,8 @@ def result(planner, value, evaluations, spread=10.0, difference=None):
     low, high = (None, None) if difference is None else (difference - spread, difference + spread)
     differences = {"difference_mean": difference, "difference_low": low, "difference_high": high}
     differences["difference_p_holm"] = None if difference is None else 0.2
-    return values | differences | {"model_evaluations": evaluations}
+    cost = {"model_evaluations": evaluations, "ms_per_action": 1 + evaluations / 100, "num_envs": 2, "device": "CPU"}
+    return values | differences | cost
 
 
 def without_intervals(*rows):
@@ -213,7 +214,7 @@ def test_the_comparison_is_drawn(tmp_path, name, recwarn):
     path = tmp_path / "compare.png"
     comparison_picture(path, RESULTS[name], "cheetah-run: 5 checkpoints, 10 episodes each")
     image = read_png(path)
-    assert image.shape[1] >= 1200 and 400 <= image.shape[0] <= 1500
+    assert image.shape[1] >= 1200 and 400 <= image.shape[0] <= 1800
     for half in np.array_split(image, 2, axis=1):
         assert (half < 200).any(2).mean() > 0.005, "each half shows something"
     assert list(tmp_path.iterdir()) == [path] and not [str(warning.message) for warning in recwarn]
@@ -238,6 +239,6 @@ def test_a_decided_difference_is_a_full_point(tmp_path):
     def dark(p):
         rows = [result("policy", 10.0, 0), result("cem horizon=1", 15.0, 75, 1.0, difference=5.0)]
         comparison_picture(tmp_path / "compare.png", [rows[0], rows[1] | {"difference_p_holm": p}], "title")
-        return (read_png(tmp_path / "compare.png")[100:, 750:].min(axis=2) < 100).sum()
+        return (read_png(tmp_path / "compare.png")[100:-120, 520:720].min(axis=2) < 160).sum()
 
     assert dark(0.05) > dark(0.06)

@@ -87,7 +87,7 @@ def decision_picture(
     )
     if before.shape != after.shape or actions_before.shape != actions_after.shape:
         raise ValueError("the plans before and after must have the same shape")
-    figure = new_figure(16, 9)
+    figure = new_figure(16, 9, dpi=100)
     figure.text(0.02, 0.955, title, fontsize=19, weight="bold", va="center")
     shown = np.unique(np.linspace(0, len(before) - 1, min(MAX_FRAMES, len(before))).round().astype(int))
     change, gain = _amplified_change(before, after)
