@@ -6,10 +6,13 @@ from envs.gl import choose_gl_backend, match_egl_device
 from envs.make import make_env
 from envs.snapshot import Restorable
 from envs.vector import make_vector_env, reset_rows, try_env
+from envs.view import UNKNOWN, Facts
 
 __all__ = [
     "RENDER_QUALITIES",
+    "UNKNOWN",
     "EnvError",
+    "Facts",
     "Restorable",
     "choose_gl_backend",
     "list_tasks",

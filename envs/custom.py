@@ -15,6 +15,7 @@ from envs.actions import StepResult, repeat_action, to_bounds
 from envs.errors import EnvError, describe_error, shorten
 from envs.snapshot import Restorable, is_restorable, not_restorable
 from envs.surroundings import Surroundings, seed_generators
+from envs.view import declared_names, declared_speed
 
 LARGEST_BOUND = 1e9  # larger bounds, such as those of np.finfo, count as no bounds
 LARGEST_REWARD = 1e30  # replay keeps float32
@@ -77,6 +78,8 @@ class CustomEnv(gymnasium.Wrapper, Restorable):
         self._surroundings = surroundings
         self.metadata = {"render_fps": 30, **env.metadata, "render_modes": ["rgb_array"]}
         self._name = name
+        self.steps_per_s = declared_speed(env, action_repeat)
+        self.action_names = declared_names(env.unwrapped)
         self._action_repeat = action_repeat
         self._image_size = image_size
         self._max_env_steps = max_env_steps

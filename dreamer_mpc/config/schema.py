@@ -61,8 +61,8 @@ class EvaluationConfig:
     """Seed of the first evaluation episode; the next ones count up."""
     video: bool = True
     """Write a video and the picture of one decision at each evaluation."""
-    video_steps: int = 250
-    """Longest video, agent steps."""
+    video_steps: int = 5000
+    """Longest video, agent steps; a shorter episode is shown whole."""
 
     def __post_init__(self):
         check_ranges(self, every=(1, None), episodes=(1, None), num_envs=(1, None), seed=(0, None))

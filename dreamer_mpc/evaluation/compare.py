@@ -16,6 +16,7 @@ from dreamer_mpc.config import (
     Config,
     EpisodeSettings,
     EvalConfig,
+    EvaluationConfig,
     check_runs,
     missing_parts,
     planner_from,
@@ -37,7 +38,7 @@ from dreamer_mpc.util.files import user_path
 from dreamer_mpc.util.intervals import holm
 
 BASELINE = "policy"
-VIDEO_STEPS = 250
+VIDEO_STEPS = EvaluationConfig.video_steps
 Shown = EvaluationProgress | ComparisonProgress  # what the user sees while episodes are played
 
 
@@ -196,8 +197,8 @@ class Comparison:
             video_steps = 0
 
     def _write_visuals(self, label: str, agent: Agent, result: Evaluation, progress: Shown) -> None:
-        stem, planner, env = self.record.stem(label), self.planners[label], self.trained.env
-        for path in write_visuals(stem, agent, planner, result, env, f"of {label}", progress.line):
+        stem, title = self.record.stem(label), f"{self.trained.env}, {label}"
+        for path in write_visuals(stem, agent, self.planners[label], label, result, title, progress.line):
             progress.line(f"wrote {path}")
 
     def _video_steps(self, label: str) -> int:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Literal, SupportsFloat
 
 from dreamer_mpc.runs.folder import RunFolder
-from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.errors import UserError, in_one_line
 from dreamer_mpc.util.files import write_text
 
+SHOWN = {".mp4": "eval/video", ".png": "eval/decision"}  # the names of files of an evaluation
 COUNTERS = ("env_steps", "agent_steps", "updates", "episodes")
 
 
@@ -58,6 +59,13 @@ class Logger:
         self._flush()
         with self._switched_off_on_failure():
             self._backend.write(record["env_steps"], record)
+
+    def show(self, env_steps: int, path: Path) -> None:
+        """Pass a picture (.png) or video (.mp4) of an evaluation on to the backend; one that fails costs that one."""
+        try:
+            self._backend.show(env_steps, path)
+        except Exception as error:
+            self._notify(f"--logger {self._name} does not show {path.name} ({in_one_line(error)})")
 
     def sync(self) -> None:
         """Flush the written records to the disk, for a checkpoint that relies on them."""
@@ -189,6 +197,9 @@ class _None:
     def write(self, env_steps, values):
         pass
 
+    def show(self, env_steps, path):
+        pass
+
     def truncate(self, env_steps):
         pass
 
@@ -206,6 +217,12 @@ class _TensorBoard:
     def write(self, env_steps, values):
         for name, value in values.items():
             self._writer.add_scalar(name, value, env_steps)
+        self._writer.flush()
+
+    def show(self, env_steps, path):
+        from dreamer_mpc.runs.media import tensorboard_summary
+
+        self._writer._get_file_writer().add_summary(tensorboard_summary(SHOWN[path.suffix], path), env_steps)
         self._writer.flush()
 
     def truncate(self, env_steps):
@@ -233,6 +250,12 @@ class _Wandb:
 
     def write(self, env_steps, values):
         self._run.log(values, step=env_steps)
+
+    def show(self, env_steps, path):
+        import wandb
+
+        media = wandb.Video(str(path), format="mp4") if path.suffix == ".mp4" else wandb.Image(str(path))
+        self._run.log({SHOWN[path.suffix]: media, "env_steps": env_steps})
 
     def truncate(self, env_steps):
         pass  # a resumed run is a new wandb run; the first one stays as it was

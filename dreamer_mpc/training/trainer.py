@@ -249,8 +249,11 @@ class Trainer:
     def _draw(self, evaluation: Evaluation) -> None:
         """Video and picture; whatever goes wrong with them costs those, not the run."""
         env_steps = self.counters.env_steps
-        stem, of = self.folder.videos / f"{env_steps:08d}", f"at {env_steps:,} env steps"
-        write_visuals(stem, self.agent, self.planner, evaluation, self.config.env, of, self._progress.line)
+        stem, method = self.folder.videos / f"{env_steps:08d}", self.config.planner
+        title = f"{self.config.env}, {method}, {env_steps:,} env steps"
+        line = self._progress.line
+        for path in write_visuals(stem, self.agent, self.planner, method, evaluation, title, line):
+            self._logger.show(env_steps, path)
 
     def _say(self, lines: Iterable[str]) -> None:
         for line in lines:
