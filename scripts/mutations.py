@@ -745,6 +745,17 @@ MUTATIONS = [
         'self._read()\n            number = max', "number = max",
         ("tests/test_analyze.py::test_two_processes_do_not_lose_each_other_s_units",),
     ),
+    loop("a video's frame is the one after the step", "evaluation/episodes",
+         "envs.view(0) if recorded else None\n        image, reward, terminated, truncated, info = envs.step(executed)",
+         "None\n        image, reward, terminated, truncated, info = envs.step(executed)\n        view = envs.view(0)",
+         "tests/test_view.py::test_each_frame_at_full_size_is_the_one_that_the_agent_decided_on"),
+    loop("any change of a decision's frames counts as visible", "report/video", "if change.max() < VISIBLE:",
+         "if change.max() < 1:", "tests/test_video.py::test_the_decision_picture_shows_the_change_that_was_made_and_"
+         "says_where_there_is_none"),
+    loop("every difference is drawn as decided", "report/comparison", "not is_policy and not decided(row)",
+         "not is_policy and False", "tests/test_video.py::test_a_decided_difference_is_a_full_point"),
+    loop("methods of unknown names share a style", "report/styles", "        free.remove(chosen[method])\n", "",
+         "tests/test_styles.py::test_a_name_s_style_depends_on_it_alone_until_two_would_be_equal"),
 ]  # fmt: skip
 
 

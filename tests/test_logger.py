@@ -3,9 +3,11 @@ import math
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 
+from dreamer_mpc.report.video import write_mp4
 from dreamer_mpc.runs import logger as logger_module
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.runs.logger import Logger, read_metrics
@@ -183,3 +185,24 @@ def test_tensorboard_axes_are_env_steps_and_truncation_purges(folder):
         logger.write(counters(3000), {"train/return": 3.0})
     events = EventAccumulator(str(folder.tensorboard)).Reload()
     assert [(event.step, event.value) for event in events.Scalars("train/return")] == [(1000, 1.0), (3000, 3.0)]
+
+
+def test_tensorboard_gets_the_picture_and_the_video_of_an_evaluation(folder):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    picture, video = folder.path / "a-decision.png", folder.path / "a.mp4"
+    cv2.imwrite(str(picture), np.zeros((30, 40, 3), np.uint8))
+    write_mp4(video, np.zeros((10, 64, 96, 3), np.uint8), 5)
+    said = []
+    with Logger(folder, "tensorboard", said.append) as logger:
+        logger.show(1000, picture)
+        logger.show(1000, video)
+        logger.show(1000, folder.path / "missing.mp4")
+        logger.write(counters(2000), {"train/return": 1.0})
+    events = EventAccumulator(str(folder.tensorboard)).Reload()
+    (shown,) = events.Images("eval/decision")
+    assert (shown.step, shown.height, shown.width) == (1000, 30, 40)
+    assert events.Images("eval/video")[0].encoded_image_string.startswith(b"GIF89a")
+    assert events.Scalars("train/return")[0].value == 1.0, "a video that cannot be shown costs that video"
+    assert len(said) == 1 and "does not show missing.mp4" in said[0]
