@@ -94,7 +94,7 @@ def _name_points(axes, rows):
     renderer = axes.figure.canvas.get_renderer()
     frame = axes.get_window_extent(renderer)
     points = [axes.transData.transform((row["ms_per_action"], row["return_mean"])) for row in rows]
-    taken = [_box(x, y, 12) for x, y in points]
+    taken = [_box(x, y, 12) for x, y in points] + [_bar(axes, row) for row in rows]
     for row, (x, y) in zip(rows, points, strict=True):
         planner, _, settings = row["planner"].partition(" ")
         label = axes.annotate(settings or planner, (row["ms_per_action"], row["return_mean"]), fontsize=9, zorder=2,
@@ -116,6 +116,15 @@ def _box(x, y, half):
     from matplotlib.transforms import Bbox
 
     return Bbox([[x - half, y - half], [x + half, y + half]])
+
+
+def _bar(axes, row):
+    """The box of an interval."""
+    from matplotlib.transforms import Bbox
+
+    _, low, high = _interval(row, "return")
+    corners = axes.transData.transform([(row["ms_per_action"], low), (row["ms_per_action"], high)])
+    return Bbox([corners[0] - (5, 0), corners[1] + (5, 0)])
 
 
 def _row_label(planner):
