@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""dreamer-mpc on the command line: python run.py [train|eval|compare|analyze|sweep|plot|doctor] [options]; or train."""
+"""dreamer-mpc on the command line: python run.py [train|eval|compare|analyze|sweep|plot|report|doctor] [options]."""
 
 import importlib
 import sys
@@ -11,10 +11,11 @@ USAGE = """usage: python run.py [train] --env cheetah-run --planner dream-mpc   
        python run.py analyze --checkpoint RUN --what true-gain           what a planner's gradient is worth
        python run.py sweep --envs cheetah-run,walker-run --seeds 0,1     many runs at once, each in its own process
        python run.py plot runs/sweep --runs runs/sweep                   draw learning curves beside the paper's
+       python run.py report RUN [RUN ...]                                one HTML page of them, to send
        python run.py doctor                                              can this machine run it?
        python run.py --version                                           the program, its commit, torch and Python
 
-`eval --help`, and the same of compare, analyze, sweep and plot, list the settings of those; those of train follow.
+`eval --help`, and the same of the other commands, list the settings of those; those of train follow.
 """
 
 
@@ -35,6 +36,7 @@ COMMANDS = {
     "analyze": "dreamer_mpc.analysis.command:main",
     "sweep": "dreamer_mpc.sweeps.command:main",
     "plot": "dreamer_mpc.report.plot:main",
+    "report": "dreamer_mpc.report.report:main",
     "doctor": "dreamer_mpc.report.doctor:main",
 }
 

@@ -40,6 +40,7 @@ from dreamer_mpc.config.schema import (
     PlannerSettings,
     PlaySettings,
     PlotConfig,
+    ReportConfig,
     SweepConfig,
     TrainConfig,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "PlaySettings",
     "PlannerSettings",
     "PlotConfig",
+    "ReportConfig",
     "SweepConfig",
     "TrainConfig",
     "agent_of",

@@ -315,3 +315,22 @@ class PlotConfig:
     def __post_init__(self):
         if self.until is not None:
             check_ranges(self, until=(1, None))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Write one HTML page of runs, comparisons and evaluations: to be sent, and opened without server or network."""
+
+    folders: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    """Run folders, folders of comparisons or evaluations, or folders that contain such."""
+    out: str | None = None
+    """The file; None is report.html in the first folder."""
+    title: str | None = None
+    """Title of the page; None names the environments."""
+    max_mb: float = 25.0
+    """Megabytes of pictures and videos inside the page; those that do not fit are named in it."""
+
+    def __post_init__(self):
+        check_ranges(self, max_mb=(0, None))
+        if not self.folders:
+            raise ValueError("folders must name one folder or more, got none")

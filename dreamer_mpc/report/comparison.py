@@ -51,7 +51,7 @@ def _draw_rows(axes, rows, own: list[Style], key):
         mean, low, high = (0.0, 0.0, 0.0) if is_policy else _interval(row, key)
         hollow = key == "difference" and not is_policy and not decided(row)
         _point(axes, mean, place, style, hollow, xerr=[[mean - low], [high - mean]])
-        words = f"return {_number(row, 'return', '')}" if is_policy else _number(row, key, "+"[: key != "return"])
+        words = f"return {figures(row, 'return')}" if is_policy else figures(row, key, "+"[: key != "return"])
         axes.annotate(words, (1.0, place), (4, 0), axes.get_yaxis_transform(), "offset points", va="center", fontsize=9,
                       weight="bold" if decided(row) else "normal")  # fmt: skip
     axes.set_yticks(range(len(rows)), [_row_label(row["planner"]) for row in rows], fontsize=9)
@@ -132,8 +132,8 @@ def _row_label(planner):
     return "\n".join(textwrap.wrap(planner, 34, break_long_words=False)) or planner
 
 
-def _number(row, key, sign):
-    """Mean and interval in figures, marked where the difference is decided."""
+def figures(row: Row, key: str, sign: str = "") -> str:
+    """Mean and interval of `return` or `difference` in figures, marked where a difference is decided."""
     mean, low, high = (row[f"{key}_{name}"] for name in ("mean", "low", "high"))
     digits = f"{sign}.{0 if abs(mean) >= 100 else 1}f"
     interval = "" if low is None else f" [{low:{digits}}, {high:{digits}}]"

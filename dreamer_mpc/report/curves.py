@@ -65,7 +65,7 @@ def gather(
         label, path = _label_and_path(spec)
         for folder in _runs(path):
             try:
-                curve = _read_run(folder, label, until)
+                curve = read_run(folder, label, until)
             except UserError as error:
                 errors.append(error)
                 continue
@@ -100,7 +100,8 @@ def _runs(path: Path) -> list[Path]:
     return folders
 
 
-def _read_run(folder: Path, label: str, until: int | None) -> Curve:
+def read_run(folder: Path, label: str = "", until: int | None = None) -> Curve:
+    """The curve of a run, under the name `label` or its method's; UserError where it has no evaluation yet."""
     config = load_saved(RunFolder(folder).config)
     records = [r for r in read_metrics(RunFolder(folder).metrics) if "eval/return_mean" in r]
     records = [r for r in records if until is None or r["env_steps"] <= until]

@@ -1,7 +1,5 @@
 """Figures of a folder from its CSV files: `run.py plot`, and the figures at the end of `compare`."""
 
-import csv
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,13 +11,11 @@ from dreamer_mpc.config import PlotConfig, parse
 from dreamer_mpc.report.charts import curves_picture
 from dreamer_mpc.report.comparison import comparison_picture, comparison_title
 from dreamer_mpc.report.curves import CURVES, Curve, gather, published, read_curves, write_curves
+from dreamer_mpc.report.found import COMPARE, FoundComparison
 from dreamer_mpc.report.progress import print_table, table_console
-from dreamer_mpc.report.rows import from_comparison
 from dreamer_mpc.util.errors import UserError, in_one_line
 from dreamer_mpc.util.files import user_path
 from dreamer_mpc.util.owner import alone_in
-
-COMPARE = "compare.csv"
 
 
 def main(args: Sequence[str]) -> int:
@@ -80,15 +76,8 @@ def draw_curves(folder: Path) -> Path:
 
 def draw_comparison(folder: Path) -> Path:
     """Draw compare.csv as compare.png, with a title from compare.json."""
-    path = folder / COMPARE
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [from_comparison(cells) for cells in csv.DictReader(file, strict=True)]
-        env = json.loads((folder / "compare.json").read_text(encoding="utf-8"))["env"]
-        title = comparison_title(env, rows)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, csv.Error) as error:
-        raise UserError(f"{path} or compare.json beside it is damaged ({error}): run compare again") from error
-    return _draw(folder / "compare.png", comparison_picture, rows, title)
+    found = FoundComparison.read(folder)
+    return _draw(folder / "compare.png", comparison_picture, found.rows, comparison_title(found.env, found.rows))
 
 
 def _draw(path: Path, picture, *content) -> Path:
