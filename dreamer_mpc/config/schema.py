@@ -332,5 +332,3 @@ class ReportConfig:
 
     def __post_init__(self):
         check_ranges(self, max_mb=(0, None))
-        if not self.folders:
-            raise ValueError("folders must name one folder or more, got none")

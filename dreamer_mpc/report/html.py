@@ -37,8 +37,11 @@ nav a { color: inherit; margin-right: 1rem; }
 table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.25rem 0.7rem 0.25rem 0; text-align: right; border-bottom: 1px solid var(--line);
   white-space: nowrap; }
+th { white-space: normal; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
+.words th { text-align: left; }
 .words td { text-align: left; white-space: normal; overflow-wrap: anywhere; vertical-align: top; }
+.words td:first-child { white-space: nowrap; overflow-wrap: normal; }
 figure { margin: 0.8rem 0; }
 img, video { max-width: 100%; height: auto; display: block; background: #ffffff; border-radius: 0.3rem; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--card); padding: 0.6rem 0.8rem;

@@ -22,12 +22,15 @@ from dreamer_mpc.util.intervals import FEWEST
 from dreamer_mpc.util.versions import program_version
 
 REPORT = "report.html"
+MOST_CARDS = 12
 NOT_SETTINGS = ("env", "seed", "device", "run_dir")  # those that a run's name says, or that say nothing of a method
 
 
 def main(args: Sequence[str]) -> int:
     """Write the page."""
     config = parse(ReportConfig, args, prog="run.py report")
+    if not config.folders:
+        raise UserError("report needs a FOLDER: name one that a run, eval or compare wrote, or several")
     folders = [user_path(folder) for folder in config.folders]
     for folder in folders:
         if not folder.is_dir():
@@ -80,7 +83,8 @@ def cards(found: Found) -> str:
         words = f"return in {evaluation.record['env']} under {best['planner']}, the best of "
         words += f"{plural(len(evaluation.record['results']), 'planner')} in {plural(best['episodes'], 'episode')}"
         shown.append(card(f"{best['return_mean']:,.0f}", words, style(best["planner"]).color))
-    return f'<div class="cards">{"".join(shown)}</div>\n'
+    more = note(f"{len(shown) - MOST_CARDS} more stand in the tables below.") if len(shown) > MOST_CARDS else ""
+    return f'<div class="cards">{"".join(shown[:MOST_CARDS])}</div>\n{more}'
 
 
 def _and_spread(record: dict[str, Any]) -> str:
@@ -113,23 +117,20 @@ def _comparison(comparison: FoundComparison, enclosures: Enclosures, scratch: Pa
     rows, title = comparison.rows, comparison_title(comparison.env, comparison.rows)
     picture = scratch / "compare.png"
     comparison_picture(picture, rows, title)
-    titles = ("planner", "return [95 %]", "difference to the policy [95 %]", "ms per action", "model evaluations")
-    cells = [
-        (
-            row["planner"],
-            figures(row, "return"),
-            "–" if row["difference_mean"] is None else figures(row, "difference", "+"),
-            f"{row['ms_per_action']:,.3g}",
-            f"{row['model_evaluations']:,}",
-        )
-        for row in rows
-    ]
-    words = (
-        f"Differences are of the same environment seeds. [ ]: 95 % intervals of the means (Student's t, from {FEWEST} "
-        "episodes on); *: decided at 5 % after Holm's correction over all differences of the table."
-    )
+    paired = any(row["difference_mean"] is not None for row in rows)
+    titles = ["planner", "return [95 %]", "difference to the policy [95 %]", "ms per action", "model evaluations"]
+    cells = []
+    for row in rows:
+        difference = "–" if row["difference_mean"] is None else figures(row, "difference", "+")
+        cost = f"{row['ms_per_action']:,.3g}", f"{row['model_evaluations']:,}"
+        cells.append([row["planner"], figures(row, "return"), difference, *cost])
+    words = f"[ ]: 95 % intervals of the means (Student's t, from {FEWEST} episodes on)."
+    if paired:
+        words += " Differences are of the same environment seeds; *: decided at 5 % after Holm's correction over all."
+    else:
+        cells, titles = [[*row[:2], *row[3:]] for row in cells], [*titles[:2], *titles[3:]]
     colors = [style(row["planner"]).color for row in rows]
-    inside = enclosures.figure(picture, f"{title}: gains over the policy, and returns against milliseconds")
+    inside = enclosures.figure(picture, f"{title}: {'gains over the policy' if paired else 'returns'}, and cost")
     return heading(f"{title} ({comparison.folder})") + inside + table(titles, cells, colors) + note(words)
 
 
@@ -196,10 +197,11 @@ def _pairs(files: Iterable[Path], of: str) -> list[tuple[Path, str]]:
     """Videos and pictures of decisions, with captions."""
     pairs = []
     for path in sorted(files):
-        if path.suffix == ".mp4":
-            pairs.append((path, f"{of}: an episode, {path.stem}"))
-        elif path.name.endswith("-decision.png"):
-            pairs.append((path, f"{of}: one decision, {path.stem.removesuffix('-decision')}"))
+        what = "an episode" if path.suffix == ".mp4" else "a decision"
+        name = path.stem.removesuffix("-decision")
+        if path.suffix == ".mp4" or path.name.endswith("-decision.png"):
+            at = f"after {int(name):,} env steps" if name.isdecimal() else f"under {name}"  # of a run; of a planner
+            pairs.append((path, f"{of}: {what} {at}"))
     return pairs
 
 
