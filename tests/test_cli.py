@@ -232,7 +232,7 @@ TRAIN_ERRORS = {
     "share out of range": (["--behavior.slow-rate", "2"], "--behavior.slow-rate must be between 0 and 1, got 2"),
     "custom env that is not there": (["--env", "nowhere:make"], "cannot import nowhere"),
     "unknown command": (
-        ["trian"], "unknown command 'trian': known are train, eval, compare, analyze, sweep, plot, doctor",
+        ["trian"], "unknown command 'trian': known are train, eval, compare, analyze, sweep, plot, report, doctor",
     ),
 }
 

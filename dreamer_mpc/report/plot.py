@@ -12,7 +12,7 @@ from dreamer_mpc.report.charts import curves_picture
 from dreamer_mpc.report.comparison import comparison_picture, comparison_title
 from dreamer_mpc.report.curves import CURVES, Curve, gather, published, read_curves, write_curves
 from dreamer_mpc.report.found import COMPARE, FoundComparison
-from dreamer_mpc.report.progress import print_table, table_console
+from dreamer_mpc.report.progress import mean_and_spread, print_table, table_console
 from dreamer_mpc.util.errors import UserError, in_one_line
 from dreamer_mpc.util.files import user_path
 from dreamer_mpc.util.owner import alone_in
@@ -103,7 +103,7 @@ def final_table(curves: list[Curve]) -> Table:
         paper = published(curve.task).paper_return(curve)
         table.add_row(
             curve.task, curve.method, str(curve.seed), f"{curve.env_steps[-1]:,}",
-            f"{curve.returns[-1]:.1f} ± {curve.stds[-1]:.1f}", str(curve.episodes[-1]),
+            mean_and_spread(curve.returns[-1], curve.stds[-1], curve.episodes[-1]), str(curve.episodes[-1]),
             "–" if paper is None else f"{paper:.0f}",
         )  # fmt: skip
     return table

@@ -14,7 +14,7 @@ from dreamer_mpc.report.comparison import comparison_picture, comparison_title, 
 from dreamer_mpc.report.curves import Curve, method_of, published, read_run
 from dreamer_mpc.report.found import Found, FoundComparison, FoundEvaluation, FoundRun, find
 from dreamer_mpc.report.html import MB, Enclosures, card, code, heading, note, page, table
-from dreamer_mpc.report.progress import decided, plural
+from dreamer_mpc.report.progress import decided, mean_and_spread, plural
 from dreamer_mpc.report.styles import NAMES, style
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import user_path, write_text
@@ -140,8 +140,7 @@ def _evaluation(evaluation: FoundEvaluation) -> str:
     titles = ("planner", "return ± standard deviation", "95 % interval", "ms per action", "episodes")
     cells = []
     for row in rows:
-        spread = f" ± {row['return_std']:.1f}" if row["episodes"] > 1 else ""
-        value = f"{row['return_mean']:.1f}{spread}"
+        value = mean_and_spread(row["return_mean"], row["return_std"], row["episodes"])
         some = row["return_low"] is not None
         interval = f"[{row['return_low']:.1f}, {row['return_high']:.1f}]" if some else "–"
         cells.append((row["planner"], value, interval, f"{row['ms_per_action']:,.3g}", str(row["episodes"])))
@@ -165,9 +164,9 @@ def _curves(runs: Sequence[FoundRun], enclosures: Enclosures, scratch: Path) -> 
     cells = []
     for run in evaluated:
         last, episodes = run.evaluations[-1], int(run.evaluations[-1]["eval/episodes"])
-        spread = f" ± {last['eval/return_std']:.1f}" if episodes > 1 else ""
         about = (_name(run), run.config.env, str(run.config.seed), f"{last['env_steps']:,}")
-        cells.append((*about, f"{last['eval/return_mean']:.1f}{spread}", str(episodes)))
+        value = mean_and_spread(last["eval/return_mean"], last["eval/return_std"], episodes)
+        cells.append((*about, value, str(episodes)))
     colors = [style(method_of(run.config)).color for run in evaluated]
     words = "The last evaluation of each run, without exploration; standard deviation over its episodes."
     return enclosures.figure(picture, "Returns during training") + table(titles, cells, colors) + note(words)

@@ -7,7 +7,7 @@ import torch
 
 from dreamer_mpc.config import Config
 from dreamer_mpc.planners import Planner, SampledPolicy
-from dreamer_mpc.report.progress import SEEDING
+from dreamer_mpc.report.progress import SEEDING, mean_and_spread, plural
 from dreamer_mpc.report.rows import Row
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.training.schedule import Due
@@ -53,10 +53,8 @@ def phase(due: Due, num_envs: int) -> str:
 
 def evaluated(row: Row, env_steps: int) -> str:
     """The result of an evaluation."""
-    return (
-        f"evaluation at {env_steps:,} env steps: return {row['return_mean']:.1f} "
-        f"± {row['return_std']:.1f} over {row['episodes']} episodes"
-    )
+    words = mean_and_spread(row["return_mean"], row["return_std"], row["episodes"])
+    return f"evaluation at {env_steps:,} env steps: return {words} over {plural(row['episodes'], 'episode')}"
 
 
 def terminated(env: str) -> str:
