@@ -49,7 +49,7 @@ else
   "$python" -m venv .venv || fail "$python cannot make .venv: on Debian and Ubuntu, apt-get install python$(version "$python")-venv"
 fi
 echo "installing the tested versions of constraints.txt into .venv (one to five minutes at first, mostly torch)"
-timed .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+timed .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,wandb]'
 
 has_gl() { .venv/bin/python -c 'from envs import choose_gl_backend; choose_gl_backend()' 2>/dev/null; }
 if ! has_gl && command -v apt-get >/dev/null; then

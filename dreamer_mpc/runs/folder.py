@@ -20,7 +20,7 @@ from dreamer_mpc.util.versions import source_commit
 PROGRAM = "dreamer-mpc"
 WRITTEN = (
     "config.yaml", "metrics.jsonl", "versions.json", "checkpoints", "replay", "replay.bin", "videos", "eval",
-    "compare", "profile", "diagnosis", "tensorboard", "wandb",
+    "compare", "profile", "diagnosis", "tensorboard", "wandb", "wandb-id.txt",
 )  # fmt: skip
 PACKAGES = (
     "torch", "numpy", "dm_control", "mujoco", "gymnasium", "einops", "omegaconf", "tyro",
@@ -112,6 +112,11 @@ class RunFolder:
     @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
+
+    @property
+    def wandb_id(self) -> Path:
+        """The id of the run in wandb, with which a resumed run goes on."""
+        return self.path / "wandb-id.txt"
 
     def is_run(self) -> bool:
         """Whether this program wrote the folder, according to its versions.json."""

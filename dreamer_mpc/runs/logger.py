@@ -5,6 +5,7 @@ import importlib
 import json
 import math
 import os
+import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -234,22 +235,29 @@ class _TensorBoard:
 
 
 class _Wandb:
-    """Offline unless WANDB_MODE says otherwise, so that wandb never asks for a login."""
+    """Offline unless WANDB_MODE says otherwise, so that wandb never asks for a login.
+
+    A resumed run goes on with its wandb run, whose id is kept in the folder. Env steps are the x axis by name, not
+    wandb's own step, which may not go back to the checkpoint from which the run goes on.
+    """
 
     def __init__(self, folder):
         import wandb
 
         self._run = wandb.init(
             project="dreamer-mpc",
+            id=_wandb_id(folder),
+            resume="allow",
             name=folder.path.resolve().name,
             dir=str(folder.path),
             mode=os.environ.get("WANDB_MODE") or "offline",
             config=_config(folder),
             settings=wandb.Settings(console="off"),  # its capture of stdout breaks the progress bar
         )
+        self._run.define_metric("*", step_metric="env_steps")
 
     def write(self, env_steps, values):
-        self._run.log(values, step=env_steps)
+        self._run.log(values)
 
     def show(self, env_steps, path):
         import wandb
@@ -258,10 +266,19 @@ class _Wandb:
         self._run.log({SHOWN[path.suffix]: media, "env_steps": env_steps})
 
     def truncate(self, env_steps):
-        pass  # a resumed run is a new wandb run; the first one stays as it was
+        pass  # wandb keeps what it got; what the run makes again stands beside it, at the same env steps
 
     def close(self):
         self._run.finish()
+
+
+def _wandb_id(folder):
+    """The id of the run in wandb: that of its folder, made at its start."""
+    known = folder.wandb_id.read_text(encoding="utf-8").strip() if folder.wandb_id.exists() else ""
+    if not known:
+        known = secrets.token_hex(8)
+        write_text(folder.wandb_id, f"{known}\n")
+    return known
 
 
 PACKAGES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}

@@ -1,11 +1,12 @@
 """Messages of a training run to its user."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
 from dreamer_mpc.config import Config
+from dreamer_mpc.data.collect import Counters
 from dreamer_mpc.planners import Planner, SampledPolicy
 from dreamer_mpc.report.progress import SEEDING, mean_and_spread, plural
 from dreamer_mpc.report.rows import Row
@@ -77,6 +78,27 @@ def peak_memory(device: torch.device) -> Iterator[str]:
     """Peak memory use of a GPU."""
     if device.type == "cuda":
         yield f"peak GPU memory {torch.cuda.max_memory_allocated(device) / GIB:.2f} GiB"
+
+
+class Throughput:
+    """Env steps and updates a second of training, between records; evaluations do not count."""
+
+    def __init__(self, counters: Counters, clock: Callable[[], float] = time.monotonic):
+        self._clock = clock
+        self.restart(counters)
+
+    def restart(self, counters: Counters) -> None:
+        """Count from here on."""
+        self._since, self._env_steps, self._updates = self._clock(), counters.env_steps, counters.updates
+
+    def read(self, counters: Counters) -> dict[str, float]:
+        """The rates since the last call, for metrics.jsonl; nothing where no time has passed."""
+        seconds = self._clock() - self._since
+        env_steps, updates = counters.env_steps - self._env_steps, counters.updates - self._updates
+        self.restart(counters)
+        if seconds <= 0:
+            return {}
+        return {"train/env_steps_per_s": env_steps / seconds, "train/updates_per_s": updates / seconds}
 
 
 class SetUpTime:
