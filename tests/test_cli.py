@@ -319,7 +319,7 @@ def parts(folder):
 def table_rows(output):
     """The planners in the final table of a run."""
     after = output.split("───")[-1].splitlines()[1:]
-    return [line.split()[0] for line in after if "±" in line]
+    return [line.split()[0] for line in after if re.search(r" of \d+ *$", line)]
 
 
 def test_cem_trains_planet(planet):

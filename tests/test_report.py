@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 import run
+from dreamer_mpc.report.rows import Row, to_comparison
 from dreamer_mpc.report.styles import STYLES
 from dreamer_mpc.report.video import write_mp4
-from tests.test_plot import RESULTS, make_run
+from dreamer_mpc.util.files import to_csv
+from tests.test_plot import make_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LOOK = """<script>
@@ -37,13 +39,32 @@ addEventListener('load', () => {
 </script>"""
 
 
+def row(planner, value, difference=None, p=None, ms=10.0):
+    """A row of 64 episodes, whose intervals are 2 wide on either side."""
+    of_it = (None,) * 4 if difference is None else (difference, difference - 2, difference + 2, p)
+    values = (planner, 64, 1, value, value - 2, value + 2, 5.0, 0, value, *of_it, p, ms, 1000 / ms, 75, 16)
+    about = {"device": "NVIDIA H200", "torch": "2.11.0", "date": "2026-11-28"}
+    return dict(zip(Row.__annotations__, values, strict=False)) | about
+
+
+SWEPT = "dream-mpc-default open_loop=0 caution=0"
+ROWS = [
+    row("policy", 139.0), row("dream-mpc-default", 163.4, 24.4, 0.01), row("dream-mpc-paper", 159.8, 20.8, 0.01, 10.5),
+    row("mppi", 124.6, -14.4, 0.01), row(SWEPT, 139.5, 0.5, 0.7),
+]  # fmt: skip
+MADE_WITH = {
+    "env": "hopper-hop", "seed": 40000, "render_quality": "full", "checkpoints": {"a b": "6d8172708"},
+    "planners": {"dream-mpc-default": {"horizon": 10, "reuse": 0}, "dream-mpc-paper": {"horizon": 15, "reuse": 0}},
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A comparison with a video, and two runs that differ, one of them with a name that is HTML."""
     folder = tmp_path_factory.mktemp("results")
     (folder / "compare").mkdir()
-    for name in ("compare.csv", "compare.json"):
-        (folder / "compare" / name).write_bytes((RESULTS / "planning/hopper-hop" / name).read_bytes())
+    (folder / "compare/compare.csv").write_text(to_csv(map(to_comparison, ROWS)))
+    (folder / "compare/compare.json").write_text(json.dumps(MADE_WITH))
     write_mp4(folder / "compare/dream-mpc-default.mp4", np.zeros((50, 64, 96, 3), np.uint8), 25)
     cv2.imwrite(str(folder / "compare/dream-mpc-default-decision.png"), np.full((90, 160, 3), (0, 200, 0), np.uint8))
     first = make_run(folder / "runs/<b>one", [100.0, 200.0])
@@ -66,15 +87,15 @@ def words(page):
 
 def test_the_page_says_what_was_gained_and_how_it_was_measured(page):
     text = words(page)
-    assert "+24.4 dream-mpc-default over the policy in hopper-hop [+22.4, +26.3], 64 episodes, decided" in text
+    assert "+24.4 dream-mpc-default over the policy in hopper-hop [+22.4, +26.4], 64 episodes, decided" in text
     assert "200 return in cheetah-run after 50,000 env steps: Dream-MPC, seed 0, mean ± standard deviation 2" in text
-    assert "dream-mpc-paper 160 [158, 161] +20.8 [+18.6, +23.0] * 10.5" in text, "the table with paired differences"
+    assert "dream-mpc-paper 160 [158, 162] +20.8 [+18.8, +22.8] * 10.5" in text, "the table with paired differences"
     for setting in ("planner dream-mpc policy", "horizon 10 15"):
         assert setting in text, "those that differ"
-    assert "replay.capacity" not in text, "those that are the same"
+    assert "replay.capacity" not in text and "reuse" not in text, "those that are the same"
     assert "Commit abc123" in text and "torch 2.13.0" in text and "run.py --env 'a b'" in text
-    assert "python run.py compare --checkpoint pretrained/hopper-hop/checkpoint-00500000.safetensors --planners" in text
-    assert "--sweep dream-mpc-default.open_loop=0:iterations=3:caution=0 --episodes 64 --seed 40000" in text
+    assert "python run.py compare --checkpoint 'a b' --planners policy,dream-mpc-default,dream-mpc-paper,mppi" in text
+    assert "--sweep dream-mpc-default.open_loop=0:caution=0 --episodes 64 --seed 40000" in text
     for part in ("Comparisons", "Learning curves", "Videos and decisions", "Settings that differ"):
         assert part in text
 

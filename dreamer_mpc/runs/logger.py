@@ -146,6 +146,7 @@ def check_backend(backend: str) -> None:
     """UserError if the package of a backend cannot be imported; for the start, before a run folder is made."""
     if backend not in PACKAGES:
         return
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # wandb reads it when it is imported
     try:
         importlib.import_module(PACKAGES[backend])
     except ImportError as error:
