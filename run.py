@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""dreamer-mpc from a clone: python run.py [train|eval|compare|analyze|sweep|plot|doctor] [options]; or train."""
+"""dreamer-mpc from a clone: python run.py [COMMAND] [options]; python run.py --help lists the commands."""
 
 import sys
 

@@ -10,6 +10,7 @@ USAGE = """usage: {0} [train] --env cheetah-run --planner dream-mpc    train an 
        {0} analyze --checkpoint RUN --what true-gain           what a planner's gradient is worth
        {0} sweep --envs cheetah-run,walker-run --seeds 0,1     many runs at once, each in its own process
        {0} plot runs/sweep --runs runs/sweep                   draw learning curves beside the paper's
+       {0} report RUN [RUN ...]                                one HTML page of them, to send
        {0} export --checkpoint RUN --format onnx               the policy for other programs
        {0} envs                                                the environments that there are
        {0} doctor                                              can this machine run it?
@@ -37,6 +38,7 @@ COMMANDS = {
     "analyze": "dreamer_mpc.analysis.command:main",
     "sweep": "dreamer_mpc.sweeps.command:main",
     "plot": "dreamer_mpc.report.plot:main",
+    "report": "dreamer_mpc.report.report:main",
     "export": "dreamer_mpc.library.export:main",
     "envs": "dreamer_mpc.report.environments:main",
     "doctor": "dreamer_mpc.report.doctor:main",

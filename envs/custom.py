@@ -20,6 +20,7 @@ from dreamer_mpc.envs.gymnasium_ids import make_gymnasium_env
 from dreamer_mpc.envs.names import is_gymnasium_id
 from dreamer_mpc.envs.snapshot import Restorable, is_restorable, not_restorable
 from dreamer_mpc.envs.surroundings import Surroundings, seed_generators
+from dreamer_mpc.envs.view import declared_names, declared_speed
 
 LARGEST_BOUND = 1e9  # larger bounds, such as those of np.finfo, count as no bounds
 LARGEST_REWARD = 1e30  # replay keeps float32
@@ -96,6 +97,8 @@ class CustomEnv(gymnasium.Wrapper, Restorable):
         self._surroundings = surroundings
         self.metadata = {"render_fps": 30, **env.metadata, "render_modes": ["rgb_array"]}
         self._name = name
+        self.steps_per_s = declared_speed(env, action_repeat)
+        self.action_names = declared_names(env.unwrapped)
         self._action_repeat = action_repeat
         self._image_size = image_size
         self._max_env_steps = max_env_steps

@@ -72,7 +72,7 @@ class DMCEnv(gymnasium.Env, Restorable):
     is the previous one, because MuJoCo jumps to its default pose. The arguments are those of `make_env`.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 50}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
     render_mode = "rgb_array"
 
     def __init__(
@@ -105,6 +105,8 @@ class DMCEnv(gymnasium.Env, Restorable):
         self._low, self._high = self._action_bounds()
         self.observation_space = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, self._low.shape, np.float32)
+        self.steps_per_s = 1 / (action_repeat * self._env.control_timestep())
+        self.metadata = DMCEnv.metadata | {"render_fps": self.steps_per_s}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         """Start a new episode; a seed determines it and the following ones; without, the random stream continues."""
@@ -175,6 +177,12 @@ class DMCEnv(gymnasium.Env, Restorable):
     def render(self) -> np.ndarray:
         """The current frame for a video, uint8 [480, 640, 3]."""
         return self._render(*VIDEO_SIZE)
+
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        """Names of the actuators; empty where the model gives none."""
+        model = self._env.physics.model
+        return tuple(model.id2name(i, "actuator") for i in range(model.nu))
 
     def close(self) -> None:
         """Free the physics and its OpenGL context."""

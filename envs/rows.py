@@ -11,11 +11,16 @@ from gymnasium.vector.utils import batch_space
 from dreamer_mpc.envs.errors import EnvError
 from dreamer_mpc.envs.snapshot import is_restorable
 from dreamer_mpc.envs.surroundings import Surroundings
+from dreamer_mpc.envs.view import UNKNOWN, Facts, facts_of, view_of
+
+# Beside reset and step: those of `Restorable`, and those of a viewer.
+CALLS = ("restorable", "get_state", "set_state", "go_to", "try_plans", "view", "facts")
 
 
 def call(env: gymnasium.Env, method: str, args: tuple[Any, ...]) -> Any:
-    """The answer of one environment to a call of `Restorable`."""
-    return is_restorable(env) if method == "restorable" else getattr(env, method)(*args)
+    """The answer of one environment to one of `CALLS`."""
+    asked = {"restorable": is_restorable, "view": view_of, "facts": facts_of}.get(method)
+    return asked(env) if asked else getattr(env, method)(*args)
 
 
 class RowVectorEnv(VectorEnv):
@@ -94,8 +99,20 @@ class RowVectorEnv(VectorEnv):
         """Rewards [B, P, H] of the plans [B, P, H, A] of each row, from its state; see `Restorable.try_plans`."""
         return np.stack(self._call(np.arange(self.num_envs), "try_plans", list(zip(states, plans, strict=True))))
 
+    def view(self, row: int) -> np.ndarray | None:
+        """The present frame of a row for a video, uint8 [height, width, 3]; None where it has none."""
+        return self._ask(row, "view")
+
+    def facts(self) -> Facts:
+        """Speed and names of actions, for a viewer."""
+        return self._ask(0, "facts") or UNKNOWN
+
+    def _ask(self, row: int, method: str) -> Any:
+        """The answer of a row to a call without consequences; None where its process is dead, which a step reports."""
+        return self._call(np.array([row]), method, [()])[0]
+
     def _call(self, rows: np.ndarray, method: str, args: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """The answers of `rows` to a call of `Restorable`, each with its own arguments."""
+        """The answers of `rows` to one of `CALLS`, each with its own arguments."""
         raise NotImplementedError
 
     def _begin_reset(self, rows: np.ndarray, seeds: Sequence[int | None]) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from dreamer_mpc.envs.errors import EnvError
 from dreamer_mpc.envs.output import lasting_output
-from dreamer_mpc.envs.rows import RowVectorEnv, call, check_equal_spaces
+from dreamer_mpc.envs.rows import CALLS, RowVectorEnv, call, check_equal_spaces
 from dreamer_mpc.envs.surroundings import seed_generators
 
 MAX_DEATHS = 5  # of one row's workers, within a minute or without a step in between
@@ -26,7 +26,6 @@ MINUTE = 60.0
 POLL_SECONDS = 1.0
 SILENT_SECONDS = 300.0  # timeout of one answer, after which a worker counts as hanging and dead
 CLOSE_SECONDS = 5.0
-RESTORABLE = ("restorable", "get_state", "set_state", "go_to", "try_plans")  # calls beside reset and step
 # Left to the parent, which ends its workers; the end of a terminal or of a cluster's job reaches all their processes.
 STOPS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
 SPAWN = multiprocessing.get_context("spawn")  # a process that uses CUDA or OpenGL cannot be forked
@@ -222,6 +221,16 @@ class WorkerVectorEnv(RowVectorEnv):
         self._ended()
         return answers
 
+    def _ask(self, row: int, method: str) -> Any:
+        self._begin(method)
+        self._workers[row].send(method)
+        try:
+            answer = self._workers[row].receive()
+        except WorkerDied:
+            answer = None
+        self._ended()
+        return answer
+
     def _replace(self, row: int) -> str:
         """Start another process for `row` without waiting for it; returns how the last one ended."""
         how, now = self._workers[row].bury(), time.monotonic()
@@ -270,7 +279,7 @@ def _serve(factory: Callable[[], gymnasium.Env], pipe: Connection, row: int) -> 
                 pipe.send(("ok", env.reset(seed=args[0])))
             elif method == "step":
                 pipe.send(("ok", env.step(args[0])))
-            elif method in RESTORABLE:
+            elif method in CALLS:
                 pipe.send(("ok", call(env, method, args)))
             else:
                 break

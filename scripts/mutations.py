@@ -823,6 +823,28 @@ MUTATIONS = [
         "found = launcher.find(runs)", "found = {}",
         ("tests/test_launchers.py::test_a_second_command_finds_the_jobs_and_a_killed_one_s_by_their_name",),
     ),
+    loop("text on a report's page is not escaped", "report/html", "def heading(text: str, color",
+         "escape = str\n\n\ndef heading(text: str, color",
+         "tests/test_report.py::test_the_page_is_one_file_that_asks_nobody_for_anything"),
+    loop("videos are in a report's page whatever their size", "report/html", "if (size + 2) // 3 * 4 > self._left:",
+         "if False:", "tests/test_report.py::test_what_does_not_fit_is_named"),
+    loop("a resumed run begins another one in wandb", "runs/logger", "    if not known:\n        known =",
+         "    if True:\n        known =", "tests/test_logger.py::test_wandb_is_offline_unless_told_otherwise"),
+    loop("throughput counts evaluations", "training/reporting", "self._since, self._env_steps,",
+         "self._since, self._env_steps, self._updates = getattr(self, '_since', self._clock()), 0, 0\n        _, "
+         "self._env_steps,",
+         "tests/test_train.py::test_throughput_is_that_of_training_since_the_last_record"),
+    loop("a video's frame is the one after the step", "evaluation/episodes",
+         "envs.view(0) if recorded else None\n        image, reward, terminated, truncated, info = envs.step(executed)",
+         "None\n        image, reward, terminated, truncated, info = envs.step(executed)\n        view = envs.view(0)",
+         "tests/test_view.py::test_each_frame_at_full_size_is_the_one_that_the_agent_decided_on"),
+    loop("any change of a decision's frames counts as visible", "report/video", "if change.max() < VISIBLE:",
+         "if change.max() < 1:", "tests/test_video.py::test_the_decision_picture_shows_the_change_that_was_made_and_"
+         "says_where_there_is_none"),
+    loop("every difference is drawn as decided", "report/comparison", "not is_policy and not decided(row)",
+         "not is_policy and False", "tests/test_video.py::test_a_decided_difference_is_a_full_point"),
+    loop("methods of unknown names share a style", "report/styles", "        free.remove(chosen[method])\n", "",
+         "tests/test_styles.py::test_a_name_s_style_depends_on_it_alone_until_two_would_be_equal"),
 ]  # fmt: skip
 
 

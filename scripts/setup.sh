@@ -5,6 +5,25 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+began=$SECONDS
+# Says every half minute that a long step still runs, and at its end how long it took.
+timed() {
+  local start=$SECONDS status=0 next=30
+  "$@" &
+  local job=$!
+  trap 'kill $job 2>/dev/null' INT TERM
+  while kill -0 $job 2>/dev/null; do
+    sleep 1
+    if [ $((SECONDS - start)) -ge $next ]; then
+      echo "  still at it, $next s"
+      next=$((next + 30))
+    fi
+  done
+  wait $job || status=$?
+  trap - INT TERM
+  [ $status != 0 ] || echo "  done in $((SECONDS - start)) s"
+  return $status
+}
 fail() { echo "error: $*" >&2; exit 2; }
 version() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
 fits() { case $(version "$1") in 3.11 | 3.12) true ;; *) false ;; esac; }
@@ -36,20 +55,20 @@ case ${TORCH:-} in
   "") ;;
   *) fail "TORCH=$TORCH: cpu is the only choice; leave it out for the build that pip chooses" ;;
 esac
-echo "installing the tested versions of constraints.txt into .venv (minutes at first, mostly torch)"
-.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "${index[@]}" -e '.[test]'
+echo "installing the tested versions of constraints.txt into .venv (one to five minutes at first, mostly torch)"
+timed .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "${index[@]}" -e '.[test,wandb]'
 
 has_gl() { .venv/bin/python -c 'from dreamer_mpc.envs import choose_gl_backend; choose_gl_backend()' 2>/dev/null; }
 if ! has_gl && command -v apt-get >/dev/null; then
   sudo=; [ "$(id -u)" = 0 ] || sudo=$(command -v sudo || true)
   if [ "$(id -u)" = 0 ] || [ -n "$sudo" ]; then
     echo "no OpenGL found: installing libegl1 and libgl1"
-    $sudo apt-get update -qq && $sudo apt-get install -y -qq libegl1 libgl1 >/dev/null ||
+    { $sudo apt-get update -qq && $sudo apt-get install -y -qq libegl1 libgl1 >/dev/null; } ||
       echo "warning: apt-get could not install them" >&2
   fi
 fi
 if has_gl; then
-  echo "ready: .venv/bin/python run.py doctor says what this machine has"
+  echo "ready after $((SECONDS - began)) s: .venv/bin/python run.py doctor says what this machine has"
 else
   echo "warning: no OpenGL yet; .venv/bin/python run.py doctor says what to install" >&2
 fi

@@ -40,7 +40,7 @@ SETTINGS = [
 ]  # fmt: skip
 MOMENTS = ("any moment", "in training")
 PLACES = ("before fsync", "before rename", "after rename")
-TIMES = ("time_s", "eval/ms_per_action")
+TIMES = ("time_s", "eval/ms_per_action", "train/env_steps_per_s", "train/updates_per_s")
 POSITION = struct.Struct("qq")  # env steps, updates
 
 

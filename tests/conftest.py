@@ -30,6 +30,11 @@ install_import_hook([*MODULES, "dreamer_mpc.agents.behavior", "dreamer_mpc.plann
 torch.set_num_threads(1)  # also for fixtures of whole files: reproducible sums, and small networks are faster
 
 
+def pytest_report_header(config):
+    """How long it takes, before the first dot."""
+    return "the whole suite: about a quarter of an hour on two cores; [ n %] is how far it is. One file: -n 0 FILE"
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """Restore one thread after a test that uses more, and check signatures again."""

@@ -233,7 +233,7 @@ TRAIN_ERRORS = {
     "custom env that is not there": (["--env", "nowhere:make"], "cannot import nowhere"),
     "unknown command": (
         ["trian"],
-        "unknown command 'trian': known are train, eval, compare, analyze, sweep, plot, export, envs, doctor",
+        "unknown command 'trian': known are train, eval, compare, analyze, sweep, plot, report, export, envs, doctor",
     ),
 }
 
@@ -320,7 +320,7 @@ def parts(folder):
 def table_rows(output):
     """The planners in the final table of a run."""
     after = output.split("───")[-1].splitlines()[1:]
-    return [line.split()[0] for line in after if "±" in line]
+    return [line.split()[0] for line in after if re.search(r" of \d+ *$", line)]
 
 
 def test_cem_trains_planet(planet):

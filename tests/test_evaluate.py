@@ -215,28 +215,32 @@ def test_a_dream_is_the_prior_s_mean_and_restarts_from_what_is_seen(monkeypatch,
 def test_an_episode_video_shows_real_frame_reconstruction_and_dream(recorded, tmp_path, monkeypatch):
     agent, recording = recorded
     shown = {}
-    monkeypatch.setattr(
-        visualize, "side_by_side", lambda columns, footer: shown.update(columns, footer=footer)
-    )
-    monkeypatch.setattr(visualize, "write_mp4", lambda *_: None)
+
+    def frame(page, view, panels, facts):
+        for name, shot in zip(("view", "real", "reconstruction", "imagination", "facts"), (view, *panels, facts)):
+            shown.setdefault(name, []).append(shot)
+
+    monkeypatch.setattr(visualize.Page, "frame", frame)
+    monkeypatch.setattr(visualize, "write_mp4", lambda path, frames, fps: shown.update(frames=list(frames), fps=fps))
     monkeypatch.setattr(visualize, "DREAM_STEPS", 6)
-    episode_video(tmp_path / "episode.mp4", agent, recording)
-    assert (shown["real"] == np.stack(recording.image)).all()
+    episode_video(tmp_path / "episode.mp4", agent, recording, "counting", "#0072B2")
+    assert shown["fps"] == visualize.UNKNOWN_SPEED, "this environment does not say how fast it is"
+    assert (np.stack(shown["real"]) == np.stack(recording.image)).all()
+    assert (abs(np.stack(shown["view"]).astype(int) - np.stack(recording.image)).max((1, 2, 3)) < 30).any(), "as JPEG"
     state = torch.stack(recording.state)
     dreamt = imagine_open_loop(agent.model, state, torch.stack(recording.action))
     decode_all = agent.model.world_model.decode
-    assert (shown["reconstruction"] == decode_all(state).numpy()).all()
-    assert (shown["imagination"] == decode_all(dreamt).numpy()).all()
+    assert (np.stack(shown["reconstruction"]) == decode_all(state).numpy()).all()
+    assert (np.stack(shown["imagination"]) == decode_all(dreamt).numpy()).all()
     expected = agent.model.reward(dreamt)
-    assert len(shown["footer"]) == 10
-    for t, line in enumerate(shown["footer"]):
+    assert len(shown["facts"]) == 10
+    for t, facts in enumerate(shown["facts"]):
         paid = 0.0 if t == 0 else recording.reward[t - 1]
-        assert line.split("reward")[1].split()[0] == f"{paid:.2f}"
-        assert line.split("dreamed")[1].strip() == f"{expected[t]:.2f}"
-        assert f"dreaming {t % 6:2d} steps ahead" in line
-        assert line.startswith(f"step {t:3d} ")
-        assert line.split(" J ")[1].split()[0] == f"{recording.value[t]:.1f}"
-        assert line.split("return so far")[1].split()[0] == f"{sum(recording.reward[:t]):.1f}"
+        assert facts == [
+            f"step {t}", f"return so far {sum(recording.reward[:t]):.1f}", f"reward {paid:.2f}",
+            f"imagined reward {expected[t]:.2f}", f"imagined {t % 6} steps ahead",
+            f"J of the plan {recording.value[t]:.1f}",
+        ]  # fmt: skip
 
 
 def test_pictures_leave_torch_s_generator_as_it_was(recorded, tmp_path, monkeypatch):
@@ -244,9 +248,9 @@ def test_pictures_leave_torch_s_generator_as_it_was(recorded, tmp_path, monkeypa
     monkeypatch.setattr(visualize, "write_mp4", lambda *_: None)
     monkeypatch.setattr(visualize, "decision_picture", lambda *_, **__: None)
     before = torch.get_rng_state()
-    episode_video(tmp_path / "episode.mp4", agent, recording)
+    episode_video(tmp_path / "episode.mp4", agent, recording, "counting", "#0072B2")
     assert torch.equal(torch.get_rng_state(), before)
-    decision(tmp_path / "decision.png", agent, DREAM, recording, 5, "counting")
+    decision(tmp_path / "decision.png", agent, DREAM, recording, 5, "counting", "#0072B2")
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -254,20 +258,33 @@ def test_pictures_leave_torch_s_generator_as_it_was(recorded, tmp_path, monkeypa
 def test_a_decision_shows_the_same_plan_before_and_after_the_ascent(recorded, tmp_path, monkeypatch, t):
     agent, recording = recorded
     drawn = []
-    monkeypatch.setattr(visualize, "decision_picture", lambda *args, **options: drawn.append((args, options)))
+    monkeypatch.setattr(visualize, "decision_picture", lambda path, decision, *_: drawn.append(decision))
     plain = {"line_search": (), "step_scale": "gradient"}
     planner = make_planner("dream-mpc", horizon=3, candidates=3, step_size=1e-3, latent_noise="mean", **plain)
-    assert decision(tmp_path / "decision.png", agent, planner, recording, t, "counting")
-    (_, before, after, j_before, j_after, actions_before, actions_after), options = drawn[0]
-    assert before.shape == after.shape == (3, 64, 64, 3)
-    assert j_after > j_before, "a small step along the gradient"
-    change = np.linalg.norm(actions_after - actions_before)
+    assert decision(tmp_path / "decision.png", agent, planner, recording, t, "counting", "#0072B2")
+    shown = drawn[0]
+    assert shown.before.shape == shown.after.shape == (3, 64, 64, 3)
+    assert shown.j_after > shown.j_before and shown.j_error < 1e-6, "a small step along the gradient, without noise"
+    change = np.linalg.norm(shown.actions_after - shown.actions_before)
     assert 0 < change <= 1e-3 * planner.grad_clip
-    assert (options["real"] == recording.image[t]).all()
+    assert (shown.real == recording.image[t]).all()
+    assert shown.names == ("action 0", "action 1")
+    assert shown.meaning.startswith("J: lambda-return of 3 imagined steps, lambda 0.9, discount 0.99, minus 1")
+
+
+def test_the_meaning_of_j_follows_the_planner_s_settings():
+    def words(**settings):
+        return visualize.meaning(make_planner("dream-mpc", **settings))
+
+    assert "lambda-return of 10 imagined steps, lambda 0.9, discount 0.5" in words(discount=0.5)
+    assert "minus 0.2 times the spread of the value heads" in words(uncertainty=0.2)
+    assert "minus" not in words(uncertainty=0) and "draws" in words()
+    assert "1 candidate, 3 iterations" in words(iterations=3)
+    assert "rewards of 4 imagined steps and the value of step 5" in words(objective="return", horizon=5)
 
 
 @pytest.mark.parametrize("planner", [POLICY, make_planner("dream-mpc", horizon=3, iterations=0)])
 def test_a_planner_that_does_not_ascend_draws_nothing(recorded, tmp_path, planner):
     agent, recording = recorded
-    assert not decision(tmp_path / "decision.png", agent, planner, recording, 0, "counting")
+    assert not decision(tmp_path / "decision.png", agent, planner, recording, 0, "counting", "#0072B2")
     assert list(tmp_path.iterdir()) == []

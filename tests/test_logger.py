@@ -1,11 +1,14 @@
 import json
 import math
+import os
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 
+from dreamer_mpc.report.video import write_mp4
 from dreamer_mpc.runs import logger as logger_module
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.runs.logger import Logger, read_metrics
@@ -149,8 +152,11 @@ class FakeWandb:
         self.arguments = arguments
         return self
 
-    def log(self, values, step):
-        self.logged.append((step, values["train/return"]))
+    def define_metric(self, name, step_metric):
+        self.axis = (name, step_metric)
+
+    def log(self, values):
+        self.logged.append((values["env_steps"], values["train/return"]))
 
     def finish(self):
         self.finished = True
@@ -169,7 +175,13 @@ def test_wandb_is_offline_unless_told_otherwise(folder, monkeypatch, said, mode)
     assert fake.arguments["mode"] == mode
     assert fake.arguments["config"] == {"seed": 3}
     assert fake.logged == [(2000, 1.0)]
+    assert fake.axis == ("*", "env_steps")
     assert fake.finished
+    begun = fake.arguments["id"]
+    with Logger(folder, "wandb"):
+        assert fake.arguments["id"] == begun and fake.arguments["resume"] == "allow", "a resumed run goes on with it"
+    with Logger(RunFolder(folder.path / "other"), "wandb"):
+        assert fake.arguments["id"] != begun
 
 
 def test_tensorboard_axes_are_env_steps_and_truncation_purges(folder):
@@ -183,3 +195,44 @@ def test_tensorboard_axes_are_env_steps_and_truncation_purges(folder):
         logger.write(counters(3000), {"train/return": 3.0})
     events = EventAccumulator(str(folder.tensorboard)).Reload()
     assert [(event.step, event.value) for event in events.Scalars("train/return")] == [(1000, 1.0), (3000, 3.0)]
+
+
+def test_tensorboard_gets_the_picture_and_the_video_of_an_evaluation(folder):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    picture, video = folder.path / "a-decision.png", folder.path / "a.mp4"
+    cv2.imwrite(str(picture), np.zeros((30, 40, 3), np.uint8))
+    write_mp4(video, np.zeros((10, 64, 96, 3), np.uint8), 5)
+    said = []
+    with Logger(folder, "tensorboard", said.append) as logger:
+        logger.show(1000, picture)
+        logger.show(1000, video)
+        logger.show(1000, folder.path / "missing.mp4")
+        logger.write(counters(2000), {"train/return": 1.0})
+    events = EventAccumulator(str(folder.tensorboard)).Reload()
+    (shown,) = events.Images("eval/decision")
+    assert (shown.step, shown.height, shown.width) == (1000, 30, 40)
+    assert events.Images("eval/video")[0].encoded_image_string.startswith(b"GIF89a")
+    assert events.Scalars("train/return")[0].value == 1.0, "a video that cannot be shown costs that video"
+    assert len(said) == 1 and "does not show missing.mp4" in said[0]
+
+
+def test_wandb_goes_on_with_the_same_run_offline(folder, monkeypatch):
+    """The real package: two starts of one folder write to one run, with pictures and the env steps as axis."""
+    pytest.importorskip("wandb")
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    picture = folder.path / "a-decision.png"
+    cv2.imwrite(str(picture), np.zeros((30, 40, 3), np.uint8))
+    said = []
+    for env_steps in (2000, 1000):  # the second goes back to an earlier checkpoint
+        with Logger(folder, "wandb", said.append) as logger:
+            logger.write(counters(env_steps), {"train/return": 1.0})
+            logger.show(env_steps, picture)
+    runs = [path.name for path in (folder.path / "wandb").glob("offline-run-*")]
+    begun = folder.wandb_id.read_text().strip()
+    assert len(runs) == 2 and all(begun in name for name in runs) and said == []
+    assert list((folder.path / "wandb").rglob("*.wandb")) and list((folder.path / "wandb").rglob("decision_*.png"))

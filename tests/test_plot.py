@@ -82,6 +82,19 @@ def test_labels_name_methods_and_later_evaluations_are_left_out(tmp_path):
     ]  # fmt: skip
 
 
+def test_what_is_there_is_drawn_and_what_is_left_out_is_named(tmp_path, capsys):
+    make_run(tmp_path / "runs/a", [100.0])
+    make_run(tmp_path / "runs/begun", [], seed=1)
+    assert run.main(["plot", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]) == 0
+    (tmp_path / "out/b").mkdir()
+    (tmp_path / "out/b/curves.csv").write_text("task\n")
+    assert f"left out: {tmp_path / 'runs/begun'} has no evaluation yet" in capsys.readouterr().err
+    assert run.main(["plot", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr()
+    assert f"wrote {tmp_path / 'out/curves.png'}" in printed.out
+    assert f"left out: {tmp_path / 'out/b/curves.csv'} is damaged" in printed.err
+
+
 def test_what_cannot_be_gathered_is_named(tmp_path):
     same = [make_run(tmp_path / name / "run", [1.0]) for name in "ab"]
     none = make_run(tmp_path / "none", [])
@@ -133,7 +146,7 @@ def drawn(folder, *curves):
 def test_each_task_has_a_panel(tmp_path, recwarn, tasks):
     names = ["acrobot-swingup", "cheetah-run", "hopper-hop", "walker-run", "tests.example_env:make"][:tasks]
     picture = drawn(tmp_path, *[curve(task, returns=(10.0, 20.0, 15.0)) for task in names])
-    columns, rows = {1: (1, 1), 2: (2, 1), 3: (3, 1), 4: (2, 2), 5: (3, 2)}[tasks]
+    columns, rows = {1: (1, 1), 2: (2, 1), 3: (2, 2), 4: (2, 2), 5: (2, 3)}[tasks]
     panels = [part for band in np.array_split(picture, rows) for part in np.array_split(band, columns, axis=1)]
     blue = [((panel[..., 0] > 150) & (panel[..., 2] < 60)).sum() for panel in panels]  # the colour of Dream-MPC
     assert all(count > 100 for count in blue[:tasks])

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from dreamer_mpc.report.progress import (
     LINE_EVERY_S,
-    ComparisonProgress,
+    EpisodesProgress,
     Progress,
     SweepProgress,
     comparison_table,
@@ -247,7 +247,7 @@ LABELS = ("policy", "dream-mpc", "policy-grad-mpc", "grad-mpc", "cem", "mppi")
 
 def test_without_a_terminal_a_comparison_prints_a_line_a_batch(clock):
     console = plain()
-    with ComparisonProgress(19, 12, console=console, clock=clock) as progress:
+    with EpisodesProgress(19, 12, console=console, clock=clock) as progress:
         for first, count in ((0, 3), (3, 1)):
             on_step = progress.start("cem", first, count)
             for step in range(1, 501):
@@ -256,7 +256,9 @@ def test_without_a_terminal_a_comparison_prints_a_line_a_batch(clock):
             progress.finish([10.0, 20.0, 33.0][:count], [500] * count)
         progress.line("wrote [somewhere]")
     steps = [line for line in lines(console) if "step" in line]
-    assert steps[:2] == ["cem, episode 1 to 3: step 30", "cem, episode 1 to 3: step 60"] and len(steps) == 2 * 16
+    words = "cem, episode 1 to 3: step {}, 12 of 19 episodes, ETA -"
+    assert steps[:2] == [words.format(30), words.format(60)] and len(steps) == 2 * 16
+    assert steps[-1] == "cem, episode 4: step 480, 15 of 19 episodes, ETA 0:25:19"
     assert [line for line in lines(console) if line not in steps] == [
         "12 of 19 episodes are there already",
         "cem, episode 1 to 3: mean return 21.0 in 0:08:20",
@@ -267,13 +269,13 @@ def test_without_a_terminal_a_comparison_prints_a_line_a_batch(clock):
 
 
 def test_a_comparison_s_bar_counts_whole_episodes_and_moves_in_between(clock):
-    progress = ComparisonProgress(20, 4, console=terminal(), clock=clock)
+    progress = EpisodesProgress(20, 4, console=terminal(), clock=clock)
     [task] = progress._bar.tasks
     on_step = progress.start("cem", 4, 2)
     clock.now = 10.0
     on_step(250)
     assert task.completed == 4, "how long an episode is is not known yet"
-    assert "cem, episode 5 to 6: step 250" in screen(progress)[0]
+    assert "cem, episode 5 to 6" in screen(progress)[0] and "ETA -" in screen(progress)[0]
     assert "4/20" in screen(progress)[0]
     progress.finish([1.0, 1.0], [500, 400], counted=False)
     assert task.completed == 4, "played again for a video"
@@ -288,16 +290,29 @@ def test_a_comparison_s_bar_counts_whole_episodes_and_moves_in_between(clock):
     assert "9/20" in screen(progress)[0]
     progress.finish([1.0] * 4, [900] * 4)
     assert task.completed == 10
-    progress = ComparisonProgress(600, 90, console=terminal(), clock=clock)
+    progress = EpisodesProgress(600, 90, console=terminal(), clock=clock)
     for label in (*LABELS, "dream-mpc step-size=0.01"):
         progress.start(label, 90, 10)(123)
         [shown] = screen(progress)
         assert len(shown) <= 80 and label in shown and "90/600" in shown and "0:00:" in shown and "…" not in shown
+        assert "ETA" in shown
+
+
+def test_the_time_left_of_episodes_is_said_as_soon_as_their_length_is_known(clock):
+    progress = EpisodesProgress(20, 10, steps=100, console=terminal(), clock=clock)
+    on_step = progress.start("cem", 10, 5, rows=2)  # three rounds
+    assert "ETA -" in screen(progress)[0]
+    clock.now = 30.0
+    on_step(150)  # a half of 5 episodes in 30 s, and 7.5 are left
+    assert "ETA 0:01:30" in screen(progress)[0]
+    clock.now = 60.0
+    progress.finish([1.0] * 5, [100] * 5)
+    assert "15/20" in screen(progress)[0] and "ETA 0:01:00" in screen(progress)[0]
 
 
 def test_on_a_terminal_a_comparison_s_lines_stay_and_the_cursor_comes_back(clock):
     console = terminal()
-    with pytest.raises(KeyError), ComparisonProgress(4, console=console, clock=clock) as progress:
+    with pytest.raises(KeyError), EpisodesProgress(4, console=console, clock=clock) as progress:
         progress.start("cem", 0, 1)(5)
         progress.finish([7.0], [10])
         raise KeyError

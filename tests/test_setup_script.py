@@ -1,6 +1,7 @@
 """scripts/setup.sh says what it does and what an unfit Python is; its interpreters are stand-ins here."""
 
 import os
+import re
 import shutil
 import subprocess
 
@@ -26,7 +27,7 @@ def set_up(folder, pythons, **variables):
     """Run the script in a clone at `folder` where only `pythons`, name -> version, are found."""
     (folder / "scripts").mkdir(exist_ok=True)
     shutil.copy(ROOT / "scripts" / "setup.sh", folder / "scripts")
-    for name in ("dirname", "id", "mkdir", "cp", "bash", "sh"):
+    for name in ("dirname", "id", "mkdir", "cp", "bash", "sh", "sleep"):
         (folder / "bin").mkdir(exist_ok=True)
         (folder / "bin" / name).unlink(missing_ok=True)
         (folder / "bin" / name).symlink_to(shutil.which(name))
@@ -41,10 +42,17 @@ def test_it_says_what_it_does_and_is_safe_to_run_again(tmp_path):
     first = set_up(tmp_path, {"python3": "3.13", "python3.12": "3.12"})
     assert first.returncode == 0 and first.stderr == ""
     assert first.stdout.startswith("making .venv with python3.12 (Python 3.12)\ninstalling ")
-    assert "ready: " in first.stdout
+    assert re.search(r"\n  done in \d+ s\n(.*\n)*ready after \d+ s: ", first.stdout), "it says how long that took"
     again = set_up(tmp_path, {})
     assert again.returncode == 0 and again.stdout.startswith("using .venv (Python 3.12)\n")
     assert "3.12 -m pip install" in (tmp_path / "notes").read_text()
+
+
+def test_an_installation_that_fails_is_no_success(tmp_path):
+    set_up(tmp_path, {"python3": "3.12"})
+    (tmp_path / ".venv/bin/python").write_text('#!/bin/sh\ncase "$*" in *pip*) exit 7 ;; *) echo 3.12 ;; esac\n')
+    done = set_up(tmp_path, {})
+    assert done.returncode == 7 and "done in" not in done.stdout and "ready" not in done.stdout
 
 
 @pytest.mark.parametrize(

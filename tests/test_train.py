@@ -13,12 +13,13 @@ from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.agents.protocol import Update
 from dreamer_mpc.config import Config, config_from_dict, load_presets, parse, planner_from, to_dict
 from dreamer_mpc.config.make import replay_capacity
+from dreamer_mpc.data.collect import Counters
 from dreamer_mpc.envs.rows import LocalVectorEnv
 from dreamer_mpc.evaluation.episodes import EpisodeRecording, Evaluation
 from dreamer_mpc.planners import Policy, SampledPolicy
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.runs.resume import open_run
-from dreamer_mpc.training.reporting import agent_name
+from dreamer_mpc.training.reporting import Throughput, agent_name
 from dreamer_mpc.training.state import MetricMeans
 from dreamer_mpc.training.trainer import Trainer
 from dreamer_mpc.util.errors import UserError
@@ -73,6 +74,21 @@ def test_one_environment_alternates_as_in_the_paper(tmp_path, monkeypatch):
     assert events == random * 10 + a_round * 2 + ["evaluate"] + a_round + ["evaluate"]
     rows = [(row["env_steps"], row["updates"]) for row in records(tmp_path) if "eval/return_mean" not in row]
     assert rows == [(10, 0), (30, 3), (50, 6), (70, 9)]
+    rounds = [row for row in records(tmp_path) if "train/updates_per_s" in row]
+    assert [row["updates"] for row in rounds] == [3, 6, 9] and all(row["train/env_steps_per_s"] > 0 for row in rounds)
+
+
+def test_throughput_is_that_of_training_since_the_last_record():
+    now = [0.0]
+    throughput = Throughput(Counters(env_steps=1000), clock=lambda: now[0])
+    assert throughput.read(Counters(env_steps=1000)) == {}
+    now[0] = 10.0
+    expected = {"train/env_steps_per_s": 50.0, "train/updates_per_s": 2.0}
+    assert throughput.read(Counters(env_steps=1500, updates=20)) == expected
+    now[0] = 500.0  # an evaluation
+    throughput.restart(Counters(env_steps=1500, updates=20))
+    now[0] = 520.0
+    assert throughput.read(Counters(env_steps=2500, updates=60)) == expected
 
 
 @pytest.mark.parametrize("num_envs, repeat", [(2, 1), (4, 1), (3, 2), (8, 3)])

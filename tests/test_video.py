@@ -5,9 +5,9 @@ import sys
 import numpy as np
 import pytest
 
-from dreamer_mpc.report import encode
-from dreamer_mpc.report.charts import comparison_picture
-from dreamer_mpc.report.video import decision_picture, side_by_side, write_mp4
+from dreamer_mpc.report.comparison import comparison_picture
+from dreamer_mpc.report.video import Decision, Page, decision_picture, write_mp4
+from dreamer_mpc.util import encode
 from tests.support.commands import ROOT
 
 
@@ -94,79 +94,107 @@ def test_a_backend_of_a_notebook_does_not_matter(tmp_path):
     settings = {"cwd": tmp_path, "env": os.environ | {"MPLBACKEND": "module://nowhere", "PYTHONPATH": str(ROOT)}}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, **settings)
     assert done.returncode == 0, done.stderr
-    assert read_png(tmp_path / "a.png").shape == (100, 200, 3)
+    assert read_png(tmp_path / "a.png").shape == (150, 300, 3)
 
 
-def find(video, patch):
-    """Whether `patch` [h, w, 3] is somewhere in the frame `video`, pixel by pixel."""
-    windows = np.lib.stride_tricks.sliding_window_view(video, patch.shape)[:, :, 0]
-    return bool((windows == patch).all((2, 3, 4)).any())
+def page(view=None, panels=("agent", "decoded", "imagined"), title="cheetah-run, dream-mpc"):
+    return Page(title, "#0072B2", panels, clip(1, 480, 640)[0] if view is None else view)
 
 
-def test_panels_hold_the_enlarged_frames_unsmoothed():
-    left, right = clip(3, 8, 8, seed=1), clip(3, 8, 8, seed=2)
-    video = side_by_side({"real": left, "imagined": right}, scale=2)
-    assert video.dtype == np.uint8
-    assert len(video) == 3
-    assert video.shape[1] % 2 == video.shape[2] % 2 == 0
-    for step in range(3):
-        assert find(video[step], left[step].repeat(2, 0).repeat(2, 1))
-        assert find(video[step], right[step].repeat(2, 0).repeat(2, 1))
-    video = side_by_side({"long": clip(4, 8, 8), "short": right}, scale=1)
-    assert find(video[3], right[2]), "a shorter clip holds its last frame"
+def find(frame, patch):
+    """Whether `patch` [h, w, 3] is somewhere in `frame`, pixel by pixel."""
+    h, w = patch.shape[:2]
+    starts = np.argwhere((frame[: len(frame) - h + 1, : frame.shape[1] - w + 1] == patch[0, 0]).all(2))
+    return any((frame[y : y + h, x : x + w] == patch).all() for y, x in starts)
 
 
-def test_titles_and_footers_are_drawn():
-    black = {"a": np.zeros((2, 64, 64, 3), np.uint8)}
-    plain, titled = side_by_side({"": black["a"]}), side_by_side({"real": black["a"]})
-    assert (plain != titled).any()
-    video = side_by_side(black, footer=["t = 0", "t = 1"])
-    assert video.shape[1] > titled.shape[1]
-    changed = np.flatnonzero((video[0] != video[1]).any((1, 2)))
-    assert changed.min() > 256, "the footer lies below the panel"
+def test_a_page_holds_the_view_at_full_size_and_the_panels_enlarged_unsmoothed():
+    view, panels = clip(1, 480, 640, seed=1)[0], clip(3, seed=2)
+    frame = page(view).frame(view, panels, ["one", "two"])
+    assert frame.dtype == np.uint8 and frame.shape[1] % 2 == 0
+    assert find(frame, view)
+    for panel in panels:
+        assert find(frame, panel.repeat(3, axis=0).repeat(3, axis=1))
 
 
-def test_a_long_title_stays_in_its_panel():
-    frames = np.zeros((1, 64, 64, 3), np.uint8)
-    short = side_by_side({"": frames, "b": frames})
-    long = side_by_side({"a title much too long for its panel, really": frames, "b": frames})
-    assert np.flatnonzero((short != long).any((0, 1, 3))).max() < 8 + 4 * 64 + 8
+@pytest.mark.parametrize("height, width", [(64, 64), (1080, 1920), (30, 7)])
+def test_a_view_of_any_size_has_the_height_of_the_page(height, width):
+    view = np.full((height, width, 3), 200, np.uint8)
+    frame = page(view).frame(view, clip(3), [])
+    assert frame.shape[0] == 522 and (frame[34:514, 8 : 8 + round(480 * width / height)] == 200).all()
+    other = np.full((height * 2, width, 3), 100, np.uint8)
+    assert page(view).frame(other, clip(3), []).shape == frame.shape, "one that changes its size is fitted in"
 
 
-def test_clips_and_plans_of_different_size_and_a_wrong_footer_are_refused():
-    with pytest.raises(ValueError, match="one size"):
-        side_by_side({"a": clip(2, 8, 8), "b": clip(2, 8, 9)})
-    with pytest.raises(ValueError, match="one size"):
-        side_by_side({})
-    with pytest.raises(ValueError, match="footer"):
-        side_by_side({"a": clip(2)}, footer=["one"])
-    actions = np.zeros((5, 2))
+def test_each_fact_has_its_line_and_is_not_cut():
+    panels, view = np.zeros((3, 64, 64, 3), np.uint8), np.zeros((480, 640, 3), np.uint8)
+    empty = page(view).frame(view, panels, [])
+    rows = []
+    for number in range(6):
+        facts = [""] * number + ["return so far 1234567.8 and much too long for its line"]
+        changed = (page(view).frame(view, panels, facts) != empty).any(2)
+        assert changed.any() and not changed[:, -8:].any() and not changed[:, : 640 + 200].any()
+        rows.append(set(np.flatnonzero(changed.any(1))))
+    assert not any(rows[i] & rows[j] for i in range(6) for j in range(i))
+
+
+def test_a_title_has_its_method_s_colour():
+    view = np.zeros((480, 640, 3), np.uint8)
+    frame = page(view).frame(view, np.zeros((3, 64, 64, 3), np.uint8), [])
+    assert (frame[:34] == (0x00, 0x72, 0xB2)).all(2).sum() >= 14 * 14
+    assert (frame[:34] > 200).all(2).any(), "the words"
+
+
+def decision(before, after, actions_before=None, actions_after=None, **more):
+    """A decision with two actions of no change."""
+    none = np.zeros((len(before), 2))
+    actions = (none if actions_before is None else actions_before, none if actions_after is None else actions_after)
+    about = {"j_before": 1.0, "j_after": 2.0, "j_error": 0.1, "names": ("hip", "knee") * 20, "meaning": "J: it is."}
+    return Decision(before[0], before, after, *actions, **about | more)
+
+
+def drawn(path, *args, **more):
+    decision_picture(path, decision(*args, **more), "one decision", "#0072B2")
+    return read_png(path).astype(int)
+
+
+def test_plans_of_different_size_are_refused(tmp_path):
     with pytest.raises(ValueError, match="same shape"):
-        decision_picture("a.png", clip(5), clip(4), 0, 0, actions, actions, clip(1)[0], "")
+        drawn(tmp_path / "a.png", clip(5), clip(4))
 
 
 @pytest.mark.parametrize("horizon, action_dim", [(15, 6), (1, 1), (12, 21)])
 def test_the_decision_picture_is_written_whatever_the_sizes(tmp_path, horizon, action_dim):
-    rng = np.random.default_rng(0)
-    actions = rng.uniform(-1, 1, (2, horizon, action_dim))
+    actions = np.random.default_rng(0).uniform(-1, 1, (2, horizon, action_dim))
     path = tmp_path / "a.png"
-    decision_picture(path, clip(horizon), clip(horizon, seed=1), 1.0, 2.0, *actions, clip(1)[0], "one decision")
-    assert read_png(path).shape == (900, 1600, 3)
+    assert drawn(path, clip(horizon), clip(horizon, seed=1), *actions).shape == (1140, 1650, 3)
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_decision_picture_shows_the_change_that_was_made(tmp_path):
-    before, actions = np.zeros((4, 64, 64, 3), np.uint8), np.zeros((4, 2))
-    after = before.copy()
-    after[:, 20:40, 20:40, 1] = 10
+def test_the_decision_picture_shows_the_change_that_was_made_and_says_where_there_is_none(tmp_path):
+    before = np.zeros((4, 64, 64, 3), np.uint8)
 
-    def brightest_green(frames):
-        decision_picture(tmp_path / "a.png", before, frames, 0, 0, actions, actions, before[0], "")
-        rows = read_png(tmp_path / "a.png")[420:560, 360:].astype(int)
-        return (rows[..., 1] - rows[..., 0]).max()
+    def change(level):
+        after = before.copy()
+        after[:, 20:40, 20:40, 1] = level
+        return drawn(tmp_path / "a.png", before, after)[500:662, 355:]
 
-    assert brightest_green(before) == 0
-    assert brightest_green(after) > 200, "a change of 10 grey levels is amplified until it can be seen"
+    seen = change(10)
+    assert (seen[..., 1] - seen[..., 0]).max() > 200, "a change of 10 grey levels is amplified until it can be seen"
+    for level in (0, 3):
+        unseen = change(level)
+        assert (unseen > 200).all(2).mean() > 0.8 and unseen.min() < 100, "words in place of black frames"
+
+
+def test_the_decision_picture_shows_changed_actions_j_and_names(tmp_path):
+    frames, actions = np.zeros((4, 64, 64, 3), np.uint8), np.zeros((4, 2))
+    plain = drawn(tmp_path / "a.png", frames, frames)
+    others = [
+        {"actions_after": actions + [[0, 0.01]]}, {"j_after": 3.0}, {"j_error": 0.2}, {"names": ("waist", "knee")},
+        {"meaning": "J: something else."},
+    ]  # fmt: skip
+    for more in others:
+        assert (drawn(tmp_path / "a.png", frames, frames, **more) != plain).any(), more
 
 
 def result(planner, value, evaluations, spread=10.0, difference=None):
@@ -175,7 +203,8 @@ def result(planner, value, evaluations, spread=10.0, difference=None):
     low, high = (None, None) if difference is None else (difference - spread, difference + spread)
     differences = {"difference_mean": difference, "difference_low": low, "difference_high": high}
     differences["difference_p_holm"] = None if difference is None else 0.2
-    return values | differences | {"model_evaluations": evaluations}
+    cost = {"model_evaluations": evaluations, "ms_per_action": 1 + evaluations / 100, "num_envs": 2, "device": "CPU"}
+    return values | differences | cost
 
 
 def without_intervals(*rows):
@@ -213,7 +242,7 @@ def test_the_comparison_is_drawn(tmp_path, name, recwarn):
     path = tmp_path / "compare.png"
     comparison_picture(path, RESULTS[name], "cheetah-run: 5 checkpoints, 10 episodes each")
     image = read_png(path)
-    assert image.shape[1] >= 1200 and 400 <= image.shape[0] <= 1500
+    assert image.shape[1] >= 1200 and 400 <= image.shape[0] <= 1800
     for half in np.array_split(image, 2, axis=1):
         assert (half < 200).any(2).mean() > 0.005, "each half shows something"
     assert list(tmp_path.iterdir()) == [path] and not [str(warning.message) for warning in recwarn]
@@ -235,9 +264,10 @@ def test_the_comparison_s_picture_follows_its_rows(tmp_path):
 
 
 def test_a_decided_difference_is_a_full_point(tmp_path):
-    def dark(p):
+    def coloured(p):
         rows = [result("policy", 10.0, 0), result("cem horizon=1", 15.0, 75, 1.0, difference=5.0)]
         comparison_picture(tmp_path / "compare.png", [rows[0], rows[1] | {"difference_p_holm": p}], "title")
-        return (read_png(tmp_path / "compare.png")[100:, 750:].min(axis=2) < 100).sum()
+        of_cem = (abs(read_png(tmp_path / "compare.png").astype(int) - (0xC0, 0x8F, 0xE8)) < 20).all(2)
+        return of_cem[:, :900].sum()
 
-    assert dark(0.05) > dark(0.06)
+    assert coloured(0.05) > coloured(0.06) + 40

@@ -16,7 +16,6 @@ from dreamer_mpc.evaluation.compare import Comparison
 from dreamer_mpc.evaluation.subject import Subject
 from dreamer_mpc.planners import Planner
 from dreamer_mpc.report.panels import Panel
-from dreamer_mpc.report.progress import ComparisonProgress
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.intervals import holm, p_value
 
@@ -77,7 +76,7 @@ class Ablate(Measure):
         again = self.compare.overwrite and first == 0
         compare = replace(self.compare, episodes=first + count, overwrite=again)
         comparison = Comparison.of_several(compare, [self.subject])
-        comparison.play(ComparisonProgress)
+        comparison.play()
         labels = dict(zip(comparison.planners, (POLICY, WHOLE, *TAKEN_AWAY), strict=True))
         return [
             {"episode": row["episode"] - first, "method": labels[row["planner"]], "planner": row["planner"],

@@ -98,7 +98,8 @@ class Analysis:
                     number += 1
                     words = ", ".join(filter(None, (name_of(name), part, _episodes(first, count))))
                     seconds = self._do(bench, name, part, first, count)
-                    print(f"{number} of {total}: {words}: {duration(seconds)}", flush=True)
+                    left = (time.monotonic() - started) * (total - number) / number
+                    print(f"{number} of {total}: {words}: {duration(seconds)}, ETA {duration(left)}", flush=True)
             finally:
                 if bench is not None:
                     bench.envs.close()

@@ -42,6 +42,7 @@ from dreamer_mpc.config.schema import (
     PlannerSettings,
     PlaySettings,
     PlotConfig,
+    ReportConfig,
     SweepConfig,
     TrainConfig,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "PlaySettings",
     "PlannerSettings",
     "PlotConfig",
+    "ReportConfig",
     "SweepConfig",
     "TrainConfig",
     "agent_of",

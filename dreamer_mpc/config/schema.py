@@ -63,8 +63,8 @@ class EvaluationConfig:
     """Seed of the first evaluation episode; the next ones count up."""
     video: bool = True
     """Write a video and the picture of one decision at each evaluation."""
-    video_steps: int = 250
-    """Longest video, agent steps."""
+    video_steps: int = 5000
+    """Longest video, agent steps; a shorter episode is shown whole."""
 
     def __post_init__(self):
         check_ranges(self, every=(1, None), episodes=(1, None), num_envs=(1, None), seed=(0, None))
@@ -377,3 +377,20 @@ class PlotConfig:
     def __post_init__(self):
         if self.until is not None:
             check_ranges(self, until=(1, None))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Write one HTML page of runs, comparisons and evaluations: to be sent, and opened without server or network."""
+
+    folders: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    """Run folders, folders of comparisons or evaluations, or folders that contain such."""
+    out: str | None = None
+    """The file; None is report.html in the first folder."""
+    title: str | None = None
+    """Title of the page; None names the environments."""
+    max_mb: float = 25.0
+    """Megabytes of pictures and videos inside the page; those that do not fit are named in it."""
+
+    def __post_init__(self):
+        check_ranges(self, max_mb=(0, None))

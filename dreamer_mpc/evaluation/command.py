@@ -11,8 +11,6 @@ from dreamer_mpc.evaluation.compare import Comparison
 from dreamer_mpc.evaluation.subject import Subject
 from dreamer_mpc.report.plot import COMPARE, draw_comparison
 from dreamer_mpc.report.progress import (
-    ComparisonProgress,
-    EvaluationProgress,
     comparison_table,
     print_table,
     results_table,
@@ -43,7 +41,7 @@ def _evaluate(config: settings.EvalConfig, subject: Subject) -> int:
     env, episodes, trained_on = comparison.trained.env, comparison.record, subject.trained.env
     if env != trained_on:
         print(f"playing {env} with an agent that was trained on {trained_on}: leave --env out to play that")
-    comparison.play(lambda *_: EvaluationProgress(env))
+    comparison.play()
     rows = comparison.rows()
     elsewhere = f", trained on {trained_on}" if env != trained_on else ""
     steps = subject.checkpoint.counters.env_steps
@@ -91,7 +89,7 @@ def _compare(config: settings.CompareConfig, subjects: list[Subject]) -> int:
     for note in comparison.record.notes:
         print(note)
     try:
-        comparison.play(ComparisonProgress)
+        comparison.play()
     except KeyboardInterrupt:
         how = "without --overwrite " if config.overwrite else ""
         print(f"\ninterrupted: the same command {how}goes on from here", file=sys.stderr)

@@ -1,7 +1,7 @@
 """Checkpoints of one task under many planners: playing the episodes, keeping them, and summarising them."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from dreamer_mpc.config import (
     Config,
     EpisodeSettings,
     EvalConfig,
+    EvaluationConfig,
     check_runs,
     missing_parts,
     planner_from,
@@ -23,13 +24,14 @@ from dreamer_mpc.config import (
     with_setting,
 )
 from dreamer_mpc.config.make import load_agent, make_envs, side_by_side_envs
+from dreamer_mpc.envs.dmc import ENDLESS_TASK_STEPS
 from dreamer_mpc.evaluation.episodes import Evaluation, evaluate
 from dreamer_mpc.evaluation.record import Episodes, Record
 from dreamer_mpc.evaluation.subject import Subject, same_task
 from dreamer_mpc.evaluation.summary import summarise_scores
 from dreamer_mpc.evaluation.visualize import write_visuals
 from dreamer_mpc.planners import Planner
-from dreamer_mpc.report.progress import ComparisonProgress, EvaluationProgress
+from dreamer_mpc.report.progress import EpisodesProgress
 from dreamer_mpc.report.rows import Row
 from dreamer_mpc.util.device import choose_device, device_name
 from dreamer_mpc.util.errors import UserError
@@ -37,8 +39,7 @@ from dreamer_mpc.util.files import user_path
 from dreamer_mpc.util.intervals import holm
 
 BASELINE = "policy"
-VIDEO_STEPS = 250
-Shown = EvaluationProgress | ComparisonProgress  # what the user sees while episodes are played
+VIDEO_STEPS = EvaluationConfig.video_steps
 
 
 def contestants(config: CompareConfig, subjects: list[Subject]) -> tuple[dict[str, Planner], list[str]]:
@@ -146,11 +147,8 @@ class Comparison:
         counts = (len(self.record.of(label, name)) for label in self.planners for name in self.subjects)
         return sum(min(count, self.config.episodes) for count in counts)
 
-    def play(self, show: Callable[[int, int], Shown]) -> None:
-        """Play the missing episodes and write the missing videos.
-
-        `show` builds the display for the user, from the number of all episodes and of those already played.
-        """
+    def play(self) -> None:
+        """Play the missing episodes and write the missing videos, and show how far that is."""
         config, record = self.config, self.record
         total = len(self.planners) * len(self.subjects) * config.episodes
         if self.played() == total and not any(map(self._video_steps, self.planners)):
@@ -158,7 +156,7 @@ class Comparison:
             return
         envs = make_envs(self.trained, side_by_side_envs(config.num_envs, config.episodes), self.device)
         try:
-            with show(total, self.played()) as progress:
+            with EpisodesProgress(total, self.played(), steps=_steps(self.trained)) as progress:
                 for number, (checkpoint, subject) in enumerate(self.subjects.items()):
                     settings = replace(subject.trained, env=self.trained.env, compile=config.compile)
                     agent = load_agent(subject.checkpoint, settings, envs.single_action_space.shape[0], self.device)
@@ -176,7 +174,7 @@ class Comparison:
         checkpoint: str,
         agent: Agent,
         envs: gymnasium.vector.VectorEnv,
-        progress: Shown,
+        progress: EpisodesProgress,
         video_steps: int,
     ) -> None:
         """Play one planner's missing episodes on one checkpoint; a missing video needs the first batch again."""
@@ -185,7 +183,7 @@ class Comparison:
             there = len(record.of(label, checkpoint))
             first = 0 if video_steps else there
             count = min(self.batch or envs.num_envs, config.episodes - first)
-            on_step = progress.start(label, first, count)
+            on_step = progress.start(label, first, count, envs.num_envs)
             result = evaluate(agent, planner, envs, count, config.seed + first, video_steps, on_step)
             if mishaps := result.mishaps():
                 progress.line(f"{label}: {mishaps}")
@@ -196,9 +194,9 @@ class Comparison:
                 self._write_visuals(label, agent, result, progress)
             video_steps = 0
 
-    def _write_visuals(self, label: str, agent: Agent, result: Evaluation, progress: Shown) -> None:
-        stem, planner, env = self.record.stem(label), self.planners[label], self.trained.env
-        for path in write_visuals(stem, agent, planner, result, env, f"of {label}", progress.line):
+    def _write_visuals(self, label: str, agent: Agent, result: Evaluation, progress: EpisodesProgress) -> None:
+        stem, title = self.record.stem(label), f"{self.trained.env}, {label}"
+        for path in write_visuals(stem, agent, self.planners[label], label, result, title, progress.line):
             progress.line(f"wrote {path}")
 
     def _video_steps(self, label: str) -> int:
@@ -208,6 +206,12 @@ class Comparison:
     def rows(self) -> list[Row]:
         """The summary of the episodes."""
         return summarise(self.record, self.planners, list(self.subjects), self.config.episodes)
+
+
+def _steps(trained: Config) -> int | None:
+    """Agent steps of an episode of dm_control, which is the time limit of most of its tasks; None of another."""
+    env_steps = trained.max_env_steps or (None if ":" in trained.env else ENDLESS_TASK_STEPS)
+    return env_steps and -(-env_steps // trained.action_repeat)
 
 
 def _check_all_run(planners: dict[str, Planner], subjects: list[Subject]) -> None:

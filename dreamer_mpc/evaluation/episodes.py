@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import gymnasium
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -17,6 +16,7 @@ from dreamer_mpc.planners import Planner
 from dreamer_mpc.report.progress import plural
 from dreamer_mpc.report.rows import Row
 from dreamer_mpc.util.device import preserved_rng
+from dreamer_mpc.util.encode import to_jpeg
 
 MOST_REPEATS = 3  # of one episode
 
@@ -31,10 +31,15 @@ class EpisodeRecording:
     reward: list[float] = field(default_factory=list)  # received for that action
     value: list[float] = field(default_factory=list)  # J of the plan made on seeing the image
     memory: list = field(default_factory=list)  # of the planner, one row, before it planned
+    view: list[bytes | None] = field(default_factory=list)  # the frame at full size, as JPEG; None: there was none
+    facts: Facts = UNKNOWN
 
-    def append(self, image: np.ndarray, before: Carry, act: Act, reward: float, is_first: bool) -> None:
-        """Row 0 of a step."""
+    def append(
+        self, image: np.ndarray, view: np.ndarray | None, before: Carry, act: Act, reward: float, is_first: bool
+    ) -> None:
+        """Row 0 of a step; `view` is the frame at full size of what `image` shows to the agent."""
         self.image.append(image)
+        self.view.append(None if view is None else to_jpeg(view))
         self.state.append(act.carry.state[0])
         self.action.append(act.action[0])
         self.reward.append(reward)
@@ -115,7 +120,7 @@ class Evaluation:
 def evaluate(
     agent: Agent,
     planner: Planner,
-    envs: gymnasium.vector.VectorEnv,
+    envs: RowVectorEnv,
     episodes: int,
     seed: int,
     recorded_steps: int = 0,
@@ -124,8 +129,9 @@ def evaluate(
     """Run `episodes` episodes, episode e from environment seed `seed + e`, in parallel over the rows of `envs`.
 
     An episode whose process is lost, or whose simulator fails, is played again from its seed (`Repeats`). The first
-    `recorded_steps` steps of episode 0 are kept. `on_step` is called after each step with the step count.
-    The state of torch's generator is restored at the end, so that an evaluation does not change the training around it.
+    `recorded_steps` steps of episode 0 are kept, with frames at full size, which change nothing that the agent sees.
+    `on_step` is called after each step with the step count. The state of torch's generator is restored at the end, so
+    that an evaluation does not change the training around it.
     """
     with preserved_rng(agent.device):
         torch.manual_seed(seed)
@@ -135,7 +141,7 @@ def evaluate(
 def _evaluate(
     agent: Agent,
     planner: Planner,
-    envs: gymnasium.vector.VectorEnv,
+    envs: RowVectorEnv,
     episodes: int,
     seed: int,
     recorded_steps: int,
@@ -145,7 +151,8 @@ def _evaluate(
     episode = np.arange(rows)  # the episode each row plays; those past the last are idle
     image, _ = envs.reset(seed=[seed + int(e) for e in episode])
     is_first = np.ones(rows, dtype=bool)
-    carry, recording, times = agent.initial(rows), EpisodeRecording(), []
+    facts = envs.facts() if recorded_steps else UNKNOWN
+    carry, recording, times = agent.initial(rows), EpisodeRecording(facts=facts), []
     returns, lengths = np.zeros(episodes), [0] * episodes
     repeats, next_episode = Repeats(), rows
     while (episode < episodes).any():
@@ -155,9 +162,11 @@ def _evaluate(
         executed = act.action.cpu().numpy()  # waits for the device
         times.append(time.perf_counter() - start)
         seen = image
+        recorded = episode[0] == 0 and len(recording.image) < recorded_steps
+        view = envs.view(0) if recorded else None
         image, reward, terminated, truncated, info = envs.step(executed)
-        if episode[0] == 0 and len(recording.image) < recorded_steps:
-            recording.append(seen[0], carry, act, float(reward[0]), bool(is_first[0]))
+        if recorded:
+            recording.append(seen[0], view, carry, act, float(reward[0]), bool(is_first[0]))
         carry = act.carry
         for i in np.flatnonzero(episode < episodes):
             returns[episode[i]] += reward[i]
@@ -168,7 +177,7 @@ def _evaluate(
             for i in map(int, np.flatnonzero(is_first)):
                 if episode[i] < episodes and repeats.needs(int(episode[i]), seed + int(episode[i]), info, i):
                     returns[episode[i]], lengths[episode[i]] = 0.0, 0
-                    recording = EpisodeRecording() if episode[i] == 0 else recording
+                    recording = EpisodeRecording(facts=facts) if episode[i] == 0 else recording
                 else:
                     episode[i], next_episode = next_episode, next_episode + 1
                 seeds[i] = seed + int(episode[i])

@@ -1,26 +1,27 @@
-"""Charts as PNG files: curves of methods on tasks, returns and cost of planners."""
+"""The figures of every picture, and learning curves as PNG files."""
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dreamer_mpc.report.progress import compared, decided
+from dreamer_mpc.report.styles import NAMES, STYLES, Style, styles
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import atomic_path
 
 if TYPE_CHECKING:
     from dreamer_mpc.report.curves import Curve, Published
-    from dreamer_mpc.report.rows import Row
 
-COLORS = {"dream-mpc": "C0", "dreamer": "C1", "planet": "C2", "sac-ae": "C7"}
-OTHER_COLORS = ("C3", "C4", "C5", "C6", "C8", "C9")
-NAMES = {"dream-mpc": "Dream-MPC", "dreamer": "Dreamer", "planet": "PlaNet", "sac-ae": "SAC+AE"}
+# A README shows pictures about 830 pixels wide: at this width letters of 9 points are 10 pixels high there.
+WIDTH = 9.6  # inches of a picture that is as wide as a page
+DPI = 150
+PALETTE = 256  # colours
 
 
-def new_figure(width, height, dpi=100):
+def new_figure(width, height, dpi=DPI):
     """A matplotlib figure, inches."""
     _import_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -44,6 +45,19 @@ def _import_matplotlib():
             os.environ["MPLBACKEND"] = backend
 
 
+def save(figure, path: str | Path, photos: bool = False) -> None:
+    """Write a figure as a PNG, atomically; one without `photos` has a palette, for a third of the bytes."""
+    with atomic_path(path) as temporary:
+        if photos:
+            figure.savefig(temporary)
+            return
+        from PIL import Image  # a part of matplotlib's installation
+
+        figure.canvas.draw()
+        picture = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])
+        picture.quantize(PALETTE, dither=Image.Dither.NONE).save(temporary, optimize=True)
+
+
 def curves_picture(path: str | Path, curves: "Sequence[Curve]", published: "Mapping[str, Published]") -> None:
     """Write a PNG with one panel for each task: ours solid, the paper's dashed, DreamerV3's published returns as stars.
 
@@ -53,52 +67,74 @@ def curves_picture(path: str | Path, curves: "Sequence[Curve]", published: "Mapp
     tasks = sorted({curve.task for curve in curves})
     if not tasks:
         raise ValueError("no curves to draw")
-    columns = {1: 1, 2: 2, 4: 2}.get(len(tasks), 3)
+    columns = 1 if len(tasks) == 1 else 2 if len(tasks) <= 8 else 3
     rows = -(-len(tasks) // columns)
-    figure = new_figure(1.5 + 6 * columns, 1.2 + 3.9 * rows, dpi=120)
+    figure = new_figure({1: 7.0, 2: WIDTH, 3: 1.4 * WIDTH}[columns], 1.4 + 3.1 * rows)
     until = max(curve.env_steps[-1] for curve in curves)
-    others = sorted({curve.method for curve in curves} - COLORS.keys())
-    colors = COLORS | {method: OTHER_COLORS[i % len(OTHER_COLORS)] for i, method in enumerate(others)}
+    names = {curve.method for curve in curves} | {name for task in tasks for name in published[task].paper}
+    order = [*(name for name in STYLES if name in names), *sorted(names - STYLES.keys())]
+    drawn = styles(order)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(tasks) :]:
         axes.axis("off")
     for axes, task in zip(grid.flat, tasks, strict=False):
-        _draw_task(axes, task, [curve for curve in curves if curve.task == task], published[task], until, colors)
-    drawn = [pair for axes in grid.flat for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
-    handles = {label: handle for handle, label in drawn}
-    ncols = 2 * columns
-    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=ncols, frameon=False, fontsize=9)
-    legend_height = 0.1 + 0.22 * -(-len(handles) // ncols)  # inches
-    figure.tight_layout(rect=(0, legend_height / figure.get_figheight(), 1, 1))
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary)
+        _draw_task(axes, task, [curve for curve in curves if curve.task == task], published[task], until, drawn)
+    pairs = [pair for axes in grid.flat for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
+    handles = dict(sorted(((label, handle) for handle, label in pairs), key=lambda pair: pair[0]))
+    ncols = {1: 2, 2: 3, 3: 4}[columns]
+    words = textwrap.wrap(_meaning(curves, published, until), 17 * figure.get_figwidth() - 8)
+    below = 0.12 + 0.155 * len(words)  # inches
+    place = {"loc": "lower center", "bbox_to_anchor": (0.5, below / figure.get_figheight())}
+    figure.legend(handles.values(), handles.keys(), ncols=ncols, frameon=False, fontsize=9.5, **place)
+    figure.text(0.012, 0.08 / figure.get_figheight(), "\n".join(words), fontsize=8.5, color="0.25", va="bottom")
+    below += 0.12 + 0.21 * -(-len(handles) // ncols)
+    figure.tight_layout(rect=(0, below / figure.get_figheight(), 1, 1))
+    save(figure, path)
 
 
-def _draw_task(axes, task, curves, published, until, colors):
+def _meaning(curves, published, until) -> str:
+    """What lines, bands and stars are, in words."""
+    several = len({(c.task, c.method) for c in curves}) < len(curves)
+    words = "Solid: mean return over the episodes of an evaluation without exploration"
+    words += "; of several seeds their mean, and a band from the lowest to the highest. " if several else ", one seed. "
+    shown = [published[task] for task in {curve.task for curve in curves}]
+    if any(_as_far(steps, until).sum() > 1 for known in shown for steps, _ in known.paper.values()):
+        words += "Dashed: the paper's means, read from its figure. "
+    if any(steps <= until for known in shown for steps in known.dreamerv3):
+        words += "Stars: returns of training episodes with exploration, mean and range of the seeds. "
+    return words
+
+
+def _as_far(steps, until):
+    return np.array(steps) <= until
+
+
+def _draw_task(axes, task, curves, published, until, drawn: dict[str, Style]):
     """One panel."""
     from matplotlib.ticker import EngFormatter
 
-    for method in sorted({curve.method for curve in curves}, key=list(colors).index):
+    for method in [name for name in drawn if name in {curve.method for curve in curves}]:
         seeds = [curve for curve in curves if curve.method == method]
         x, low, mean, high = _over_seeds(seeds)
+        color, marker = drawn[method]
         label = f"ours, {NAMES.get(method, method)}"
-        axes.plot(x, mean, label=label, color=colors[method], linewidth=2.2, zorder=3)
+        axes.plot(x, mean, label=label, color=color, linewidth=2, marker=marker, markersize=4.5, zorder=3)
         if len(seeds) > 1:
-            axes.fill_between(x, low, high, color=colors[method], alpha=0.18, linewidth=0)
+            axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
     for method, (steps, returns) in published.paper.items():
-        shown = np.array(steps) <= until
+        shown = _as_far(steps, until)
         if shown.sum() > 1:
-            label, color = f"paper, {NAMES[method]}", colors[method]
-            axes.plot(np.array(steps)[shown], np.array(returns)[shown], "--", label=label, color=color, linewidth=1.4)
+            label, color = f"paper, {NAMES[method]}", drawn[method].color
+            axes.plot(np.array(steps)[shown], np.array(returns)[shown], "--", label=label, color=color, linewidth=1.3)
     marks = {steps: returns for steps, returns in published.dreamerv3.items() if steps <= until}
     if marks:
         low, mean, high = np.array([(min(r), np.mean(r), max(r)) for r in marks.values()]).T
-        style = {"fmt": "*", "color": "black", "markersize": 9, "elinewidth": 0.9, "capsize": 2.5}
-        axes.errorbar(list(marks), mean, [mean - low, high - mean], label="published, DreamerV3", **style)
+        look = {"fmt": "*", "color": "black", "markersize": 9, "elinewidth": 0.9, "capsize": 2.5}
+        axes.errorbar(list(marks), mean, [mean - low, high - mean], label="published, DreamerV3", **look)
     counts = sorted({len([c for c in curves if c.method == method]) for method in {c.method for c in curves}})
     words = " or ".join(map(str, counts))
-    axes.set_title(f"{task}  ({words} seed{'s' * (counts != [1])})", loc="left", weight="bold")
-    axes.set(xlabel="env steps", ylabel="return", xlim=(0, 1.03 * until))
+    axes.set_title(f"{task}  ({words} seed{'s' * (counts != [1])})", loc="left", weight="bold", fontsize=11)
+    axes.set(xlabel="env steps (steps of the simulator)", ylabel="return (sum of rewards)", xlim=(0, 1.03 * until))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     lowest = min(0, axes.dataLim.y0)
     axes.set_ylim(bottom=lowest if lowest == 0 else axes.get_ylim()[0])
@@ -114,115 +150,3 @@ def _over_seeds(curves):
     steps = steps[(steps >= start) & (steps <= end)]
     returns = np.stack([np.interp(steps, c.env_steps, c.returns) for c in curves])
     return steps, returns.min(0), returns.mean(0), returns.max(0)
-
-
-def comparison_picture(path: str | Path, rows: "list[Row]", title: str) -> None:
-    """Write a PNG of planners, differences None where there are none.
-
-    Planners: returns as bars, with the paired differences to the bare policy in figures, those that are decided marked;
-    and returns against model evaluations. A sweep, where returns are close to each other: returns,
-    and paired differences to the bare policy, as points, full where a difference is decided after the correction over
-    all of them. With 95 % intervals where there are any.
-    """
-    figure = new_figure(15, max(4.2, 1.8 + 0.36 * len(rows)))
-    names = list(dict.fromkeys(row["planner"].split()[0] for row in rows))  # values of a sweep share a colour
-    colors = [f"C{names.index(row['planner'].split()[0])}" for row in rows]
-    swept = any(" " in row["planner"] for row in rows)  # settings stand behind the planner's name
-    (_draw_sweep if swept else _draw_planners)(figure, rows, colors)
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-    title += "; in brackets: model evaluations per action" if swept else ""
-    figure.suptitle(title, x=0.01, ha="left", weight="bold")
-    figure.set_layout_engine("tight")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary)
-
-
-def _draw_planners(figure, rows, colors):
-    """A planner without model evaluations, the bare policy, has no place on the log axis: it is a line with a band."""
-    bars, cost = figure.subplots(1, 2, width_ratios=[1.25, 1])
-    for place, (row, color) in enumerate(zip(rows, colors, strict=True)):
-        value, low, high = _interval(row, "return")
-        bars.barh(place, value, color=color, alpha=0.75)
-        bars.plot([low, high], [place, place], color="black", linewidth=1.6, solid_capstyle="butt")
-        if row["difference_mean"] is not None:
-            words = f"{row['difference_mean']:+.0f}{' *' if decided(row) else ''}"
-            bars.annotate(words, (high, place), (6, 0), textcoords="offset points", va="center", fontsize=9,
-                          weight="bold" if decided(row) else "normal")  # fmt: skip
-        if row["model_evaluations"]:
-            x = _beside(row["model_evaluations"], [r["model_evaluations"] for r in rows], place)
-            cost.errorbar(x, value, [[value - low], [high - value]], fmt="o", color=color, capsize=3)
-            left = x < row["model_evaluations"]  # of points that stand beside each other
-            cost.annotate(row["planner"], (x, value), (-6 if left else 6, 4), textcoords="offset points", fontsize=9,
-                          color=color, ha="right" if left else "left")  # fmt: skip
-        else:
-            cost.axhline(value, color=color)
-            cost.axhspan(low, high, color=color, alpha=0.15, linewidth=0)
-            cost.annotate(row["planner"], (0.99, value), (0, 4), cost.get_yaxis_transform(), "offset points",
-                          fontsize=9, color=color, ha="right")  # fmt: skip
-    _name_rows(bars, [row["planner"] for row in rows])
-    bars.set(xlabel=f"return ({_mean_of(rows)})")
-    if words := compared(rows):
-        bars.set_title(f"difference to the policy beside each bar; {words}", loc="left", fontsize=9)
-    bars.axvline(0, color="black", linewidth=0.8)
-    bars.margins(x=0.12)
-    bars.grid(alpha=0.25, axis="x")
-    cost.set(xscale="log", xlabel="model evaluations per action", ylabel="return")
-    cost.grid(alpha=0.25)
-    cost.margins(x=0.3)
-    _plain_log_ticks(cost.xaxis)
-
-
-def _draw_sweep(figure, rows, colors):
-    paired = any(row["difference_mean"] is not None for row in rows)
-    panels = [("return", f"return ({_mean_of(rows)})")]
-    panels += [("difference", f"paired difference to the bare policy ({_mean_of(rows)})")] if paired else []
-    columns = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axes, (key, label) in zip(columns, panels, strict=True):
-        for place, (row, color) in enumerate(zip(rows, colors, strict=True)):
-            if row[f"{key}_mean"] is None:  # the policy itself
-                axes.axvline(0, color=color)
-                continue
-            value, low, high = _interval(row, key)
-            hollow = key == "difference" and not decided(row)
-            axes.errorbar(value, place, xerr=[[value - low], [high - value]], fmt="o", color=color, capsize=3,
-                          markerfacecolor="white" if hollow else color)  # fmt: skip
-            if not row["model_evaluations"]:
-                axes.axvline(value, color=color)
-                axes.axvspan(low, high, color=color, alpha=0.15, linewidth=0)
-        axes.set(xlabel=label)
-        axes.grid(alpha=0.25)
-    _name_rows(columns[0], [f"{row['planner']}  ({row['model_evaluations']:,.0f})" for row in rows])
-    if words := compared(rows):
-        columns[-1].set_title(words.replace("*:", "full point:"), loc="right", fontsize=9)
-
-
-def _interval(row, key):
-    """Mean, low and high, without an interval all the same."""
-    mean, low, high = (row[f"{key}_{name}"] for name in ("mean", "low", "high"))
-    return mean, mean if low is None else low, mean if high is None else high
-
-
-def _mean_of(rows):
-    return "mean" if all(row["return_low"] is None for row in rows) else "mean, 95 % interval"
-
-
-def _name_rows(axes, labels):
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set_ylim(len(labels) - 0.4, -0.6)
-
-
-def _beside(x, others, place):
-    """`x`, moved by a twelfth at most, so that points at the same `x` stand beside each other."""
-    same = [number for number, other in enumerate(others) if other == x]
-    return x * 1.08 ** (2 * same.index(place) / (len(same) - 1) - 1) if len(same) > 1 else x
-
-
-def _plain_log_ticks(axis):
-    """1, 2, 5, 10, ... written out where there is room, else powers of ten."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axis.set_minor_formatter(NullFormatter())

@@ -3,7 +3,7 @@
 import csv
 import os
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,23 +50,35 @@ def method_of(config: Config) -> str:
     return name if config.trained_by == config.planner else f"{name}, trained with {config.trained_by}"
 
 
-def gather(specs: Sequence[str], until: int | None = None) -> list[Curve]:
+def gather(
+    specs: Sequence[str], until: int | None = None, leave_out: Callable[[str], None] = lambda reason: None
+) -> list[Curve]:
     """The curves of runs. Each of `specs` is a run folder or a folder of runs; LABEL=FOLDER names the method LABEL.
 
-    Evaluations after `until` env steps are left out. UserError where a folder holds no run or no evaluation, and where
-    two runs have the same task, method and seed.
+    Evaluations after `until` env steps are left out. So are runs without an evaluation, or with a damaged file:
+    `leave_out` gets the reason. UserError where a folder holds no run, where none is left, and where two runs have the
+    same task, method and seed.
     """
     curves: dict[str, tuple[Curve, Path]] = {}
+    errors: list[UserError] = []
     for spec in specs:
         label, path = _label_and_path(spec)
         for folder in _runs(path):
-            curve = _read_run(folder, label, until)
+            try:
+                curve = read_run(folder, label, until)
+            except UserError as error:
+                errors.append(error)
+                continue
             if curve.name in curves:
                 raise UserError(
                     f"{curves[curve.name][1]} and {folder} are both {curve.name}: leave one out, or call its method "
                     f"something else, --runs {shlex.quote(f'again={folder}')}"
                 )
             curves[curve.name] = curve, folder
+    if not curves:
+        raise errors[0]
+    for error in errors:
+        leave_out(str(error))
     return [curve for curve, _ in curves.values()]
 
 
@@ -88,7 +100,8 @@ def _runs(path: Path) -> list[Path]:
     return folders
 
 
-def _read_run(folder: Path, label: str, until: int | None) -> Curve:
+def read_run(folder: Path, label: str = "", until: int | None = None) -> Curve:
+    """The curve of a run, under the name `label` or its method's; UserError where it has no evaluation yet."""
     config = load_saved(RunFolder(folder).config)
     records = [r for r in read_metrics(RunFolder(folder).metrics) if "eval/return_mean" in r]
     records = [r for r in records if until is None or r["env_steps"] <= until]

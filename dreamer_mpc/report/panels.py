@@ -9,8 +9,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from dreamer_mpc.report.charts import new_figure
-from dreamer_mpc.util.files import atomic_path
+from dreamer_mpc.report.charts import new_figure, save
+from dreamer_mpc.report.styles import Style, styles
 
 
 class Point(NamedTuple):
@@ -48,34 +48,34 @@ def panels_picture(path: str | Path, panels: Sequence[Panel], title: str) -> Non
     rows = -(-len(panels) // columns)
     figure = new_figure(1 + 4.6 * columns, 1.3 + 3.5 * rows)
     methods = list(dict.fromkeys(method for panel in panels for method in panel.lines))
-    colors = {method: f"C{i % 10}" for i, method in enumerate(methods)}
+    drawn_as = styles(methods)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(panels) :]:
         axes.axis("off")
     for axes, panel in zip(grid.flat, panels, strict=False):
-        _draw(axes, panel, colors)
+        _draw(axes, panel, drawn_as)
     figure.suptitle(title, x=0.01, ha="left", weight="bold")
     drawn = {method: axes for axes, panel in zip(grid.flat, panels, strict=False) for method in panel.lines}
     handles = [_handle(drawn[method], method) for method in methods]
     figure.legend(handles, methods, loc="lower center", ncols=min(len(methods), 5), frameon=False, fontsize=9)
     below = (0.15 + 0.22 * -(-len(methods) // 5)) / figure.get_figheight()
     figure.tight_layout(rect=(0, below, 1, 0.98))
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary)
+    save(figure, path)
 
 
-def _draw(axes, panel, colors):
+def _draw(axes, panel, drawn_as: dict[str, Style]):
     for number, (method, points) in enumerate(panel.lines.items()):
         points = sorted(points)
         apart = 0.0 if panel.log[0] or panel.diagonal else 0.05 if panel.joined else 0.12  # so that none hides another
         shift = apart * (number - (len(panel.lines) - 1) / 2)
         x = [point.x + shift for point in points]
         mean = [point.mean for point in points]
-        style = {"color": colors[method], "marker": "o", "markersize": 4, "linestyle": "-" if panel.joined else ""}
-        axes.plot(x, mean, label=method, **style)
+        color, marker = drawn_as[method]
+        look = {"color": color, "marker": marker, "markersize": 5, "linestyle": "-" if panel.joined else ""}
+        axes.plot(x, mean, label=method, **look)
         for place, point in zip(x, points, strict=True):
             if point.low is not None:
-                axes.plot([place, place], [point.low, point.high], color=colors[method], linewidth=1.2, alpha=0.7)
+                axes.plot([place, place], [point.low, point.high], color=color, linewidth=1.2, alpha=0.7)
     if panel.reference is not None:
         axes.axhline(panel.reference, color="black", linewidth=0.8)
     for axis, wanted in zip(("x", "y"), panel.log, strict=True):

@@ -1,57 +1,71 @@
 """Figures of a folder from its CSV files: `run.py plot`, and the figures at the end of `compare`."""
 
-import csv
-import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich import box
 from rich.table import Table
 
 from dreamer_mpc.config import PlotConfig, parse
-from dreamer_mpc.report.charts import comparison_picture, curves_picture
+from dreamer_mpc.report.charts import curves_picture
+from dreamer_mpc.report.comparison import comparison_picture, comparison_title
 from dreamer_mpc.report.curves import CURVES, Curve, gather, published, read_curves, write_curves
-from dreamer_mpc.report.progress import plural, print_table, table_console
-from dreamer_mpc.report.rows import from_comparison
+from dreamer_mpc.report.found import COMPARE, FoundComparison
+from dreamer_mpc.report.progress import mean_and_spread, print_table, table_console
 from dreamer_mpc.util.errors import UserError, in_one_line
 from dreamer_mpc.util.files import user_path
 from dreamer_mpc.util.owner import alone_in
 from dreamer_mpc.util.program import program
 
-COMPARE = "compare.csv"
-
 
 def main(args: Sequence[str]) -> int:
     """Draw the figures of a folder from its CSV files; with --runs, gather those from runs first."""
     config = parse(PlotConfig, args, prog=program("plot"))
-    written = plot(user_path(config.folder), config.runs, config.until)
+    left_out: list[str] = []
+    written = plot(user_path(config.folder), config.runs, config.until, left_out.append)
     if config.runs:
         print_table(final_table(read_curves(written[0])), table_console(120))
     for path in written:
         print(f"wrote {path}")
+    for reason in left_out:
+        print(f"left out: {reason}", file=sys.stderr)
     return 0
 
 
-def plot(folder: Path, runs: tuple[str, ...] = (), until: int | None = None) -> list[Path]:
+def plot(
+    folder: Path,
+    runs: tuple[str, ...] = (),
+    until: int | None = None,
+    leave_out: Callable[[str], None] = lambda reason: None,
+) -> list[Path]:
     """Draw every curves.csv and compare.csv in `folder` and below; returns the files that were written.
 
-    With `runs`, curves.csv and final.csv of those are first written to `folder`, and only they are drawn. UserError
-    where there is nothing to draw.
+    With `runs`, curves.csv and final.csv of those are first written to `folder`, and only they are drawn. What
+    cannot be drawn is left out: `leave_out` gets the reason. UserError where nothing can be drawn.
     """
     if not runs and not folder.is_dir():
         raise UserError(f"no folder {folder}: name one with {CURVES} or {COMPARE}, or give runs to gather with --runs")
     # With a lock of its own: the curves of a sweep may be drawn while it goes on.
     with alone_in(folder, "wait for it, or name another folder", name=".plot.lock"):
         if runs:
-            return [*write_curves(folder, gather(runs, until)), draw_curves(folder)]
-        return _draw_all(folder)
+            return [*write_curves(folder, gather(runs, until, leave_out)), draw_curves(folder)]
+        return _draw_all(folder, leave_out)
 
 
-def _draw_all(folder: Path) -> list[Path]:
-    drawn = [draw_curves(file.parent) for file in sorted(folder.rglob(CURVES))]
-    drawn += [draw_comparison(file.parent) for file in sorted(folder.rglob(COMPARE))]
+def _draw_all(folder: Path, leave_out: Callable[[str], None]) -> list[Path]:
+    drawn, errors = [], []
+    for name, draw in ((CURVES, draw_curves), (COMPARE, draw_comparison)):
+        for file in sorted(folder.rglob(name)):
+            try:
+                drawn.append(draw(file.parent))
+            except UserError as error:
+                errors.append(error)
     if not drawn:
-        raise UserError(f"no {CURVES} or {COMPARE} in {folder} or below: give runs to gather with --runs")
+        nothing = UserError(f"no {CURVES} or {COMPARE} in {folder} or below: give runs to gather with --runs")
+        raise errors[0] if errors else nothing
+    for error in errors:
+        leave_out(str(error))
     return drawn
 
 
@@ -63,16 +77,8 @@ def draw_curves(folder: Path) -> Path:
 
 def draw_comparison(folder: Path) -> Path:
     """Draw compare.csv as compare.png, with a title from compare.json."""
-    path = folder / COMPARE
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [from_comparison(cells) for cells in csv.DictReader(file, strict=True)]
-        env = json.loads((folder / "compare.json").read_text(encoding="utf-8"))["env"]
-        first = rows[0]
-    except (OSError, ValueError, KeyError, TypeError, IndexError, csv.Error) as error:
-        raise UserError(f"{path} or compare.json beside it is damaged ({error}): run compare again") from error
-    title = f"{env}: {plural(first['checkpoints'], 'checkpoint')}, {plural(first['episodes'], 'episode')} each"
-    return _draw(folder / "compare.png", comparison_picture, rows, title)
+    found = FoundComparison.read(folder)
+    return _draw(folder / "compare.png", comparison_picture, found.rows, comparison_title(found.env, found.rows))
 
 
 def _draw(path: Path, picture, *content) -> Path:
@@ -98,7 +104,7 @@ def final_table(curves: list[Curve]) -> Table:
         paper = published(curve.task).paper_return(curve)
         table.add_row(
             curve.task, curve.method, str(curve.seed), f"{curve.env_steps[-1]:,}",
-            f"{curve.returns[-1]:.1f} ± {curve.stds[-1]:.1f}", str(curve.episodes[-1]),
+            mean_and_spread(curve.returns[-1], curve.stds[-1], curve.episodes[-1]), str(curve.episodes[-1]),
             "–" if paper is None else f"{paper:.0f}",
         )  # fmt: skip
     return table

@@ -246,17 +246,24 @@ def results_table(rows: list[Row], subject: str) -> Table:
     for row in rows:
         table.add_row(
             str(row["planner"]),
-            f"{row['return_mean']:.1f} ± {row['return_std']:.1f}",
+            mean_and_spread(row["return_mean"], row["return_std"], row["episodes"]),
             _interval(row["return_low"], row["return_high"], ".1f"),
             f"{row['ms_per_action']:.2f}",
             f"{row['model_evaluations']:,.0f}",
             f"{_count(row['failed_episodes'])} of {row['episodes']:d}",
         )
+    table.caption_justify = "left"
     table.caption = (
         f"95 % intervals: Student's t, from {FEWEST} episodes on; failed: far below the others. "
-        f"ms per action: one call of observing and planning, for {rows[0]['num_envs']} environments at once."
+        f"±: standard deviation over episodes. "
+        f"ms per action: one call of observing and planning, for {plural(rows[0]['num_envs'], 'environment')} at once."
     )
     return table
+
+
+def mean_and_spread(mean: float, std: float, episodes: int) -> str:
+    """A return with the standard deviation over the episodes, which one episode does not have."""
+    return f"{mean:.1f} ± {std:.1f}" if episodes > 1 else f"{mean:.1f}"
 
 
 def plural(number: int, noun: str) -> str:
@@ -280,43 +287,24 @@ def _return(value):
     return "-" if value is None else f"{float(value):.1f}"
 
 
-class EvaluationProgress(_Lines):
-    """Context manager that shows the current planner: a spinner on a terminal, nothing elsewhere."""
+class EpisodesProgress(_Lines):
+    """Context manager that shows how many episodes are played of how many, by which planner, and the time left.
 
-    def __init__(self, env: str, *, console=None):
-        self._console, self._env, self._spinner = console or Console(), env, None
+    `steps` are the agent steps of an episode, as far as known: without them the bar moves with whole episodes until one
+    has ended. The time left takes the planners to come to be as fast as the present one.
+    """
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        if self._spinner:
-            self._spinner.stop()
-
-    def start(self, label: str, first: int, count: int) -> None:
-        """`count` episodes are now played under `label`."""
-        if is_live(self._console):
-            self._spinner = self._console.status(f"{label}: {count} episodes of {self._env}")
-            self._spinner.start()
-
-    def finish(self, returns: Iterable[float], lengths: Sequence[int], counted: bool = True) -> None:
-        """The episodes that were started have ended."""
-        if self._spinner:
-            self._spinner.stop()
-
-
-class ComparisonProgress(_Lines):
-    """Context manager that shows how many episodes of a comparison are done, and the progress of the current ones."""
-
-    def __init__(self, episodes: int, done: int = 0, *, console=None, clock=time.monotonic):
+    def __init__(self, episodes: int, done: int = 0, *, steps: int | None = None, console=None, clock=time.monotonic):
         self._console = console or Console()
         self._clock, self._label = clock, ""
         self._started = self._last_line = clock()
-        self._longest = 0  # agent steps of the longest episode so far, an estimate of the others' length
+        self._pace: float | None = None  # seconds of an episode
+        self._longest = steps or 0  # agent steps of the longest episode so far, an estimate of the others' length
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        columns = *columns, TextColumn("ETA {task.fields[left]}")
         self._bar = bars.Progress(*columns, console=self._console, disable=not is_live(self._console))
-        self._task = self._bar.add_task("", total=episodes, completed=done)
-        self._episodes = done
+        self._task = self._bar.add_task("", total=episodes, completed=done, left="-")
+        self._episodes, self._total = done, episodes
         if done:
             self.line(f"{done} of {episodes} episodes are there already")
 
@@ -327,28 +315,39 @@ class ComparisonProgress(_Lines):
     def __exit__(self, *error):
         self._bar.stop()
 
-    def start(self, label: str, first: int, count: int) -> Callable[[int], None]:
-        """`count` episodes from number `first` are now played under `label`; returns a callback for their step."""
+    def start(self, label: str, first: int, count: int, rows: int | None = None) -> Callable[[int], None]:
+        """`count` episodes from number `first` are now played under `label`, `rows` at a time, by default all at once.
+
+        Returns a callback for their step.
+        """
         words = f"{label}, episode {first + 1}" + (f" to {first + count}" if count > 1 else "")
         self._label, self._started, self._last_line = words, self._clock(), self._clock()
+        rounds = -(-count // (rows or count))
 
         def on_step(step: int) -> None:
             # MofNComplete shows whole episodes; the bar moves in between once a length is known.
-            share = min(step / self._longest, 0.99) if self._longest else 0.0
-            description = f"{words}: step {step}"
-            self._bar.update(self._task, description=description, completed=self._episodes + count * share)
+            share = min(step / (rounds * self._longest), 0.99) if self._longest else 0.0
+            done = self._episodes + count * share
+            left = self._left(done, count * share)
+            self._bar.update(self._task, description=words, completed=done, left=left)
             if not is_live(self._console) and self._clock() - self._last_line >= LINE_EVERY_S:
                 self._last_line = self._clock()
-                self.line(description)
+                self.line(f"{words}: step {step}, {int(done)} of {self._total} episodes, ETA {left}")
 
         on_step(0)
         return on_step
+
+    def _left(self, done: float, played: float) -> str:
+        """The time left after `done` episodes, `played` of them since this start; a dash while that is not known."""
+        if played > 0:
+            self._pace = (self._clock() - self._started) / played
+        return "-" if self._pace is None else duration(self._pace * (self._total - done))
 
     def finish(self, returns: Iterable[float], lengths: Sequence[int], counted: bool = True) -> None:
         """The episodes that were started have ended; `counted` is false for those played again for a video."""
         self._longest = max(self._longest, *lengths)
         self._episodes += len(lengths) if counted else 0
-        self._bar.update(self._task, completed=self._episodes)
+        self._bar.update(self._task, completed=self._episodes, left=self._left(self._episodes, len(lengths)))
         mean = sum(map(float, returns)) / len(lengths)
         self.line(f"{self._label}: mean return {mean:.1f} in {duration(self._clock() - self._started)}")
 
@@ -370,6 +369,7 @@ def comparison_table(rows: list[Row]) -> Table:
             f"{row['model_evaluations']:,d}",
         )
     batches = sorted({row["num_envs"] for row in rows})
+    table.caption_justify = "left"
     table.caption = (
         f"{plural(rows[0]['episodes'], 'episode')} on {plural(rows[0]['checkpoints'], 'checkpoint')}; 95 % intervals: "
         f"Student's t, from {FEWEST} episodes on; failed: episodes far below the planner's others. {_differences(rows)}"
@@ -424,7 +424,7 @@ class SweepProgress(_Lines):
 
     def __init__(self, entries: Sequence, *, console=None, clock=time.monotonic, stop: Stop | None = None):
         self._entries, self._console, self._clock, self._stop = entries, console or Console(), clock, stop
-        self._said, self._last_line = {}, clock()
+        self._said, self._began, self._last_line = {}, clock(), clock()
         self._live = (
             Live(console=self._console, get_renderable=self._render, refresh_per_second=2)
             if is_live(self._console)

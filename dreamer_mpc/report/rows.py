@@ -40,7 +40,7 @@ SHORTER = {"return_mean": "return", "failed_episodes": "failed", "difference_mea
 COMPARISON = {field: SHORTER.get(field, field) for field in Row.__annotations__}
 DRAWN = (
     "planner", "return_mean", "model_evaluations", "episodes", "checkpoints", "return_low", "return_high",
-    "difference_mean", "difference_low", "difference_high", "difference_p_holm",
+    "difference_mean", "difference_low", "difference_high", "difference_p_holm", "ms_per_action", "num_envs", "device",
 )  # fmt: skip
 
 

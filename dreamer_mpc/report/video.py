@@ -1,180 +1,217 @@
-"""Videos and pictures from numpy arrays: MP4 files, clips side by side, a planning decision."""
+"""Videos and pictures from numpy arrays: MP4 files, the page of an episode's video, a planning decision."""
 
+import textwrap
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import SupportsFloat
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float, UInt8
 
-from dreamer_mpc.report.charts import new_figure
-from dreamer_mpc.report.encode import encode
+from dreamer_mpc.report.charts import new_figure, save
+from dreamer_mpc.util.encode import encode
 from dreamer_mpc.util.files import atomic_path
 
 GAP = 8  # pixels between panels
+LINE = 24  # pixels of a line of text
+TITLE = 34  # pixels of the line above all
+VIEW = 480  # height of the view at full size
+PANEL = 192  # side of the panels of what the agent sees and imagines
 BACKGROUND = (18, 18, 22)
 TEXT = (235, 235, 235)
+SMALLEST = 0.3  # size of letters that can be read
 MAX_FRAMES = 8  # of a plan
-MAX_PLOTS = 12  # of action dimensions
-BEFORE, AFTER = "#8a8f98", "#0b6bcb"
+MAX_PLOTS = 6  # of action dimensions
+BEFORE = "#8a8f98"
+VISIBLE = 8  # least change of a pixel, of 255, that is called visible
 
 
-def write_mp4(path: str | Path, frames: np.ndarray, fps: int) -> None:
-    """Write uint8 frames [T, H, W, 3] as H.264, yuv420p, atomically. An odd side grows by one pixel.
+def write_mp4(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> None:
+    """Write uint8 frames [H, W, 3] of one size as H.264, yuv420p, atomically. An odd side grows by one pixel.
 
     ValueError for another shape or type; UserError if there is no ffmpeg; OSError if it fails, and the old file stays.
     """
-    frames = np.asarray(frames)
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
-        raise ValueError(f"frames must be uint8 [T, H, W, 3], T > 0; got {frames.dtype} {list(frames.shape)}")
-    odd = [(0, side % 2) for side in frames.shape[1:3]]
-    height, width = (side + side % 2 for side in frames.shape[1:3])
+    frames = iter(frames)
+    first = _checked(next(frames, None), None)
+    odd = [(0, side % 2) for side in first.shape[:2]]
+    height, width = (side + side % 2 for side in first.shape[:2])
+    checked = (_checked(frame, first.shape) for frame in chain([first], frames))
     with atomic_path(path) as temporary:
-        encode(temporary, (np.pad(frame, [*odd, (0, 0)], mode="edge") for frame in frames), width, height, fps)
+        encode(temporary, (np.pad(frame, [*odd, (0, 0)], mode="edge") for frame in checked), width, height, fps)
 
 
-def side_by_side(
-    columns: dict[str, np.ndarray], scale: int = 4, footer: list[str] | None = None
-) -> np.ndarray:
-    """Clips uint8 [T, h, w, 3] as labelled panels side by side: uint8 [T, H, W, 3], H and W even.
+def _checked(frame, shape):
+    found = "none" if frame is None else f"{np.asarray(frame).dtype} {list(np.shape(frame))}"
+    wrong = frame is None or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3
+    if wrong or (shape is not None and frame.shape != shape):
+        raise ValueError(f"frames must be uint8 [H, W, 3] of one size, one or more; got {found}")
+    return frame
 
-    Images are enlarged `scale` times, unsmoothed. A shorter clip holds its last frame; `footer` has one line per frame.
-    ValueError if the clips differ in h or w, or `footer` in length.
+
+class Page:
+    """The page of an episode's video: the view at full size, beside it three panels and, a line each, facts."""
+
+    def __init__(self, title: str, color: str, panels: Sequence[str], view: UInt8[np.ndarray, "h w 3"]):
+        self._size = max(1, round(view.shape[1] * VIEW / view.shape[0])), VIEW  # width and height
+        width = GAP + self._size[0] + GAP + 2 * (PANEL + GAP)
+        height = TITLE + VIEW + GAP
+        self._blank = np.empty((height, width + width % 2, 3), np.uint8)
+        self._blank[:] = BACKGROUND
+        mark = tuple(int(color[i : i + 2], 16) for i in (1, 3, 5))
+        self._blank[TITLE // 2 - 7 : TITLE // 2 + 7, GAP : GAP + 14] = mark
+        _put_text(self._blank, title, GAP + 24, 0, width - 2 * GAP - 24, TITLE)
+        left = 2 * GAP + self._size[0]
+        self._corners = [(TITLE + row * (PANEL + LINE + GAP), left + column * (PANEL + GAP))
+                         for row in range(2) for column in range(2)]  # fmt: skip
+        for name, (top, left) in zip(panels, self._corners, strict=False):
+            _put_text(self._blank, name, left, top, PANEL, LINE)
+
+    def frame(
+        self, view: UInt8[np.ndarray, "h w 3"], panels: Iterable[UInt8[np.ndarray, "_ _ 3"]], facts: Sequence[str]
+    ) -> UInt8[np.ndarray, "H W 3"]:
+        """One frame; small images are enlarged unsmoothed."""
+        page = self._blank.copy()
+        page[TITLE : TITLE + VIEW, GAP : GAP + self._size[0]] = _resized(view, self._size)
+        for panel, (top, left) in zip(panels, self._corners, strict=False):
+            page[top + LINE : top + LINE + PANEL, left : left + PANEL] = _resized(panel, (PANEL, PANEL))
+        top, left = self._corners[-1]
+        for number, fact in enumerate(facts):
+            _put_text(page, fact, left, top + LINE + number * LINE, PANEL, LINE)
+        return page
+
+
+def _resized(image, size):
+    import cv2
+
+    if (image.shape[1], image.shape[0]) == tuple(size):
+        return image
+    smaller = size[1] < image.shape[0]
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_NEAREST)
+
+
+class Decision(NamedTuple):
+    """A plan before and after the ascent, for H steps."""
+
+    real: UInt8[np.ndarray, "h w 3"]  # the frame now
+    before: UInt8[np.ndarray, "H h w 3"]  # decoded
+    after: UInt8[np.ndarray, "H h w 3"]
+    actions_before: Float[np.ndarray, "H A"]  # in [-1, 1]
+    actions_after: Float[np.ndarray, "H A"]
+    j_before: float
+    j_after: float
+    j_error: float  # standard error of the difference; 0: J has no noise
+    names: Sequence[str]  # of the actions
+    meaning: str  # of J, a sentence
+
+
+def decision_picture(path: str | Path, decision: Decision, title: str, color: str) -> None:
+    """Write one PNG of a planning decision: frames, actions and J, before and after, and what changed in each.
+
+    ValueError if the two plans differ in shape.
     """
-    clips = {title: np.asarray(clip) for title, clip in columns.items()}
-    sizes = {clip.shape[1:] for clip in clips.values()}
-    if len(sizes) != 1:
-        raise ValueError(
-            f"clips must be [T, h, w, 3] of one size, got {[list(c.shape) for c in clips.values()]}"
-        )
-    length = max(map(len, clips.values()))
-    if footer is not None and len(footer) != length:
-        raise ValueError(f"footer has {len(footer)} lines for {length} frames")
-    height, width = (scale * side for side in next(iter(sizes))[:2])
-    line = _line_height(width)
-    total_height = line + height + (line if footer is not None else GAP)
-    total_width = GAP + len(clips) * (width + GAP)
-    canvas = np.empty((total_height + total_height % 2, total_width + total_width % 2, 3), np.uint8)
-    canvas[:] = BACKGROUND
-    for number, title in enumerate(clips):
-        _put_text(canvas, title, GAP + number * (width + GAP), 0, width, line)
-    video = np.repeat(canvas[None], length, axis=0)
-    for number, clip in enumerate(clips.values()):
-        left = GAP + number * (width + GAP)
-        held = clip[np.minimum(np.arange(length), len(clip) - 1)]
-        video[:, line : line + height, left : left + width] = held.repeat(scale, axis=1).repeat(scale, axis=2)
-    for frame, text in zip(video, footer or [], strict=False):
-        _put_text(frame, text, GAP, line + height, total_width - 2 * GAP, line)
-    return video
-
-
-def decision_picture(
-    path: str | Path,
-    before: np.ndarray,
-    after: np.ndarray,
-    j_before: SupportsFloat,
-    j_after: SupportsFloat,
-    actions_before: np.ndarray,
-    actions_after: np.ndarray,
-    real: np.ndarray,
-    title: str,
-) -> None:
-    """Write one PNG, 1600x900, of one planning decision: the chosen plan before and after the gradient step.
-
-    `before`, `after`: the plan decoded, uint8 [H, h, w, 3]; `actions_*`: [H, A] in [-1, 1]; `j_*`: the
-    objective; `real`: the frame now, uint8 [h, w, 3]. ValueError if the two plans differ in shape.
-    """
-    before, after, actions_before, actions_after = map(
-        np.asarray, (before, after, actions_before, actions_after)
-    )
-    if before.shape != after.shape or actions_before.shape != actions_after.shape:
+    before, after = decision.before, decision.after
+    if before.shape != after.shape or decision.actions_before.shape != decision.actions_after.shape:
         raise ValueError("the plans before and after must have the same shape")
-    figure = new_figure(16, 9)
-    figure.text(0.02, 0.955, title, fontsize=19, weight="bold", va="center")
+    figure = new_figure(11, 7.6)
+    figure.text(0.015, 0.965, title, fontsize=14, weight="bold", va="center")
+    figure.text(0.015, 0.935, "\n".join(textwrap.wrap(decision.meaning, 150)), fontsize=9.5, va="top", color="0.25")
     shown = np.unique(np.linspace(0, len(before) - 1, min(MAX_FRAMES, len(before))).round().astype(int))
-    change, gain = _amplified_change(before, after)
-    rows = [
-        (before, f"before\nJ = {j_before:.3f}", BEFORE),
-        (after, f"after\nJ = {j_after:.3f}\n({j_after - j_before:+.3f})", AFTER),
-        (change, f"|after − before|\n× {gain}" if gain else "|after − before|\nno change", "black"),
-    ]
     grid = figure.add_gridspec(
-        3, 2 + MAX_FRAMES, left=0.02, right=0.985, top=0.885, bottom=0.375, wspace=0.05, hspace=0.06,
-        width_ratios=[1.25, 0.8, *[1] * MAX_FRAMES],
+        3, 2 + MAX_FRAMES, left=0.015, right=0.99, top=0.85, bottom=0.42, wspace=0.05, hspace=0.06,
+        width_ratios=[1.15, 0.9, *[1] * MAX_FRAMES],
     )  # fmt: skip
-    _show(figure.add_subplot(grid[0, 0]), real, "real frame now")
-    for row, (frames, label, color) in enumerate(rows):
+    _show(figure.add_subplot(grid[0, 0]), decision.real, "real frame now")
+    gained = decision.j_after - decision.j_before
+    error = f"\n± {decision.j_error:.3f} (s.e.)" if decision.j_error else ""
+    change, gain, most = _amplified_change(before, after)
+    what = f"change\n× {gain}" if gain else "change"
+    rows = [
+        (before, f"before\nJ = {decision.j_before:.3f}", BEFORE),
+        (after, f"after\nJ = {decision.j_after:.3f}\n{gained:+.3f}{error}".replace("-", "−"), color),
+        (change, what, "black"),
+    ]
+    for row, (frames, label, hue) in enumerate(rows):
         words = figure.add_subplot(grid[row, 1])
         words.axis("off")
-        words.text(1.0, 0.5, label, ha="right", va="center", fontsize=12.5, color=color, weight="bold")
+        words.text(1.0, 0.5, label, ha="right", va="center", fontsize=10, color=hue, weight="bold")
+        if row == 2 and not gain:
+            plain = figure.add_subplot(grid[row, 2:])
+            plain.axis("off")
+            seen = f"no visible change (at most {most} of 255)" if most else "no change in any frame"
+            plain.text(0.01, 0.5, seen, va="center", fontsize=12)
+            continue
         for column, step in enumerate(shown):
-            axes = figure.add_subplot(grid[row, 2 + column])
-            _show(axes, frames[step], f"t + {step + 1}" if row == 0 else "")
-    _plot_actions(figure, actions_before, actions_after)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary)
+            _show(figure.add_subplot(grid[row, 2 + column]), frames[step], f"t + {step + 1}" if row == 0 else "")
+    _plot_actions(figure, decision, color)
+    save(figure, path, photos=True)
 
 
 def _amplified_change(before, after):
-    """|after - before| times an integer factor that clips at most 1 % of the changed pixels; 0 if nothing changed."""
+    """|after - before| times an integer factor that clips at most 1 % of the changed pixels, and its largest pixel.
+
+    The factor is 0 if the change is not visible.
+    """
     change = np.abs(after.astype(int) - before.astype(int))
-    if not change.any():
-        return change.astype(np.uint8), 0
+    if change.max() < VISIBLE:
+        return change.astype(np.uint8), 0, int(change.max())
     gain = max(1, int(255 // np.percentile(change[change > 0], 99)))
-    return np.minimum(gain * change, 255).astype(np.uint8), gain
+    return np.minimum(gain * change, 255).astype(np.uint8), gain, int(change.max())
 
 
 def _show(axes, image, title):
     axes.imshow(image, interpolation="nearest")
     axes.set(xticks=[], yticks=[], anchor="NW")
     if title:
-        axes.set_title(title, fontsize=12)
+        axes.set_title(title, fontsize=10)
 
 
-def _plot_actions(figure, before, after):
-    """Small plots of actions [H, A] in the lower third; with many dimensions, only those that changed most."""
+def _plot_actions(figure, decision: Decision, color):
+    """A column for each action dimension, those that changed most: the plan before and after, and the difference."""
+    before, after = decision.actions_before, decision.actions_after
     steps, dimensions = 1 + np.arange(len(before)), before.shape[1]
-    changed = np.argsort(-np.abs(after - before).max(axis=0), kind="stable")[:MAX_PLOTS]
-    chosen = np.sort(changed)
-    rows = 1 if len(chosen) <= 6 else 2
-    grid = figure.add_gridspec(
-        rows,
-        -(-len(chosen) // rows),
-        left=0.045,
-        right=0.985,
-        top=0.275,
-        bottom=0.065,
-        wspace=0.14,
-        hspace=0.4,
-    )
-    words = "planned actions by step: before (dashed), after (solid)"
+    most = np.abs(after - before).max(axis=0)
+    chosen = np.sort(np.argsort(-most, kind="stable")[:MAX_PLOTS])
+    grid = figure.add_gridspec(2, len(chosen), left=0.065, right=0.985, top=0.315, bottom=0.065, wspace=0.12,
+                               hspace=0.12, height_ratios=[1.25, 1])  # fmt: skip
+    words = "planned actions: before (dashed) and after (solid), and their difference"
     if len(chosen) < dimensions:
         words += f"; the {len(chosen)} of {dimensions} that changed most"
-    figure.text(0.02, 0.335, words, fontsize=13, weight="bold", va="center")
-    for place, dimension in enumerate(chosen):
-        axes = figure.add_subplot(grid[place])
-        axes.axhline(0, color="0.85", linewidth=0.8)
-        axes.plot(steps, before[:, dimension], "--", color=BEFORE, linewidth=1.8)
-        axes.plot(steps, after[:, dimension], "-", color=AFTER, linewidth=1.8)
-        axes.set(ylim=(-1.08, 1.08), xlim=(0.5, len(steps) + 0.5), yticks=[-1, 0, 1])
-        axes.set_xticks([step for step in steps if step == 1 or step % 5 == 0])
-        if place + grid.ncols < len(chosen):
-            axes.set_xticklabels([])
-        axes.set_title(f"action {dimension}", fontsize=10, pad=3)
-        axes.tick_params(labelsize=9)
-        axes.spines[["top", "right"]].set_visible(False)
-
-
-def _line_height(width):
-    return int(np.clip(width / 8, 18, 36))
+    if most.max() == 0:
+        words += ": no change"
+    figure.text(0.015, 0.375, words, fontsize=11, weight="bold", va="center")
+    limit = 1.15 * most.max() or 1.0
+    for column, dimension in enumerate(chosen):
+        plan, change = figure.add_subplot(grid[0, column]), figure.add_subplot(grid[1, column])
+        plan.plot(steps, before[:, dimension], "--", color=BEFORE, linewidth=1.6)
+        plan.plot(steps, after[:, dimension], "-", color=color, linewidth=1.6)
+        plan.set(ylim=(-1.08, 1.08), yticks=[-1, 0, 1], xticklabels=[])
+        plan.set_title(decision.names[dimension], fontsize=9.5, pad=3)
+        change.bar(steps, after[:, dimension] - before[:, dimension], color=color, width=0.7)
+        change.set(ylim=(-limit, limit))
+        change.set_xlabel("step of the plan", fontsize=9)
+        for axes in (plan, change):
+            axes.axhline(0, color="0.8", linewidth=0.8, zorder=0)
+            axes.set_xlim(0.4, len(steps) + 0.6)
+            axes.set_xticks([step for step in steps if step == 1 or step % 5 == 0])
+            axes.tick_params(labelsize=8.5, labelleft=column == 0)
+            axes.spines[["top", "right"]].set_visible(False)
+        plan.tick_params(labelbottom=False)
+        if column == 0:
+            plan.set_ylabel("action", fontsize=9)
+            change.set_ylabel("after − before", fontsize=9)
+            figure.align_ylabels([plan, change])
 
 
 def _put_text(canvas, text, left, top, width, height):
-    """Write one line into a box of `canvas` [H, W, 3], in place; smaller if it is too long for the box."""
+    """Write one line into a box of `canvas` [H, W, 3], in place; smaller, then cut, if it is too long for the box."""
     import cv2
 
     font, thickness = cv2.FONT_HERSHEY_SIMPLEX, 1
-    size = 0.55 * height / 22  # capital letters of Hershey Simplex are 22 pixels high at size 1
-    (wide, _), _ = cv2.getTextSize(text, font, size, thickness)
-    size *= min(1.0, width / max(wide, 1))
-    (_, high), _ = cv2.getTextSize(text, font, size, thickness)
+    size = 0.55 * height / 26  # capital letters of Hershey Simplex are 22 pixels high at size 1
+    (wide, high), _ = cv2.getTextSize(text, font, size, thickness)
+    while wide > width and len(text) > 1:  # its sizes are whole pixels: a width is no multiple of another
+        size, text = (0.95 * size, text) if size > SMALLEST else (size, text[:-1])
+        (wide, high), _ = cv2.getTextSize(text, font, size, thickness)
     baseline = top + (height + high) // 2
     cv2.putText(canvas, text, (left, baseline), font, size, TEXT, thickness, cv2.LINE_AA)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # torch, which a job on a cluster does not need to start runs
 PROGRAM = "dreamer-mpc"
 WRITTEN = (
     "config.yaml", "metrics.jsonl", "versions.json", "checkpoints", "replay", "replay.bin", "videos", "eval",
-    "compare", "profile", "diagnosis", "tensorboard", "wandb",
+    "compare", "profile", "diagnosis", "tensorboard", "wandb", "wandb-id.txt",
 )  # fmt: skip
 PACKAGES = (
     "torch", "numpy", "dm_control", "mujoco", "gymnasium", "einops", "omegaconf", "tyro",
@@ -115,6 +115,11 @@ class RunFolder:
     @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
+
+    @property
+    def wandb_id(self) -> Path:
+        """The id of the run in wandb, with which a resumed run goes on."""
+        return self.path / "wandb-id.txt"
 
     def is_run(self) -> bool:
         """Whether this program wrote the folder, according to its versions.json."""

@@ -5,15 +5,17 @@ import importlib
 import json
 import math
 import os
+import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, SupportsFloat
 
 from dreamer_mpc.runs.folder import RunFolder
-from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.errors import UserError, in_one_line
 from dreamer_mpc.util.files import write_text
 
+SHOWN = {".mp4": "eval/video", ".png": "eval/decision"}  # the names of files of an evaluation
 COUNTERS = ("env_steps", "agent_steps", "updates", "episodes")
 
 
@@ -58,6 +60,13 @@ class Logger:
         self._flush()
         with self._switched_off_on_failure():
             self._backend.write(record["env_steps"], record)
+
+    def show(self, env_steps: int, path: Path) -> None:
+        """Pass a picture (.png) or video (.mp4) of an evaluation on to the backend; one that fails costs that one."""
+        try:
+            self._backend.show(env_steps, path)
+        except Exception as error:
+            self._notify(f"--logger {self._name} does not show {path.name} ({in_one_line(error)})")
 
     def sync(self) -> None:
         """Flush the written records to the disk, for a checkpoint that relies on them."""
@@ -137,6 +146,7 @@ def check_backend(backend: str) -> None:
     """UserError if the package of a backend cannot be imported; for the start, before a run folder is made."""
     if backend not in PACKAGES:
         return
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # wandb reads it when it is imported
     try:
         importlib.import_module(PACKAGES[backend])
     except ImportError as error:
@@ -189,6 +199,9 @@ class _None:
     def write(self, env_steps, values):
         pass
 
+    def show(self, env_steps, path):
+        pass
+
     def truncate(self, env_steps):
         pass
 
@@ -208,6 +221,12 @@ class _TensorBoard:
             self._writer.add_scalar(name, value, env_steps)
         self._writer.flush()
 
+    def show(self, env_steps, path):
+        from dreamer_mpc.runs.media import tensorboard_summary
+
+        self._writer._get_file_writer().add_summary(tensorboard_summary(SHOWN[path.suffix], path), env_steps)
+        self._writer.flush()
+
     def truncate(self, env_steps):
         self._writer.close()
         self._writer = self._open(env_steps + 1)
@@ -217,28 +236,50 @@ class _TensorBoard:
 
 
 class _Wandb:
-    """Offline unless WANDB_MODE says otherwise, so that wandb never asks for a login."""
+    """Offline unless WANDB_MODE says otherwise, so that wandb never asks for a login.
+
+    A resumed run goes on with its wandb run, whose id is kept in the folder. Env steps are the x axis by name, not
+    wandb's own step, which may not go back to the checkpoint from which the run goes on.
+    """
 
     def __init__(self, folder):
         import wandb
 
         self._run = wandb.init(
             project="dreamer-mpc",
+            id=_wandb_id(folder),
+            resume="allow",
             name=folder.path.resolve().name,
             dir=str(folder.path),
             mode=os.environ.get("WANDB_MODE") or "offline",
             config=_config(folder),
             settings=wandb.Settings(console="off"),  # its capture of stdout breaks the progress bar
         )
+        self._run.define_metric("*", step_metric="env_steps")
 
     def write(self, env_steps, values):
-        self._run.log(values, step=env_steps)
+        self._run.log(values)
+
+    def show(self, env_steps, path):
+        import wandb
+
+        media = wandb.Video(str(path), format="mp4") if path.suffix == ".mp4" else wandb.Image(str(path))
+        self._run.log({SHOWN[path.suffix]: media, "env_steps": env_steps})
 
     def truncate(self, env_steps):
-        pass  # a resumed run is a new wandb run; the first one stays as it was
+        pass  # wandb keeps what it got; what the run makes again stands beside it, at the same env steps
 
     def close(self):
         self._run.finish()
+
+
+def _wandb_id(folder):
+    """The id of the run in wandb: that of its folder, made at its start."""
+    known = folder.wandb_id.read_text(encoding="utf-8").strip() if folder.wandb_id.exists() else ""
+    if not known:
+        known = secrets.token_hex(8)
+        write_text(folder.wandb_id, f"{known}\n")
+    return known
 
 
 PACKAGES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}

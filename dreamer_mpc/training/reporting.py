@@ -1,13 +1,14 @@
 """Messages of a training run to its user."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
 from dreamer_mpc.config import Config
+from dreamer_mpc.data.collect import Counters
 from dreamer_mpc.planners import Planner, SampledPolicy
-from dreamer_mpc.report.progress import SEEDING
+from dreamer_mpc.report.progress import SEEDING, mean_and_spread, plural
 from dreamer_mpc.report.rows import Row
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.training.schedule import Due
@@ -53,10 +54,8 @@ def phase(due: Due, num_envs: int) -> str:
 
 def evaluated(row: Row, env_steps: int) -> str:
     """The result of an evaluation."""
-    return (
-        f"evaluation at {env_steps:,} env steps: return {row['return_mean']:.1f} "
-        f"± {row['return_std']:.1f} over {row['episodes']} episodes"
-    )
+    words = mean_and_spread(row["return_mean"], row["return_std"], row["episodes"])
+    return f"evaluation at {env_steps:,} env steps: return {words} over {plural(row['episodes'], 'episode')}"
 
 
 def terminated(env: str) -> str:
@@ -79,6 +78,27 @@ def peak_memory(device: torch.device) -> Iterator[str]:
     """Peak memory use of a GPU."""
     if device.type == "cuda":
         yield f"peak GPU memory {torch.cuda.max_memory_allocated(device) / GIB:.2f} GiB"
+
+
+class Throughput:
+    """Env steps and updates a second of training, between records; evaluations do not count."""
+
+    def __init__(self, counters: Counters, clock: Callable[[], float] = time.monotonic):
+        self._clock = clock
+        self.restart(counters)
+
+    def restart(self, counters: Counters) -> None:
+        """Count from here on."""
+        self._since, self._env_steps, self._updates = self._clock(), counters.env_steps, counters.updates
+
+    def read(self, counters: Counters) -> dict[str, float]:
+        """The rates since the last call, for metrics.jsonl; nothing where no time has passed."""
+        seconds = self._clock() - self._since
+        env_steps, updates = counters.env_steps - self._env_steps, counters.updates - self._updates
+        self.restart(counters)
+        if seconds <= 0:
+            return {}
+        return {"train/env_steps_per_s": env_steps / seconds, "train/updates_per_s": updates / seconds}
 
 
 class SetUpTime:

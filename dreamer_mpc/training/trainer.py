@@ -102,6 +102,7 @@ class Trainer:
             self._say(reporting.introduction(config, self.train_planner, self.device, self.folder))
             self._say([*self.agent.notes, *self._notes])
             self._profiler = Profiler(self.folder.path / "profile", self.device, config.profile, line)
+            self._throughput = reporting.Throughput(counters)
             self._checkpoints = Checkpoints(self.folder.checkpoints, self._saver, self._position(), line)
             try:
                 self._loop()
@@ -169,6 +170,7 @@ class Trainer:
         self._progress.line(f"{len(returns)} seed episodes, mean return {np.mean(returns):.1f}")
         self.state.returns = []
         self.schedule.seeded(self.counters.env_steps)
+        self._throughput.restart(self.counters)
         if self.schedule.evaluation_due:
             self._save(say=True)
 
@@ -204,8 +206,8 @@ class Trainer:
     def _end_round(self) -> None:
         """The record of a round, and what begins the next one."""
         state, counters = self.state, self.counters
-        metrics = state.metrics.read()
-        self._logger.write(asdict(counters), metrics | self._collected())
+        metrics = state.metrics.read()  # waits for the updates
+        self._logger.write(asdict(counters), metrics | self._collected() | self._throughput.read(counters))
         self._say(self._skipped.check(self.agent, counters.updates, metrics))
         self._show(train_return=state.returns[-1] if state.returns else None)
         state.metrics, state.returns = MetricMeans(), []
@@ -236,6 +238,7 @@ class Trainer:
         if self._checkpoints.keep_best(env_steps, row["return_mean"], self.state.best_return):
             self.state.best_return = row["return_mean"]
         self.schedule.evaluated(env_steps)
+        self._throughput.restart(self.counters)
         if self.schedule.finished:
             self._save(last=True)
 
@@ -251,8 +254,11 @@ class Trainer:
     def _draw(self, evaluation: Evaluation) -> None:
         """Video and picture; whatever goes wrong with them costs those, not the run."""
         env_steps = self.counters.env_steps
-        stem, of = self.folder.videos / f"{env_steps:08d}", f"at {env_steps:,} env steps"
-        write_visuals(stem, self.agent, self.planner, evaluation, self.config.env, of, self._progress.line)
+        stem, method = self.folder.videos / f"{env_steps:08d}", self.config.planner
+        title = f"{self.config.env}, {method}, {env_steps:,} env steps"
+        line = self._progress.line
+        for path in write_visuals(stem, self.agent, self.planner, method, evaluation, title, line):
+            self._logger.show(env_steps, path)
 
     def _say(self, lines: Iterable[str]) -> None:
         for line in lines:

@@ -1,4 +1,4 @@
-"""Encoding frames as H.264 with ffmpeg, whose exit status decides whether there is a file."""
+"""Frames as JPEG in memory, and as H.264 with ffmpeg, whose exit status decides whether there is a file."""
 
 import subprocess
 import tempfile
@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
 
 from dreamer_mpc.util.errors import UserError
 
@@ -22,10 +23,24 @@ def find_ffmpeg() -> str:
         raise UserError(MISSING) from error
 
 
-def encode(path: Path, frames: Iterable[np.ndarray], width: int, height: int, fps: int) -> None:
+def to_jpeg(frame: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    """A frame in a tenth of its bytes, so that a whole episode can be kept in memory."""
+    import cv2
+
+    return cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+
+
+def from_jpeg(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
+    """The frame of `to_jpeg`."""
+    import cv2
+
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+
+
+def encode(path: Path, frames: Iterable[np.ndarray], width: int, height: int, fps: float) -> None:
     """Write uint8 frames [height, width, 3], both sides even, as MP4; OSError with ffmpeg's words where it fails."""
-    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
-    target = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "18", "-movflags", "+faststart"]
+    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps:.6g}", "-i", "-"]
+    target = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "20", "-movflags", "+faststart"]
     # `file:` because ffmpeg takes a name with a colon for a protocol; -xerror because it forgives errors at the end.
     command = [find_ffmpeg(), "-nostdin", "-y", "-v", "error", "-xerror", *source, "-an", *target, f"file:{path}"]
     with tempfile.TemporaryFile() as words:

@@ -1,0 +1,133 @@
+"""What a folder holds that can be reported: runs, comparisons and evaluations."""
+
+import csv
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dreamer_mpc.config import Config, load_saved
+from dreamer_mpc.report.rows import from_comparison
+from dreamer_mpc.runs.logger import read_metrics
+from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.program import program
+
+COMPARE, EVALUATION, METRICS = "compare.csv", "eval.json", "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class FoundComparison:
+    """compare.csv, and compare.json beside it."""
+
+    folder: Path
+    rows: list[dict[str, Any]]
+    made_with: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> "FoundComparison":
+        """UserError where a file is damaged."""
+        path = folder / COMPARE
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = [from_comparison(cells) for cells in csv.DictReader(file, strict=True)]
+            made_with = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
+            _ = rows[0], made_with["env"], made_with["planners"].items(), made_with["checkpoints"].items()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, csv.Error) as error:
+            raise UserError(f"{path} or compare.json beside it is damaged ({error}): run compare again") from error
+        return cls(folder, rows, made_with)
+
+    @property
+    def env(self) -> str:
+        return self.made_with["env"]
+
+    def command(self) -> str:
+        """The command that plays the same episodes under the same planners."""
+        names = [row["planner"] for row in self.rows]
+        planners = ",".join(name for name in names if " " not in name)
+        swept = [f"{name}.{':'.join(rest)}" for name, *rest in (n.split() for n in names) if rest]
+        words = [*program("compare").split(), "--checkpoint", *self.made_with["checkpoints"]]
+        words += ["--planners", planners] if planners else []
+        words += ["--sweep", *swept] if swept else []
+        words += ["--episodes", str(self.rows[0]["episodes"]), "--seed", str(self.made_with.get("seed"))]
+        words += ["--num-envs", str(self.rows[0]["num_envs"])]
+        return shlex.join([*words, "--render-quality", str(self.made_with.get("render_quality"))])
+
+
+@dataclass(frozen=True)
+class FoundEvaluation:
+    """eval.json."""
+
+    folder: Path
+    record: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> "FoundEvaluation":
+        """UserError where the file is damaged."""
+        path = folder / EVALUATION
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            _ = record["env"], record["checkpoint"], [row["return_mean"] + 0 for row in record["results"]][0]
+        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+            raise UserError(f"{path} is damaged ({error}): run eval again") from error
+        return cls(folder, record)
+
+
+@dataclass(frozen=True)
+class FoundRun:
+    """A run: its settings, its evaluations, and what it ran on."""
+
+    folder: Path
+    config: Config
+    evaluations: list[dict[str, Any]]
+    versions: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> "FoundRun":
+        """UserError where a file is damaged."""
+        config = load_saved(folder / "config.yaml")
+        records = [record for record in read_metrics(folder / METRICS) if "eval/return_mean" in record]
+        try:
+            versions = json.loads((folder / "versions.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            versions = {}
+        return cls(folder, config, records, versions if isinstance(versions, dict) else {})
+
+
+@dataclass(frozen=True)
+class Found:
+    """All of it, and the reasons why something is left out."""
+
+    comparisons: list[FoundComparison]
+    evaluations: list[FoundEvaluation]
+    runs: list[FoundRun]
+    left_out: list[str]
+
+
+def find(folders: list[Path]) -> Found:
+    """What is in these folders and below. UserError where one holds nothing, or nothing can be read."""
+    found, errors = Found([], [], [], []), []
+    kinds = (COMPARE, FoundComparison, found.comparisons), (METRICS, FoundRun, found.runs)
+    kinds = (*kinds, (EVALUATION, FoundEvaluation, found.evaluations))
+    seen = set()
+    for folder in folders:
+        files = [(path, *kind) for kind in kinds for path in sorted(folder.rglob(kind[0])) if _is_one(path)]
+        if not files:
+            raise UserError(f"{folder} holds no run, comparison or evaluation: name a folder that one of them wrote")
+        for path, _, kind, into in files:
+            if path.resolve() in seen:
+                continue
+            seen.add(path.resolve())
+            try:
+                into.append(kind.read(path.parent))
+            except UserError as error:
+                errors.append(error)
+    if not (found.comparisons or found.evaluations or found.runs):
+        raise errors[0]
+    found.left_out.extend(map(str, errors))
+    return found
+
+
+def _is_one(path: Path) -> bool:
+    """Whether a file belongs to a run, and is none of another program's that has its name."""
+    return path.name != METRICS or (path.parent / "config.yaml").exists()

@@ -1,0 +1,262 @@
+"""`run.py report`: runs and comparisons as one HTML page to send, that opens without a server and without a network."""
+
+import dataclasses
+import shlex
+import tempfile
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from dreamer_mpc.config import ReportConfig, parse, to_dict
+from dreamer_mpc.report.charts import curves_picture
+from dreamer_mpc.report.comparison import comparison_picture, comparison_title, figures
+from dreamer_mpc.report.curves import Curve, method_of, published, read_run
+from dreamer_mpc.report.found import Found, FoundComparison, FoundEvaluation, FoundRun, find
+from dreamer_mpc.report.html import MB, Enclosures, card, code, heading, note, page, table
+from dreamer_mpc.report.progress import decided, mean_and_spread, plural
+from dreamer_mpc.report.styles import NAMES, style
+from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.files import user_path, write_text
+from dreamer_mpc.util.intervals import FEWEST
+from dreamer_mpc.util.program import program
+from dreamer_mpc.util.versions import program_version
+
+REPORT = "report.html"
+MOST_CARDS = 12
+NOT_SETTINGS = ("env", "seed", "device", "run_dir")  # those that a run's name says, or that say nothing of a method
+
+
+def main(args: Sequence[str]) -> int:
+    """Write the page."""
+    config = parse(ReportConfig, args, prog=program("report"))
+    if not config.folders:
+        raise UserError("report needs a FOLDER: name one that a run, eval or compare wrote, or several")
+    folders = [user_path(folder) for folder in config.folders]
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"no folder {folder}: name one that a run, eval or compare wrote")
+    found = find(folders)
+    path = user_path(config.out) if config.out else folders[0] / REPORT
+    enclosures = Enclosures(config.max_mb * MB)
+    text = write_page(found, enclosures, config.title)
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}): name another file with --out") from error
+    for reason in found.left_out:
+        print(f"left out: {reason}")
+    for left in enclosures.left_out:
+        print(f"left out, as the page would be larger than --max-mb {config.max_mb:g}: {left}")
+    print(f"wrote {path} ({path.stat().st_size / MB:.1f} MB): one file, to be sent or opened in a browser")
+    return 0
+
+
+def write_page(found: Found, enclosures: Enclosures, title: str | None) -> str:
+    """The page as text."""
+    envs = [*(c.env for c in found.comparisons), *(e.record["env"] for e in found.evaluations)]
+    envs = list(dict.fromkeys([*envs, *(run.config.env for run in found.runs)]))
+    head = note(f"{program_version()}, {datetime.now(UTC).date().isoformat()}") + cards(found)
+    with tempfile.TemporaryDirectory() as scratch:
+        sections = [
+            ("Comparisons", "".join(_comparison(c, enclosures, Path(scratch)) for c in found.comparisons)),
+            ("Evaluations", "".join(map(_evaluation, found.evaluations))),
+            ("Learning curves", _curves(found.runs, enclosures, Path(scratch))),
+            ("Videos and decisions", _media(found, enclosures)),
+            ("Settings that differ", _settings(found)),
+            ("Versions and commands", _versions(found)),
+            ("Left out", "".join(map(note, found.left_out))),
+        ]
+    return page(title or f"Planning with world models: {', '.join(envs)}", sections, head)
+
+
+def cards(found: Found) -> str:
+    """The numbers to be seen first: one for each comparison, and the last evaluation of each run."""
+    shown = [_claim(comparison) for comparison in found.comparisons]
+    for run in found.runs:
+        if run.evaluations:
+            last = run.evaluations[-1]
+            words = f"return in {run.config.env} after {last['env_steps']:,} env steps: {_name(run)}, seed "
+            words += f"{run.config.seed}, mean{_and_spread(last)} over {plural(int(last['eval/episodes']), 'episode')}"
+            shown.append(card(f"{last['eval/return_mean']:,.0f}", words, style(method_of(run.config)).color))
+    for evaluation in found.evaluations:
+        best = max(evaluation.record["results"], key=lambda row: row["return_mean"])
+        words = f"return in {evaluation.record['env']} under {best['planner']}, the best of "
+        words += f"{plural(len(evaluation.record['results']), 'planner')} in {plural(best['episodes'], 'episode')}"
+        shown.append(card(f"{best['return_mean']:,.0f}", words, style(best["planner"]).color))
+    more = note(f"{len(shown) - MOST_CARDS} more stand in the tables below.") if len(shown) > MOST_CARDS else ""
+    return f'<div class="cards">{"".join(shown[:MOST_CARDS])}</div>\n{more}'
+
+
+def _and_spread(record: dict[str, Any]) -> str:
+    return f" ± standard deviation {record['eval/return_std']:.0f}" if record["eval/episodes"] > 1 else ""
+
+
+def _claim(comparison: FoundComparison) -> str:
+    """The largest difference to the policy, with its interval, and whether it is decided; without any, a return."""
+    paired = [row for row in comparison.rows if row["difference_mean"] is not None]
+    episodes = plural(comparison.rows[0]["episodes"] * comparison.rows[0]["checkpoints"], "episode")
+    if not paired:
+        best = max(comparison.rows, key=lambda row: row["return_mean"])
+        words = f"return in {comparison.env} under {best['planner']} {_interval(best, 'return')}, {episodes}"
+        return card(f"{best['return_mean']:,.0f}", words, style(best["planner"]).color)
+    best = max(paired, key=lambda row: row["difference_mean"])
+    among = f", the largest of {len(paired)} differences" if len(paired) > 1 else ""
+    surely = "decided" if decided(best) else "not decided"
+    words = f"{best['planner']} over the policy in {comparison.env} {_interval(best, 'difference')}, "
+    words += f"{episodes}, {surely}"
+    return card(figures(best, "difference", "+").split(" ")[0], words + among, style(best["planner"]).color)
+
+
+def _interval(row: dict[str, Any], key: str) -> str:
+    low, high = row[f"{key}_low"], row[f"{key}_high"]
+    sign = "+" if key == "difference" else ""
+    return "without an interval" if low is None else f"[{low:{sign}.1f}, {high:{sign}.1f}]".replace("-", "−")
+
+
+def _comparison(comparison: FoundComparison, enclosures: Enclosures, scratch: Path) -> str:
+    rows, title = comparison.rows, comparison_title(comparison.env, comparison.rows)
+    picture = scratch / "compare.png"
+    comparison_picture(picture, rows, title)
+    paired = any(row["difference_mean"] is not None for row in rows)
+    titles = ["planner", "return [95 %]", "difference to the policy [95 %]", "ms per action", "model evaluations"]
+    cells = []
+    for row in rows:
+        difference = "–" if row["difference_mean"] is None else figures(row, "difference", "+")
+        cost = f"{row['ms_per_action']:,.3g}", f"{row['model_evaluations']:,}"
+        cells.append([row["planner"], figures(row, "return"), difference, *cost])
+    words = f"[ ]: 95 % intervals of the means (Student's t, from {FEWEST} episodes on)."
+    if paired:
+        words += " Differences are of the same environment seeds; *: decided at 5 % after Holm's correction over all."
+    else:
+        cells, titles = [[*row[:2], *row[3:]] for row in cells], [*titles[:2], *titles[3:]]
+    colors = [style(row["planner"]).color for row in rows]
+    inside = enclosures.figure(picture, f"{title}: {'gains over the policy' if paired else 'returns'}, and cost")
+    return heading(f"{title} ({comparison.folder})") + inside + table(titles, cells, colors) + note(words)
+
+
+def _evaluation(evaluation: FoundEvaluation) -> str:
+    record, rows = evaluation.record, evaluation.record["results"]
+    title = f"{record['env']}: {record['checkpoint']}, {record['env_steps']:,} env steps"
+    titles = ("planner", "return ± standard deviation", "95 % interval", "ms per action", "episodes")
+    cells = []
+    for row in rows:
+        value = mean_and_spread(row["return_mean"], row["return_std"], row["episodes"])
+        some = row["return_low"] is not None
+        interval = f"[{row['return_low']:.1f}, {row['return_high']:.1f}]" if some else "–"
+        cells.append((row["planner"], value, interval, f"{row['ms_per_action']:,.3g}", str(row["episodes"])))
+    words = f"Intervals of the means: Student's t, from {FEWEST} episodes on."
+    return heading(title) + table(titles, cells, [style(row["planner"]).color for row in rows]) + note(words)
+
+
+def _curves(runs: Sequence[FoundRun], enclosures: Enclosures, scratch: Path) -> str:
+    """The picture of all runs, and the last evaluation of each."""
+    evaluated = [run for run in runs if run.evaluations]
+    if not evaluated:
+        return ""
+    drawn: dict[str, Curve] = {}
+    for run in evaluated:
+        curve = read_run(run.folder)
+        again = dataclasses.replace(curve, method=f"{curve.method}, {run.folder.name}")
+        drawn[(again if curve.name in drawn else curve).name] = again if curve.name in drawn else curve
+    curves, picture = list(drawn.values()), scratch / "curves.png"
+    curves_picture(picture, curves, {curve.task: published(curve.task) for curve in curves})
+    titles = ("run", "task", "seed", "env steps", "return ± standard deviation", "episodes")
+    cells = []
+    for run in evaluated:
+        last, episodes = run.evaluations[-1], int(run.evaluations[-1]["eval/episodes"])
+        about = (_name(run), run.config.env, str(run.config.seed), f"{last['env_steps']:,}")
+        value = mean_and_spread(last["eval/return_mean"], last["eval/return_std"], episodes)
+        cells.append((*about, value, str(episodes)))
+    colors = [style(method_of(run.config)).color for run in evaluated]
+    words = "The last evaluation of each run, without exploration; standard deviation over its episodes."
+    return enclosures.figure(picture, "Returns during training") + table(titles, cells, colors) + note(words)
+
+
+def _name(run: FoundRun) -> str:
+    method = method_of(run.config)
+    return NAMES.get(method, method)
+
+
+def _media(found: Found, enclosures: Enclosures) -> str:
+    """Pictures first, as they are small: those of comparisons and evaluations, and the last ones of each run."""
+    shown: list[tuple[Path, str]] = []
+    for comparison in found.comparisons:
+        shown += _pairs(comparison.folder.glob("*"), comparison.env)
+    for evaluation in found.evaluations:
+        shown += _pairs(evaluation.folder.glob("*"), evaluation.record["env"])
+    for run in found.runs:
+        for suffix in (".mp4", "-decision.png"):
+            files = sorted((run.folder / "videos").glob(f"*{suffix}"))
+            shown += _pairs(files[-1:], f"{run.config.env}, {_name(run)}, seed {run.config.seed}")
+    pictures = "".join(enclosures.figure(*pair) for pair in shown if pair[0].suffix == ".png")
+    return "".join(enclosures.figure(*pair) for pair in shown if pair[0].suffix == ".mp4") + pictures
+
+
+def _pairs(files: Iterable[Path], of: str) -> list[tuple[Path, str]]:
+    """Videos and pictures of decisions, with captions."""
+    pairs = []
+    for path in sorted(files):
+        what = "an episode" if path.suffix == ".mp4" else "a decision"
+        name = path.stem.removesuffix("-decision")
+        if path.suffix == ".mp4" or path.name.endswith("-decision.png"):
+            at = f"after {int(name):,} env steps" if name.isdecimal() else f"under {name}"  # of a run; of a planner
+            pairs.append((path, f"{of}: {what} {at}"))
+    return pairs
+
+
+def _settings(found: Found) -> str:
+    """Settings that are not the same in all runs, and not in all planners of a comparison."""
+    runs = {f"{_name(run)}, {run.config.env}, seed {run.config.seed}": run for run in found.runs}
+    if len(runs) < len(found.runs):
+        runs = {str(run.folder): run for run in found.runs}
+    every = {name: _flat(to_dict(run.config)) for name, run in runs.items()}
+    parts = [_differing(every, "of the runs", leave_out=NOT_SETTINGS)]
+    for comparison in found.comparisons:
+        shown = [row["planner"] for row in comparison.rows]
+        planners = {name: _flat(comparison.made_with["planners"].get(name) or {}) for name in shown}
+        planners = {name: values for name, values in planners.items() if values}
+        parts.append(_differing(planners, f"of the planners, {comparison.env}"))
+    return "".join(parts)
+
+
+def _differing(values: dict[str, dict[str, str]], of: str, leave_out: Sequence[str] = ()) -> str:
+    """A table of the keys whose values differ; nothing for fewer than two."""
+    keys = list(dict.fromkeys(key for settings in values.values() for key in settings if key not in leave_out))
+    keys = [key for key in keys if len({settings.get(key) for settings in values.values()}) > 1]
+    if len(values) < 2:
+        return ""
+    if not keys:
+        return note(f"No settings {of} differ.")
+    rows = [(key, *(settings.get(key, "–") for settings in values.values())) for key in keys]
+    return heading(f"Settings {of}") + table(("setting", *values), rows, words=True)
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Groups with their settings as `group.setting`."""
+    flat: dict[str, str] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)}
+    return flat
+
+
+def _versions(found: Found) -> str:
+    parts = []
+    for comparison in found.comparisons:
+        devices = ", ".join(dict.fromkeys(row["device"] for row in comparison.rows))
+        checkpoints = [f"{name} (SHA-256 {sha[:12]})" for name, sha in comparison.made_with["checkpoints"].items()]
+        words = f"Played on {devices}, agents {', '.join(checkpoints)}. The same episodes are played by:"
+        title = comparison_title(comparison.env, comparison.rows)
+        parts.append(heading(title) + note(words) + code(comparison.command()))
+    for evaluation in found.evaluations:
+        record = evaluation.record
+        words = f"Played on {record.get('device')} with torch {record.get('torch')}, seed {record.get('seed')}."
+        parts.append(heading(f"{record['env']}: {record['checkpoint']}") + note(words))
+    for run in found.runs:
+        known = run.versions
+        packages = ", ".join(f"{name} {version}" for name, version in (known.get("packages") or {}).items())
+        words = f"Commit {known.get('commit') or 'unknown'}, Python {known.get('python', 'unknown')}, on "
+        words += f"{known.get('device', 'an unknown device')}, started {known.get('started', 'at an unknown time')}"
+        command = shlex.join(map(str, known.get("command") or []))
+        parts.append(heading(str(run.folder)) + note(words) + note(packages) + (code(command) if command else ""))
+    return "".join(parts)

@@ -1,0 +1,75 @@
+"""One colour and marker for each method, in every picture, video and page."""
+
+import zlib
+from collections.abc import Iterable
+from typing import NamedTuple
+
+
+class Style(NamedTuple):
+    """How a method is drawn: a colour `#rrggbb`, and a marker of matplotlib for readers who do not see colours."""
+
+    color: str
+    marker: str
+
+
+BASELINE = Style("#E69F00", "s")
+SAMPLED = Style("#E88FC0", "p")
+# By the names of planners, and by those that papers give to agents; distinct under red- and green-blindness
+# (tests/test_styles.py).
+STYLES = {
+    "policy": BASELINE,
+    "dreamer": BASELINE,  # the agent that acts by its policy
+    "dream-mpc": Style("#0072B2", "o"),
+    "dream-mpc-default": Style("#00335C", "D"),
+    "dream-mpc-paper": Style("#56B4E9", "^"),
+    "dream-mpc-released": Style("#8A5CE0", "v"),
+    "dream-mpc-cpu": Style("#00755E", "P"),
+    "policy-grad-mpc": Style("#A8C256", "X"),
+    "grad-mpc": Style("#7A4A2B", "<"),
+    "cem": SAMPLED,
+    "planet": SAMPLED,  # the agent that acts by CEM
+    "mppi": Style("#C8420A", ">"),
+    "sac-ae": Style("#9A9A9A", "d"),
+}
+OTHERS = (
+    Style("#000000", "h"), Style("#9C0C5B", "8"), Style("#F4CE4B", "H"), Style("#C7B8F2", "*"), Style("#6E6B1E", "s"),
+    Style("#00C2B2", "o"), Style("#5B6770", "^"), Style("#D98C8C", "D"),
+)  # fmt: skip
+# Planners and agents by the names that readers know.
+NAMES = {
+    "dream-mpc": "Dream-MPC", "dreamer": "Dreamer", "planet": "PlaNet", "sac-ae": "SAC+AE", "policy-grad-mpc":
+    "Policy+Grad-MPC", "grad-mpc": "Grad-MPC", "cem": "CEM", "mppi": "MPPI",
+}  # fmt: skip
+
+
+def styles(methods: Iterable[str]) -> dict[str, Style]:
+    """The style of each method of a picture.
+
+    A method of a sweep, `planner setting=value`, has its planner's. Other names get one that follows from the name;
+    where two in one picture would share it, the later one in the alphabet takes the next that is free.
+    """
+    methods = list(dict.fromkeys(methods))
+    chosen = {method: STYLES[_planner(method)] for method in methods if _planner(method) in STYLES}
+    free = list(OTHERS)
+    for method in sorted(set(map(_planner, methods)) - STYLES.keys()):
+        free = free or list(OTHERS)
+        chosen[method] = _at(free, method)
+        free.remove(chosen[method])
+    return {method: chosen[method] if method in chosen else chosen[_planner(method)] for method in methods}
+
+
+def _at(free: list[Style], method: str) -> Style:
+    """The first style from the name's place on that is still free."""
+    place = zlib.crc32(method.encode()) % len(OTHERS)
+    return next(style for style in OTHERS[place:] + OTHERS[:place] if style in free)
+
+
+def style(method: str) -> Style:
+    """The style of a method that is drawn alone."""
+    return styles([method])[method]
+
+
+def _planner(method: str) -> str:
+    """The planner of a sweep's label; other names, which may have spaces, are whole."""
+    first, *settings = method.split(" ")
+    return first if settings and all("=" in word for word in settings) else method
