@@ -20,17 +20,20 @@ def jaxtyped_at_first(fn=None, **settings):
     """`jaxtyping.jaxtyped` for the first `CALLS` calls in a test; the import hook puts it on functions and classes."""
     if fn is None:
         return functools.partial(jaxtyped_at_first, **settings)
-    checked = _jaxtyped(fn, **settings)
     if not inspect.isfunction(fn):
-        return checked
-    test = calls = 0
+        return _jaxtyped(fn, **settings)
+    checked, test, calls = None, 0, 0
 
     @functools.wraps(fn)
     def call(*args, **kwargs):
-        nonlocal test, calls
+        nonlocal checked, test, calls
         if test != _tests[0]:
             test, calls = _tests[0], 0
         calls += 1
-        return (checked if calls <= CALLS else fn)(*args, **kwargs)
+        if calls > CALLS:
+            return fn(*args, **kwargs)
+        if checked is None:  # here, as most functions are never called in a process
+            checked = _jaxtyped(fn, **settings)
+        return checked(*args, **kwargs)
 
     return call
