@@ -219,9 +219,8 @@ def _readable(value: Any) -> Any:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """The settings as plain numbers, strings, lists and dicts, without what was asked of one run alone (`ONE_OFF`)."""
-    values = OmegaConf.to_container(OmegaConf.structured(config))
-    return {key: value for key, value in values.items() if key not in ONE_OFF}
+    """The settings as plain numbers, strings, tuples and dicts, without what was asked of one run alone (`ONE_OFF`)."""
+    return {key: value for key, value in dataclasses.asdict(config).items() if key not in ONE_OFF}
 
 
 def parse(schema: type[T], args: Sequence[str], default: T | None = None, prog: str = "run.py") -> T:

@@ -16,6 +16,11 @@ def begin_test() -> None:
     _tests[0] += 1
 
 
+def names_shapes(fn) -> bool:
+    """Whether an annotation of `fn` names a shape; jaxtyping takes much longer than beartype alone."""
+    return any("jaxtyping." in repr(kind) or isinstance(kind, str) for kind in fn.__annotations__.values())
+
+
 def jaxtyped_at_first(fn=None, **settings):
     """`jaxtyping.jaxtyped` for the first `CALLS` calls in a test; the import hook puts it on functions and classes."""
     if fn is None:
@@ -33,7 +38,7 @@ def jaxtyped_at_first(fn=None, **settings):
         if calls > CALLS:
             return fn(*args, **kwargs)
         if checked is None:  # here, as most functions are never called in a process
-            checked = _jaxtyped(fn, **settings)
+            checked = _jaxtyped(fn, **settings) if names_shapes(fn) else check(fn)
         return checked(*args, **kwargs)
 
     return call
