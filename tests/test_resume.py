@@ -53,12 +53,22 @@ def assert_same_run(folder, reference):
 
 
 @pytest.fixture(scope="module")
-def kind(request, tmp_path_factory):
+def uninterrupted(tmp_path_factory):
+    """A function of one of `KINDS` that returns the folder of an uninterrupted run, made at its first call."""
+
+    @functools.cache
+    def made(name):
+        folder = tmp_path_factory.mktemp("whole") / "run"
+        train(*KINDS[name], "--run-dir", folder)
+        return folder
+
+    return made
+
+
+@pytest.fixture
+def kind(request, uninterrupted):
     """Arguments of a run, and the folder of an uninterrupted one."""
-    args = KINDS[request.param]
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    train(*args, "--run-dir", folder)
-    return args, folder
+    return KINDS[request.param], uninterrupted(request.param)
 
 
 ADVANCE = Trainer._advance
@@ -91,17 +101,16 @@ def test_a_run_stopped_anywhere_and_resumed_is_the_one_that_was_not(number, kind
     assert_same_run(tmp_path / "run", reference)
 
 
-def test_a_run_stopped_again_and_again_is_the_one_that_was_not(stop_at, tmp_path):
-    args = KINDS["interleaved, dream-mpc"]
-    train(*args, "--run-dir", tmp_path / "whole")
+def test_a_run_stopped_again_and_again_is_the_one_that_was_not(stop_at, uninterrupted, tmp_path):
+    whole = uninterrupted("interleaved, dream-mpc")
     stop_at(4)
-    output, stops = train(*args, "--run-dir", tmp_path / "run"), 0
+    output, stops = train(*KINDS["interleaved, dream-mpc"], "--run-dir", tmp_path / "run"), 0
     while "stopped at" in output:
         stops += 1
         stop_at(10)
         output = train("--resume", tmp_path / "run")
     assert stops == 4
-    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert_same_run(tmp_path / "run", whole)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+import dreamer_mpc.runs.folder
 import dreamer_mpc.util.files as atomic
 from dreamer_mpc.config import load_presets
 from dreamer_mpc.runs.folder import PROGRAM, WRITTEN, RunFolder, default_run_dir, source_commit
@@ -28,7 +29,9 @@ def fake_git(tmp_path_factory, monkeypatch):
 
     answer()
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
-    return answer
+    dreamer_mpc.runs.folder._own_commit.cache_clear()  # once before, and once after these tests
+    yield answer
+    dreamer_mpc.runs.folder._own_commit.cache_clear()
 
 
 def files(folder):

@@ -30,6 +30,7 @@ from tests.support.counting_env import CountingEnv
 SHORT = [
     "--env", "tests.support.counting_env:make", "--planner", "policy", "--max-env-steps", "10", "--train.every", "20",
 ]  # fmt: skip
+QUICK = load_presets("quick")
 
 
 class Unlike(CountingEnv):
@@ -44,7 +45,7 @@ def make_trainer(folder, events, monkeypatch, *args):
     """A tiny run with its environments in this process; its actions are recorded in `events`."""
     monkeypatch.setattr("dreamer_mpc.envs.vector.WorkerVectorEnv", LocalVectorEnv)
     args = [*TINY, *SHORT, *map(str, args), "--run-dir", str(folder)]
-    config = parse(Config, args, load_presets("quick"))
+    config = parse(Config, args, QUICK)
     trainer = Trainer(config, RunFolder.create(folder))
     envs, act, update = trainer.envs, Dreamer.act, trainer.agent.update
 
@@ -284,10 +285,10 @@ def test_a_run_is_introduced_by_its_family(args, words):
 
 
 def test_a_run_that_was_saved_before_the_setting_goes_on_with_the_mode():
-    values = to_dict(load_presets("quick"))
+    values = to_dict(QUICK)
     del values["train"]["policy_action"]
     assert config_from_dict(values, "an old run").train.policy_action == "mode"
-    assert load_presets("quick").train.policy_action == "sample"
+    assert QUICK.train.policy_action == "sample"
     values["train"]["policy_action"] = "sample"
     assert config_from_dict(values, "a new run").train.policy_action == "sample"
 

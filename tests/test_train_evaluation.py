@@ -22,6 +22,7 @@ SHORT = [
     "--env", "tests.test_train_evaluation:Seeded", "--planner", "policy", "--max-env-steps", "10",
     "--train.every", "20", "--eval.every", "20", "--train.keep-checkpoints", "1",
 ]  # fmt: skip
+QUICK = load_presets("quick")
 
 
 class Seeded(CountingEnv):
@@ -42,7 +43,7 @@ def here(monkeypatch):
 
 
 def make_trainer(folder, *args):
-    config = parse(Config, [*TINY, *CHEAP, *SHORT, *map(str, args), "--run-dir", str(folder)], load_presets("quick"))
+    config = parse(Config, [*TINY, *CHEAP, *SHORT, *map(str, args), "--run-dir", str(folder)], QUICK)
     return Trainer(config, RunFolder.create(folder))
 
 

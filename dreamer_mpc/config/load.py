@@ -97,7 +97,7 @@ def _merge(paths: Sequence[Path], source: str) -> Config:
     for path in paths:
         try:
             values = _settings_of(_read_yaml(path), path)
-            merged = OmegaConf.merge(merged, EARLIER if "config" in values else {}, values)
+            merged = OmegaConf.unsafe_merge(merged, EARLIER if "config" in values else {}, values)
         except (OmegaConfBaseException, ValueError, TypeError, OverflowError) as error:
             raise UserError(f"{path}: {_misfit_list(values, error)}{first_lines(error)}") from error
     return _build(merged, source)
@@ -192,7 +192,7 @@ def config_from_dict(values: dict[str, Any], source: str) -> Config:
     """
     try:
         values = {key: value for key, value in values.items() if key not in ONE_OFF}
-        merged = OmegaConf.merge(OmegaConf.structured(Config), EARLIER, OmegaConf.create(values))
+        merged = OmegaConf.unsafe_merge(OmegaConf.structured(Config), EARLIER, OmegaConf.create(values))
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         raise UserError(f"{source}: {_misfit_list(values, error)}{first_lines(error)}") from error
     return _build(merged, source)
@@ -219,9 +219,8 @@ def _readable(value: Any) -> Any:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """The settings as plain numbers, strings, lists and dicts, without what was asked of one run alone (`ONE_OFF`)."""
-    values = OmegaConf.to_container(OmegaConf.structured(config))
-    return {key: value for key, value in values.items() if key not in ONE_OFF}
+    """The settings as plain numbers, strings, tuples and dicts, without what was asked of one run alone (`ONE_OFF`)."""
+    return {key: value for key, value in dataclasses.asdict(config).items() if key not in ONE_OFF}
 
 
 def parse(schema: type[T], args: Sequence[str], default: T | None = None, prog: str = "run.py") -> T:

@@ -1,6 +1,7 @@
 """The folder of one run: the paths of its files, and when they may be overwritten."""
 
 import contextlib
+import functools
 import importlib.metadata
 import json
 import platform
@@ -146,7 +147,7 @@ class RunFolder:
             earlier.append(before)
         versions = {
             "program": PROGRAM,
-            "commit": source_commit(Path(__file__).resolve()),
+            "commit": _own_commit(),
             "python": platform.python_version(),
             "platform": platform.platform(),
             "packages": package_versions(),
@@ -212,6 +213,11 @@ def default_run_dir(config: "Config") -> str:
 def run_name(env: str, planner: str, seed: int | str) -> str:
     """The name of a run's folder."""
     return f"{env.replace(':', '.').replace('/', '.')}-{planner}-seed{seed}"
+
+
+@functools.cache  # the code that this process runs: it was loaded once
+def _own_commit():
+    return source_commit(Path(__file__).resolve())
 
 
 def package_versions() -> dict[str, str]:

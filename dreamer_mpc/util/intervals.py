@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy import special  # not scipy.stats, which takes a second to import
 
 Scores = Float[np.ndarray, "E C"]
 
@@ -26,6 +25,8 @@ def strata_interval(strata: Sequence[Float[np.ndarray, " _"]], level: float = 0.
     """The same for strata of different sizes, all of which need FEWEST episodes."""
     if min(map(len, strata)) < FEWEST:
         return None
+    from scipy import special  # here, as its import takes a third of a second, and most runs need no interval
+
     error, freedom = _standard_error(strata)
     mean, half = float(np.mean([x.mean() for x in strata])), float(special.stdtrit(freedom, (1 + level) / 2)) * error
     return mean - half, mean + half
@@ -42,6 +43,8 @@ def p_value(differences: Scores) -> float | None:
     mean = abs(float(differences.mean()))
     if error == 0:
         return 1.0 if mean == 0 else 0.0
+    from scipy import special  # as above
+
     return float(2 * special.stdtr(freedom, -mean / error))
 
 

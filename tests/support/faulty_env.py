@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import gymnasium
 import numpy as np
@@ -58,8 +57,11 @@ def injected(fault: Fault, folder: Path) -> Iterator[dict[str, str]]:
     """Context in which environments of `make` have that fault; yields the environment variables for other programs."""
     file = folder / "fault.pickle"
     file.write_bytes(pickle.dumps(fault))
-    with patch.dict(os.environ, {VARIABLE: str(file)}):
+    os.environ[VARIABLE] = str(file)  # the rest of the environment keeps what is set there, as the probed GL backend
+    try:
         yield {VARIABLE: str(file)}
+    finally:
+        del os.environ[VARIABLE]
 
 
 class FaultyEnv(gymnasium.Env):
