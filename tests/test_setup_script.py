@@ -86,6 +86,6 @@ def test_the_cpu_build_of_torch_is_taken_from_its_index_where_that_is_asked_for(
     set_up(tmp_path, {"python3": "3.12"})
     assert "--extra-index-url" not in (tmp_path / "notes").read_text()
     assert set_up(tmp_path, {}, TORCH="cpu").returncode == 0
-    assert "--extra-index-url https://download.pytorch.org/whl/cpu -e .[test]" in (tmp_path / "notes").read_text()
+    assert "--extra-index-url https://download.pytorch.org/whl/cpu -e .[test,wandb]" in (tmp_path / "notes").read_text()
     done = set_up(tmp_path, {}, TORCH="rocm")
     assert done.returncode == 2 and done.stderr.startswith("error: TORCH=rocm: cpu is the only choice")
