@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Set up a clean clone: a virtual environment in .venv, the tested versions, a working OpenGL.
-# Safe to run again. PYTHON=... chooses the interpreter (3.11 or 3.12); TORCH=cpu takes the CPU build of torch, which is
-# a tenth of the size, from torch's own index.
+# Safe to run again. PYTHON=... chooses the interpreter (3.11 or 3.12); TORCH=cpu takes the CPU build of torch, without
+# the libraries of CUDA, from torch's own index.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -136,6 +136,7 @@ def test_other_mistakes_are_one_line_too(agent, images):
         "has no setting horizn": lambda: agent.player("dream-mpc", horizn=3),
         "settings go with the name": lambda: agent.player(dreamer_mpc.make_planner("policy"), horizon=3),
         "bool .0., one for each": lambda: player.reset([True]),
+        "horizon must be 1 or more": lambda: agent.imagine(np.zeros(agent.state_dim, np.float32), horizon=0),
         "low below high": lambda: agent.player("policy", bounds=(1, -1)),
         "a state must be float32": lambda: agent.imagine(np.zeros(3, np.float32)),
         "actions of 3 environments do not fit 2": lambda: agent.imagine(

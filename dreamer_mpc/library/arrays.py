@@ -45,7 +45,7 @@ def read(
         scaled = _name(dtype) == "uint8" and "float" in _name(x.dtype)
         raise ValueError(f"{expected}, got {got}{': pixels go from 0 to 255' if scaled else ''}")
     rows = len(x.shape) > len(shape)
-    tensor = x if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x))
+    tensor = x if isinstance(x, Tensor) else torch.from_numpy(np.require(x, requirements=["C", "W"]))
     form = Form(isinstance(x, Tensor), tensor.device, rows)
     return (tensor if rows else tensor[None]).to(device), form
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import gymnasium
 import torch
@@ -90,6 +90,10 @@ class TrainedAgent:
         `noise`: `mean` takes the most likely step each time, `fresh` samples, from `seed`. ValueError, in one line, for
         inputs that do not fit.
         """
+        if noise not in get_args(LatentNoise):
+            raise ValueError(f"noise must be one of {', '.join(get_args(LatentNoise))}, got {noise!r}")
+        if horizon < 1:
+            raise ValueError(f"horizon must be 1 or more, got {horizon}")
         model = self.agent.model
         start, form = read("a state", state, (self.state_dim,), torch.float32, self.agent.device)
         taken = None if actions is None else self._actions(actions, len(start))
