@@ -65,7 +65,8 @@ class SlowSweep:
 
     def job(self, name):
         """The id of its job, from the sweep's file."""
-        return json.loads((self.out / "jobs.json").read_text())["runs"][self.folder(name).name]["job"]
+        runs = json.loads((self.out / "jobs.json").read_text())["runs"]
+        return runs[self.folder(name).name]["job"] if runs else None
 
     def process(self, name):
         """The process that trains it."""
@@ -95,34 +96,37 @@ def sweep(tmp_path, cluster):
 
 
 def test_whatever_happens_to_the_runs_of_a_sweep_they_end_like_one_that_was_left_alone(sweep, cluster, tmp_path):
-    """Run a: its time limit. b: its process is killed. c: its job is killed. d: cancelled, then preempted."""
-    first, _ = sweep.start()
+    """Run a: its time limit. b: its process is killed, and then its job. c: cancelled. d: preempted.
+
+    All: the command is killed, and slurmd. Things happen beside each other, because most of the time is that of starts.
+    """
+    first, _ = sweep.start("--slurm.additional", "hold")
+    cluster.wait(lambda: len(cluster.states()) == 4 and sweep.job("a"), 60, "the jobs are not submitted")
+    jobs = {name: sweep.job(name) for name in NAMES}
+    cluster.call("scontrol", "update", f"jobid={jobs['d']}", "partition=spare")
+    cluster.call("scontrol", "release", *jobs.values())
     for name in NAMES:  # the references, while the jobs start
         train(*RUN, "--planner", "policy", "--env", f"tests.support.slow_env:{name}", "--run-dir", tmp_path / name)
     cluster.wait(lambda: all(map(sweep.is_saved, NAMES)), 60, "the runs do not start")
-    jobs = {name: sweep.job(name) for name in NAMES}
-    cluster.call("scontrol", "update", f"jobid={jobs['a']}", "TimeLimit=1")
     first.kill()
-
-    done = quietly(*sweep.args, "--cancel", sweep.folder("d").name)
-    assert done.code == 0 and f"{sweep.folder('d').name}: job {jobs['d']} is asked to save" in done.out, done.err
-    cluster.wait(lambda: "stopped at" in sweep.log("d"), 20, "d does not save")
+    cluster.call("scontrol", "update", f"jobid={jobs['a']}", "TimeLimit=1")
+    cluster.call("sbatch", "--partition=urgent", "--mem=100", "--wrap=sleep 1", "--output=/dev/null")
+    cluster.wait(lambda: "stopped at" in sweep.log("d"), 60, "d is not preempted")
+    sweep.hurry("d")
+    done = quietly(*sweep.args, "--cancel", sweep.folder("c").name)
+    assert done.code == 0 and f"{sweep.folder('c').name}: job {jobs['c']} is asked to save" in done.out, done.err
 
     cluster.kill("slurmd")
     sweep.process("b").kill()
-    sweep.hurry("b")
+    second, log = sweep.start()
     cluster.start_slurmd()
-
-    second, log = sweep.start("--slurm.partition", "spare")
-    cluster.wait(lambda: sweep.job("d") != jobs["d"], 60, "d is not started again")
-    assert {name: sweep.job(name) for name in "abc"} == {name: jobs[name] for name in "abc"}, "the others are found"
-    cluster.wait(lambda: sweep.starts("d") == 2 and sweep.process("d"), 60, "d does not go on")
-    cluster.call("sbatch", "--partition=urgent", "--wrap=sleep 1", "--output=/dev/null")
-    sweep.process("c").parent().kill()
+    cluster.wait(lambda: sweep.job("c") != jobs["c"], 60, "c is not started again")
+    assert "stopped at" in sweep.log("c")
+    assert {name: sweep.job(name) for name in "abd"} == {name: jobs[name] for name in "abd"}, "the others are found"
     sweep.hurry("c")
-    cluster.wait(lambda: sweep.log("d").count("stopped at") == 2, 60, "d is not preempted")
-    sweep.hurry("d")
-    cluster.wait(lambda: "stopped at" in sweep.log("a"), 60, "a does not save before its time limit")
+    sweep.process("b").parent().kill()
+    sweep.hurry("b")
+    cluster.wait(lambda: "stopped at" in sweep.log("a"), 90, "a does not save before its time limit")
     cluster.wait(lambda: cluster.states()[jobs["a"]] == "PENDING", 30, "a is not requeued")
     cluster.call("scontrol", "update", f"jobid={jobs['a']}", "TimeLimit=60")
     sweep.hurry("a")
@@ -131,8 +135,7 @@ def test_whatever_happens_to_the_runs_of_a_sweep_they_end_like_one_that_was_left
     assert second.returncode == 0 and "4 runs of 4 complete" in said, said + cluster.logs()
     for name in NAMES:
         assert differences(sweep.folder(name), tmp_path / name, leave_out=["/random/python"]) == [], name
-    starts = [sweep.starts(name) for name in NAMES]
-    assert all(n >= least for n, least in zip(starts, [2, 2, 2, 3])), f"something did not happen: {starts}"
+        assert sweep.starts(name) >= 2
 
 
 def test_sbatch_s_own_words_are_the_error(cluster, tmp_path):
