@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dreamer_mpc.agents.protocol import Act, Agent, Carry
 from dreamer_mpc.envs import UNKNOWN, EnvError, Facts, reset_rows
+from dreamer_mpc.envs.rows import RowVectorEnv
 from dreamer_mpc.evaluation.summary import summarise_scores
 from dreamer_mpc.planners import Planner
 from dreamer_mpc.report.progress import plural

@@ -104,7 +104,7 @@ def final_table(curves: list[Curve]) -> Table:
         paper = published(curve.task).paper_return(curve)
         table.add_row(
             curve.task, curve.method, str(curve.seed), f"{curve.env_steps[-1]:,}",
-            mean_and_spread(curve.returns[-1], curve.stds[-1], curve.episodes[-1]), str(curve.episodes[-1]),
+            mean_and_spread(curve.returns[-1], curve.stds[-1], int(curve.episodes[-1])), str(curve.episodes[-1]),
             "–" if paper is None else f"{paper:.0f}",
         )  # fmt: skip
     return table
