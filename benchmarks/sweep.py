@@ -3,7 +3,7 @@
     python -m benchmarks.sweep [--runs 200] [--out sweep.json]
 
 Listed and submitted (submitit pickles each job as always, but sbatch is not called), looked at once while all of them
-run, and listed and found again by a second command. Nothing is trained.
+run, and listed and found again by a second command. Nothing is trained. Seconds are of CPU time.
 """
 
 import argparse
@@ -19,6 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
+
+import torch
 
 from benchmarks import common
 from dreamer_mpc.config import SweepConfig, load_presets, to_yaml
@@ -74,10 +76,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     args = parser.parse_args(argv)
+    started = time.process_time()
     with tempfile.TemporaryDirectory() as name, fake_slurm(Path(name) / "fake"):
-        record = measure(Path(name) / "runs", args.runs)
-    for key, value in record.items():
+        rows = {"start_and_imports_s": started} | measure(Path(name) / "runs", args.runs)
+    for key, value in rows.items():
         print(f"{key:24} {value:10.3f}" if isinstance(value, float) else f"{key:24} {value:10}")
+    record = {"benchmark": "sweep", **common.describe(torch.device("cpu")), **rows}
     common.write(args.out, record)
     return record
 
@@ -90,7 +94,7 @@ def settings_of(one: Run) -> str:
 
 
 def measure(out: Path, count: int) -> dict[str, Any]:
-    """Seconds of each part, and the memory of the process at its end."""
+    """Seconds of CPU time of each part, and the memory of the process at its end."""
     seeds = ",".join(map(str, range(-(-count // 8))))
     envs = "cheetah-run,walker-run,hopper-hop,acrobot-swingup"
     config = SweepConfig(envs=envs, planners="dream-mpc,policy", seeds=seeds, out=str(out), launcher="slurm")
@@ -98,9 +102,9 @@ def measure(out: Path, count: int) -> dict[str, Any]:
 
     @contextmanager
     def timed(name: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start = time.process_time()
         yield
-        record[name] = time.perf_counter() - start
+        record[name] = time.process_time() - start
 
     def begin() -> Sweep:
         launcher = SlurmLauncher.open(config, SlurmSettings(), "auto")

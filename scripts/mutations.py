@@ -805,13 +805,18 @@ MUTATIONS = [
     ),
     Mutation(
         "an owner on another host is overlooked", "dreamer_mpc/util/owner.py",
-        "if before and not before.is_here and lives(before, path):", "if False:",
+        "if before is None or before.is_here or before.token == dead:", "if True:",
         ("tests/test_owner.py::test_an_owner_on_another_host_is_kept_out_while_its_heart_beats",),
     ),
     Mutation(
         "the folder of a suspended job is taken", "dreamer_mpc/util/heartbeat.py",
         "return slurm.state(owner.job) in slurm.ON_NODES", "return False",
         ("tests/test_owner.py::test_an_owner_without_a_heartbeat_is_dead_unless_slurm_runs_its_job",),
+    ),
+    Mutation(
+        "a heartbeat ends the lock", "dreamer_mpc/util/heartbeat.py",
+        "owner = owner_in(self._file, self._path)", "owner = read_owner(self._path)",
+        ("tests/test_owner.py::test_a_heart_that_beats_does_not_end_the_lock",),
     ),
     Mutation(
         "a process whose folder was taken over writes on", "dreamer_mpc/util/heartbeat.py",

@@ -25,6 +25,7 @@ from benchmarks import (
     plan,
     roofline,
     saving,
+    sweep,
     targets,
     update,
 )
@@ -252,6 +253,11 @@ def test_the_table_can_be_made_from_files(tmp_path):
 def small() -> Config:
     """A configuration of a few thousand weights."""
     return common.parse_settings(TINY)
+
+
+def test_sweep():
+    record = sweep.main(["--runs", "8"])
+    assert record["runs"] == 8 and record["megabytes"] > 0
 
 
 def test_saving(tmp_path):

@@ -141,7 +141,7 @@ def elsewhere(request, tmp_path, fast_hearts):
 
 def test_an_owner_on_another_host_is_kept_out_while_its_heart_beats(elsewhere, monkeypatch):
     monkeypatch.setattr(heartbeat.slurm, "state", lambda job: pytest.fail("the beat decides"))
-    with heartbeat.Heartbeat(elsewhere, owner.read_owner(elsewhere)):
+    with elsewhere.open() as file, heartbeat.Heartbeat(file, elsewhere, owner.read_owner(elsewhere)):
         refused = pytest.raises(UserError, match="host far, pid 7, SLURM job 12_3.: wait$")
         with refused, alone_in(elsewhere.parent, "wait"):
             pass
@@ -159,6 +159,15 @@ def test_an_owner_without_a_heartbeat_is_dead_unless_slurm_runs_its_job(state, e
             assert owner.read_owner(elsewhere).pid == os.getpid()
         assert not elsewhere.exists()
     assert "belonged to host far, pid 7, SLURM job 12_3: waiting" in capsys.readouterr().err
+
+
+def test_a_heart_that_beats_does_not_end_the_lock(tmp_path, fast_hearts):
+    """Closing a file ends the record locks that the process has on it, through whatever descriptor."""
+    code = "import sys; from dreamer_mpc.util.owner import alone_in\nwith alone_in(sys.argv[1], 'wait'): pass"
+    with alone_in(tmp_path, "wait"):
+        time.sleep(0.3)
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert f"another process works in {tmp_path}" in done.stderr
 
 
 TAKEN_OVER = """

@@ -13,6 +13,7 @@ import threading
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -85,6 +86,29 @@ def read_owner(path: Path) -> Owner | None:
         return None
 
 
+def text_of(file: IO[str]) -> str:
+    """What an open file holds; it is not opened again, which would end a lock on it when that is closed."""
+    try:
+        return os.pread(file.fileno(), 4096, 0).decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def is_still(file: IO[str], path: Path) -> bool:
+    """Whether the open file has the name `path`."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False
+
+
+def owner_in(file: IO[str], path: Path) -> Owner | None:
+    """The owner that `path` names, which is open as `file` unless it was replaced; None if there is none."""
+    if is_still(file, path):
+        return Owner.parse(text_of(file))
+    return read_owner(path)
+
+
 def lives(owner: Owner, path: Path) -> bool:
     """Whether the process that wrote `path` goes on.
 
@@ -138,8 +162,8 @@ class Heartbeat:
     would write then would damage the other one's files.
     """
 
-    def __init__(self, path: Path, owner: Owner):
-        self._path, self._owner, self._end = path, owner, threading.Event()
+    def __init__(self, file: IO[str], path: Path, owner: Owner):
+        self._file, self._path, self._owner, self._end = file, path, owner, threading.Event()
         self._thread = threading.Thread(target=self._work, name="heartbeat", daemon=True)
 
     def __enter__(self) -> "Heartbeat":
@@ -155,7 +179,7 @@ class Heartbeat:
             self._beat()
 
     def _beat(self) -> None:
-        owner = read_owner(self._path)
+        owner = owner_in(self._file, self._path)
         if owner is not None and owner.token != self._owner.token:
             line = f"error: {self._path.parent} was taken over by {owner}: this process ends without writing\n"
             os.write(2, line.encode())

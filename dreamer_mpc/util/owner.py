@@ -11,7 +11,7 @@ from typing import IO
 
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import temporary_path
-from dreamer_mpc.util.heartbeat import Heartbeat, Owner, lives, read_owner
+from dreamer_mpc.util.heartbeat import Heartbeat, Owner, is_still, lives, owner_in, read_owner, text_of
 
 LOCK = ".lock"
 _said: set[str] = set()  # what was said once
@@ -31,12 +31,11 @@ def alone_in(folder: str | Path, remedy: str, name: str = LOCK) -> Iterator[None
     owner, path = Owner(), folder / name
     file = _claimed(path, owner, remedy)
     try:
-        with Heartbeat(path, owner) if file else contextlib.nullcontext():
+        with Heartbeat(file, path, owner) if file else contextlib.nullcontext():
             yield
     finally:
         if file is not None:
-            present = read_owner(path)
-            if present is None or present.token == owner.token:
+            if owner_in(file, path) in (owner, None):
                 with contextlib.suppress(OSError):
                     path.unlink()  # while it is locked, so that no other process can hold it
             file.close()
@@ -63,7 +62,11 @@ def in_turn(folder: Path) -> Iterator[None]:
 
 
 def _claimed(path: Path, owner: Owner, remedy: str) -> IO[str] | None:
-    """The file `path`, open, locked and in the name of `owner`; None where nothing can be written there."""
+    """The file `path`, open, locked and in the name of `owner`; None where nothing can be written there.
+
+    From then on this process must not open the file again: closing it, however often it is open, ends the lock.
+    """
+    dead = None  # the token of an owner on another host
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,14 +80,16 @@ def _claimed(path: Path, owner: Owner, remedy: str) -> IO[str] | None:
                 raise _refused(path, _name_in(file), remedy) from error
             file.close()
             return _created(path, owner, remedy)
-        if _still_there(file, path):
-            before = Owner.parse(_text(file))
-            if before and not before.is_here and lives(before, path):
-                file.close()
+        if is_still(file, path):
+            before = Owner.parse(text_of(file))
+            if before is None or before.is_here or before.token == dead:
+                _write(file, owner)
+                return file
+            file.close()
+            if lives(before, path):
                 raise _refused(path, str(before), remedy)
-            _write(file, owner)
-            return file
-        file.close()  # its owner removed it between our opening and locking
+            dead = before.token
+        file.close()  # its owner removed it between our opening and locking, or it must be locked again
 
 
 def _created(path: Path, owner: Owner, remedy: str) -> IO[str] | None:
@@ -124,13 +129,6 @@ def _refused(path: Path, other: str, remedy: str) -> UserError:
     return UserError(f"another process works in {path.parent} ({other}): {remedy}")
 
 
-def _still_there(file: IO[str], path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except OSError:
-        return False
-
-
 def _write(file: IO[str], owner: Owner) -> None:
     """Name the owner; on a full disk the lock alone protects the folder."""
     with contextlib.suppress(OSError):
@@ -139,17 +137,9 @@ def _write(file: IO[str], owner: Owner) -> None:
         file.flush()
 
 
-def _text(file: IO[str]) -> str:
-    try:
-        file.seek(0)
-        return file.read(4096)
-    except (OSError, ValueError):
-        return ""
-
-
 def _name_in(file: IO[str]) -> str:
     """The words that the owner wrote; it may not have come to that yet."""
-    return (_text(file).splitlines() or ["it has just begun"])[0]
+    return (text_of(file).splitlines() or ["it has just begun"])[0]
 
 
 def _say_once(line: str) -> None:
