@@ -588,7 +588,7 @@ def test_several_checkpoints_are_strata(trained, another, tmp_path, pictures):
     output = done(compare(named, tmp_path, "--planners", "policy,dream-mpc", "--episodes", 5)).out
     assert "5 episodes on 2 checkpoints;" in " ".join(output.split())
     [(shown, title)] = pictures
-    assert title == "tests.example_env:make: 2 checkpoints, 5 episodes each"
+    assert title == "tests.example_env:make: 5 episodes of each of 2 checkpoints"
     assert [row["planner"] for row in shown] == ["policy", "dream-mpc"]
     paths = [str(find_checkpoint(folder)) for folder in (trained, another)]
     rows = table(tmp_path / "episodes.csv")

@@ -167,7 +167,8 @@ def _explanation(rows, paired):
 def comparison_title(env: str, rows: Sequence[Row]) -> str:
     """The title of a comparison's picture."""
     episodes, checkpoints = rows[0]["episodes"], rows[0]["checkpoints"]
-    return f"{env}: {plural(episodes, 'episode')} of {plural(checkpoints, 'checkpoint')}"
+    each = "each of " if checkpoints > 1 else ""
+    return f"{env}: {plural(episodes, 'episode')} of {each}{plural(checkpoints, 'checkpoint')}"
 
 
 def _plain_log_ticks(axis):
