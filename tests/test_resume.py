@@ -74,13 +74,13 @@ def kind(request, uninterrupted):
 ADVANCE = Trainer._advance
 
 
-def stop(patch, number):
-    """SIGTERM interrupts the n-th update, step or evaluation from now on."""
+def stop(patch, number, sent=signal.SIGTERM):
+    """A signal interrupts the n-th update, step or evaluation from now on."""
     calls = itertools.count(1)
 
     def counted(self, due):
         if next(calls) == number:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), sent)
         ADVANCE(self, due)
 
     patch.setattr(Trainer, "_advance", counted)
@@ -107,7 +107,7 @@ def test_a_run_stopped_again_and_again_is_the_one_that_was_not(stop_at, uninterr
     output, stops = train(*KINDS["interleaved, dream-mpc"], "--run-dir", tmp_path / "run"), 0
     while "stopped at" in output:
         stops += 1
-        stop_at(10)
+        stop_at(10, signal.SIGUSR1)  # a cluster's warning
         output = train("--resume", tmp_path / "run")
     assert stops == 4
     assert_same_run(tmp_path / "run", whole)
