@@ -24,8 +24,9 @@ def make_run(folder, returns, step=25_000, **settings):
     (folder / "config.yaml").write_text(to_yaml(Config(**settings)))
     lines = []
     for i, value in enumerate(returns, start=1):
-        lines.append({"env_steps": i * step, "train/return": 1.0})
-        lines.append({"env_steps": i * step, "eval/return_mean": value, "eval/return_std": 2.0, "eval/episodes": 10.0})
+        counters = {"env_steps": i * step, "agent_steps": i * step // 2, "updates": i, "episodes": i, "time_s": 1.0}
+        lines.append(counters | {"train/return": 1.0})
+        lines.append(counters | {"eval/return_mean": value, "eval/return_std": 2.0, "eval/episodes": 10.0})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 

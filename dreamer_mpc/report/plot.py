@@ -1,7 +1,6 @@
 """Figures of a folder from its CSV files: `run.py plot`, and the figures at the end of `compare`."""
 
 import csv
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,8 +12,8 @@ from dreamer_mpc.report.charts import comparison_picture, curves_picture
 from dreamer_mpc.report.curves import CURVES, Curve, gather, published, read_curves, write_curves
 from dreamer_mpc.report.progress import plural, print_table, table_console
 from dreamer_mpc.report.rows import from_comparison
-from dreamer_mpc.util.errors import UserError, in_one_line
-from dreamer_mpc.util.files import user_path
+from dreamer_mpc.util.errors import UserError, cannot_write, in_one_line
+from dreamer_mpc.util.files import from_json, user_path
 from dreamer_mpc.util.owner import alone_in
 
 COMPARE = "compare.csv"
@@ -66,7 +65,7 @@ def draw_comparison(folder: Path) -> Path:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = [from_comparison(cells) for cells in csv.DictReader(file, strict=True)]
-        env = json.loads((folder / "compare.json").read_text(encoding="utf-8"))["env"]
+        env = from_json((folder / "compare.json").read_text(encoding="utf-8"))["env"]
         first = rows[0]
     except (OSError, ValueError, KeyError, TypeError, IndexError, csv.Error) as error:
         raise UserError(f"{path} or compare.json beside it is damaged ({error}): run compare again") from error
@@ -78,7 +77,7 @@ def _draw(path: Path, picture, *content) -> Path:
     try:
         picture(path, *content)
     except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}): free space, or copy the CSV elsewhere") from error
+        raise cannot_write(path, error, "copy the CSV elsewhere") from error
     except UserError:
         raise
     except Exception as error:

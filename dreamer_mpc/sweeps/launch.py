@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.errors import UserError, cannot_write
 from dreamer_mpc.util.stop import SIGNALS
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -65,7 +65,7 @@ class LocalLauncher:
                     preexec_fn=_end_with_parent,
                 )
         except OSError as error:
-            raise UserError(f"cannot write {log} ({error.strerror}): free space or choose another --out") from error
+            raise cannot_write(log, error, "choose another --out") from error
         self._jobs[slot] = LocalJob(process, slot, "CPU" if gpu is None else f"GPU {gpu}")
         return self._jobs[slot]
 

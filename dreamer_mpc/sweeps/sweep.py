@@ -4,7 +4,6 @@ Starting a run is left to a `Launcher` (`launch.py`: processes on this machine).
 """
 
 import itertools
-import json
 import sys
 import time
 from collections import deque
@@ -25,9 +24,11 @@ from dreamer_mpc.config import (
     parse,
     planner_names,
     resolve,
+    whole,
 )
 from dreamer_mpc.runs.folder import RunFolder, run_name
 from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.files import from_json
 from dreamer_mpc.util.stop import Stop, Stopped
 
 PROGRAM = Path(__file__).resolve().parents[2] / "run.py"
@@ -100,7 +101,7 @@ def list_runs(sweep: SweepConfig, rest: Sequence[str]) -> list[Run]:
             raise UserError(f"--{name} does not go with sweep, which sets it for each run: see run.py sweep --help")
     default = load_presets(option(rest, "config") or "default")
     runs = []
-    for env, planner, seed in itertools.product(_words(sweep.envs), planner_names(sweep.planners), _words(sweep.seeds)):
+    for env, planner, seed in itertools.product(_words(sweep.envs), planner_names(sweep.planners), _seeds(sweep.seeds)):
         folder = Path(sweep.out) / run_name(env, planner, seed)
         own = ("--env", env, "--planner", planner, "--seed", seed, "--run-dir", str(folder))
         config = resolve(parse(Config, [*rest, *own], default, prog="run.py sweep"))
@@ -119,6 +120,14 @@ def _words(text: str) -> list[str]:
     if not words:
         raise UserError(f"{text!r} names nothing: give one or more, joined by commas")
     return words
+
+
+def _seeds(text: str) -> list[str]:
+    """Each seed once, as a folder's name has it: 1e2 is 100, and 00 is 0."""
+    try:
+        return list(dict.fromkeys(str(whole(word)) for word in _words(text)))
+    except ValueError as error:
+        raise UserError(f"--seeds {text}: give whole numbers joined by commas, 0,1,2") from error
 
 
 def _check_same(run: Run) -> None:
@@ -155,7 +164,7 @@ class Standing:
         for line in lines[:-1]:  # text after the last newline is an incomplete line
             self._offset += len(line) + 1
             try:
-                self._note(json.loads(line))
+                self._note(from_json(line))
             except (ValueError, KeyError, TypeError):
                 continue
 
@@ -204,6 +213,14 @@ class Sweep:
         """The file with everything that a run printed."""
         return self._logs / f"{entry.run.name}.txt"
 
+    def _said(self, entry: Entry) -> list[str]:
+        """The lines that a run printed, as far as they can be read."""
+        try:
+            text = self.log(entry).read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            return [f"what it printed cannot be read: {error.strerror}"]
+        return [line for line in text.splitlines() if line.strip()]
+
     def work(self, stop: Stop, show: Callable[[], None]) -> None:
         """Work until no run is left; `show` is called whenever the state of a run may have changed.
 
@@ -249,7 +266,7 @@ class Sweep:
         if code == 0:
             entry.state = "complete" if entry.standing.finished else "waiting"
             return
-        lines = [line for line in self.log(entry).read_text(errors="replace").splitlines() if line.strip()]
+        lines = self._said(entry)
         said = lines[-1].strip() if code > 0 and lines else f"killed by signal {-code}"
         entry.reason = said.removeprefix("error: ")
         # A run that never began would fail in the same way if it were started again.

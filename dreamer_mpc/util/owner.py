@@ -5,15 +5,14 @@ import errno
 import fcntl
 import os
 import platform
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.files import say_once
 
 LOCK = ".lock"
-_said: set[str] = set()  # what was said once
 
 
 @contextlib.contextmanager
@@ -50,7 +49,7 @@ def in_turn(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(opened, fcntl.LOCK_EX)
         except OSError as error:
-            _say_once(f"{folder} is not protected from a second process (its file system: {error.strerror})")
+            say_once(f"{folder} is not protected from a second process (its file system: {error.strerror})")
         yield
     finally:
         os.close(opened)
@@ -62,7 +61,9 @@ def _locked(folder: Path, path: Path, remedy: str) -> IO[str] | None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             file = path.open("a+")
-        except OSError:  # what is to be written there cannot be written either, which its writer reports
+        except OSError as error:  # what is to be written there cannot be written either, which its writer reports
+            if path.is_dir():
+                say_once(f"{folder} is not protected from a second process: remove {path} ({error.strerror})")
             return None
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -73,7 +74,7 @@ def _locked(folder: Path, path: Path, remedy: str) -> IO[str] | None:
                 raise UserError(f"another process works in {folder} ({other}): {remedy}") from error
             with contextlib.suppress(OSError):
                 path.unlink()
-            _say_once(f"{folder} is not protected from a second process (its file system: {error.strerror})")
+            say_once(f"{folder} is not protected from a second process (its file system: {error.strerror})")
             return None
         if _still_there(file, path):
             _write_owner(file)
@@ -103,9 +104,3 @@ def _owner(file: IO[str]) -> str:
         return file.readline(200).strip() or "it has just begun"
     except (OSError, ValueError):
         return "it does not say which"
-
-
-def _say_once(line: str) -> None:
-    if line not in _said:
-        _said.add(line)
-        print(line, file=sys.stderr)
