@@ -20,6 +20,7 @@ from dreamer_mpc.analysis.model_error import ModelError
 from dreamer_mpc.analysis.true_gain import TrueGain
 from dreamer_mpc.config import AnalyzeConfig
 from dreamer_mpc.config.make import load_agent, make_envs, side_by_side_envs
+from dreamer_mpc.evaluation.record import AFRESH
 from dreamer_mpc.evaluation.subject import Subject
 from dreamer_mpc.report.panels import panels_picture
 from dreamer_mpc.report.progress import duration, plural
@@ -111,8 +112,7 @@ class Analysis:
         others = {unit["device"] for unit in self.ledger.done.values()} - {device_name(self.device)}
         if others:
             raise UserError(
-                f"{self.ledger.folder} holds another analysis, with other device ({min(others)}): "
-                "name another folder with --out, or start again with --overwrite"
+                f"{self.ledger.folder} holds another analysis, with other device ({min(others)}): {AFRESH}"
             )
 
     def summary(self) -> list[Line]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from dreamer_mpc.evaluation.record import damaged, merged, read_made_with, usable
+from dreamer_mpc.evaluation.record import AFRESH, damaged, merged, read_made_with, usable
 from dreamer_mpc.report.progress import plural
 from dreamer_mpc.util.errors import UserError, cannot_write
 from dreamer_mpc.util.files import to_csv, write_text
@@ -116,8 +116,8 @@ class Ledger:
             only = [row for _, row in rows]
             line = next((line for i, (line, row) in enumerate(rows) if row in only[:i]), rows[-1][0])
             raise UserError(
-                f"{self.folder / ROWS}, line {line} is one row too many of {unit}, which had {wanted}: remove that "
-                "line, or name another folder with --out"
+                f"{self.folder / ROWS}, line {line} is one row too many of {unit}, which had {wanted}: remove it; "
+                f"or {AFRESH}"
             )
         if len(rows) < wanted:
             note = f"{self.folder / ROWS} lacks {plural(wanted - len(rows), 'row')} of {unit}: it is measured again"

@@ -23,7 +23,8 @@ NUMBERS = {"episode": int, "env_seed": int, "return": float, "agent_steps": int,
 NUMBERS |= {"num_envs": int, "model_evaluations": int}
 LEAST = {"episode": 0, "return": -math.inf, "agent_steps": 1, "ms_per_action": 1e-9, "num_envs": 1}
 LEAST |= {"model_evaluations": 0}
-REMOVE = "remove that line, and its episode is played again, or name another folder with --out"
+AFRESH = "name another folder with --out, or start again with --overwrite"
+REMOVE = f"remove it, and the episode is played again; or {AFRESH}"
 EPISODE_COLUMNS = (
     "planner", "checkpoint", "episode", "env_seed", "return", "agent_steps", "ms_per_action", "num_envs",
     "model_evaluations", "device", "torch", "date",
@@ -178,10 +179,7 @@ def merged(folder: Path, noun: str, old: dict[str, Any], new: dict[str, Any]) ->
         if not isinstance(value, dict) and old.get(key) != value:
             changed = [f"{key} ({old.get(key)})"]
         if changed:
-            raise UserError(
-                f"{folder} holds another {noun}, with other {changed[0]}: "
-                "name another folder with --out, or start again with --overwrite"
-            )
+            raise UserError(f"{folder} holds another {noun}, with other {changed[0]}: {AFRESH}")
     return old | {key: old[key] | value if isinstance(value, dict) else value for key, value in new.items()}
 
 
@@ -214,8 +212,9 @@ def _read_rows(path: Path, made_with: dict[str, Any]) -> list[dict[str, Any]]:
                     raise ValueError("more or fewer cells than columns")
                 row = {key: NUMBERS.get(key, str)(cells[key]) for key in EPISODE_COLUMNS}
                 episode = row["planner"], row["checkpoint"], row["episode"]
-                wrong = f"repeats line {lines[episode]}" if episode in lines else _misfit(row, made_with)
-                if wrong:
+                if episode in lines:
+                    raise UserError(f"{path}, line {reader.line_num} repeats line {lines[episode]}: remove one; or {AFRESH}")
+                if wrong := _misfit(row, made_with):
                     raise UserError(f"{path}, line {reader.line_num} {wrong}: {REMOVE}")
                 lines[episode] = reader.line_num
                 rows.append(row)
@@ -289,6 +288,4 @@ def usable(folder: Path) -> Iterator[None]:
 
 
 def damaged(path: Path) -> UserError:
-    return UserError(
-        f"{path} is damaged or missing: name another folder with --out, or start again with --overwrite"
-    )
+    return UserError(f"{path} is damaged or missing: {AFRESH}")
