@@ -318,7 +318,7 @@ def test_other_measures_need_no_copied_states(agents, tmp_path, what):
     ("model-error", ["--depth", 0], "depth must be at least 1"),
     ("true-gain", ["--states", 0], "states must be at least 1"),
     ("finite-differences", ["--epsilon", 0], "epsilon must be between"),
-    ("bad-model", ["--levels", "nan"], "levels must be at least 0"),
+    ("bad-model", ["--levels", "nan"], "levels must be finite"),
     ("bad-model", ["--models", "nowhere"], "no checkpoint nowhere"),
     ("ablate", ["--planners", "dream-mpc,grad-mpc"], "name one"),
     ("everything", [], "everything"),

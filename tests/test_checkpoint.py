@@ -150,6 +150,14 @@ def test_checkpoint_path_sorts_by_name():
     assert checkpoint_path("x", 200_000).name == "checkpoint-00200000.safetensors"
 
 
+@pytest.mark.parametrize("version", ["9" * 10_000, "\x1b[2Jhello\nthere"])
+def test_a_version_that_is_none_is_shown_short_and_on_one_line(version, tmp_path):
+    write_payload(tmp_path / "x.safetensors", {"a": 1}, version=version)
+    with pytest.raises(UserError, match="has checkpoint format") as error:
+        load_checkpoint(tmp_path / "x.safetensors")
+    assert str(error.value).isprintable() and len(str(error.value)) < 400
+
+
 def test_prune_keeps_the_last_and_other_peoples_files(tmp_path):
     for env_steps in (5, 10, 100, 1000):
         checkpoint_path(tmp_path, env_steps).write_text("")

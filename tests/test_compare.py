@@ -692,6 +692,9 @@ SWEPT = {  # options, then a setting, and its recorded value by label
         "uncertainty", {"policy": None}
         | {f"dream-mpc uncertainty={value} penalty_gradient=False": float(value) for value in (0, 1)},
     ),
+    "--sweep cem.candidates=2e1,2.5e1 --planners policy": (
+        "candidates", {"policy": None, "cem candidates=20": 20, "cem candidates=25": 25},
+    ),
     "--sweep cem.horizon=2 --planners all": ("horizon", SIZE | {"cem horizon=2": 2}),
     "--planners mppi,all": ("horizon", {"mppi": 3} | SIZE),
     "--sweep dream-mpc.objective=return,rewards": (

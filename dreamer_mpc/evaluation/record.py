@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import json
 import math
 import re
@@ -17,7 +18,7 @@ from dreamer_mpc.evaluation.episodes import Evaluation
 from dreamer_mpc.planners import Ascent
 from dreamer_mpc.report.progress import plural
 from dreamer_mpc.util.errors import UserError, cannot_write
-from dreamer_mpc.util.files import from_json, is_temporary, to_csv, write_text
+from dreamer_mpc.util.files import from_json, to_csv, write_text
 
 NUMBERS = {"episode": int, "env_seed": int, "return": float, "agent_steps": int, "ms_per_action": float}
 NUMBERS |= {"num_envs": int, "model_evaluations": int}
@@ -213,7 +214,8 @@ def _read_rows(path: Path, made_with: dict[str, Any]) -> list[dict[str, Any]]:
                 row = {key: NUMBERS.get(key, str)(cells[key]) for key in EPISODE_COLUMNS}
                 episode = row["planner"], row["checkpoint"], row["episode"]
                 if episode in lines:
-                    raise UserError(f"{path}, line {reader.line_num} repeats line {lines[episode]}: remove one; or {AFRESH}")
+                    repeated = f"repeats line {lines[episode]}: remove one of them; or {AFRESH}"
+                    raise UserError(f"{path}, line {reader.line_num} {repeated}")
                 if wrong := _misfit(row, made_with):
                     raise UserError(f"{path}, line {reader.line_num} {wrong}: {REMOVE}")
                 lines[episode] = reader.line_num
@@ -282,9 +284,8 @@ def usable(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        path = error.filename2 or error.filename
-        what = f"to {folder}" if path is None or is_temporary(path) else path
-        raise cannot_write(what, error, "name another folder with --out") from error
+        in_the_way = (error.filename2 or error.filename) if error.errno == errno.EISDIR else None
+        raise cannot_write(in_the_way or f"to {folder}", error, "name another folder with --out") from error
 
 
 def damaged(path: Path) -> UserError:

@@ -165,12 +165,12 @@ class Standing:
             self._offset += len(line) + 1
             try:
                 self._note(from_json(line))
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, OverflowError):
                 continue
 
     def _note(self, record: dict[str, Any]) -> None:
-        self.env_steps = record["env_steps"]
-        self._points.append((record["time_s"], self.env_steps))
+        self.env_steps = int(record["env_steps"])
+        self._points.append((float(record["time_s"]), self.env_steps))
         self.train_return = record.get("train/return", self.train_return)
         self.eval_return = record.get("eval/return_mean", self.eval_return)
         self.finished = "eval/return_mean" in record and self.env_steps >= self._total

@@ -5,7 +5,6 @@ import errno
 import io
 import json
 import os
-import re
 import secrets
 import sys
 from collections.abc import Iterable, Iterator
@@ -57,11 +56,6 @@ def user_path(text: str | Path) -> Path:
 def temporary_path(path: Path) -> Path:
     """A temporary path beside `path`, another one each time: two processes never write to the same."""
     return path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
-
-
-def is_temporary(path: str | Path) -> bool:
-    """Whether it is a path that `temporary_path` made."""
-    return re.fullmatch(r"\..*\.[0-9a-f]{8}\.tmp(\..*)?", Path(path).name) is not None
 
 
 def temporary_paths(folder: Path) -> list[Path]:
