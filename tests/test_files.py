@@ -1,7 +1,6 @@
 """What other programs and people do to the files of a run: it costs those files, or is one line."""
 
 import errno
-import json
 import os
 import shutil
 from pathlib import Path
@@ -9,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from dreamer_mpc.runs.checkpoint import list_checkpoints, load_checkpoint
+from dreamer_mpc.runs.folder import RunFolder
+from dreamer_mpc.runs.resume import open_run
 from dreamer_mpc.util import files
 from dreamer_mpc.util.errors import REMEDIES, cannot_write
 from tests.support.agents import TINY
@@ -30,17 +31,17 @@ def run_folder(finished, tmp_path):
 
 
 def test_folders_with_names_of_files_are_in_nobody_s_way(run_folder):
-    names = ("checkpoint-00000004", "checkpoint-00000999", "../replay/chunk-000777", "../replay/states-0123456789abcdef")
-    for name in names:
-        (run_folder / "checkpoints" / f"{name}.safetensors").mkdir()
+    names = ("checkpoints/checkpoint-00000004", "checkpoints/checkpoint-00000999", "replay/chunk-000777")
+    folders = [run_folder / f"{name}.safetensors" for name in names]
+    for folder in folders:
+        folder.mkdir()
     said = train("--resume", run_folder, *MORE)
     assert "cannot" not in said
     assert load_checkpoint(run_folder).counters.env_steps == 32
-    for name in names:
-        assert (run_folder / "checkpoints" / f"{name}.safetensors").is_dir()
+    assert all(folder.is_dir() for folder in folders)
 
 
-def test_a_file_that_cannot_be_removed_costs_its_space_and_one_line(run_folder, monkeypatch, capsys):
+def test_a_file_that_cannot_be_removed_costs_its_space_and_one_line(run_folder, monkeypatch):
     [stuck] = list_checkpoints(run_folder / "checkpoints")
     unlink = Path.unlink
 
@@ -57,13 +58,12 @@ def test_a_file_that_cannot_be_removed_costs_its_space_and_one_line(run_folder, 
     assert kept == [stuck.name, "checkpoint-00000032.safetensors"]
 
 
-@pytest.mark.parametrize("left", [0, 1, 3])
-def test_metrics_that_are_lost_are_named_and_the_run_goes_on(run_folder, left):
-    metrics, lines = run_folder / "metrics.jsonl", (run_folder / "metrics.jsonl").read_text().splitlines(keepends=True)
-    metrics.write_text("".join(lines[len(lines) - left :]))
+def test_metrics_that_are_lost_are_named_and_the_run_goes_on(run_folder):
+    metrics = run_folder / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text(lines[-1])
     said = train("--resume", run_folder, *MORE)
-    words = f"metrics.jsonl has {left} of the {len(lines)} records that were written up to env step 16"
-    assert said.count(words) == (left < len(lines))
+    assert f"metrics.jsonl has 1 of the {len(lines)} records that were written up to env step 16" in said
     assert records(run_folder)[-1]["env_steps"] == 32
     assert load_checkpoint(run_folder).records == len(records(run_folder))
 
@@ -76,24 +76,27 @@ IN_THE_WAY = {  # what stands there in place of what a run needs, and what is sa
 }
 
 
-@pytest.mark.parametrize("name", IN_THE_WAY)
-def test_what_stands_in_the_way_of_a_run_is_one_line_and_costs_nothing(run_folder, name):
-    path = run_folder / name
-    path.unlink(missing_ok=True)
-    path.mkdir()
-    done = quietly("--resume", run_folder, *MORE)
-    assert done.code == 2 and done.err.startswith("error: ") and done.err.count("\n") == 1, done.err
-    assert IN_THE_WAY[name] in done.err and "free space" not in done.err
-    path.rmdir()
-    train("--resume", run_folder, *MORE)
-    assert load_checkpoint(run_folder).counters.env_steps == 32
+def test_what_stands_in_the_way_of_a_run_is_one_line_and_costs_nothing(run_folder):
+    for name, words in IN_THE_WAY.items():
+        path = run_folder / name
+        before = path.read_text() if path.exists() else None
+        path.unlink(missing_ok=True)
+        path.mkdir()
+        done = quietly("--resume", run_folder, *MORE)
+        assert done.code == 2 and done.err.startswith("error: ") and done.err.count("\n") == 1, done.err
+        assert words in done.err and "free space" not in done.err
+        path.rmdir()
+        if before is not None:
+            path.write_text(before)
+    said = train("--resume", run_folder, *MORE)
+    assert load_checkpoint(run_folder).counters.env_steps == 32 and "records that were written" not in said
 
 
 def test_a_run_is_known_by_its_checkpoints_alone(run_folder):
     (run_folder / "config.yaml").unlink()
     (run_folder / "versions.json").write_text("[" * 100_000)
-    train("--resume", run_folder, *MORE)
-    assert json.loads((run_folder / "versions.json").read_text())["program"] == "dreamer-mpc"
+    assert not RunFolder(run_folder).is_run()
+    assert open_run(str(run_folder)).checkpoint.counters.env_steps == 16
 
 
 def test_the_remedy_follows_from_the_reason():
