@@ -33,6 +33,7 @@ NOT_FINITE = "tests/test_reinforce.py::test_a_batch_that_is_not_finite_changes_n
 RESTORED = "tests/test_reinforce.py::test_a_restored_agent_goes_on_bit_for_bit"
 EXPLORED = "tests/test_reinforce.py::test_exploration_of_the_policy_has_its_spread_around_the_plan"
 EVALUATION = "tests/test_train_evaluation.py::"
+MISFIT_ROW = "tests/test_compare.py::test_a_row_that_is_not_of_this_comparison_is_refused_by_its_line"
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,10 @@ def dynamics(name: str, old: str, new: str, *tests: str) -> Mutation:
 
 def reinforce(name: str, old: str, new: str, *tests: str) -> Mutation:
     return Mutation(name, "dreamer_mpc/agents/reinforce.py", old, new, tests or (REINFORCE,))
+
+
+def episodes(name: str, old: str, new: str, *tests: str) -> Mutation:
+    return Mutation(name, "dreamer_mpc/evaluation/record.py", old, new, tests)
 
 
 def behavior(name: str, file: str, old: str, new: str, *tests: str) -> Mutation:
@@ -850,6 +855,67 @@ MUTATIONS = [
          "not is_policy and False", "tests/test_video.py::test_a_decided_difference_is_a_full_point"),
     loop("methods of unknown names share a style", "report/styles", "        free.remove(chosen[method])\n", "",
          "tests/test_styles.py::test_a_name_s_style_depends_on_it_alone_until_two_would_be_equal"),
+    Mutation(
+        "a unit of which rows are lost counts as done", "dreamer_mpc/analysis/ledger.py",
+        "if len(rows) < wanted:", "if len(rows) < 0:",
+        ("tests/test_analyze.py::test_a_unit_that_lacks_a_row_is_measured_again_with_the_later_ones",),
+    ),
+    Mutation(
+        "a measurement that is there twice counts twice", "dreamer_mpc/analysis/ledger.py",
+        "if len(rows) > wanted:", "if len(rows) > 2 * wanted:",
+        ("tests/test_analyze.py::test_a_row_too_many_is_refused_by_its_line",),
+    ),
+    episodes(
+        "an episode that is there twice counts twice", "if episode in lines:", "if None in lines:", MISFIT_ROW,
+    ),
+    episodes(
+        "an episode of another seed counts", 'if row["env_seed"] != seed:', 'if row["env_seed"] < 0:', MISFIT_ROW,
+    ),
+    episodes(
+        "a return that is no number counts", "math.isfinite(row[key]) and row[key] >= least", "not row[key] < least",
+        MISFIT_ROW,
+    ),
+    episodes(
+        "an episode whose row is lost is not played again",
+        "first = next((number for number in range(episodes) if number not in there), episodes)",
+        "first = min(len(there), episodes)",
+        "tests/test_compare.py::test_episodes_whose_rows_are_lost_are_played_again",
+    ),
+    Mutation(
+        "a folder with the name of a checkpoint is one", "dreamer_mpc/runs/checkpoint.py",
+        'files_of(folder, f"checkpoint-*{SUFFIX}")', 'Path(folder).glob(f"checkpoint-*{SUFFIX}")',
+        ("tests/test_files.py::test_folders_with_names_of_files_are_in_nobody_s_way",),
+    ),
+    Mutation(
+        "a checkpoint that cannot be removed ends the run", "dreamer_mpc/runs/checkpoint.py",
+        "discard(file)", "file.unlink(missing_ok=True)",
+        ("tests/test_files.py::test_a_file_that_cannot_be_removed_costs_its_space_and_one_line",),
+    ),
+    Mutation(
+        "free space is the remedy for everything", "dreamer_mpc/util/errors.py",
+        "REMEDIES.get(error.errno, \"check the disk\")", '"free space"',
+        ("tests/test_files.py::test_the_remedy_follows_from_the_reason",),
+    ),
+    Mutation(
+        "metrics that are lost are not mentioned", "dreamer_mpc/training/reporting.py",
+        "if there < written:", "if there > written:",
+        ("tests/test_files.py::test_metrics_that_are_lost_are_named_and_the_run_goes_on",),
+    ),
+    Mutation(
+        "records after a checkpoint stay where earlier ones are lost", "dreamer_mpc/runs/logger.py",
+        'if env_steps is None or record["env_steps"] <= env_steps]', "]",
+        ("tests/test_logger.py::test_records_after_a_checkpoint_do_not_move_up_where_earlier_ones_are_lost",),
+    ),
+    Mutation(
+        "an empty value means the default", "dreamer_mpc/config/load.py",
+        "if arg.strip() and not (joined", "if True or (joined",
+        ("tests/test_fuzz_config.py::test_an_empty_value_is_not_the_default",),
+    ),
+    Mutation(
+        "a run that is given a name is drawn without it as well", "dreamer_mpc/report/curves.py",
+        "if folder.resolve() not in named or (label and folder == path)", "if folder.resolve()",
+        ("tests/test_plot.py::test_what_cannot_be_gathered_is_named",),
+    ),
 ]  # fmt: skip
 
 

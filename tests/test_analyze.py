@@ -228,6 +228,36 @@ def test_rows_of_a_unit_that_is_not_recorded_do_not_count(tmp_path):
     assert again.of("v") == [] and again.of("u") == [{"unit": 1, "checkpoint": "a", "value": 1.5, "none": None}]
 
 
+@pytest.fixture
+def three_units(tmp_path):
+    """A folder with three units of two rows."""
+    ledger = Ledger(tmp_path, {}, {"a": "1"})
+    ledger.begin()
+    for first in range(3):
+        rows = [{"checkpoint": "a", "episode": first, "value": value} for value in (1.0, 2.0)]
+        ledger.add(f"a: p: {first}", rows, "CPU")
+    return tmp_path, (tmp_path / "rows.csv").read_text().splitlines()
+
+
+def test_a_unit_that_lacks_a_row_is_measured_again_with_the_later_ones(three_units):
+    folder, lines = three_units
+    (folder / "rows.csv").write_text("\n".join(lines[:3] + lines[4:]) + "\n")
+    ledger = Ledger(folder, {}, {"a": "1"})
+    assert list(ledger.done) == ["a: p: 0"] and [row["episode"] for row in ledger.rows] == [0, 0]
+    assert ledger.notes == [f"{folder / 'rows.csv'} lacks 1 row of a: p: 1: it is measured again"]
+    ledger.begin()
+    ledger.add("a: p: 1", [{"checkpoint": "a", "episode": 1, "value": 3.0}], "CPU")
+    again = Ledger(folder, {}, {"a": "1"})
+    assert [row["value"] for row in again.rows] == [1.0, 2.0, 3.0] and again.notes == []
+
+
+def test_a_row_too_many_is_refused_by_its_line(three_units):
+    folder, lines = three_units
+    (folder / "rows.csv").write_text("\n".join([*lines, lines[3]]) + "\n")
+    with pytest.raises(UserError, match="rows.csv, line 8 is one row too many of a: p: 1, which had 2: remove it"):
+        Ledger(folder, {}, {"a": "1"})
+
+
 def test_overwrite_starts_again(agents, tmp_path, calls):
     for seed in (10_000, 5):
         extra = ["--overwrite"] if seed == 5 else []
@@ -288,7 +318,7 @@ def test_other_measures_need_no_copied_states(agents, tmp_path, what):
     ("model-error", ["--depth", 0], "depth must be at least 1"),
     ("true-gain", ["--states", 0], "states must be at least 1"),
     ("finite-differences", ["--epsilon", 0], "epsilon must be between"),
-    ("bad-model", ["--levels", "nan"], "levels must be at least 0"),
+    ("bad-model", ["--levels", "nan"], "levels must be finite"),
     ("bad-model", ["--models", "nowhere"], "no checkpoint nowhere"),
     ("ablate", ["--planners", "dream-mpc,grad-mpc"], "name one"),
     ("everything", [], "everything"),

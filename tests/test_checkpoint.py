@@ -1,6 +1,7 @@
 """Checkpoints of the present format and of the previous one; listing, finding and pruning their files."""
 
 import errno
+import json
 import os
 from pathlib import Path
 
@@ -148,6 +149,19 @@ def test_the_newest_is_found_by_number_from_every_level(tmp_path):
 
 def test_checkpoint_path_sorts_by_name():
     assert checkpoint_path("x", 200_000).name == "checkpoint-00200000.safetensors"
+
+
+@pytest.mark.parametrize("version", ["9" * 10_000, "\x1b[2Jhello\nthere"])
+def test_a_version_that_is_none_is_shown_short_and_on_one_line(version, tmp_path):
+    write_payload(tmp_path / "x.safetensors", {"a": 1})
+    content = (tmp_path / "x.safetensors").read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    header["__metadata__"]["version"] = version
+    encoded = json.dumps(header).encode()
+    (tmp_path / "x.safetensors").write_bytes(len(encoded).to_bytes(8, "little") + encoded)
+    with pytest.raises(UserError, match="has checkpoint format") as error:
+        load_checkpoint(tmp_path / "x.safetensors")
+    assert str(error.value).isprintable() and len(str(error.value)) < 400
 
 
 def test_prune_keeps_the_last_and_other_peoples_files(tmp_path):

@@ -580,6 +580,60 @@ def test_a_damaged_record_is_one_line(trained, six, tmp_path, damage):
     refused(compare(trained, folder, "--episodes", 3, "--seed", 5))
 
 
+MISFITS = {  # what is done to the lines of episodes.csv, header included; what is said of which line
+    "an episode twice": (lambda lines: [*lines, lines[2]], "line {last} repeats line 3"),
+    "a file twice": (lambda lines: [*lines, *lines], "line {last} is damaged"),
+    "the seed of another command": (lambda lines: cell(lines, 2, "env_seed", "77"), "has env_seed 77 for episode 1"),
+    "a return that is none": (lambda lines: cell(lines, 2, "return", "nan"), "line 3 has return nan"),
+    "no time at all": (lambda lines: cell(lines, 2, "ms_per_action", "0.0"), "line 3 has ms_per_action 0.0"),
+    "an episode before the first": (lambda lines: cell(lines, 2, "episode", "-1"), "line 3 has episode -1"),
+    "a planner without settings": (lambda lines: cell(lines, 2, "planner", "x"), "line 3 is of 'x'"),
+    "a checkpoint without a name": (lambda lines: cell(lines, 2, "checkpoint", "y"), "line 3 is of 'y'"),
+    "a line cut short": (lambda lines: [*lines[:-1], lines[-1].rsplit(",", 2)[0]], "is damaged"),
+}
+
+
+def cell(lines, number, column, value):
+    """`lines` of a CSV file with another value in one cell."""
+    names, cells = lines[0].split(","), lines[number].split(",")
+    cells[names.index(column)] = value
+    return [*lines[:number], ",".join(cells), *lines[number + 1 :]]
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_a_row_that_is_not_of_this_comparison_is_refused_by_its_line(trained, six, tmp_path, misfit):
+    change, said = MISFITS[misfit]
+    folder = shutil.copytree(six[0], tmp_path / "copy")
+    lines = (folder / "episodes.csv").read_text().splitlines()
+    (folder / "episodes.csv").write_text("\n".join(change(lines)) + "\n")
+    message = refused(compare(trained, folder, "--episodes", 3))
+    assert str(folder / "episodes.csv") in message and said.format(last=len(lines) + 1) in message, message
+    assert "remove" in message and "--overwrite" in message
+
+
+def test_episodes_whose_rows_are_lost_are_played_again(trained, tmp_path, plays):
+    args = ["--planners", "policy", "--episodes", 5]
+    done(compare(trained, tmp_path, *args))
+    whole, summary = identity(tmp_path), table(tmp_path / "compare.csv")[0]
+    lines = (tmp_path / "episodes.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "episodes.csv").write_text("".join(line for i, line in enumerate(lines) if i not in (1, 3, 4)))
+    plays.batches = []
+    output = done(compare(trained, tmp_path, *args)).out
+    assert "episodes.csv lacks 3 episodes, the first of them episode 0 of policy" in output
+    assert plays.batches == [(10_000, 1), (10_002, 1), (10_003, 1)]
+    assert sorted(identity(tmp_path), key=lambda row: int(row[2])) == whole
+    assert table(tmp_path / "compare.csv")[0]["return"] == summary["return"]
+
+
+def test_the_records_of_the_results_are_whole():
+    folders = [path.parent for path in (ROOT / "results").rglob("compare.json")]
+    for folder in folders:
+        made_with = json.loads((folder / "compare.json").read_text())
+        episodes = Record(folder, made_with, {name: sha for name, sha in made_with["checkpoints"].items()})
+        assert episodes.rows and episodes.notes == []
+    assert folders
+
+
 # several checkpoints
 
 
@@ -638,6 +692,9 @@ SWEPT = {  # options, then a setting, and its recorded value by label
     "--sweep dream-mpc.uncertainty=0,1:penalty-gradient=false": (
         "uncertainty", {"policy": None}
         | {f"dream-mpc uncertainty={value} penalty_gradient=False": float(value) for value in (0, 1)},
+    ),
+    "--sweep cem.candidates=2e1,2.5e1 --planners policy": (
+        "candidates", {"policy": None, "cem candidates=20": 20, "cem candidates=25": 25},
     ),
     "--sweep cem.horizon=2 --planners all": ("horizon", SIZE | {"cem horizon=2": 2}),
     "--planners mppi,all": ("horizon", {"mppi": 3} | SIZE),

@@ -124,6 +124,8 @@ def test_any_yaml_and_any_bytes(tmp_path, content):
     ("env: !!python/object/apply:os.system ['touch trap']\n", "YAML"), ("env: &a x\nplanner: *a\n", "alias"),
     ("a: &a [x,x]\nb: &b [*a,*a]\nc: &c [*b,*b]\n" * 9, "alias"), ("env: ${oc.env:HOME}\n", "${"),
     ("[" * 5000, "YAML"), ("seed: ???\n", "???"), ("dream_mpc:\n  horizon: long\n", "dream_mpc.horizon"),
+    ("train: 5\n", "train is a group"), ("train: [1]\n", "train is a group"), ("cem:\n", "cem is a group"),
+    ("train:\n  action_noise: .inf\n", "action_noise must be finite"),
     ("sede: 1\n", "sede"), ("seed: 1\n" * 200_000, "large"), ("env: \xff\n".encode("latin-1"), "UTF-8"),
 ])  # fmt: skip
 def test_yaml_that_is_refused(start, tmp_path, content, words):
@@ -161,6 +163,19 @@ def test_any_flag_of_the_other_commands(tmp_path, monkeypatch, capsys, schema, c
         for value in HOSTILE[::9]:
             assert run.main([command, "--checkpoint", "nowhere", flag, value]) == 2
             assert re.fullmatch(r"error: [^\n]+\n", capsys.readouterr().err), (flag, value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [
+    ["--config", ""], ["--config="], ["--run-dir", " "], ["--seed", "1", "--env="], ["--resume", ""],
+    ["eval", "--checkpoint", ""], ["compare", "--checkpoint", "x", "--planners", ""], ["plot", "x", "--runs", "a", ""],
+    ["analyze", "--checkpoint", "x", "--what", "ablate", "--out", ""], ["sweep", "--out", "", "--seeds", "0"],
+    ["plot", ""],
+])  # fmt: skip
+def test_an_empty_value_is_not_the_default(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run.main(words) == 2
+    assert "is empty, perhaps a variable that is not set" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -86,6 +86,39 @@ def test_no_file_is_named_and_so_is_a_bad_line_in_the_middle(folder):
         read_metrics(folder.metrics)
 
 
+LINE = '{"env_steps": 5, "agent_steps": 2, "updates": 0, "episodes": 0, "time_s": 1.5, "x": 1}'
+
+
+@pytest.mark.parametrize("line, said", [
+    ("{}", "line 3 is no record"), ("[1, 2]", "line 3 is no record"), ("7", "line 3 is no record"),
+    (LINE.replace("1.5", "null"), "line 3 is no record"), (LINE.replace('"x": 1', '"x": "one"'), "line 3 is no record"),
+    (LINE.replace('"x": 1', f'"x": {10**400}'), "line 3 is no record"), ("[" * 100_000 + "\n" + LINE, "no JSON record"),
+    (LINE, "line 3 is the same as line 2"), (LINE.replace("5", "4", 1), "line 3 goes back from env step 5 to 4"),
+])  # fmt: skip
+def test_a_line_that_is_no_later_record_is_named(folder, line, said):
+    write(folder, 1)
+    with folder.metrics.open("a") as file:
+        file.write(f"{LINE}\n{line}\n")
+    for read in (lambda: read_metrics(folder.metrics), lambda: Logger(folder)):
+        with pytest.raises(UserError, match=said):
+            read()
+
+
+def test_a_folder_in_place_of_the_metrics_is_named(folder):
+    folder.metrics.mkdir()
+    with pytest.raises(UserError, match="metrics.jsonl .*move away the folder"):
+        Logger(folder)
+
+
+def test_records_after_a_checkpoint_do_not_move_up_where_earlier_ones_are_lost(folder):
+    write(folder, 1, 2, 3, 4)
+    folder.metrics.write_text("".join(folder.metrics.read_text().splitlines(keepends=True)[1:]))
+    with Logger(folder) as logger:
+        logger.truncate(3, 3)
+        assert logger.records == 2
+    assert env_steps_in(folder) == [2, 3]
+
+
 def test_appending_after_a_torn_line_does_not_glue_to_it(folder):
     write(folder, 1, 2)
     folder.metrics.write_text(folder.metrics.read_text()[:-5])

@@ -13,7 +13,7 @@ import pytest
 from dreamer_mpc.config import load_presets
 from dreamer_mpc.runs.checkpoint import list_checkpoints
 from dreamer_mpc.runs.folder import RunFolder
-from dreamer_mpc.util import heartbeat, owner
+from dreamer_mpc.util import files, heartbeat, owner
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import temporary_path
 from dreamer_mpc.util.heartbeat import Owner
@@ -80,7 +80,7 @@ def test_a_file_system_without_locks_is_named_once_and_used(tmp_path, monkeypatc
 
     monkeypatch.setattr(fcntl, "lockf", refuse)
     monkeypatch.setattr(fcntl, "flock", refuse)
-    monkeypatch.setattr(owner, "_said", set())
+    monkeypatch.setattr(files, "_said", set())
     for _ in range(2):
         with alone_in(tmp_path, "wait"), in_turn(tmp_path):
             pass

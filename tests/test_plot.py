@@ -24,8 +24,9 @@ def make_run(folder, returns, step=25_000, **settings):
     (folder / "config.yaml").write_text(to_yaml(Config(**settings)))
     lines = []
     for i, value in enumerate(returns, start=1):
-        lines.append({"env_steps": i * step, "train/return": 1.0})
-        lines.append({"env_steps": i * step, "eval/return_mean": value, "eval/return_std": 2.0, "eval/episodes": 10.0})
+        counters = {"env_steps": i * step, "agent_steps": i * step // 2, "updates": i, "episodes": i, "time_s": 1.0}
+        lines.append(counters | {"train/return": 1.0})
+        lines.append(counters | {"eval/return_mean": value, "eval/return_std": 2.0, "eval/episodes": 10.0})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
@@ -108,6 +109,7 @@ def test_what_cannot_be_gathered_is_named(tmp_path):
         with pytest.raises(UserError, match=message):
             gather(specs)
     assert len(gather([str(same[0]), f"again={same[1]}"])) == 2
+    assert [curve.method for curve in gather([str(tmp_path / "a"), f"again={same[0]}", str(same[0])])] == ["again"]
 
 
 def test_curves_are_read_back_as_they_were(tmp_path):
@@ -189,6 +191,9 @@ REFUSED = {
     "a damaged comparison": (["{compare}"], "run compare again"),
     "a folder that cannot be": (["{file}/x", "--runs", "{run}"], "cannot write"),
     "curves without a row": (["{header}"], "curves.csv is damaged (no rows)"),
+    "a folder that has the name of the file": (["{odd}"], "curves.csv is damaged ([Errno 21] Is a directory"),
+    "steps that are none": (["{inf}"], "curves.csv is damaged (a number in env_steps"),
+    "a row twice": (["{twice}"], "curves.csv is damaged (env_steps of cheetah-run, x, seed 0 that do not rise"),
     "no folder named": ([], "FOLDER"),
 }
 
@@ -196,9 +201,14 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_bad_input_is_one_line(name, tmp_path, capsys):
     words, message = REFUSED[name]
-    places = {key: tmp_path / key for key in ("empty", "damaged", "header", "compare", "file", "run")}
-    for key in ("empty", "damaged", "header", "compare"):
+    names = ("empty", "damaged", "header", "compare", "file", "run", "odd", "inf", "twice")
+    places = {key: tmp_path / key for key in names}
+    for key in ("empty", "damaged", "header", "compare", "odd", "inf", "twice"):
         places[key].mkdir()
+    (places["odd"] / "curves.csv").mkdir()
+    header, row = "task,method,seed,env_steps,return,return_std,episodes\n", "cheetah-run,x,0,{},1.0,1.0,1\n"
+    (places["inf"] / "curves.csv").write_text(header + row.format("inf"))
+    (places["twice"] / "curves.csv").write_text(header + 2 * row.format(5))
     (places["damaged"] / "curves.csv").write_text("task,method,seed\ncheetah-run,x,y\n")
     (places["header"] / "curves.csv").write_text("task,method,seed,env_steps,return,return_std,episodes\n")
     (places["compare"] / "compare.csv").write_text("planner\npolicy\n")

@@ -137,7 +137,7 @@ def fsync_without_folders(monkeypatch, number):
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", odd)
-    monkeypatch.setattr(atomic, "_said", False)
+    monkeypatch.setattr(atomic, "_said", set())
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EACCES])

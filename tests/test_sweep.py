@@ -97,11 +97,25 @@ def test_a_sweep_is_every_environment_planner_and_seed(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_seed_counts_once_however_it_is_written(tmp_path):
+    runs = sweep_of(tmp_path, planners="policy", seeds="0,00,1e1,10")
+    assert [one.config.seed for one in runs] == [0, 10] and len({one.name for one in runs}) == 2
+
+
+def test_a_log_that_was_removed_does_not_end_the_sweep(tmp_path):
+    [one] = sweep_of(tmp_path, planners="policy", seeds="0")
+    sweep = Sweep([one], FakeLauncher([1], on_start=lambda _: write_metrics(one, 8)), tmp_path / "logs", restarts=0)
+    sweep._advance()
+    sweep.log(sweep.entries[0]).unlink()
+    sweep.work(Stop(), lambda: None)
+    assert [entry.reason for entry in sweep.failed] == ["what it printed cannot be read: No such file or directory"]
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         (["--planners", "dream"], "invalid choice"),
-        (["--seeds", "x"], "--seed"),
+        (["--seeds", "0-3"], "--seeds 0-3: give whole numbers joined by commas"),
         (["--seeds", ","], "names nothing"),
         (["--env", "walker-run"], "--env does not go with sweep"),
         (["--overwrite"], "--overwrite does not go with sweep"),

@@ -1,7 +1,6 @@
 """ablate: the settings of Dream-MPC taken away in turn, on the same episodes, over all checkpoints."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +16,7 @@ from dreamer_mpc.evaluation.subject import Subject
 from dreamer_mpc.planners import Planner
 from dreamer_mpc.report.panels import Panel
 from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.files import user_path
 from dreamer_mpc.util.intervals import holm, p_value
 
 WHOLE = "all settings"
@@ -55,7 +55,7 @@ class Ablate(Measure):
             raise UserError(f"--planners {config.planners}: ablate takes the settings of one planner away; name one")
         name, planner = next(iter(planners.items()))
         kind = preset_kind(name).replace("-", "_")
-        root = Path(config.out) if config.out else subject.run.path / "analysis" / config.what
+        root = user_path(config.out) if config.out else subject.run.path / "analysis" / config.what
         compare = CompareConfig(
             checkpoint=(str(subject.path),), planners=f"{POLICY},{name}", out=str(root / name_of(subject.path)),
             sweep=tuple(f"{name}.{setting}" for setting in TAKEN_AWAY.values()), overwrite=config.overwrite,
@@ -82,7 +82,7 @@ class Ablate(Measure):
             {"episode": row["episode"] - first, "method": labels[row["planner"]], "planner": row["planner"],
              "return": row["return"], "ms_per_action": row["ms_per_action"]}
             for planner in labels for name in comparison.subjects
-            for row in comparison.record.of(planner, name)[first : first + count]
+            for row in comparison.record.of(planner, name, first + count)[first:]
         ]  # fmt: skip
 
     def summary(self, rows: list[Measured]) -> list[Line]:

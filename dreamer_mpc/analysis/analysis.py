@@ -21,12 +21,13 @@ from dreamer_mpc.analysis.true_gain import TrueGain
 from dreamer_mpc.config import AnalyzeConfig
 from dreamer_mpc.config.make import load_agent, make_envs, side_by_side_envs
 from dreamer_mpc.envs.snapshot import not_restorable
+from dreamer_mpc.evaluation.record import AFRESH
 from dreamer_mpc.evaluation.subject import Subject
 from dreamer_mpc.report.panels import panels_picture
 from dreamer_mpc.report.progress import duration, plural
 from dreamer_mpc.util.device import choose_device, device_name
-from dreamer_mpc.util.errors import UserError
-from dreamer_mpc.util.files import to_csv
+from dreamer_mpc.util.errors import UserError, cannot_write
+from dreamer_mpc.util.files import to_csv, user_path
 
 MEASURES: dict[str, type[Measure]] = {
     "gradient-snr": GradientSNR,
@@ -60,7 +61,7 @@ class Analysis:
             sha256: kind.make(config, subject, planners_of(config, kind, subject, subjects[0]))
             for sha256, subject in by_content.items()
         }
-        folder = Path(config.out) if config.out else subjects[0].run.path / "analysis" / config.what
+        folder = user_path(config.out) if config.out else subjects[0].run.path / "analysis" / config.what
         checkpoints = {str(subject.path): sha256 for sha256, subject in by_content.items()}
         ledger = Ledger(folder, _made_with(config, made, by_content), checkpoints, config.overwrite)
         named = {ledger.names[sha256]: subject for sha256, subject in by_content.items()}
@@ -112,8 +113,7 @@ class Analysis:
         others = {unit["device"] for unit in self.ledger.done.values()} - {device_name(self.device)}
         if others:
             raise UserError(
-                f"{self.ledger.folder} holds another analysis, with other device ({min(others)}): "
-                "name another folder with --out, or start again with --overwrite"
+                f"{self.ledger.folder} holds another analysis, with other device ({min(others)}): {AFRESH}"
             )
 
     def summary(self) -> list[Line]:
@@ -130,7 +130,7 @@ class Analysis:
         try:
             panels_picture(path, self._measure.panels(summary), self.title())
         except OSError as error:
-            raise UserError(f"cannot write {path} ({error.strerror}): free space, or name another --out") from error
+            raise cannot_write(path, error, "name another folder with --out") from error
         return [self.ledger.folder / name for name in ("rows.csv", SUMMARY, PICTURE)]
 
     def title(self) -> str:

@@ -23,6 +23,8 @@ def main(args: Sequence[str]) -> int:
     )
     config = settings.parse(settings.AnalyzeConfig, args, default, prog=program("analyze"))
     analysis = Analysis.of(config, [first, *map(Subject.load, config.checkpoint[1:])])
+    for note in analysis.ledger.notes:
+        print(note)
     try:
         analysis.play()
     except KeyboardInterrupt:

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from dreamer_mpc.evaluation.record import damaged, merged, read_made_with, usable
-from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.evaluation.record import AFRESH, damaged, merged, read_made_with, usable
+from dreamer_mpc.report.progress import plural
+from dreamer_mpc.util.errors import UserError, cannot_write
 from dreamer_mpc.util.files import to_csv, write_text
 from dreamer_mpc.util.owner import in_turn
 
@@ -22,8 +23,9 @@ class Ledger:
     """rows.csv has the measurements; analysis.json the settings, and for each unit that is done where and when it was.
 
     `unit` of a row is the unit's number in analysis.json. Units that it does not name do not count: rows.csv is written
-    first. Checkpoints are identified by their content: `names` maps the SHA-256 of each to its name. Before `begin`
-    nothing is written.
+    first. Nor do units of which rows are missing, and those that follow them: `notes` names them, and they are measured
+    again. A unit with more rows than it had is refused. Checkpoints are identified by their content: `names` maps the
+    SHA-256 of each to its name. Before `begin` nothing is written.
     """
 
     def __init__(self, folder: Path, made_with: dict[str, Any], checkpoints: dict[str, str], overwrite: bool = False):
@@ -32,6 +34,7 @@ class Ledger:
         self._checkpoints = checkpoints
         self.rows: list[Measured] = []
         self.done: dict[str, dict[str, Any]] = {}
+        self.notes: list[str] = []  # for the user
         if overwrite:
             self.made_with = self._own | {"checkpoints": dict(checkpoints)}
         else:
@@ -44,7 +47,7 @@ class Ledger:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"cannot write to {self.folder} ({error.strerror}): name another with --out") from error
+            raise cannot_write(f"to {self.folder}", error, "name another folder with --out") from error
         with usable(self.folder), in_turn(self.folder):
             if self.overwrite:
                 for name in (ROWS, MADE_WITH):
@@ -64,7 +67,7 @@ class Ledger:
             self._read()
             number = max((each["number"] for each in self.done.values()), default=0) + 1
             self.rows += [{"unit": number} | row for row in rows]
-            self.done[unit] = {"number": number} | done
+            self.done[unit] = {"number": number, "rows": len(rows)} | done
             self._write()
 
     def write(self, name: str, text: str) -> None:
@@ -89,10 +92,45 @@ class Ledger:
             raise damaged(path)
         self.made_with = merged(self.folder, "analysis", old, new)
         try:
-            numbers = {each["number"] for each in self.done.values()}
-        except (TypeError, KeyError) as error:
+            units = {each["number"]: unit for unit, each in self.done.items()}
+            rows: dict[str, list[tuple[int, Measured]]] = {unit: [] for unit in self.done}
+            for line, row in _read_rows(self.folder / ROWS):
+                if row["unit"] in units:
+                    rows[units[row["unit"]]].append((line, row))
+            for unit, own in rows.items():
+                self._check(unit, own)
+        except (TypeError, KeyError, ValueError) as error:
             raise damaged(path) from error
-        self.rows = [row for row in _read_rows(self.folder / ROWS) if row["unit"] in numbers]
+        counted = [numbered for unit in self.done for numbered in rows[unit]]
+        self.rows = [row for _, row in sorted(counted, key=lambda numbered: numbered[0])]
+
+    def _check(self, unit: str, rows: list[tuple[int, Measured]]) -> None:
+        """UserError where a unit has a row too many; where rows are missing, it and the later ones are not `done`.
+
+        Units of before the number of rows was recorded are taken as they are.
+        """
+        if unit not in self.done:  # left out with an earlier one
+            return
+        wanted = self.done[unit].get("rows", len(rows))
+        if len(rows) > wanted:
+            only = [row for _, row in rows]
+            line = next((line for i, (line, row) in enumerate(rows) if row in only[:i]), rows[-1][0])
+            raise UserError(
+                f"{self.folder / ROWS}, line {line} is one row too many of {unit}, which had {wanted}: remove it; "
+                f"or {AFRESH}"
+            )
+        if len(rows) < wanted:
+            note = f"{self.folder / ROWS} lacks {plural(wanted - len(rows), 'row')} of {unit}: it is measured again"
+            self.notes += [note] if note not in self.notes else []
+            self._forget(unit)
+
+    def _forget(self, unit: str) -> None:
+        """Leave a unit and the later ones of its part out of `done`."""
+        part, _, first = unit.rpartition(": ")
+        for other in list(self.done):
+            same, _, number = other.rpartition(": ")
+            if same == part and int(number) >= int(first):
+                del self.done[other]
 
     def _write(self) -> None:
         if self.rows:
@@ -104,16 +142,18 @@ def _rounded(row: Measured) -> Measured:
     return {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in row.items()}
 
 
-def _read_rows(path: Path) -> list[Measured]:
-    """The measurements in a file, if it exists; UserError if its content is not valid."""
+def _read_rows(path: Path) -> list[tuple[int, Measured]]:
+    """The measurements in a file, if it exists, with the line of each; UserError if its content is not valid."""
     if not path.exists():
         return []
     try:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            rows = list(csv.DictReader(file, strict=True))
-        return [{key: _parsed(key, text) for key, text in row.items()} for row in rows if row["unit"]]
+            reader = csv.DictReader(file, strict=True)
+            rows = [(reader.line_num, row) for row in reader]
+        parsed = [(line, {key: _parsed(key, text) for key, text in row.items()}) for line, row in rows if row["unit"]]
     except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         raise damaged(path) from error
+    return parsed
 
 
 def _parsed(key: str, text: str) -> Any:

@@ -12,6 +12,7 @@ from dreamer_mpc.config.load import (
     parse_some,
     to_dict,
     to_yaml,
+    whole,
 )
 from dreamer_mpc.config.resolve import (
     ALL,
@@ -86,6 +87,7 @@ __all__ = [
     "to_yaml",
     "trained_config",
     "training_planner",
+    "whole",
     "with_planners_of",
     "with_setting",
 ]

@@ -83,7 +83,7 @@ def _preset_paths(names: str) -> list[Path]:
         path = _preset_path(name)
         if not os.path.isfile(path):
             known = sorted(str(p.relative_to(PRESETS).with_suffix("")) for p in PRESETS.rglob("*.yaml"))
-            raise UserError(f"no preset {name!r}: known are {', '.join(known)}, or give a YAML file")
+            raise UserError(f"no preset {name!r}: known are {', '.join(known)}, or give a YAML file (*.yaml or *.yml)")
         paths.append(path)
     return paths
 
@@ -97,6 +97,7 @@ def _merge(paths: Sequence[Path], source: str) -> Config:
     for path in paths:
         try:
             values = _settings_of(_read_yaml(path), path)
+            _refuse_single(values)
             merged = OmegaConf.unsafe_merge(merged, EARLIER if "config" in values else {}, values)
         except (OmegaConfBaseException, ValueError, TypeError, OverflowError) as error:
             raise UserError(f"{path}: {_misfit_list(values, error)}{first_lines(error)}") from error
@@ -109,6 +110,13 @@ def _settings_of(values: dict[str, Any], path: Path) -> dict[str, Any]:
     if asked and "config" not in values:
         raise UserError(f"{path}: {asked[0]} is no setting but asked of one run: give {_flag(asked[0])} instead")
     return {key: value for key, value in values.items() if key not in ONE_OFF}
+
+
+def _refuse_single(values: dict[str, Any]) -> None:
+    """ValueError where a single value or a list stands for a group of settings, as OmegaConf's error names no key."""
+    for key, kind in get_type_hints(Config).items():
+        if dataclasses.is_dataclass(kind) and not isinstance(values.get(key, {}), dict):
+            raise ValueError(f"{key} is a group of settings, {key}: {{name: value}}, got {str(values[key])[:80]!r}")
 
 
 def _misfit_list(values: dict[str, Any], error: Exception) -> str:
@@ -192,6 +200,7 @@ def config_from_dict(values: dict[str, Any], source: str) -> Config:
     """
     try:
         values = {key: value for key, value in values.items() if key not in ONE_OFF}
+        _refuse_single(values)
         merged = OmegaConf.unsafe_merge(OmegaConf.structured(Config), EARLIER, OmegaConf.create(values))
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         raise UserError(f"{source}: {_misfit_list(values, error)}{first_lines(error)}") from error
@@ -226,6 +235,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 def parse(schema: type[T], args: Sequence[str], default: T | None = None, prog: str = "run.py") -> T:
     """`schema` from command-line arguments over `default`; UserError, one line, where they do not fit."""
     flags = flag_names(args)
+    _refuse_empty(args)
     for field in dataclasses.fields(schema):
         if field.type == tuple[str, ...] and flags.count(field.name) > 1:  # tyro would use only the last one
             raise UserError(f"--{field.name} is given twice: give it once, with all its values behind it")
@@ -263,8 +273,23 @@ def _flags(schema: type, group: str = "") -> Iterator[str]:
             yield _flag(name)
 
 
+def _refuse_empty(args: Sequence[str]) -> None:
+    """UserError for an empty value: it is that of a variable of the shell that is not set, and means no default."""
+    for before, arg in zip(["", *args], args, strict=False):
+        name, joined, value = arg.partition("=")
+        if arg.strip() and not (joined and name.startswith("--") and not value.strip()):
+            continue
+        flag = name if arg.strip() else before
+        what = f"the value of {flag}" if flag.startswith("-") else "a word"
+        raise UserError(f"{what} is empty, perhaps a variable that is not set: give one, or leave it out")
+
+
 def option(args: Sequence[str], name: str) -> str | None:
-    """The value of `--name` in `args`, read before the full parse; None if it is not given."""
+    """The value of `--name` in `args`, read before the full parse; None if it is not given.
+
+    UserError where any value is empty.
+    """
+    _refuse_empty(args)
     for i, arg in enumerate(args):
         if arg.startswith("--") and _name(arg) == name:
             if "=" in arg:

@@ -1,5 +1,6 @@
 """Settings that depend on each other: planners by name, the agent to train, and combinations that are refused."""
 
+import contextlib
 import dataclasses
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -7,7 +8,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dreamer_mpc.agents.protocol import AgentKind
-from dreamer_mpc.config.load import PRESETS, config_from_dict, first_lines, load_presets
+from dreamer_mpc.config.load import PRESETS, config_from_dict, first_lines, load_presets, whole
 from dreamer_mpc.config.schema import Config, PlannerSettings
 from dreamer_mpc.planners import PLANNERS, Planner, SampledPolicy, make_planner
 from dreamer_mpc.util.errors import UserError
@@ -89,7 +90,10 @@ def with_setting(planner: Planner, name: str, setting: str, value: str) -> Plann
         raise UserError(f"{name} has no setting {setting!r}: known are {', '.join(known) or 'none'}")
     if "${" in value or value == "???":  # OmegaConf expressions
         raise UserError(f"{name}.{setting}={value}: give a value")
-    given: str | list[str] = value
+    given: Any = value
+    if isinstance(getattr(planner, key), int) and not isinstance(getattr(planner, key), bool):
+        with contextlib.suppress(ValueError):  # what is no number is named below
+            given = whole(value)
     if isinstance(getattr(planner, key), tuple):  # several values, which a command joins by +
         given = [] if value == "none" else value.split("+")
     try:

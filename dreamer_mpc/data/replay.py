@@ -15,6 +15,7 @@ from dreamer_mpc.data.states import StoredStates, state_bytes
 from dreamer_mpc.util.checks import check_ranges
 from dreamer_mpc.util.device import to_device
 from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.files import discard
 from dreamer_mpc.util.memory import GIB, available_memory, fits, free_disk
 from dreamer_mpc.util.randomness import generator_state, restore_generator
 from dreamer_mpc.world_model import Batch
@@ -347,12 +348,12 @@ def _map_file(path: Path, size: int) -> Tensor:
         with open(path, "wb") as file:
             os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:
-        path.unlink(missing_ok=True)
+        discard(path)
         raise UserError(f"cannot map replay to {path} ({error.strerror}): {_remedy('ram')}") from error
     try:
         return torch.from_file(str(path), shared=True, size=size, dtype=torch.uint8)
     except RuntimeError as error:  # a file system whose files cannot be mapped
-        path.unlink(missing_ok=True)
+        discard(path)
         raise UserError(f"cannot map replay to {path} on this file system: {_remedy('ram')}") from error
 
 

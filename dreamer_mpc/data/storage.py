@@ -13,8 +13,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from dreamer_mpc.data.replay import Replay
-from dreamer_mpc.util.errors import UserError
-from dreamer_mpc.util.files import atomic_path
+from dreamer_mpc.util.errors import UserError, cannot_write
+from dreamer_mpc.util.files import atomic_path, discard, files_of
 
 SMALL_STATES = 2**28  # bytes of latent states that are written with every checkpoint; more only when a run ends
 MOST_FRAMES = 16_384  # per file: while it is written, its frames are held in memory twice (200 MB each)
@@ -56,7 +56,7 @@ class ReplayFiles:
                 with atomic_path(path) as temporary:
                     temporary.write_bytes(content)
             except OSError as error:
-                raise UserError(f"cannot write replay {path} ({error.strerror}): free space") from error
+                raise cannot_write(f"replay {path}", error) from error
             self.chunks.append(chunk)
 
     def write_states(self, last: bool) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class ReplayFiles:
             with atomic_path(path) as temporary:
                 temporary.write_bytes(content)
         except OSError as error:
-            raise UserError(f"cannot write replay {path} ({error.strerror}): free space") from error
+            raise cannot_write(f"replay {path}", error) from error
         return {"sha256": digest, "starts": starts.tolist(), "ends": ends.tolist()}
 
     def read_states(self, saved: dict[str, Any]) -> bool:
@@ -99,9 +99,10 @@ class ReplayFiles:
         """Remove the files of latent states other than that of `saved`, what `write_states` gave; none if it is {}."""
         if not saved:
             return
-        for file in [*self.folder.glob("states-*.safetensors"), *self.folder.glob(".states-*.tmp.safetensors")]:
-            if file != self._states(saved["sha256"]):
-                file.unlink(missing_ok=True)
+        for pattern in ("states-*.safetensors", ".states-*.tmp.safetensors"):
+            for file in files_of(self.folder, pattern):
+                if file != self._states(saved["sha256"]):
+                    discard(file)
 
     def _states(self, digest: str) -> Path:
         return self.folder / f"states-{digest[:16]}.safetensors"
@@ -114,9 +115,10 @@ class ReplayFiles:
         """Remove the files numbered below `before`, and those that are not of this run's history."""
         self.chunks = [chunk for chunk in self.chunks if chunk.number >= before]
         kept = {chunk.name for chunk in self.chunks}
-        for file in [*self.folder.glob("chunk-*.safetensors"), *self.folder.glob(".chunk-*.tmp.safetensors")]:
-            if file.name not in kept:
-                file.unlink(missing_ok=True)
+        for pattern in ("chunk-*.safetensors", ".chunk-*.tmp.safetensors"):
+            for file in files_of(self.folder, pattern):
+                if file.name not in kept:
+                    discard(file)
 
     def state_dict(self) -> list[dict[str, Any]]:
         """The list of files."""

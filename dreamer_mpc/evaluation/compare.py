@@ -144,8 +144,8 @@ class Comparison:
 
     def played(self) -> int:
         """Number of requested episodes that are already played."""
-        counts = (len(self.record.of(label, name)) for label in self.planners for name in self.subjects)
-        return sum(min(count, self.config.episodes) for count in counts)
+        most = self.config.episodes
+        return sum(len(self.record.of(label, name, most)) for label in self.planners for name in self.subjects)
 
     def play(self) -> None:
         """Play the missing episodes and write the missing videos, and show how far that is."""
@@ -179,17 +179,17 @@ class Comparison:
     ) -> None:
         """Play one planner's missing episodes on one checkpoint; a missing video needs the first batch again."""
         config, record, planner = self.config, self.record, self.planners[label]
-        while video_steps or len(record.of(label, checkpoint)) < config.episodes:
-            there = len(record.of(label, checkpoint))
-            first = 0 if video_steps else there
-            count = min(self.batch or envs.num_envs, config.episodes - first)
+        while (missing := record.missing(label, checkpoint, config.episodes)) or video_steps:
+            first = 0 if video_steps else missing.start
+            last = missing.stop if first == missing.start else config.episodes
+            count = min(self.batch or envs.num_envs, last - first)
             on_step = progress.start(label, first, count, envs.num_envs)
             result = evaluate(agent, planner, envs, count, config.seed + first, video_steps, on_step)
             if mishaps := result.mishaps():
                 progress.line(f"{label}: {mishaps}")
-            if first == there:
+            if first == missing.start:
                 record.add(label, checkpoint, first, config.seed + first, result, device_name(agent.device))
-            progress.finish(result.returns, result.lengths, counted=first == there)
+            progress.finish(result.returns, result.lengths, counted=first == missing.start)
             if video_steps:
                 self._write_visuals(label, agent, result, progress)
             video_steps = 0
@@ -222,7 +222,7 @@ def _check_all_run(planners: dict[str, Planner], subjects: list[Subject]) -> Non
 
 def summarise(record: Episodes, planners: Iterable[str], checkpoints: list[str], episodes: int) -> list[Row]:
     """One row per planner: statistics of its returns, of their paired differences to the bare policy, and its cost."""
-    played = {label: [record.of(label, name)[:episodes] for name in checkpoints] for label in planners}
+    played = {label: [record.of(label, name, episodes) for name in checkpoints] for label in planners}
     scores = {label: np.array([[e["return"] for e in rows] for rows in strata]).T for label, strata in played.items()}
     rows = []
     for label, strata in played.items():

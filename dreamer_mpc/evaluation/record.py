@@ -2,7 +2,9 @@
 
 import contextlib
 import csv
+import errno
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -14,9 +16,16 @@ import torch
 
 from dreamer_mpc.evaluation.episodes import Evaluation
 from dreamer_mpc.planners import Ascent
-from dreamer_mpc.util.errors import UserError
-from dreamer_mpc.util.files import to_csv, write_text
+from dreamer_mpc.report.progress import plural
+from dreamer_mpc.util.errors import UserError, cannot_write
+from dreamer_mpc.util.files import from_json, to_csv, write_text
 
+NUMBERS = {"episode": int, "env_seed": int, "return": float, "agent_steps": int, "ms_per_action": float}
+NUMBERS |= {"num_envs": int, "model_evaluations": int}
+LEAST = {"episode": 0, "return": -math.inf, "agent_steps": 1, "ms_per_action": 1e-9, "num_envs": 1}
+LEAST |= {"model_evaluations": 0}
+AFRESH = "name another folder with --out, or start again with --overwrite"
+REMOVE = f"remove it, and the episode is played again; or {AFRESH}"
 EPISODE_COLUMNS = (
     "planner", "checkpoint", "episode", "env_seed", "return", "agent_steps", "ms_per_action", "num_envs",
     "model_evaluations", "device", "torch", "date",
@@ -39,10 +48,17 @@ class Episodes:
         with contextlib.suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
 
-    def of(self, label: str, checkpoint: str) -> list[dict[str, Any]]:
-        """The episodes of one planner on one checkpoint, in order."""
+    def of(self, label: str, checkpoint: str, most: int | None = None) -> list[dict[str, Any]]:
+        """The episodes of one planner on one checkpoint, in order: those whose number is below `most`."""
         rows = [row for row in self.rows if (row["planner"], row["checkpoint"]) == (label, checkpoint)]
+        rows = [row for row in rows if most is None or row["episode"] < most]
         return sorted(rows, key=lambda row: row["episode"])
+
+    def missing(self, label: str, checkpoint: str, episodes: int) -> range:
+        """The first episodes below number `episodes` that were not played, as far as they follow each other."""
+        there = {row["episode"] for row in self.of(label, checkpoint)}
+        first = next((number for number in range(episodes) if number not in there), episodes)
+        return range(first, next((number for number in range(first, episodes) if number in there), episodes))
 
     def add(self, label: str, checkpoint: str, first: int, seed: int, result: Evaluation, device: str) -> None:
         """Keep a batch: the episodes from number `first`, played on environment seeds from `seed`."""
@@ -70,7 +86,9 @@ class Episodes:
 class Record(Episodes):
     """episodes.csv has one row per episode; compare.json says which settings and checkpoints they were played with.
 
-    So another comparison is not mixed into this one. Before `begin` nothing is written, and with `overwrite` nothing
+    So another comparison is not mixed into this one. Each episode of a planner on a checkpoint is there at most once,
+    with the environment seed that follows from `seed` of compare.json: a file with any other row is refused, and an
+    episode whose row is missing is played again. Before `begin` nothing is written, and with `overwrite` nothing
     removed. Checkpoints are identified by their content: `names` maps the SHA-256 of each to its name.
     """
 
@@ -81,7 +99,8 @@ class Record(Episodes):
         if not overwrite:
             with usable(folder):
                 self.made_with = self._merged(made_with, checkpoints)
-                self.rows = _read_rows(folder / "episodes.csv")
+                self.rows = _read_rows(folder / "episodes.csv", self.made_with)
+            self.notes += self._lost()
         self.names = {sha256: name for name, sha256 in self.made_with["checkpoints"].items()}
 
     def begin(self) -> None:
@@ -113,6 +132,20 @@ class Record(Episodes):
     def lacks_video(self, label: str) -> bool:
         """Whether a video of a planner is still to be written: an existing one is not written again."""
         return self.overwrite or not self.visuals(label)[0].exists()
+
+    def _lost(self) -> list[str]:
+        """A line on episodes whose rows are missing though later ones are there."""
+        played: dict[tuple[str, str], set[int]] = {}
+        for row in self.rows:
+            played.setdefault((row["planner"], row["checkpoint"]), set()).add(row["episode"])
+        lost = [(label, min(set(range(max(there))) - there)) for (label, _), there in played.items() if _gaps(there)]
+        if not lost:
+            return []
+        count = sum(_gaps(there) for there in played.values())
+        return [
+            f"{self.folder / 'episodes.csv'} lacks {plural(count, 'episode')}, the first of them episode {lost[0][1]} "
+            f"of {lost[0][0]}: what is asked for is played again from its seed"
+        ]
 
     def _merged(self, new: dict[str, Any], checkpoints: dict[str, str]) -> dict[str, Any]:
         """The content of compare.json merged with this comparison's; UserError where they contradict each other."""
@@ -147,10 +180,7 @@ def merged(folder: Path, noun: str, old: dict[str, Any], new: dict[str, Any]) ->
         if not isinstance(value, dict) and old.get(key) != value:
             changed = [f"{key} ({old.get(key)})"]
         if changed:
-            raise UserError(
-                f"{folder} holds another {noun}, with other {changed[0]}: "
-                "name another folder with --out, or start again with --overwrite"
-            )
+            raise UserError(f"{folder} holds another {noun}, with other {changed[0]}: {AFRESH}")
     return old | {key: old[key] | value if isinstance(value, dict) else value for key, value in new.items()}
 
 
@@ -159,26 +189,61 @@ def _hardware(device: Any) -> Any:
     return re.sub(r", \d+ threads?$", "", device) if isinstance(device, str) else device
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """The episodes in a file, if it exists; UserError if its content is not valid."""
+def _gaps(there: set[int]) -> int:
+    """How many numbers below the largest of `there` are not in it."""
+    return max(there) + 1 - len(there)
+
+
+def _read_rows(path: Path, made_with: dict[str, Any]) -> list[dict[str, Any]]:
+    """The episodes in a file, if it exists; UserError, which names the line, where they are not those of `made_with`.
+
+    Each is there once, with the seed of its number, and its numbers are finite.
+    """
     if not path.exists():
         return []
-    numbers = {"episode": int, "env_seed": int, "return": float, "agent_steps": int, "ms_per_action": float}
-    numbers |= {"num_envs": int, "model_evaluations": int}
+    rows: list[dict[str, Any]] = []
+    lines: dict[tuple[str, str, int], int] = {}  # where each episode is
     try:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             reader = csv.DictReader(file, strict=True)
             if set(EPISODE_COLUMNS) - set(reader.fieldnames or EPISODE_COLUMNS):
                 raise damaged(path)
-            return [{key: numbers.get(key, str)(row[key]) for key in EPISODE_COLUMNS} for row in reader]
+            for cells in reader:
+                if None in cells or None in cells.values():
+                    raise ValueError("more or fewer cells than columns")
+                row = {key: NUMBERS.get(key, str)(cells[key]) for key in EPISODE_COLUMNS}
+                episode = row["planner"], row["checkpoint"], row["episode"]
+                if episode in lines:
+                    repeated = f"repeats line {lines[episode]}: remove one of them; or {AFRESH}"
+                    raise UserError(f"{path}, line {reader.line_num} {repeated}")
+                if wrong := _misfit(row, made_with):
+                    raise UserError(f"{path}, line {reader.line_num} {wrong}: {REMOVE}")
+                lines[episode] = reader.line_num
+                rows.append(row)
     except (ValueError, KeyError, TypeError, csv.Error) as error:
-        raise damaged(path) from error
+        raise UserError(f"{path}, line {reader.line_num} is damaged: {REMOVE}") from error
+    return rows
+
+
+def _misfit(row: dict[str, Any], made_with: dict[str, Any]) -> str:
+    """What is wrong with an episode, in words; "" if nothing is."""
+    for key, least in LEAST.items():
+        if not (math.isfinite(row[key]) and row[key] >= least):
+            return f"has {key} {row[key]}, which no episode has"
+    seed = made_with["seed"] + row["episode"]
+    if row["env_seed"] != seed:
+        return f"has env_seed {row['env_seed']} for episode {row['episode']}, whose seed is {seed}"
+    for group in ("planners", "checkpoints"):
+        name = row[group.removesuffix("s")]
+        if name not in made_with[group]:
+            return f"is of {name[:80]!r}, which compare.json does not name"
+    return ""
 
 
 def read_made_with(path: Path, groups: tuple[str, ...] = ("checkpoints", "planners")) -> dict[str, Any] | None:
     """The content of compare.json, None if it does not exist; UserError if it lacks one of `groups` or is not valid."""
     try:
-        made_with = json.loads(path.read_text(encoding="utf-8"))
+        made_with = from_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError as error:
@@ -219,12 +284,9 @@ def usable(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"cannot write to {folder} ({error.strerror}): free space, or name another folder with --out"
-        ) from error
+        in_the_way = (error.filename2 or error.filename) if error.errno == errno.EISDIR else None
+        raise cannot_write(in_the_way or f"to {folder}", error, "name another folder with --out") from error
 
 
 def damaged(path: Path) -> UserError:
-    return UserError(
-        f"{path} is damaged or missing: name another folder with --out, or start again with --overwrite"
-    )
+    return UserError(f"{path} is damaged or missing: {AFRESH}")

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from dreamer_mpc.config import Config, load_saved
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.runs.logger import read_metrics
-from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.errors import UserError, cannot_write, in_one_line
 from dreamer_mpc.util.files import to_csv, user_path, write_text
 
 CURVES, FINAL = "curves.csv", "final.csv"
@@ -55,26 +55,32 @@ def gather(
 ) -> list[Curve]:
     """The curves of runs. Each of `specs` is a run folder or a folder of runs; LABEL=FOLDER names the method LABEL.
 
-    Evaluations after `until` env steps are left out. So are runs without an evaluation, or with a damaged file:
-    `leave_out` gets the reason. UserError where a folder holds no run, where none is left, and where two runs have the
+    A run that is named twice counts once, and by itself with a label rather than in a folder of runs. Evaluations after
+    `until` env steps are left out. So are runs without an evaluation, or with a damaged file: `leave_out` gets the
+    reason. UserError where a folder holds no run, where none is left, and where two runs have the
     same task, method and seed.
     """
+    found = [(folder, label, path) for label, path in map(_label_and_path, specs) for folder in _runs(path)]
+    named = {folder.resolve() for folder, label, path in found if label and folder == path}
+    chosen = {
+        (folder.resolve(), label): folder
+        for folder, label, path in found
+        if folder.resolve() not in named or (label and folder == path)
+    }
     curves: dict[str, tuple[Curve, Path]] = {}
     errors: list[UserError] = []
-    for spec in specs:
-        label, path = _label_and_path(spec)
-        for folder in _runs(path):
-            try:
-                curve = read_run(folder, label, until)
-            except UserError as error:
-                errors.append(error)
-                continue
-            if curve.name in curves:
-                raise UserError(
-                    f"{curves[curve.name][1]} and {folder} are both {curve.name}: leave one out, or call its method "
-                    f"something else, --runs {shlex.quote(f'again={folder}')}"
-                )
-            curves[curve.name] = curve, folder
+    for (_, label), folder in chosen.items():
+        try:
+            curve = read_run(folder, label, until)
+        except UserError as error:
+            errors.append(error)
+            continue
+        if curve.name in curves:
+            raise UserError(
+                f"{curves[curve.name][1]} and {folder} are both {curve.name}: leave one out, or call its method "
+                f"something else by adding {shlex.quote(f'again={folder}')} to --runs"
+            )
+        curves[curve.name] = curve, folder
     if not curves:
         raise errors[0]
     for error in errors:
@@ -105,10 +111,15 @@ def read_run(folder: Path, label: str = "", until: int | None = None) -> Curve:
     config = load_saved(RunFolder(folder).config)
     records = [r for r in read_metrics(RunFolder(folder).metrics) if "eval/return_mean" in r]
     records = [r for r in records if until is None or r["env_steps"] <= until]
+    records = list({r["env_steps"]: r for r in records}.values())  # the last one at each env step
     if not records:
         raise UserError(f"{folder} has no evaluation yet: leave it out, or wait for its first")
-    columns = (_column(records, key) for key in ("env_steps", "eval/return_mean", "eval/return_std", "eval/episodes"))
-    return _curve(config.env, label or method_of(config), config.seed, *columns)
+    names = ("env_steps", "eval/return_mean", "eval/return_std", "eval/episodes")
+    try:
+        columns = [_column(records, key) for key in names]
+        return _curve(config.env, label or method_of(config), config.seed, *columns)
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{folder} has evaluations that are none ({in_one_line(error)}): leave it out") from error
 
 
 def _column(rows: Iterable[dict], key: str) -> list[float]:
@@ -116,6 +127,11 @@ def _column(rows: Iterable[dict], key: str) -> list[float]:
 
 
 def _curve(task, method, seed, env_steps, returns, stds, episodes) -> Curve:
+    for name, values in (("env_steps", env_steps), ("return", returns), ("return_std", stds), ("episodes", episodes)):
+        if not np.isfinite(values).all() or np.abs(values).max() > 1e15:
+            raise ValueError(f"a number in {name} that is none of a run")
+    if (np.diff(env_steps) <= 0).any():
+        raise ValueError(f"env_steps of {task}, {method}, seed {seed} that do not rise")
     steps, count = (np.array(values).astype(np.int64) for values in (env_steps, episodes))
     return Curve(task, method, int(seed), steps, np.array(returns), np.array(stds), count)
 
@@ -128,7 +144,7 @@ def write_curves(folder: Path, curves: Sequence[Curve]) -> list[Path]:
         try:
             write_text(folder / name, to_csv(content))
         except OSError as error:
-            raise UserError(f"cannot write {folder / name} ({error.strerror}): name another folder") from error
+            raise cannot_write(folder / name, error, "name another folder") from error
     return [folder / CURVES, folder / FINAL]
 
 
@@ -150,7 +166,7 @@ def read_curves(path: Path) -> list[Curve]:
             raise ValueError("no rows")
         columns = ("env_steps", "return", "return_std", "episodes")
         return [_curve(*key, *(_column(rows, name) for name in columns)) for key, rows in runs.items()]
-    except (ValueError, KeyError, TypeError, csv.Error) as error:
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise UserError(f"{path} is damaged ({error}): write it anew with --runs") from error
 
 

@@ -13,7 +13,7 @@ from dreamer_mpc.report.comparison import comparison_picture, comparison_title
 from dreamer_mpc.report.curves import CURVES, Curve, gather, published, read_curves, write_curves
 from dreamer_mpc.report.found import COMPARE, FoundComparison
 from dreamer_mpc.report.progress import mean_and_spread, print_table, table_console
-from dreamer_mpc.util.errors import UserError, in_one_line
+from dreamer_mpc.util.errors import UserError, cannot_write, in_one_line
 from dreamer_mpc.util.files import user_path
 from dreamer_mpc.util.owner import alone_in
 from dreamer_mpc.util.program import program
@@ -85,7 +85,7 @@ def _draw(path: Path, picture, *content) -> Path:
     try:
         picture(path, *content)
     except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}): free space, or copy the CSV elsewhere") from error
+        raise cannot_write(path, error, "copy the CSV elsewhere") from error
     except UserError:
         raise
     except Exception as error:

@@ -3,6 +3,7 @@
 `eval.json` and `metrics.jsonl` (prefix `eval/`) use the field names unchanged; `compare.csv` shortens some.
 """
 
+import math
 from typing import Any, NotRequired, TypedDict, get_type_hints
 
 
@@ -70,4 +71,7 @@ def _parsed(text: str, kind: Any) -> Any:
         return text
     if not text and kind == float | None:
         return None
-    return int(text) if kind is int else float(text)
+    value = int(text) if kind is int else float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no result")
+    return value

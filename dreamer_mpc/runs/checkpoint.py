@@ -15,7 +15,7 @@ from dreamer_mpc.agents.protocol import AgentKind
 from dreamer_mpc.runs.payload import SUFFIX, archive, read_payload, write_payload
 from dreamer_mpc.util.counters import Counters
 from dreamer_mpc.util.errors import UserError
-from dreamer_mpc.util.files import atomic_path, user_path
+from dreamer_mpc.util.files import atomic_path, discard, files_of, user_path
 from dreamer_mpc.world_model import WorldModelKind
 
 KINDS = {"agent_kind": get_args(AgentKind), "world_model_kind": get_args(WorldModelKind)}  # that this program knows
@@ -131,7 +131,7 @@ def find_checkpoint(path: str | Path) -> Path:
 def list_checkpoints(folder: str | Path) -> list[Path]:
     """The checkpoint files of a folder, in order of env steps."""
     found = {}
-    for file in Path(folder).glob(f"checkpoint-*{SUFFIX}"):
+    for file in files_of(folder, f"checkpoint-*{SUFFIX}"):
         match = re.fullmatch(rf"checkpoint-(\d+){re.escape(SUFFIX)}", file.name)
         if match:
             found[file] = int(match[1])
@@ -142,8 +142,8 @@ def prune(folder: str | Path, keep: int = 3) -> None:
     """Remove all checkpoints of a folder but the last `keep`, and temporary files of killed saves."""
     if keep < 1:
         raise ValueError(f"keep must be at least 1, got {keep}")
-    for file in [*list_checkpoints(folder)[:-keep], *Path(folder).glob(f".*.tmp{SUFFIX}")]:
-        file.unlink(missing_ok=True)
+    for file in [*list_checkpoints(folder)[:-keep], *files_of(folder, f".*.tmp{SUFFIX}")]:
+        discard(file)
 
 
 def keep_best(folder: str | Path, path: str | Path) -> None:

@@ -13,8 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dreamer_mpc.util.errors import UserError
-from dreamer_mpc.util.files import temporary_paths, user_path, write_text
+from dreamer_mpc.runs.payload import SUFFIX
+from dreamer_mpc.util.errors import UserError, cannot_write
+from dreamer_mpc.util.files import files_of, from_json, temporary_paths, user_path, write_text
 from dreamer_mpc.util.owner import LOCK, alone_in
 from dreamer_mpc.util.versions import source_commit
 
@@ -53,9 +54,7 @@ class RunFolder:
             # Write the marker first, so that --overwrite recognises the folder of a run that dies early.
             write_text(folder.versions, json.dumps({"program": PROGRAM}) + "\n")
         except OSError as error:
-            raise UserError(
-                f"cannot write run folder {path} ({error.strerror}): choose another --run-dir"
-            ) from error
+            raise cannot_write(f"run folder {path}", error, "choose another --run-dir") from error
         return folder
 
     @classmethod
@@ -65,7 +64,7 @@ class RunFolder:
         if not folder.path.exists():
             quoted = shlex.quote(str(path))
             raise UserError(f"no run folder {path}: check the path, or start a run with --run-dir {quoted}")
-        if not folder.is_run() and not folder.config.exists():
+        if not (folder.is_run() or folder.config.exists() or files_of(folder.checkpoints, f"checkpoint-*{SUFFIX}")):
             raise UserError(f"{path} is no run folder (no config.yaml in it): name a folder that a run wrote")
         return folder
 
@@ -161,7 +160,7 @@ class RunFolder:
 
     def _read_versions(self):
         try:
-            versions = json.loads(self.versions.read_text(encoding="utf-8"))
+            versions = from_json(self.versions.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         return versions if isinstance(versions, dict) else {}

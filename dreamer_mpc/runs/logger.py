@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal, SupportsFloat
 
 from dreamer_mpc.runs.folder import RunFolder
-from dreamer_mpc.util.errors import UserError, in_one_line
-from dreamer_mpc.util.files import write_text
+from dreamer_mpc.util.errors import UserError, cannot_write, in_one_line
+from dreamer_mpc.util.files import from_json, write_text
 
 SHOWN = {".mp4": "eval/video", ".png": "eval/decision"}  # the names of files of an evaluation
 COUNTERS = ("env_steps", "agent_steps", "updates", "episodes")
@@ -22,9 +22,9 @@ COUNTERS = ("env_steps", "agent_steps", "updates", "episodes")
 class Logger:
     """Appends records to `folder.metrics`, which holds `records` so far; the x axis of every backend is env steps.
 
-    On a resumed run `time_s` continues from the last record. UserError if the backend's package is missing. No other
-    error of a backend and no full disk stops a run: `notify` gets a line, the backend is switched off, and records
-    that cannot be written are kept in memory.
+    On a resumed run `time_s` continues from the last record. UserError if the backend's package is missing, or if the
+    file cannot be read or opened. No other error of a backend and no full disk stops a run: `notify` gets a line, the
+    backend is switched off, and records that cannot be written are kept in memory.
     """
 
     def __init__(
@@ -38,7 +38,8 @@ class Logger:
         with self._switched_off_on_failure():
             check_backend(backend)
             self._backend = BACKENDS[backend](folder)
-        self._open_file(_repair(folder.metrics))
+        with _writable(folder.metrics):
+            self._open_file(_repair(folder.metrics))
 
     def write(self, counters: dict[str, int], metrics: dict[str, SupportsFloat]) -> None:
         """Append one record and flush it; NaN and inf become null.
@@ -73,12 +74,17 @@ class Logger:
         with contextlib.suppress(OSError):  # a full disk is reported when lines are written
             os.fsync(self._file.fileno())
 
-    def truncate(self, records: int) -> None:
-        """Keep the first `records`, so that a run resumed there does not contain two histories."""
+    def truncate(self, records: int, env_steps: int | None = None) -> None:
+        """Keep the first `records`, so that a run resumed there does not contain two histories.
+
+        Those after `env_steps` are not kept in any case: where older records were lost, they would move up.
+        """
         self._file.close()
-        kept = _read(self._folder.metrics)[:records]
-        write_text(self._folder.metrics, "".join(map(_json_line, kept)))
-        self._open_file(kept)
+        with _writable(self._folder.metrics):
+            kept = _read(self._folder.metrics)[:records]
+            kept = [record for record in kept if env_steps is None or record["env_steps"] <= env_steps]
+            write_text(self._folder.metrics, "".join(map(_json_line, kept)))
+            self._open_file(kept)
         with self._switched_off_on_failure():
             self._backend.truncate(kept[-1]["env_steps"] if kept else -1)
 
@@ -158,25 +164,56 @@ def check_backend(backend: str) -> None:
 def read_metrics(path: str | Path) -> list[dict]:
     """The records of a metrics.jsonl, with null read as NaN.
 
-    An incomplete last line is left out; any other bad line is a UserError.
+    An incomplete last line is left out; any other line that is no record, or no later one, is a UserError.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no metrics {path}: name the metrics.jsonl in a run folder")
-    return _read(path)
+    try:
+        return _read(path)
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}): check the file") from error
 
 
 def _read(path):
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    records = []
+    records, before = [], {}
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
-            records.append({key: math.nan if value is None else value for key, value in record.items()})
-        except (ValueError, AttributeError) as error:
-            if number < len(lines):
-                raise UserError(f"{path}, line {number} is no JSON record: remove that line") from error
+            record = from_json(line)
+        except ValueError as error:
+            if number == len(lines):  # a killed run left it incomplete
+                break
+            raise UserError(f"{path}, line {number} is no JSON record: remove that line") from error
+        if not _is_record(record):
+            raise UserError(f"{path}, line {number} is no record of a run: remove that line")
+        if line in before:
+            raise UserError(f"{path}, line {number} is the same as line {before[line]}: remove one of them")
+        if records and record["env_steps"] < records[-1]["env_steps"]:
+            raise UserError(
+                f"{path}, line {number} goes back from env step {records[-1]['env_steps']:,} to "
+                f"{record['env_steps']:,}: remove the lines of one of the two runs"
+            )
+        before[line] = number
+        records.append({key: math.nan if value is None else value for key, value in record.items()})
     return records
+
+
+def _is_record(value):
+    """Whether counters and time are numbers, and everything else a number or null."""
+    if not isinstance(value, dict) or not all(type(value.get(name)) in (int, float) for name in (*COUNTERS, "time_s")):
+        return False
+    numbers = [number for number in value.values() if number is not None]
+    return all(type(number) in (int, float) and (type(number) is float or abs(number) < 2**63) for number in numbers)
+
+
+@contextlib.contextmanager
+def _writable(path):
+    """Turn an error of the operating system into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def _repair(path):

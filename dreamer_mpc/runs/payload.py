@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.errors import UserError, cannot_write
 from dreamer_mpc.util.files import atomic_path
 
 FORMAT = "dreamer-mpc"
@@ -40,7 +40,7 @@ def write_payload(path: str | Path, payload: dict[str, Any], version: int = FORM
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             file.write(content)
     except OSError as error:
-        raise UserError(f"cannot write checkpoint {path} ({error.strerror}): free space or change --run-dir") from error
+        raise cannot_write(f"checkpoint {path}", error) from error
 
 
 def read_payload(path: Path) -> tuple[int, dict[str, Any]]:
@@ -155,7 +155,7 @@ def _read_about(path: Path, content: bytes) -> dict[str, str]:
         raise _foreign(path)
     if version not in map(str, VERSIONS):
         raise UserError(
-            f"{path} has checkpoint format {version}, this code reads {_read_versions()}: "
+            f"{path} has checkpoint format {version[:80]!r}, this code reads {_read_versions()}: "
             "check out the commit in the run's versions.json"
         )
     return about

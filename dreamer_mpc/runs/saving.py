@@ -6,6 +6,7 @@ from dreamer_mpc.data.replay import Replay
 from dreamer_mpc.data.storage import ReplayFiles
 from dreamer_mpc.runs.checkpoint import Checkpoint, checkpoint_path, list_checkpoints, prune, save_checkpoint
 from dreamer_mpc.runs.folder import RunFolder
+from dreamer_mpc.util.files import discard
 
 
 class Saver:
@@ -31,7 +32,7 @@ class Saver:
         save_checkpoint(checkpoint_path(self._folder, env_steps), whole)
         own = {checkpoint_path(self._folder, int(key)): key for key in needs}
         for file in set(list_checkpoints(self._folder)) - own.keys():  # the run was resumed from an older checkpoint
-            file.unlink(missing_ok=True)
+            discard(file)
         prune(self._folder, self._keep)
         self._needs = {key: needs[key] for file, key in own.items() if file.exists()}
         self._files.forget(min(self._needs.values()))

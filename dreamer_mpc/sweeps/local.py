@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from dreamer_mpc.sweeps.launcher import End
 from dreamer_mpc.sweeps.run import Run
-from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.errors import UserError, cannot_write
 from dreamer_mpc.util.stop import SIGNALS
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class LocalLauncher:
                     preexec_fn=_end_with_parent,
                 )
         except OSError as error:
-            raise UserError(f"cannot write {log} ({error.strerror}): free space or choose another --out") from error
+            raise cannot_write(log, error, "choose another --out") from error
         self._jobs[slot] = LocalJob(process, slot, "CPU" if gpu is None else f"GPU {gpu}")
         return self._jobs[slot]
 

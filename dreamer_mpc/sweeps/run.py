@@ -1,12 +1,12 @@
 """One training of a sweep, and its progress. Imports no torch: jobs on a cluster start runs with this."""
 
-import json
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dreamer_mpc.runs.folder import RunFolder
+from dreamer_mpc.util.files import from_json
 from dreamer_mpc.util.program import start_words
 
 RATE_RECORDS = 20
@@ -44,8 +44,8 @@ class Run:
         """What it printed last; "" if nothing."""
         try:
             text = self.log.read_text(errors="replace")
-        except OSError:
-            return ""
+        except OSError as error:
+            return f"what it printed cannot be read: {error.strerror}"
         lines = [line for line in text.splitlines() if line.strip()]
         return lines[-1].strip() if lines else ""
 
@@ -76,13 +76,13 @@ class Standing:
         for line in lines[:-1]:  # text after the last newline is an incomplete line
             self._offset += len(line) + 1
             try:
-                self._note(json.loads(line))
-            except (ValueError, KeyError, TypeError):
+                self._note(from_json(line))
+            except (ValueError, KeyError, TypeError, OverflowError):
                 continue
 
     def _note(self, record: dict[str, Any]) -> None:
-        self.env_steps = record["env_steps"]
-        self._points.append((record["time_s"], self.env_steps))
+        self.env_steps = int(record["env_steps"])
+        self._points.append((float(record["time_s"]), self.env_steps))
         self.train_return = record.get("train/return", self.train_return)
         self.eval_return = record.get("eval/return_mean", self.eval_return)
         self.finished = "eval/return_mean" in record and self.env_steps >= self._total

@@ -36,28 +36,28 @@ def list_runs(sweep: SweepConfig, rest: Sequence[str]) -> list[Run]:
         if name in flag_names(rest):
             help_ = f"{program('sweep')} --help"
             raise UserError(f"--{name} does not go with sweep, which sets it for each run: see {help_}")
-    envs, planners, seeds = _words(sweep.envs), planner_names(sweep.planners), _words(sweep.seeds)
-    numbers = {seed: _seed(seed) for seed in seeds}
+    envs, planners, seeds = _words(sweep.envs), planner_names(sweep.planners), _seeds(sweep.seeds)
     default = load_presets(option(rest, "config") or "default")
     parsed = {name: parse(Config, [*rest, "--planner", name], default, prog=program("sweep")) for name in planners}
     runs, known = [], {}
     for env, planner, seed in itertools.product(envs, planners, seeds):
-        folder = RunFolder(Path(sweep.out) / run_name(env, planner, seed))
-        config = dataclasses.replace(parsed[planner], env=env, seed=numbers[seed], run_dir=str(folder.path))
+        folder = RunFolder(Path(sweep.out) / run_name(env, planner, str(seed)))
+        config = dataclasses.replace(parsed[planner], env=env, seed=seed, run_dir=str(folder.path))
         config = resolve(config)
         check_start(config)
         if config.device not in ("auto", "cpu", "cuda"):
             raise UserError(f"--device {config.device}: a sweep gives each run its GPU; leave it out, or say cpu")
-        own = ("--env", env, "--planner", planner, "--seed", seed, "--run-dir", str(folder.path))
+        own = ("--env", env, "--planner", planner, "--seed", str(seed), "--run-dir", str(folder.path))
         runs.append(Run(folder, config.env_steps, config.device, (*rest, *own), _changes(folder, config, known)))
     return runs
 
 
-def _seed(text: str) -> int:
+def _seeds(text: str) -> list[int]:
+    """Each seed once, however it is written: 1e2 is 100, and 00 is 0."""
     try:
-        return whole(text)
+        return list(dict.fromkeys(map(whole, _words(text))))
     except ValueError as error:
-        raise UserError(f"--seeds: {text!r} is no whole number") from error
+        raise UserError(f"--seeds {text}: give whole numbers joined by commas, 0,1,2") from error
 
 
 def _words(text: str) -> list[str]:

@@ -74,6 +74,15 @@ def endless_seeding(ended: int, episodes: int, env_steps: int) -> str:
     )
 
 
+def missing_metrics(there: int, written: int, env_steps: int) -> Iterator[str]:
+    """A line where a resumed run lacks some of the metrics that it wrote before its checkpoint."""
+    if there < written:
+        yield (
+            f"metrics.jsonl has {there} of the {written} records that were written up to env step {env_steps:,}: "
+            "the others are missing from it, and the run goes on"
+        )
+
+
 def peak_memory(device: torch.device) -> Iterator[str]:
     """Peak memory use of a GPU."""
     if device.type == "cuda":

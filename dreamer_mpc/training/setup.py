@@ -19,8 +19,8 @@ from dreamer_mpc.runs.logger import check_backend
 from dreamer_mpc.runs.saving import Saver
 from dreamer_mpc.training.initial import Initial
 from dreamer_mpc.util.device import choose_device, device_name
-from dreamer_mpc.util.errors import UserError
-from dreamer_mpc.util.files import user_path
+from dreamer_mpc.util.errors import UserError, cannot_write
+from dreamer_mpc.util.files import discard, user_path
 from dreamer_mpc.util.memory import GIB, free_disk
 from dreamer_mpc.util.owner import alone_in
 from dreamer_mpc.util.stop import Stop
@@ -72,9 +72,8 @@ def begin_folder(folder: RunFolder, config: Config, device: torch.device, initia
             versions["init_from"] = initial.record()
         folder.write_versions(versions)
     except OSError as error:
-        raise UserError(
-            f"cannot write run folder {folder.path} ({error.strerror}): free space or change --run-dir"
-        ) from error
+        instead = "--resume a copy of it in another place" if config.resume else "choose another --run-dir"
+        raise cannot_write(f"run folder {folder.path}", error, instead) from error
 
 
 @dataclass
@@ -140,7 +139,7 @@ def _make_replay(
     required = capacity * frame_bytes(action_dim, images, state_dim)
     place, memmap, line = choose_storage(config.replay.storage, required, agent.device, folder.path)
     if memmap:
-        opened.callback(memmap.unlink, missing_ok=True)  # its frames are also saved in the replay files
+        opened.callback(discard, memmap)  # its frames are also saved in the replay files
     replay = Replay(
         capacity, action_dim, config.num_envs, images, place,
         memmap=memmap, seed=config.seed, state_dim=state_dim,

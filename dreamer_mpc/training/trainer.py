@@ -98,7 +98,8 @@ class Trainer:
         ):
             line = self._progress.line
             if config.resume:
-                self._logger.truncate(self._records)
+                self._logger.truncate(self._records, counters.env_steps)
+                self._say(reporting.missing_metrics(self._logger.records, self._records, counters.env_steps))
             self._say(reporting.introduction(config, self.train_planner, self.device, self.folder))
             self._say([*self.agent.notes, *self._notes])
             self._profiler = Profiler(self.folder.path / "profile", self.device, config.profile, line)

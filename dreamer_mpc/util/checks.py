@@ -12,7 +12,8 @@ def check_range(name: str, value: float, low: float | None, high: float | None) 
     if high is None and isinstance(value, int) and value > LARGEST:
         raise ValueError(f"{name} must be at most {LARGEST}, got {str(value)[:20]}")
     if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
-        bounds = "finite" if low is None else f"at least {low}" if high is None else f"between {low} and {high}"
+        bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+        bounds = bounds if math.isfinite(value) else "finite"
         raise ValueError(f"{name} must be {bounds}, got {value}")
 
 

@@ -3,6 +3,7 @@
 import csv
 import errno
 import io
+import json
 import os
 import secrets
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 
 from dreamer_mpc.util.errors import UserError
 
-_said = False  # that folders cannot be flushed here
+_said: set[str] = set()  # what was said once
 
 
 @contextmanager
@@ -76,19 +77,44 @@ def _fsync_folder(folder: Path) -> None:
     Not every file system can (network drives, FUSE), and not every folder may be opened. The file itself is there and
     flushed by now, so the program goes on, and says once what is not protected.
     """
-    global _said
     try:
         _fsync(folder)
     except OSError as error:
         if error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
             raise
-        if not _said:
-            _said = True
-            print(
-                f"{folder} is on a file system that cannot flush folders ({error.strerror}): "
-                "files that were just written may be missing there after a loss of power",
-                file=sys.stderr,
-            )
+        say_once(
+            f"{folder} is on a file system that cannot flush folders ({error.strerror}): "
+            "files that were just written may be missing there after a loss of power",
+            topic="flush",
+        )
+
+
+def say_once(line: str, topic: str | None = None) -> None:
+    """Print a line on stderr, unless it, or another line on `topic`, was printed before."""
+    if (topic or line) not in _said:
+        _said.add(topic or line)
+        print(line, file=sys.stderr)
+
+
+def discard(path: Path) -> None:
+    """Remove a file that is not needed any more. One that cannot be removed costs its space on the disk and a line."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        say_once(f"{path} is not needed any more and cannot be removed ({error.strerror}): it stays")
+
+
+def files_of(folder: str | Path, pattern: str) -> list[Path]:
+    """The files whose names fit `pattern` in a folder. A folder with such a name is none of them."""
+    return [path for path in Path(folder).glob(pattern) if not path.is_dir()]
+
+
+def from_json(text: str | bytes) -> Any:
+    """What JSON says; ValueError where it is none, also where it is nested too deeply to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -4,17 +4,15 @@ import contextlib
 import errno
 import fcntl
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from dreamer_mpc.util.errors import UserError
-from dreamer_mpc.util.files import temporary_path
+from dreamer_mpc.util.files import say_once, temporary_path
 from dreamer_mpc.util.heartbeat import Heartbeat, Owner, is_still, lives, owner_in, read_owner, text_of
 
 LOCK = ".lock"
-_said: set[str] = set()  # what was said once
 
 
 @contextlib.contextmanager
@@ -55,7 +53,7 @@ def in_turn(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(opened, fcntl.LOCK_EX)
         except OSError as error:
-            _say_once(f"{folder} is not protected from a second process (its file system: {error.strerror})")
+            say_once(f"{folder} is not protected from a second process (its file system: {error.strerror})")
         yield
     finally:
         os.close(opened)
@@ -71,7 +69,9 @@ def _claimed(path: Path, owner: Owner, remedy: str) -> IO[str] | None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = path.open("a+")
-        except OSError:  # what is to be written there cannot be written either, which its writer reports
+        except OSError as error:  # what is to be written there cannot be written either, which its writer reports
+            if path.is_dir():
+                say_once(f"{path.parent} is not protected from a second process: remove {path} ({error.strerror})")
             return None
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -140,9 +140,3 @@ def _write(file: IO[str], owner: Owner) -> None:
 def _name_in(file: IO[str]) -> str:
     """The words that the owner wrote; it may not have come to that yet."""
     return (text_of(file).splitlines() or ["it has just begun"])[0]
-
-
-def _say_once(line: str) -> None:
-    if line not in _said:
-        _said.add(line)
-        print(line, file=sys.stderr)
