@@ -48,11 +48,13 @@ def command(word: str) -> Callable[[Sequence[str]], int]:
 def main(args: Sequence[str]) -> int:
     """Run one command; an error that the user can fix is printed as one line, with exit code 2.
 
+    Any other error is one line as well, with exit code 1 and a file that holds its traceback (`util/ending.py`).
     Output that cannot be printed costs the output alone.
     """
     from envs.output import lasting_output
+    from envs.surroundings import no_sudden_end
 
-    with lasting_output():
+    with lasting_output(), no_sudden_end():
         return _main(args)
 
 
@@ -66,7 +68,8 @@ def _main(args: Sequence[str]) -> int:
         print(program_version())
         return 0
     word, rest = (args[0], args[1:]) if args and not args[0].startswith("-") else ("train", args)
-    from dreamer_mpc.util.errors import UserError
+    from dreamer_mpc.util.ending import unexpected
+    from dreamer_mpc.util.errors import HelpShown, UserError
     from dreamer_mpc.util.threads import wait_passively
     from envs import EnvError
 
@@ -78,17 +81,30 @@ def _main(args: Sequence[str]) -> int:
     except (UserError, EnvError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (RuntimeError, MemoryError) as error:
-        from dreamer_mpc.util.memory import is_out_of_memory
-
-        if not is_out_of_memory(error):
-            raise
-        print(f"error: {OUT_OF_MEMORY[word == 'train']}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
+    except HelpShown:
+        raise
+    except (Exception, SystemExit) as error:
+        if not _is_out_of_memory(error):
+            return unexpected(error)
+        print(f"error: {OUT_OF_MEMORY[word == 'train']}", file=sys.stderr)
+        return 2
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """As in `util/memory.py`, which is imported only for errors that can be that one, because it imports torch."""
+    if not isinstance(error, (RuntimeError, MemoryError)):
+        return False
+    from dreamer_mpc.util.memory import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+
+    from dreamer_mpc.util.ending import end_process
+
+    end_process(code)

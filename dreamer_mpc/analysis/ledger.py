@@ -10,7 +10,7 @@ import torch
 
 from dreamer_mpc.evaluation.record import damaged, merged, read_made_with, usable
 from dreamer_mpc.util.errors import UserError
-from dreamer_mpc.util.files import to_csv, write_text
+from dreamer_mpc.util.files import output_path, to_csv, write_text
 from dreamer_mpc.util.owner import in_turn
 
 Measured = dict[str, Any]  # one row of rows.csv
@@ -27,7 +27,7 @@ class Ledger:
     """
 
     def __init__(self, folder: Path, made_with: dict[str, Any], checkpoints: dict[str, str], overwrite: bool = False):
-        self.folder, self.overwrite = folder, overwrite
+        self.folder, self.overwrite = output_path(folder), overwrite
         self._own = json.loads(json.dumps(made_with))
         self._checkpoints = checkpoints
         self.rows: list[Measured] = []

@@ -13,16 +13,20 @@ from typing import Any, Literal, SupportsFloat
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import write_text
+from dreamer_mpc.util.versions import is_mere_folder
+from envs.surroundings import Surroundings
 
 COUNTERS = ("env_steps", "agent_steps", "updates", "episodes")
+THEIRS = Surroundings()  # of all backends, from their import on
 
 
 class Logger:
     """Appends records to `folder.metrics`, which holds `records` so far; the x axis of every backend is env steps.
 
     On a resumed run `time_s` continues from the last record. UserError if the backend's package is missing. No other
-    error of a backend and no full disk stops a run: `notify` gets a line, the backend is switched off, and records
-    that cannot be written are kept in memory.
+    error of a backend, `sys.exit` included, and no full disk stops a run: `notify` gets a line, the backend is switched
+    off, and records that cannot be written are kept in memory. What a backend changes for the whole process, such as
+    the working folder, it finds again in its next call, and the program does not see it.
     """
 
     def __init__(
@@ -124,10 +128,11 @@ class Logger:
     @contextlib.contextmanager
     def _switched_off_on_failure(self):
         try:
-            yield
-        except UserError:
+            with THEIRS:
+                yield
+        except (UserError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:
             reason = (str(error).strip().splitlines() or ["no message"])[0]
             self._notify(f"--logger {self._name} failed and is switched off ({type(error).__name__}: {reason})")
             self._backend = _None(self._folder)
@@ -137,12 +142,18 @@ def check_backend(backend: str) -> None:
     """UserError if the package of a backend cannot be imported; for the start, before a run folder is made."""
     if backend not in PACKAGES:
         return
-    try:
-        importlib.import_module(PACKAGES[backend])
-    except ImportError as error:
-        raise UserError(f"--logger {backend} needs its package: pip install {backend}") from error
-    except Exception:  # installed, but broken: `Logger` switches it off and says so
-        pass
+    missing = UserError(f"--logger {backend} needs its package: pip install {backend}")
+    with THEIRS:
+        try:
+            importlib.import_module(PACKAGES[backend])
+        except ImportError as error:
+            raise missing from error
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # installed, but broken: `Logger` switches it off and says so
+            pass
+        if is_mere_folder(backend):
+            raise missing
 
 
 def read_metrics(path: str | Path) -> list[dict]:

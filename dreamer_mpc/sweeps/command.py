@@ -9,7 +9,7 @@ from dreamer_mpc import config as settings
 from dreamer_mpc.report.progress import SweepProgress, plural, table_console
 from dreamer_mpc.sweeps.launch import LocalLauncher, choose_gpus
 from dreamer_mpc.sweeps.sweep import Sweep, list_runs
-from dreamer_mpc.util.files import user_path
+from dreamer_mpc.util.files import output_path
 from dreamer_mpc.util.owner import alone_in
 from dreamer_mpc.util.stop import Stop, Stopped
 
@@ -17,7 +17,7 @@ from dreamer_mpc.util.stop import Stop, Stopped
 def main(args: Sequence[str]) -> int:
     """Train every planner in every environment with every seed, in parallel; returns 1 if a run failed."""
     config, rest = settings.parse_some(settings.SweepConfig, args, prog="run.py sweep")
-    out = user_path(config.out)
+    out = output_path(config.out)
     config = dataclasses.replace(config, out=str(out))
     runs = list_runs(config, rest)
     launcher = LocalLauncher(config.jobs_per_gpu, choose_gpus(runs[0].config.device))

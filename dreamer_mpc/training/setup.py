@@ -17,7 +17,7 @@ from dreamer_mpc.runs.logger import check_backend
 from dreamer_mpc.runs.saving import Saver
 from dreamer_mpc.util.device import choose_device, device_name
 from dreamer_mpc.util.errors import UserError
-from dreamer_mpc.util.files import user_path
+from dreamer_mpc.util.files import output_path
 from dreamer_mpc.util.memory import GIB, free_disk
 from dreamer_mpc.util.owner import alone_in
 from dreamer_mpc.util.stop import Stop
@@ -41,7 +41,7 @@ def claim_folder(config: Config, owned: contextlib.ExitStack) -> RunFolder:
     if longest is not None and longest < length:
         raise UserError(_too_short(config, longest))
     check_backend(config.logger)
-    path = user_path(config.run_dir or default_run_dir(config))
+    path = output_path(config.run_dir or default_run_dir(config))
     owned.enter_context(alone_in(path, ANOTHER))
     # An old run that is to be overwritten is deleted only when the new run is ready to start.
     return RunFolder(path) if config.overwrite and path.exists() else RunFolder.create(path)

@@ -128,10 +128,10 @@ class Trainer:
                 continue
             try:
                 self._advance(due)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 if isinstance(error, EnvError):
                     self._stop.check()  # Ctrl-C ends an environment's own processes too, and its step then fails
-                if isinstance(error, (EnvError, UserError)) or is_out_of_memory(error):
+                if isinstance(error, (EnvError, UserError, SystemExit)) or is_out_of_memory(error):
                     self._save()  # what was trained is not lost
                 raise
             if self.schedule.save_due(self._checkpoints.seconds_since_try()):
