@@ -184,6 +184,7 @@ class Entry:
         self.state: Literal["waiting", "running", "complete", "failed"] = "waiting"
         self.starts, self.reason = 0, ""
         self.standing.read()
+        self.reached = self.standing.env_steps  # when its process ended the last time
         if self.standing.finished:
             self.state = "complete"
 
@@ -236,7 +237,7 @@ class Sweep:
             code = entry.job.poll()
             if code is not None:
                 entry.standing.read()  # its last records
-                self._end(entry, code)
+                self._end(entry, code, asked=not start)
         for entry in self.entries if start else []:
             if entry.state == "waiting":
                 entry.job = self._launcher.start(entry.run.command(), self.log(entry))
@@ -244,14 +245,29 @@ class Sweep:
                     break
                 entry.state, entry.starts = "running", entry.starts + 1
 
-    def _end(self, entry: Entry, code: int) -> None:
-        """Handle a process that ended: the run is done, stopped, or to be started again."""
-        if code == 0:
-            entry.state = "complete" if entry.standing.finished else "waiting"
+    def _end(self, entry: Entry, code: int, asked: bool) -> None:
+        """Handle a process that ended, because it was `asked` to or not: it is complete, failed, or starts again.
+
+        One that ended with 0 before the run was complete was stopped from outside if it had got further than before;
+        otherwise something in it ended it, and would do so for ever.
+        """
+        if code == 0 and entry.standing.finished:
+            entry.state = "complete"
             return
-        lines = [line for line in self.log(entry).read_text(errors="replace").splitlines() if line.strip()]
-        said = lines[-1].strip() if code > 0 and lines else f"killed by signal {-code}"
-        entry.reason = said.removeprefix("error: ")
+        further, entry.reached = entry.standing.env_steps > entry.reached, entry.standing.env_steps
+        if code == 0 and (asked or further):
+            entry.state = "waiting"
+            return
+        entry.reason = self._reason(entry, code)
         # A run that never began would fail in the same way if it were started again.
         hopeless = code == 2 and not entry.run.folder.config.exists()
         entry.state = "failed" if hopeless or entry.starts > self._restarts else "waiting"
+
+    def _reason(self, entry: Entry, code: int) -> str:
+        """Why a process failed, in words: the last line that it printed, where it had the time for one."""
+        if code < 0:
+            return f"killed by signal {-code}"
+        if code == 0:
+            return "its process ended with exit code 0 before the run was complete"
+        lines = [line for line in self.log(entry).read_text(errors="replace").splitlines() if line.strip()]
+        return lines[-1].strip().removeprefix("error: ") if lines else f"exit code {code}"
