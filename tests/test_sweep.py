@@ -145,6 +145,23 @@ def test_a_run_that_never_began_is_not_tried_again_and_one_that_is_complete_is_n
     assert sweep.entries[0].state == "failed" and sweep.entries[0].starts == 1 == len(launcher.commands)
 
 
+@pytest.mark.parametrize(("records", "state", "starts"), [([4, 4, 4], "failed", 3), ([4, 8, 12, 16], "complete", 4)])
+def test_a_run_whose_process_ends_with_0_goes_on_only_where_it_gets_further(records, state, starts, tmp_path):
+    (one,) = sweep_of(tmp_path, planners="policy")
+    reached = iter(records)
+
+    def on_start(command):
+        steps = next(reached)
+        write_metrics(one, *range(4, steps + 1, 4), evaluated=steps == 16)
+
+    launcher = FakeLauncher([0] * len(records), on_start=on_start)
+    sweep = Sweep([one], launcher, tmp_path / "logs", restarts=2)
+    sweep.work(Stop(), lambda: None)
+    (entry,) = sweep.entries
+    assert (entry.state, entry.starts) == (state, starts)
+    assert ("exit code 0 before the run was complete" in entry.reason) == (state == "failed")
+
+
 def test_no_more_runs_at_once_than_there_is_room(tmp_path):
     runs = sweep_of(tmp_path, planners="policy", seeds="0,1,2")
     launcher, stop = FakeLauncher([None, None], room=2), Stop()

@@ -17,7 +17,6 @@ from dreamer_mpc.util.versions import is_mere_folder
 from envs.surroundings import Surroundings
 
 COUNTERS = ("env_steps", "agent_steps", "updates", "episodes")
-THEIRS = Surroundings()  # of all backends, from their import on
 
 
 class Logger:
@@ -37,6 +36,7 @@ class Logger:
     ):
         self._folder, self._name, self._notify = folder, backend, notify
         self._backend: Any = _None(folder)
+        self._surroundings = Surroundings()
         with self._switched_off_on_failure():
             check_backend(backend)
             self._backend = BACKENDS[backend](folder)
@@ -128,7 +128,7 @@ class Logger:
     @contextlib.contextmanager
     def _switched_off_on_failure(self):
         try:
-            with THEIRS:
+            with self._surroundings:
                 yield
         except (UserError, KeyboardInterrupt):
             raise
@@ -143,17 +143,14 @@ def check_backend(backend: str) -> None:
     if backend not in PACKAGES:
         return
     missing = UserError(f"--logger {backend} needs its package: pip install {backend}")
-    with THEIRS:
-        try:
-            importlib.import_module(PACKAGES[backend])
-        except ImportError as error:
-            raise missing from error
-        except KeyboardInterrupt:
-            raise
-        except BaseException:  # installed, but broken: `Logger` switches it off and says so
-            pass
-        if is_mere_folder(backend):
-            raise missing
+    try:
+        importlib.import_module(PACKAGES[backend])
+    except ImportError as error:
+        raise missing from error
+    except (Exception, SystemExit):  # installed, but broken: `Logger` switches it off and says so
+        pass
+    if is_mere_folder(backend):
+        raise missing
 
 
 def read_metrics(path: str | Path) -> list[dict]:

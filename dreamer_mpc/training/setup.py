@@ -33,6 +33,7 @@ def claim_folder(config: Config, owned: contextlib.ExitStack) -> RunFolder:
 
     UserError, or EnvError as in `try_env`.
     """
+    path = output_path(config.run_dir or default_run_dir(config))
     check_start(config)
     replay_capacity(config)
     check_storage(config.replay.storage, choose_device(config.device))
@@ -41,7 +42,6 @@ def claim_folder(config: Config, owned: contextlib.ExitStack) -> RunFolder:
     if longest is not None and longest < length:
         raise UserError(_too_short(config, longest))
     check_backend(config.logger)
-    path = output_path(config.run_dir or default_run_dir(config))
     owned.enter_context(alone_in(path, ANOTHER))
     # An old run that is to be overwritten is deleted only when the new run is ready to start.
     return RunFolder(path) if config.overwrite and path.exists() else RunFolder.create(path)
