@@ -21,7 +21,7 @@ def test_a_thread_that_does_not_end_does_not_hold_up_the_end(command, left, tmp_
     """Exit code, output and what others registered for the end are the same as without it."""
     limit, seconds = (0.3, 600) if left else (60, 0.5)
     code = ENDS.format(limit=limit, seconds=seconds, command=command, program=str(ROOT / "run.py"))
-    done = script(tmp_path / "ends.py", code, timeout=60)
+    done = script(tmp_path / "ends.py", code, timeout=30)
     assert done.returncode == (0 if command == "--version" else 2)
     assert done.stdout.endswith("atexit\n") and ("dreamer-mpc" in done.stdout) == (command == "--version")
     assert ("threads that do not end are left behind: camera\n" in done.stderr) == left
