@@ -795,7 +795,7 @@ MUTATIONS = [
     ),
     Mutation(
         "threads of others hold up the end", "run.py", "    end_process(code)\n", "    sys.exit(code)\n",
-        ("tests/test_ending.py::test_a_thread_that_does_not_end_does_not_hold_up_the_end",),
+        ("tests/test_ending.py::test_a_thread_or_process_that_does_not_end_does_not_hold_up_the_end",),
     ),
 ]  # fmt: skip
 

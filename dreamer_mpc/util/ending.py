@@ -2,10 +2,12 @@
 
 import atexit
 import contextlib
+import multiprocessing
 import os
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -17,7 +19,7 @@ from dreamer_mpc.util.versions import program_version
 
 VARIABLE = "DREAMER_MPC_TRACEBACK"  # variable: print tracebacks in place of the line
 TRACEBACKS = "traceback.txt"
-THREAD_SECONDS = 5.0  # that threads of others may go on after the last line
+SECONDS = 5.0  # that threads and processes of others may go on after the last line
 
 
 @contextlib.contextmanager
@@ -65,20 +67,38 @@ def _keep(text: str, folder: Path | None) -> Path | None:
 
 
 def end_process(code: int) -> NoReturn:
-    """Exit, and wait at most `THREAD_SECONDS` for threads that an environment or a library started and did not end."""
+    """Exit, and wait at most `SECONDS` for threads, and for processes, that others started here and did not end."""
     joined = threading.Event()
-    atexit.register(joined.set)  # these functions are called when Python has joined all threads
+    atexit.register(_end_processes)  # before multiprocessing's own function, which waits for them without a limit
+    atexit.register(joined.set)  # called first of these, when Python has joined all threads
     threading.Thread(target=_end_without, args=(joined, code), daemon=True).start()
     sys.exit(code)
 
 
+def _end_processes() -> None:
+    """Kill the processes of multiprocessing that are no daemons; Python itself ends those that are."""
+    until = time.monotonic() + SECONDS
+    waited_for = [child for child in multiprocessing.active_children() if not child.daemon]
+    for child in waited_for:
+        child.join(max(0.0, until - time.monotonic()))
+    left = [child for child in waited_for if child.is_alive()]
+    for child in left:
+        child.kill()
+    if left:
+        _say(f"processes that do not end are killed: {', '.join(child.name for child in left)}")
+
+
 def _end_without(joined: threading.Event, code: int) -> None:
-    if joined.wait(THREAD_SECONDS):
+    if joined.wait(SECONDS):
         return
     left = [thread.name for thread in threading.enumerate() if not thread.daemon and thread.is_alive()]
-    with contextlib.suppress(OSError, ValueError):
-        print(f"threads that do not end are left behind: {', '.join(left)}", file=sys.stderr, flush=True)
+    _say(f"threads that do not end are left behind: {', '.join(left)}")
     atexit._run_exitfuncs()
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
     os._exit(code)
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)
