@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """dreamer-mpc from a clone: python run.py [COMMAND] [options]; python run.py --help lists the commands."""
 
-import sys
+from dreamer_mpc.__main__ import main, run
 
-from dreamer_mpc.__main__ import main
+__all__ = ["main"]
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -3,6 +3,7 @@
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 USAGE = """usage: {0} [train] --env cheetah-run --planner dream-mpc    train an agent (the default command)
        {0} eval --checkpoint RUN --planner dream-mpc,policy    evaluate a checkpoint under planners
@@ -54,11 +55,13 @@ def command(word: str) -> Callable[[Sequence[str]], int]:
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command, by default the command line's; an error that the user can fix is one line, with exit code 2.
 
+    Any other error is one line as well, with exit code 1 and a file that holds its traceback (`util/ending.py`).
     Output that cannot be printed costs the output alone.
     """
     from dreamer_mpc.envs.output import lasting_output
+    from dreamer_mpc.envs.surroundings import no_sudden_end
 
-    with lasting_output():
+    with lasting_output(), no_sudden_end():
         return _main(sys.argv[1:] if args is None else args)
 
 
@@ -80,7 +83,8 @@ def _main(args: Sequence[str]) -> int:
         return 0
     word, rest = (args[0], args[1:]) if args and not args[0].startswith("-") else ("train", args)
     from dreamer_mpc.envs import EnvError
-    from dreamer_mpc.util.errors import UserError
+    from dreamer_mpc.util.ending import unexpected
+    from dreamer_mpc.util.errors import HelpShown, UserError
     from dreamer_mpc.util.threads import wait_passively
 
     wait_passively()  # before any command loads torch
@@ -91,17 +95,35 @@ def _main(args: Sequence[str]) -> int:
     except (UserError, EnvError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (RuntimeError, MemoryError) as error:
-        from dreamer_mpc.util.memory import is_out_of_memory
-
-        if not is_out_of_memory(error):
-            raise
-        print(f"error: {OUT_OF_MEMORY[word == 'train']}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
+    except HelpShown:
+        raise
+    except (Exception, SystemExit) as error:
+        if not _is_out_of_memory(error):
+            return unexpected(error)
+        print(f"error: {OUT_OF_MEMORY[word == 'train']}", file=sys.stderr)
+        return 2
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """As in `util/memory.py`, which is imported only for errors that can be that one, because it imports torch."""
+    if not isinstance(error, (RuntimeError, MemoryError)):
+        return False
+    from dreamer_mpc.util.memory import is_out_of_memory
+
+    return is_out_of_memory(error)
+
+
+def run() -> NoReturn:
+    """Run the command line's command and end the process, whatever threads of others still go on."""
+    code = main()
+
+    from dreamer_mpc.util.ending import end_process
+
+    end_process(code)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -3,10 +3,7 @@
 Every error in them becomes an `EnvError` of one line.
 """
 
-import importlib
 import inspect
-import os
-import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +14,7 @@ import numpy as np
 from dreamer_mpc.envs.actions import StepResult, repeat_action, to_bounds
 from dreamer_mpc.envs.errors import EnvError, describe_error, shorten
 from dreamer_mpc.envs.gymnasium_ids import make_gymnasium_env
+from dreamer_mpc.envs.imports import import_module, is_standard
 from dreamer_mpc.envs.names import is_gymnasium_id
 from dreamer_mpc.envs.snapshot import Restorable, is_restorable, not_restorable
 from dreamer_mpc.envs.surroundings import Surroundings, seed_generators
@@ -48,7 +46,12 @@ def guarded(name: str, call: str, function: Callable[..., Any], /, *args: Any, *
     except Wrong as wrong:
         raise EnvError(f"{name}: {call} {wrong}") from None
     except BaseException as error:
-        raise EnvError(f"{name}: {call} raised {describe_error(error)}: mend it in the environment's code") from error
+        raise EnvError(f"{name}: {call} raised {describe_error(error)}: {_remedy(error)}") from error
+
+
+def _remedy(error: BaseException) -> str:
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    return f"install {missing}" if missing else "mend it in the environment's code"
 
 
 def make_custom_env(
@@ -198,21 +201,18 @@ def _load_factory(name: str, args: dict[str, Any]) -> Callable[..., gymnasium.En
     module_name, _, factory_name = name.partition(":")
     if not module_name or not factory_name or module_name.startswith("."):
         raise EnvError(f"{name}: write module:factory, for example my_envs.robot:make")
-    if not {"", os.getcwd()} & set(sys.path):
-        sys.path.insert(0, os.getcwd())
     try:
-        module = guarded(name, f"importing {module_name}", importlib.import_module, module_name)
+        module = guarded(name, f"importing {module_name}", import_module, module_name)
     except EnvError as raised:
-        if not isinstance(raised.__cause__, ImportError):
+        cause = raised.__cause__
+        if not isinstance(cause, ImportError):
             raise
-        error, package = shorten(raised.__cause__), module_name.partition(".")[0]
-        remedy = "it must lie in this folder or be installed"
-        if package in OWN_PACKAGES:
-            remedy = f"{package} is a package of this program, which hides yours of the same name: rename yours"
-        raise EnvError(f"{name}: cannot import {module_name} ({error}); {remedy}") from raised.__cause__
+        remedy = _how_to_import(module_name, cause)
+        raise EnvError(f"{name}: cannot import {module_name} ({shorten(cause)}); {remedy}") from cause
     factory = guarded(name, f"looking up {factory_name}", getattr, module, factory_name, None)
     if not callable(factory):
-        raise EnvError(f"{name}: {module_name} has no function {factory_name}")
+        hidden = f"; {_hidden(module_name)}" if is_standard(module_name) else ""
+        raise EnvError(f"{name}: {module_name} has no function {factory_name}{hidden}")
     try:
         inspect.signature(factory).bind(**args)
     except TypeError as error:
@@ -221,6 +221,25 @@ def _load_factory(name: str, args: dict[str, Any]) -> Callable[..., gymnasium.En
     except ValueError:  # some built-in functions have no signature; the call itself checks the arguments
         pass
     return factory
+
+
+def _how_to_import(module_name: str, error: ImportError) -> str:
+    """The remedy where a module that the user named cannot be imported."""
+    package, missing = module_name.partition(".")[0], error.name or ""
+    if package in OWN_PACKAGES:
+        return f"{package} is a package of this program, which hides yours of the same name: rename yours"
+    if is_standard(module_name):
+        return _hidden(module_name)
+    if f"{module_name}.".startswith(f"{missing}."):
+        return "it must lie in this folder or be installed"
+    if isinstance(error, ModuleNotFoundError) and missing.partition(".")[0] != package:
+        return f"it is there, but imports {missing}: install that"
+    return "it is there: mend what it imports"
+
+
+def _hidden(module_name: str) -> str:
+    package = module_name.partition(".")[0]
+    return f"{package} is a module of Python, which hides yours of the same name: rename yours"
 
 
 def _check_env(env: Any) -> None:

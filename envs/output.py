@@ -1,12 +1,14 @@
 """Standard output and error that a program can lose without losing its work."""
 
 import contextlib
+import fcntl
 import os
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 STANDARD = (0, 1, 2)  # file descriptors of input, output and error
+_copies: dict[int, int] = {}  # of those of the program, where `lasting_output` keeps them
 
 
 class LastingStream:
@@ -57,8 +59,11 @@ class LastingStream:
 
 @contextlib.contextmanager
 def lasting_output() -> Iterator[None]:
-    """In this context nothing that is printed in this process can raise."""
+    """In this context nothing that is printed in this process can raise, and `restore_descriptors` works."""
     _open_descriptors()
+    copies_before = dict(_copies)
+    own = {descriptor: fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, len(STANDARD)) for descriptor in STANDARD}
+    _copies.update(own)
     before = sys.stdout, sys.stderr
     lasting = [LastingStream(stream or open(os.devnull, "w")) for stream in before]
     sys.stdout, sys.stderr = lasting
@@ -68,6 +73,24 @@ def lasting_output() -> Iterator[None]:
         for stream in lasting:
             stream.end()
         sys.stdout, sys.stderr = before
+        for copy in own.values():
+            os.close(copy)
+        _copies.clear()
+        _copies.update(copies_before)
+
+
+def restore_descriptors() -> None:
+    """Open the program's standard descriptors again where one was closed, or leads elsewhere."""
+    for descriptor, copy in _copies.items():
+        if not _same_file(descriptor, copy):
+            os.dup2(copy, descriptor)
+
+
+def _same_file(one: int, other: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(one), os.fstat(other))
+    except OSError:
+        return False
 
 
 def _open_descriptors() -> None:

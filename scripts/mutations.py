@@ -34,6 +34,8 @@ RESTORED = "tests/test_reinforce.py::test_a_restored_agent_goes_on_bit_for_bit"
 EXPLORED = "tests/test_reinforce.py::test_exploration_of_the_policy_has_its_spread_around_the_plan"
 EVALUATION = "tests/test_train_evaluation.py::"
 MISFIT_ROW = "tests/test_compare.py::test_a_row_that_is_not_of_this_comparison_is_refused_by_its_line"
+FAULTS = "tests/test_faults.py::"
+ACCIDENTS = "tests/test_accidents.py::"
 
 
 @dataclass(frozen=True)
@@ -915,6 +917,56 @@ MUTATIONS = [
         "a run that is given a name is drawn without it as well", "dreamer_mpc/report/curves.py",
         "if folder.resolve() not in named or (label and folder == path)", "if folder.resolve()",
         ("tests/test_plot.py::test_what_cannot_be_gathered_is_named",),
+    ),
+    # what code of others does to the program
+    Mutation(
+        "a logger's sys.exit ends the run", "dreamer_mpc/runs/logger.py", "except BaseException as error:",
+        "except Exception as error:", (f"{FAULTS}test_a_backend_that_fails_is_switched_off",),
+    ),
+    Mutation(
+        "a logger moves the program to another folder", "dreamer_mpc/runs/logger.py", "with self._surroundings:",
+        "if True:", (f"{FAULTS}test_a_backend_that_fails_is_switched_off",),
+    ),
+    Mutation(
+        "a folder counts as an installed logger", "dreamer_mpc/runs/logger.py", "if is_mere_folder(backend):",
+        "if False:", (f"{FAULTS}test_a_folder_of_its_name_is_no_package_and_a_broken_package_costs_the_logger",),
+    ),
+    Mutation(
+        "a run ended by others is not saved", "dreamer_mpc/training/trainer.py", "if ended or isinstance(",
+        "if isinstance(", (f"{FAULTS}test_an_error_of_the_code_is_one_line_with_a_traceback_in_the_run_folder",),
+    ),
+    Mutation(
+        "no traceback in the run folder", "dreamer_mpc/util/ending.py", "error.traceback_folder = folder", "pass",
+        (f"{FAULTS}test_an_error_of_the_code_is_one_line_with_a_traceback_in_the_run_folder",),
+    ),
+    Mutation(
+        "a run follows the working folder", "dreamer_mpc/util/files.py", "return path.absolute()", "return path",
+        (f"{ACCIDENTS}test_a_run_stays_in_its_folder_whatever_enters_another_one",),
+    ),
+    Mutation(
+        "an environment's import path is the program's", "envs/surroundings.py",
+        '"imports": (lambda: list(sys.path), _set_path),', "",
+        (f"{ACCIDENTS}test_an_environment_may_wreck_what_a_program_takes_for_granted",),
+    ),
+    Mutation(
+        "closed standard output stays closed", "envs/surroundings.py", "restore_descriptors()\n", "pass\n",
+        (f"{ACCIDENTS}test_an_environment_may_wreck_what_a_program_takes_for_granted",),
+    ),
+    Mutation(
+        "os._exit of an environment ends the run", "envs/surroundings.py", "os._exit = refuse", "pass",
+        (f"{ACCIDENTS}test_an_environment_that_ends_the_process_with_0_is_an_error_and_the_run_is_saved",),
+    ),
+    Mutation(
+        "files of the working folder hide packages", "envs/imports.py", "sys.path.append(", "sys.path.insert(0, ",
+        ("tests/test_envs.py::test_files_of_the_current_folder_hide_no_others_but_the_named_module",),
+    ),
+    Mutation(
+        "a run that ends with 0 is restarted for ever", "dreamer_mpc/sweeps/sweep.py", "(asked or further)", "True",
+        ("tests/test_sweep.py::test_a_run_whose_process_ends_with_0_goes_on_only_where_it_gets_further",),
+    ),
+    Mutation(
+        "threads of others hold up the end", "run.py", "    end_process(code)\n", "    sys.exit(code)\n",
+        ("tests/test_ending.py::test_a_thread_or_process_that_does_not_end_does_not_hold_up_the_end",),
     ),
 ]  # fmt: skip
 

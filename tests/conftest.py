@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+os.environ.setdefault("DREAMER_MPC_TRACEBACK", "1")  # an error that is not the user's is raised, not told in a line
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests share the cores, and sums are then the same on every machine
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 

@@ -11,13 +11,15 @@ import psutil
 import pytest
 import torch
 
+from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.data.reenact import reenact
 from dreamer_mpc.envs import EnvError, make_vector_env, try_env
 from dreamer_mpc.evaluation.episodes import evaluate
 from dreamer_mpc.planners import make_planner
+from dreamer_mpc.runs.checkpoint import load_checkpoint
 from tests.support.accidents import FOLDER
 from tests.support.agents import TINY
-from tests.support.commands import ROOT, quietly, records
+from tests.support.commands import ROOT, quietly, records, script
 from tests.test_evaluate import Still
 
 ACCIDENTS = "tests.support.accidents"
@@ -169,6 +171,70 @@ def test_a_run_of_an_environment_that_changes_the_folder_stays_where_it_was_aske
     assert done.code == 0, done.err + done.out
     assert (tmp_path / "run" / "metrics.jsonl").exists()
     assert list(folder.iterdir()) == []
+
+
+WRECKED = """
+import os, sys
+from dreamer_mpc.envs import make_env
+from dreamer_mpc.envs.output import lasting_output
+from dreamer_mpc.envs.surroundings import no_sudden_end
+
+def state():
+    files = [os.fstat(number)[:2] for number in (1, 2)]
+    mask = os.umask(0o22)
+    return files, sys.stdout, sys.stderr, list(sys.path), sys.getrecursionlimit(), mask
+
+with lasting_output():
+    os.umask(0o22)
+    before = state()
+    for _ in range(2):
+        env = make_env("tests.support.accidents:Wrecks")
+        env.reset()
+        env.step(env.action_space.sample())
+        after = state()
+        assert after == before, (before, after)
+    print("heard", flush=True)
+    os.write(2, b"heard as well")
+    with no_sudden_end():
+        if not (child := os.fork()):
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        try:
+            os._exit(0)
+        except SystemExit:
+            print("not ended", flush=True)
+    os._exit(5)
+"""
+
+
+def test_an_environment_may_wreck_what_a_program_takes_for_granted(tmp_path):
+    """Standard output, import path, recursion limit, umask; `os._exit` is refused, but not in a forked process."""
+    done = script(tmp_path / "wrecked.py", WRECKED, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (5, "heard\nnot ended\n", "heard as well"), done.stderr
+
+
+def test_an_environment_that_ends_the_process_with_0_is_an_error_and_the_run_is_saved(tmp_path):
+    done = quietly(*TINY, "--env", f"{ACCIDENTS}:Quits", "--planner", "policy", "--run-dir", str(tmp_path / "run"))
+    assert done.code == 2 and done.err.count("\n") == 1
+    assert "step() raised SystemExit: os._exit(0)" in done.err
+    assert load_checkpoint(tmp_path / "run").counters.env_steps > 8
+
+
+def test_a_run_stays_in_its_folder_whatever_enters_another_one(tmp_path, monkeypatch):
+    update = Dreamer._update
+
+    def elsewhere(agent, batch):
+        os.chdir(tmp_path / "else")
+        return update(agent, batch)
+
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Dreamer, "_update", elsewhere)
+    done = quietly(*TINY, "--planner", "policy", "--run-dir", "run")
+    assert done.code == 0, done.err + done.out
+    assert f"run folder: {tmp_path / 'run'}\n" in done.out
+    assert load_checkpoint(tmp_path / "run").counters.env_steps == 16
+    assert list((tmp_path / "else").iterdir()) == []
 
 
 def test_one_object_for_two_environments_is_refused(tmp_path):

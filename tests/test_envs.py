@@ -350,6 +350,33 @@ def test_a_custom_env_is_found_in_the_current_folder(tmp_path, monkeypatch):
     assert make_env("my_robot:make").reset()[0].shape == (64, 64, 3)
 
 
+def test_files_of_the_current_folder_hide_no_others_but_the_named_module(tmp_path, monkeypatch):
+    """`colorsys` stands for any module of Python, `docutils`, or another that is installed, for any package."""
+    installed = tmp_path / "installed"
+    installed.mkdir()
+    for name in ("my_robot", "an_installed_one"):
+        (installed / f"{name}.py").write_text("where = 'installed'\n")
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "my_robot.py").write_text("""
+import colorsys, an_installed_one, my_parts
+from tests.example_env import make
+assert an_installed_one.where == "installed" and my_parts.found and colorsys.hsv_to_rgb
+""")
+    (folder / "my_parts.py").write_text("found = True\n")
+    for name in ("colorsys", "an_installed_one"):
+        (folder / f"{name}.py").write_text("raise SystemExit('imported')\n")
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    path = [str(ROOT), *(entry for entry in sys.path if entry), str(installed)]
+    monkeypatch.setattr(sys, "path", list(path))
+    monkeypatch.delitem(sys.modules, "my_robot", raising=False)
+    monkeypatch.chdir(folder)
+    assert make_env("my_robot:make").reset()[0].shape == (64, 64, 3)
+    assert sys.path == path, "the program itself does not see that folder"
+    with pytest.raises(EnvError, match="colorsys has no function make; colorsys is a module of Python, .* rename"):
+        make_env("colorsys:make")
+
+
 # Several at once
 
 

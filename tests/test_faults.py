@@ -1,11 +1,15 @@
 """Non-finite updates, failing loggers, exhausted memory: reported in one line, and survived if possible."""
 
+import contextlib
 import errno
 import itertools
 import os
 import re
+import signal
+import tempfile
 from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -17,11 +21,12 @@ from dreamer_mpc.agents.dreamer import Dreamer, SkippedUpdateCounter
 from dreamer_mpc.data.replay import Replay
 from dreamer_mpc.runs.checkpoint import load_checkpoint
 from dreamer_mpc.runs.folder import RunFolder
-from dreamer_mpc.runs.logger import Logger
+from dreamer_mpc.runs.logger import Logger, check_backend
 from dreamer_mpc.training.profiling import Profiler
+from dreamer_mpc.util.errors import UserError
 from tests.support.agents import CATEGORICAL, CHEAP, FAMILIES, make_agent, make_batch
 from tests.support.checkpoints import equal
-from tests.support.commands import counters, env_steps_in, records, train
+from tests.support.commands import counters, env_steps_in, quietly, records, train
 
 RUN, V3 = (
     [
@@ -134,18 +139,22 @@ def folder(tmp_path):
 
 
 class Backend:
-    """A logger that fails in the call named `where`."""
+    """A logger that fails in the call named `where`, and changes the process in each call before."""
 
-    def __init__(self, where):
-        self.where, self.calls = where, []
+    def __init__(self, where, error):
+        self.where, self.error, self.calls = where, error, []
 
     def __call__(self, folder):
         return self._call("init") or self
 
     def _call(self, name):
         self.calls.append(name)
+        os.chdir("/")
+        np.random.seed(0)
+        torch.manual_seed(0)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if name == self.where:
-            raise ConnectionError("no route\nto host")
+            raise self.error
 
     def write(self, env_steps, values):
         self._call("write")
@@ -158,8 +167,13 @@ class Backend:
 
 
 @pytest.mark.parametrize("where", ["init", "write", "truncate", "close"])
-def test_a_backend_that_fails_is_switched_off(folder, monkeypatch, where):
-    backend, lines = Backend(where), []
+@pytest.mark.parametrize("error", [ConnectionError("no route\nto host"), SystemExit(1)], ids=["error", "exit"])
+def test_a_backend_that_fails_is_switched_off(folder, monkeypatch, where, error):
+    def state():
+        numbers = np.random.get_state()[1].sum(), torch.get_rng_state().sum()
+        return os.getcwd(), numbers, signal.getsignal(signal.SIGTERM)
+
+    backend, lines, before = Backend(where, error), [], state()
     monkeypatch.setitem(dreamer_mpc.runs.logger.BACKENDS, "wandb", backend)
     monkeypatch.setitem(dreamer_mpc.runs.logger.PACKAGES, "wandb", "json")
     with Logger(folder, "wandb", lines.append) as logger:
@@ -167,8 +181,23 @@ def test_a_backend_that_fails_is_switched_off(folder, monkeypatch, where):
         logger.truncate(1)
         logger.write(counters(2), {})
     assert env_steps_in(folder) == [1, 2]
-    assert lines == ["--logger wandb failed and is switched off (ConnectionError: no route)"]
+    first = str(error).splitlines()[0]
+    assert lines == [f"--logger wandb failed and is switched off ({type(error).__name__}: {first})"]
     assert backend.calls[-1] == where, "not called again"
+    assert state() == before
+
+
+@pytest.mark.parametrize("content", [None, "import sys; sys.exit(1)"], ids=["folder", "exits"])
+def test_a_folder_of_its_name_is_no_package_and_a_broken_package_costs_the_logger(content, tmp_path, monkeypatch):
+    """A logger leaves such a folder where it was used."""
+    name = f"logger_{'exits' if content else 'folder'}"
+    (tmp_path / name).mkdir()
+    if content:
+        (tmp_path / name / "__init__.py").write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(dreamer_mpc.runs.logger.PACKAGES, name, name)
+    with contextlib.nullcontext() if content else pytest.raises(UserError, match=f"pip install {name}"):
+        check_backend(name)
 
 
 class Disk:
@@ -251,13 +280,57 @@ def test_out_of_memory_in_an_evaluation(tmp_path, monkeypatch, capsys):
     assert "--num-envs" in capsys.readouterr().err
 
 
-def test_other_runtime_errors_are_not_taken_for_it(tmp_path, monkeypatch):
-    def fail(agent, batch):
-        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+# errors that are not the user's
 
+
+@pytest.mark.parametrize(
+    ("error", "code", "words", "saved"),
+    [
+        (RuntimeError("mat1 and mat2\nshapes"), 1, "RuntimeError: mat1 and mat2; ", False),
+        (SystemExit(0), 1, "something ended the program from within (SystemExit: 0); ", True),
+        (KeyboardInterrupt(), 130, "interrupted", True),
+    ],
+    ids=["bug", "exit", "interrupt"],
+)
+def test_an_error_of_the_code_is_one_line_with_a_traceback_in_the_run_folder(
+    error, code, words, saved, tmp_path, monkeypatch
+):
+    """What others raise to end the program is so too, and what was trained by then is saved."""
+    update, calls = Dreamer._update, itertools.count(1)
+
+    def fail(agent, batch):
+        if next(calls) > 4:
+            raise error
+        return update(agent, batch)
+
+    monkeypatch.delenv("DREAMER_MPC_TRACEBACK")
     monkeypatch.setattr(Dreamer, "_update", fail)
-    with pytest.raises(RuntimeError, match="mat1"):
-        run.main([*RUN, "--run-dir", str(tmp_path / "run")])
+    folder = tmp_path / "run"
+    done = quietly(*RUN, "--run-dir", folder)
+    assert done.code == code and words in done.err and len(done.err.strip().splitlines()) == 1
+    if saved:
+        assert load_checkpoint(folder).counters.updates == 4
+    if code == 1:
+        kept = folder / "traceback.txt"
+        assert str(kept) in done.err and "in fail" in kept.read_text() and "dreamer-mpc" in kept.read_text()
+
+
+def test_without_a_run_folder_the_traceback_is_a_temporary_file_or_printed(tmp_path, monkeypatch):
+    def fail(args):
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(run, "command", lambda word: fail)
+    with pytest.raises(ZeroDivisionError):
+        quietly("plot")
+    monkeypatch.delenv("DREAMER_MPC_TRACEBACK")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    done = quietly("plot")
+    (kept,) = tmp_path.iterdir()
+    assert done.code == 1 and str(kept) in done.err and done.err.count("\n") == 1
+    assert "in fail" in kept.read_text()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    done = quietly("plot")
+    assert done.code == 1 and "in fail" in done.err
 
 
 # pictures

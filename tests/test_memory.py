@@ -2,7 +2,10 @@
 
 import psutil
 import pytest
+import torch
 
+from dreamer_mpc.data.replay import choose_storage
+from dreamer_mpc.report.doctor import check_memory
 from dreamer_mpc.util import memory
 from dreamer_mpc.util.memory import GIB, available_memory, fits, free_disk, total_memory
 
@@ -28,6 +31,18 @@ def test_a_container_s_limit_counts_where_it_is_lower(container, most, used, fre
 
 def test_without_a_container_all_that_is_free_can_be_had(container):
     assert available_memory() == 8 * GIB
+
+
+def test_memory_that_cannot_be_read_is_not_known_and_taken_as_enough(container, monkeypatch, tmp_path):
+    def fail():
+        raise FileNotFoundError("/proc/meminfo")
+
+    monkeypatch.setattr(psutil, "virtual_memory", fail)
+    assert available_memory() is None and fits(1000 * GIB, None)
+    assert "not known" in choose_storage("ram", GIB, torch.device("cpu"), tmp_path)[2]
+    assert check_memory().status == "warn"
+    container(4 * GIB, GIB)
+    assert available_memory() == 3 * GIB
 
 
 def test_a_tenth_is_left_free(tmp_path):

@@ -99,14 +99,14 @@ def test_a_sweep_is_every_environment_planner_and_seed(tmp_path):
 
 def test_a_seed_counts_once_however_it_is_written(tmp_path):
     runs = sweep_of(tmp_path, planners="policy", seeds="0,00,1e1,10")
-    assert [one.config.seed for one in runs] == [0, 10] and len({one.name for one in runs}) == 2
+    assert [settings_of(one).seed for one in runs] == [0, 10] and len({one.name for one in runs}) == 2
 
 
 def test_a_log_that_was_removed_does_not_end_the_sweep(tmp_path):
     [one] = sweep_of(tmp_path, planners="policy", seeds="0")
-    sweep = Sweep([one], FakeLauncher([1], on_start=lambda _: write_metrics(one, 8)), tmp_path / "logs", restarts=0)
+    sweep = Sweep([one], FakeLauncher([1], on_start=lambda _: write_metrics(one, 8)), restarts=0)
     sweep._advance()
-    sweep.log(sweep.entries[0]).unlink()
+    one.log.unlink()
     sweep.work(Stop(), lambda: None)
     assert [entry.reason for entry in sweep.failed] == ["what it printed cannot be read: No such file or directory"]
 
@@ -164,6 +164,23 @@ def test_a_run_that_never_began_is_not_tried_again_and_one_that_is_complete_is_n
     sweep = Sweep(runs, launcher, restarts=5)
     sweep.work(Stop(), lambda: None)
     assert sweep.entries[0].state == "failed" and sweep.entries[0].starts == 1 == len(launcher.commands)
+
+
+@pytest.mark.parametrize(("records", "state", "starts"), [([4, 4, 4], "failed", 3), ([4, 8, 12, 16], "complete", 4)])
+def test_a_run_whose_process_ends_with_0_goes_on_only_where_it_gets_further(records, state, starts, tmp_path):
+    (one,) = sweep_of(tmp_path, planners="policy")
+    reached = iter(records)
+
+    def on_start(command):
+        steps = next(reached)
+        write_metrics(one, *range(4, steps + 1, 4), evaluated=steps == 16)
+
+    launcher = FakeLauncher([0] * len(records), on_start=on_start)
+    sweep = Sweep([one], launcher, restarts=2)
+    sweep.work(Stop(), lambda: None)
+    (entry,) = sweep.entries
+    assert (entry.state, entry.starts) == (state, starts)
+    assert ("exit code 0 before the run was complete" in entry.reason) == (state == "failed")
 
 
 def test_no_more_runs_at_once_than_there_is_room(tmp_path):

@@ -11,7 +11,7 @@ import torch
 from dreamer_mpc.evaluation.record import AFRESH, damaged, merged, read_made_with, usable
 from dreamer_mpc.report.progress import plural
 from dreamer_mpc.util.errors import UserError, cannot_write
-from dreamer_mpc.util.files import to_csv, write_text
+from dreamer_mpc.util.files import output_path, to_csv, write_text
 from dreamer_mpc.util.owner import in_turn
 
 Measured = dict[str, Any]  # one row of rows.csv
@@ -29,7 +29,7 @@ class Ledger:
     """
 
     def __init__(self, folder: Path, made_with: dict[str, Any], checkpoints: dict[str, str], overwrite: bool = False):
-        self.folder, self.overwrite = folder, overwrite
+        self.folder, self.overwrite = output_path(folder), overwrite
         self._own = json.loads(json.dumps(made_with))
         self._checkpoints = checkpoints
         self.rows: list[Measured] = []

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dreamer_mpc.config.schema import Config
-from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.errors import HelpShown, UserError
 
 PRESETS = Path(__file__).resolve().parents[1] / "configs"  # a link to configs/ at the top; in a wheel, a copy
 MOST_YAML = 2**17  # characters
@@ -247,7 +247,7 @@ def parse(schema: type[T], args: Sequence[str], default: T | None = None, prog: 
             return tyro.cli(schema, args=list(args), prog=prog, registry=REGISTRY, **extra)
     except SystemExit as stop:
         if not stop.code:
-            raise
+            raise HelpShown(0) from None
         raise UserError(_one_line(stderr.getvalue())) from stop
 
 

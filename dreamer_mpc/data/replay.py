@@ -393,7 +393,8 @@ def choose_storage(
     free = available_memory()
     if not fits(required, free):
         raise UserError(f"{size} does not fit RAM: {free / GIB:.2f} GiB available; {_remedy('memmap')}")
-    return torch.device("cpu"), None, f"{size} in RAM ({free / GIB:.0f} GiB available)"
+    available = "how much is available is not known" if free is None else f"{free / GIB:.0f} GiB available"
+    return torch.device("cpu"), None, f"{size} in RAM ({available})"
 
 
 def _remedy(other: str) -> str:

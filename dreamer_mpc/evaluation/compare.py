@@ -35,7 +35,7 @@ from dreamer_mpc.report.progress import EpisodesProgress
 from dreamer_mpc.report.rows import Row
 from dreamer_mpc.util.device import choose_device, device_name
 from dreamer_mpc.util.errors import UserError
-from dreamer_mpc.util.files import user_path
+from dreamer_mpc.util.files import output_path
 from dreamer_mpc.util.intervals import holm
 
 BASELINE = "policy"
@@ -116,7 +116,7 @@ class Comparison:
         env, quality = config.env or subject.trained.env, config.render_quality or subject.trained.render_quality
         args = config.env_args or (() if config.env else subject.trained.env_args)  # those of another one say nothing
         trained = replace(subject.trained, env=env, env_args=args, render_quality=quality)
-        episodes = Episodes(user_path(config.out) if config.out else subject.run.evaluation)
+        episodes = Episodes(output_path(config.out or subject.run.evaluation))
         return cls(config, trained, {str(subject.path): subject}, planners, episodes, device, config.episodes)
 
     @classmethod
@@ -137,7 +137,7 @@ class Comparison:
             "planners": {label: asdict(planner) for label, planner in planners.items()},
         }
         checkpoints = {str(subject.path): sha256 for sha256, subject in by_content.items()}
-        folder = user_path(config.out) if config.out else first.run.comparison
+        folder = output_path(config.out or first.run.comparison)
         record = Record(folder, made_with, checkpoints, config.overwrite)
         named = {record.names[sha256]: subject for sha256, subject in by_content.items()}
         return cls(config, trained, named, planners, record, device, left_out=left_out)

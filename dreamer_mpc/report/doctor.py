@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.versions import is_mere_folder
 
 GIB = 2**30
 MIN_FREE_DISK_GIB = 5
@@ -149,7 +150,10 @@ def check_cores() -> Finding:
 
 def check_memory() -> Finding:
     """Main memory available now; a replay of 500k frames takes 6.1 GB, here or on the GPU."""
-    available, total = _memory_gib()
+    memory = _memory_gib()
+    if memory is None:
+        return Finding("warn", "not known, as there is no /proc: a full replay takes 6 GiB")
+    available, total = memory
     text = f"{available:.0f} of {total:.0f} GiB available"
     if available < MIN_MEMORY_GIB:
         return Finding("warn", f"{text}: a full replay takes 6 GiB; choose a smaller one")
@@ -167,7 +171,8 @@ def check_disk() -> Finding:
 
 def check_loggers() -> Finding:
     """The optional loggers; JSONL needs none of them."""
-    found = {name: importlib.util.find_spec(name) is not None for name in ("tensorboard", "wandb")}
+    names = ("tensorboard", "wandb")
+    found = {name: importlib.util.find_spec(name) is not None and not is_mere_folder(name) for name in names}
     missing = [name for name, there in found.items() if not there]
     text = ", ".join(name for name, there in found.items() if there) or "none"
     return Finding("ok", text + (f" (optional: pip install {' '.join(missing)})" if missing else ""))
@@ -210,10 +215,13 @@ def _frame_milliseconds(quality: str) -> float:
     return milliseconds
 
 
-def _memory_gib() -> tuple[float, float]:
+def _memory_gib() -> tuple[float, float] | None:
     from dreamer_mpc.util.memory import available_memory, total_memory
 
-    return available_memory() / GIB, total_memory() / GIB
+    try:
+        return available_memory() / GIB, total_memory() / GIB
+    except (OSError, RuntimeError, TypeError):
+        return None
 
 
 def _release(version: str) -> tuple[int, ...]:

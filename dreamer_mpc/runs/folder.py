@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dreamer_mpc.runs.payload import SUFFIX
+from dreamer_mpc.util.ending import TRACEBACKS
 from dreamer_mpc.util.errors import UserError, cannot_write
-from dreamer_mpc.util.files import files_of, from_json, temporary_paths, user_path, write_text
+from dreamer_mpc.util.files import files_of, from_json, output_path, temporary_paths, write_text
 from dreamer_mpc.util.owner import LOCK, alone_in
 from dreamer_mpc.util.versions import source_commit
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:  # torch, which a job on a cluster does not need to start runs
 PROGRAM = "dreamer-mpc"
 WRITTEN = (
     "config.yaml", "metrics.jsonl", "versions.json", "checkpoints", "replay", "replay.bin", "videos", "eval",
-    "compare", "profile", "diagnosis", "tensorboard", "wandb", "wandb-id.txt",
+    "compare", "profile", "diagnosis", "tensorboard", "wandb", "wandb-id.txt", TRACEBACKS,
 )  # fmt: skip
 PACKAGES = (
     "torch", "numpy", "dm_control", "mujoco", "gymnasium", "einops", "omegaconf", "tyro",
@@ -46,7 +47,7 @@ class RunFolder:
         A folder of a run that was killed before it started counts as empty.
         `overwrite` removes what a run writes (`WRITTEN`) and leaves every other file in the folder alone.
         """
-        folder = cls(user_path(path))
+        folder = cls(output_path(path))
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
             if any(folder.path.iterdir()) and not folder._only_claimed():
@@ -60,7 +61,7 @@ class RunFolder:
     @classmethod
     def open(cls, path: str | Path) -> "RunFolder":
         """An existing run, to resume or evaluate. UserError if `path` is not one."""
-        folder = cls(user_path(path))
+        folder = cls(output_path(path))
         if not folder.path.exists():
             quoted = shlex.quote(str(path))
             raise UserError(f"no run folder {path}: check the path, or start a run with --run-dir {quoted}")
@@ -169,7 +170,7 @@ class RunFolder:
         """Whether the folder holds only the marker, complete or not, of a run that was killed before it began."""
         begun = (f".{self.versions.stem}.", f".{self.config.stem}.")
         unfinished = {path.name for path in temporary_paths(self.path) if path.name.startswith(begun)}
-        names = {entry.name for entry in self.path.iterdir()} - unfinished - {LOCK}
+        names = {entry.name for entry in self.path.iterdir()} - unfinished - {LOCK, TRACEBACKS}
         marked = names == {self.versions.name} and self._read_versions() == {"program": PROGRAM}
         return not names or marked
 

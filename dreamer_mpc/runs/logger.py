@@ -11,9 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, SupportsFloat
 
+from dreamer_mpc.envs.surroundings import Surroundings
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.util.errors import UserError, cannot_write, in_one_line
 from dreamer_mpc.util.files import from_json, write_text
+from dreamer_mpc.util.versions import is_mere_folder
 
 SHOWN = {".mp4": "eval/video", ".png": "eval/decision"}  # the names of files of an evaluation
 COUNTERS = ("env_steps", "agent_steps", "updates", "episodes")
@@ -23,8 +25,10 @@ class Logger:
     """Appends records to `folder.metrics`, which holds `records` so far; the x axis of every backend is env steps.
 
     On a resumed run `time_s` continues from the last record. UserError if the backend's package is missing, or if the
-    file cannot be read or opened. No other error of a backend and no full disk stops a run: `notify` gets a line, the
-    backend is switched off, and records that cannot be written are kept in memory.
+    file cannot be read or opened. No other error of a backend, `sys.exit` included, and no full disk stops a run:
+    `notify` gets a line, the backend is switched off, and records that cannot be written are kept in memory. What a
+    backend changes for the whole process, such as the working folder, it finds again in its next call, and the program
+    does not see it.
     """
 
     def __init__(
@@ -35,6 +39,7 @@ class Logger:
     ):
         self._folder, self._name, self._notify = folder, backend, notify
         self._backend: Any = _None(folder)
+        self._surroundings = Surroundings()
         with self._switched_off_on_failure():
             check_backend(backend)
             self._backend = BACKENDS[backend](folder)
@@ -139,10 +144,11 @@ class Logger:
     @contextlib.contextmanager
     def _switched_off_on_failure(self):
         try:
-            yield
-        except UserError:
+            with self._surroundings:
+                yield
+        except (UserError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:
             reason = (str(error).strip().splitlines() or ["no message"])[0]
             self._notify(f"--logger {self._name} failed and is switched off ({type(error).__name__}: {reason})")
             self._backend = _None(self._folder)
@@ -153,12 +159,15 @@ def check_backend(backend: str) -> None:
     if backend not in PACKAGES:
         return
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # wandb reads it when it is imported
+    missing = UserError(f"--logger {backend} needs its package: pip install {backend}")
     try:
         importlib.import_module(PACKAGES[backend])
     except ImportError as error:
-        raise UserError(f"--logger {backend} needs its package: pip install {backend}") from error
-    except Exception:  # installed, but broken: `Logger` switches it off and says so
+        raise missing from error
+    except (Exception, SystemExit):  # installed, but broken: `Logger` switches it off and says so
         pass
+    if is_mere_folder(backend):
+        raise missing
 
 
 def read_metrics(path: str | Path) -> list[dict]:

@@ -16,7 +16,7 @@ from dreamer_mpc.sweeps.run import Run
 from dreamer_mpc.sweeps.runs import list_runs
 from dreamer_mpc.sweeps.sweep import Sweep
 from dreamer_mpc.util.errors import UserError
-from dreamer_mpc.util.files import user_path
+from dreamer_mpc.util.files import output_path
 from dreamer_mpc.util.owner import alone_in
 from dreamer_mpc.util.program import program
 from dreamer_mpc.util.stop import STOPPING, Stop, Stopped
@@ -32,7 +32,7 @@ def main(args: Sequence[str]) -> int:
     """Train every planner in every environment with every seed, in parallel; returns 1 if a run failed."""
     config, rest = settings.parse_some(SweepCommandConfig, args, prog=program("sweep"))
     kind = _launcher_kind(config, args)
-    config = dataclasses.replace(config, out=str(user_path(config.out)))
+    config = dataclasses.replace(config, out=str(output_path(config.out)))
     out = Path(config.out)
     if config.collect is not None:
         with alone_in(out, ANOTHER[False]):

@@ -22,6 +22,7 @@ class Entry:
         self.state: Literal["waiting", "running", "complete", "failed"] = "waiting"
         self.starts, self.reason = 0, ""
         self.standing.read()
+        self.reached = self.standing.env_steps  # when its process ended the last time
         if self.standing.finished:
             self.state = "complete"
 
@@ -85,7 +86,7 @@ class Sweep:
             end = entry.job.poll()  # before the metrics, which then hold its last records
             entry.standing.read()
             if end is not None:
-                self._end(entry, end)
+                self._end(entry, end, asked=not start)
         waiting = [entry for entry in self.entries if entry.state == "waiting"] if start else []
         if not waiting:
             return
@@ -93,13 +94,24 @@ class Sweep:
         for entry, job in zip(waiting, jobs, strict=False):
             entry.job, entry.state, entry.starts = job, "running", entry.starts + 1
 
-    def _end(self, entry: Entry, end: End) -> None:
-        """Handle a run that ended: it is done, stopped, or to be started again."""
+    def _end(self, entry: Entry, end: End, asked: bool) -> None:
+        """Handle a run that ended, because it was `asked` to or not: it is complete, failed, or starts again.
+
+        One that ended with 0 before the run was complete was stopped from outside if it had got further than before;
+        otherwise something in it ended it, and would do so for ever.
+        """
         self._launcher.forget(entry.run)
-        if end.code == 0 or (end.code is None and entry.standing.finished):
-            entry.state = "complete" if entry.standing.finished else "waiting"
+        if end.code in (0, None) and entry.standing.finished:
+            entry.state = "complete"
             return
-        entry.reason = end.said or entry.run.last_line().removeprefix("error: ") or f"exit code {end.code}"
+        further, entry.reached = entry.standing.env_steps > entry.reached, entry.standing.env_steps
+        if end.code == 0 and (asked or further):
+            entry.state = "waiting"
+            return
+        early = "its process ended with exit code 0 before the run was complete" if end.code == 0 else ""
+        entry.reason = (
+            end.said or early or entry.run.last_line().removeprefix("error: ") or f"exit code {end.code}"
+        )
         # A run that never began would fail in the same way if it were started again.
         hopeless = not end.again or (end.code == 2 and not entry.run.folder.config.exists())
         entry.state = "failed" if hopeless or entry.starts > self._restarts else "waiting"

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from dreamer_mpc.util.ending import tracebacks_in
 from dreamer_mpc.util.program import program
 from dreamer_mpc.util.stop import Stop, Stopped
 from dreamer_mpc.util.threads import wait_passively
@@ -39,6 +40,7 @@ def _train(stop: Stop, args: Sequence[str], started: float) -> None:
     with contextlib.ExitStack() as owned:
         config, saved = _settings(args, owned)
         folder = saved.folder if saved else claim_folder(config, owned)
+        owned.enter_context(tracebacks_in(folder.path))
         trainer = owned.enter_context(
             contextlib.closing(Trainer(config, folder, saved and saved.checkpoint, started, stop))
         )

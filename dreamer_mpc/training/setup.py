@@ -20,7 +20,7 @@ from dreamer_mpc.runs.saving import Saver
 from dreamer_mpc.training.initial import Initial
 from dreamer_mpc.util.device import choose_device, device_name
 from dreamer_mpc.util.errors import UserError, cannot_write
-from dreamer_mpc.util.files import discard, user_path
+from dreamer_mpc.util.files import discard, output_path
 from dreamer_mpc.util.memory import GIB, free_disk
 from dreamer_mpc.util.owner import alone_in
 from dreamer_mpc.util.stop import Stop
@@ -34,6 +34,7 @@ def claim_folder(config: Config, owned: contextlib.ExitStack) -> RunFolder:
 
     UserError, or EnvError as in `try_env`.
     """
+    path = output_path(config.run_dir or default_run_dir(config))
     check_start(config)
     Initial.of(resolve(config))
     replay_capacity(config)
@@ -43,7 +44,6 @@ def claim_folder(config: Config, owned: contextlib.ExitStack) -> RunFolder:
     if longest is not None and longest < length:
         raise UserError(_too_short(config, longest))
     check_backend(config.logger)
-    path = user_path(config.run_dir or default_run_dir(config))
     owned.enter_context(alone_in(path, ANOTHER))
     # An old run that is to be overwritten is deleted only when the new run is ready to start.
     return RunFolder(path) if config.overwrite and path.exists() else RunFolder.create(path)

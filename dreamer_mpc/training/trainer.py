@@ -132,10 +132,12 @@ class Trainer:
                 continue
             try:
                 self._advance(due)
-            except Exception as error:
+            except BaseException as error:
                 if isinstance(error, EnvError):
                     self._stop.check()  # Ctrl-C ends an environment's own processes too, and its step then fails
-                if isinstance(error, (EnvError, UserError)) or is_out_of_memory(error):
+                at_once = self._stop.requested  # by a second Ctrl-C
+                ended = isinstance(error, (SystemExit, KeyboardInterrupt)) and not at_once  # by code of others
+                if ended or isinstance(error, (EnvError, UserError)) or is_out_of_memory(error):
                     self._save()  # what was trained is not lost
                 raise
             if self.schedule.save_due(self._checkpoints.seconds_since_try()):

@@ -53,6 +53,15 @@ def user_path(text: str | Path) -> Path:
     return path
 
 
+def output_path(text: str | Path) -> Path:
+    """`user_path` for what is written later: absolute, as code of others may change the working folder by then."""
+    path = user_path(text)
+    try:
+        return path.absolute()
+    except FileNotFoundError as error:
+        raise UserError(f"the working folder was deleted, and {path} counts from it: change to another") from error
+
+
 def temporary_path(path: Path) -> Path:
     """A temporary path beside `path`, another one each time: two processes never write to the same."""
     return path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")

@@ -10,9 +10,9 @@ CGROUP = Path("/sys/fs/cgroup")
 HEADROOM = 0.9  # share of the free amount that one allocation may take
 
 
-def fits(required: int, free: int) -> bool:
-    """Whether `required` bytes may be allocated when `free` are free."""
-    return required <= HEADROOM * free
+def fits(required: int, free: int | None) -> bool:
+    """Whether `required` bytes may be allocated when `free` are free; yes where that is not known."""
+    return free is None or required <= HEADROOM * free
 
 
 def free_disk(folder: Path) -> int:
@@ -21,15 +21,21 @@ def free_disk(folder: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
-def available_memory() -> int:
-    """Available bytes of RAM, under the container's limit (cgroup v2) if there is one."""
-    free = psutil.virtual_memory().available
+def available_memory() -> int | None:
+    """Available bytes of RAM, under the container's limit (cgroup v2) if there is one; None where neither is known."""
+    try:
+        free = psutil.virtual_memory().available
+    except (OSError, RuntimeError):  # there is no /proc
+        free = None
     try:
         limit = CGROUP.joinpath("memory.max").read_text().strip()
         used = int(CGROUP.joinpath("memory.current").read_text())
     except (OSError, ValueError):
         return free
-    return free if limit == "max" else min(free, int(limit) - used)
+    if limit == "max":
+        return free
+    left = int(limit) - used
+    return left if free is None else min(free, left)
 
 
 def total_memory() -> int:
@@ -37,7 +43,7 @@ def total_memory() -> int:
     return psutil.virtual_memory().total
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether the error means that a GPU or the host ran out of memory."""
     import torch  # here, as `doctor` must run where it cannot be imported
 

@@ -1,6 +1,7 @@
 """The versions of this program and of what it runs on, without importing any of it."""
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import subprocess
@@ -18,6 +19,15 @@ def program_version() -> str:
     except importlib.metadata.PackageNotFoundError:
         torch = "missing"
     return f"dreamer-mpc {dreamer_mpc.__version__}{source}, torch {torch}, Python {platform.python_version()}"
+
+
+def is_mere_folder(package: str) -> bool:
+    """Whether Python would import only a folder of that name, as `wandb` leaves one, and not an installed package."""
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        return False
+    return spec is not None and spec.origin is None and spec.submodule_search_locations is not None
 
 
 def source_commit(file: Path) -> str | None:

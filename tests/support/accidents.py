@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,35 @@ class Changes(CountingEnv):
 
         assert Path.cwd() == folder()
         assert torch.get_default_dtype() == torch.float64 and not torch.is_grad_enabled()
+        return super().step(action)
+
+
+class Quits(CountingEnv):
+    """It ends the process, as if all were well, in its 21st step."""
+
+    taken = 0
+
+    def step(self, action):
+        Quits.taken += 1
+        if Quits.taken > 20:
+            os._exit(0)
+        return super().step(action)
+
+
+class Wrecks(CountingEnv):
+    """Its factory leaves nothing of what a program takes for granted."""
+
+    def __init__(self):
+        super().__init__()
+        os.close(1)
+        os.dup2(os.open(os.devnull, os.O_RDWR), 2)
+        sys.stdout = sys.stderr = None
+        sys.path[:] = ["nowhere"]
+        sys.setrecursionlimit(100)
+        os.umask(0o777)
+
+    def step(self, action):
+        assert sys.path == ["nowhere"], "it keeps its import path in its own calls"
         return super().step(action)
 
 
