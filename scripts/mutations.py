@@ -961,11 +961,13 @@ MUTATIONS = [
         ("tests/test_envs.py::test_files_of_the_current_folder_hide_no_others_but_the_named_module",),
     ),
     Mutation(
-        "a run that ends with 0 is restarted for ever", "dreamer_mpc/sweeps/sweep.py", "(asked or further)", "True",
+        "a run that ends with 0 is restarted for ever", "dreamer_mpc/sweeps/sweep.py",
+        "(end.asked or self._stopping() or further)", "True",
         ("tests/test_sweep.py::test_a_run_whose_process_ends_with_0_goes_on_only_where_it_gets_further",),
     ),
     Mutation(
-        "threads of others hold up the end", "run.py", "    end_process(code)\n", "    sys.exit(code)\n",
+        "threads of others hold up the end", "dreamer_mpc/__main__.py",
+        "    end_process(code)\n", "    sys.exit(code)\n",
         ("tests/test_ending.py::test_a_thread_or_process_that_does_not_end_does_not_hold_up_the_end",),
     ),
 ]  # fmt: skip

@@ -225,7 +225,8 @@ def test_ctrl_c_leaves_the_jobs_alone(launcher, tmp_path):
 
 # what a job does
 
-SCRIPT = "import sys, time; print('at work', flush=True); {}"
+SAVES = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: (print('saved'), sys.exit(0))); "
+SCRIPT = SAVES + "print('at work', flush=True); {}"
 
 
 @pytest.fixture
@@ -252,13 +253,10 @@ def test_a_job_restarts_its_runs_and_says_which_it_gave_up(job):
     assert work.runs[0].log.read_text().count("at work") == 2 and not work.runs[1].log.exists()
 
 
-SAVES = "import signal; signal.signal(signal.SIGTERM, lambda *_: (print('saved'), sys.exit(0))); time.sleep(60)"
-
-
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 @pytest.mark.parametrize("state", ["RUNNING", "CANCELLED", ""], ids=["preempted", "cancelled", "gone"])
 def test_a_job_that_must_end_is_requeued_unless_it_was_cancelled(job, state, number, monkeypatch):
-    work, requeued = job(SAVES), []
+    work, requeued = job("time.sleep(60)"), []
     monkeypatch.setattr(allocation.slurm, "state", lambda job: state if job == "5" else pytest.fail(job))
     before = signal.signal(signal.SIGUSR1, lambda *_: requeued.append(work.runs[0].last_line()))
     start = allocation.LocalLauncher._start

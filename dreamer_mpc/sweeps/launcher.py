@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 class End:
     """How a started run ended."""
 
-    code: int | None  # 0: it is complete, or was asked to stop; None: its metrics say whether it is complete
+    code: int | None  # 0: it is complete, or ended of itself; None: its metrics say whether it is complete
     said: str = ""  # how it ended, where the run itself could not say it
     again: bool = True  # whether it may be started again
+    asked: bool = False  # it was asked to save and end, by this command or another one
 
 
 @runtime_checkable

@@ -205,7 +205,7 @@ class SlurmLauncher:
             return None
         started = self._jobs.runs.get(run.name)
         if state == "COMPLETED" or (started and started.cancelled):
-            return End(0)
+            return End(0, asked=True)
         if state == "CANCELLED":
             return End(1, f"job {job} was cancelled; the same command starts it again", again=False)
         if run.last_line().startswith(GIVEN_UP):

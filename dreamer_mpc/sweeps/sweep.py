@@ -35,6 +35,7 @@ class Sweep:
 
     def __init__(self, runs: Sequence[Run], launcher: Launcher, restarts: int):
         self.entries = [Entry(run) for run in runs]
+        self._stop: Stop | None = None
         self._launcher, self._restarts = launcher, restarts
         found = launcher.find(runs)
         for entry in self.entries:
@@ -53,7 +54,7 @@ class Sweep:
         When `stop` requests it, `Stopped` is raised; runs that cannot go on alone save and end before that, and
         KeyboardInterrupt kills them at once.
         """
-        lasting = self._launcher.lasting
+        self._stop, lasting = stop, self._launcher.lasting
         try:
             while any(entry.state in ("waiting", "running") for entry in self.entries):
                 stop.check(DETACHED if lasting else GOES_ON)
@@ -78,6 +79,10 @@ class Sweep:
         while not stop.requested and (left := end - time.monotonic()) > 0:
             time.sleep(min(left, STOP_S))
 
+    def _stopping(self) -> bool:
+        """Whether this command ends its runs; a signal may have reached them first."""
+        return self._stop is not None and self._stop.requested
+
     def _running(self) -> list[Entry]:
         return [entry for entry in self.entries if entry.state == "running"]
 
@@ -86,7 +91,7 @@ class Sweep:
             end = entry.job.poll()  # before the metrics, which then hold its last records
             entry.standing.read()
             if end is not None:
-                self._end(entry, end, asked=not start)
+                self._end(entry, end)
         waiting = [entry for entry in self.entries if entry.state == "waiting"] if start else []
         if not waiting:
             return
@@ -94,18 +99,18 @@ class Sweep:
         for entry, job in zip(waiting, jobs, strict=False):
             entry.job, entry.state, entry.starts = job, "running", entry.starts + 1
 
-    def _end(self, entry: Entry, end: End, asked: bool) -> None:
-        """Handle a run that ended, because it was `asked` to or not: it is complete, failed, or starts again.
+    def _end(self, entry: Entry, end: End) -> None:
+        """Handle a run that ended: it is complete, failed, or starts again.
 
-        One that ended with 0 before the run was complete was stopped from outside if it had got further than before;
-        otherwise something in it ended it, and would do so for ever.
+        One that ended with 0 before the run was complete was stopped from outside if it was asked to, or had got
+        further than before; otherwise something in it ended it, and would do so for ever.
         """
         self._launcher.forget(entry.run)
         if end.code in (0, None) and entry.standing.finished:
             entry.state = "complete"
             return
         further, entry.reached = entry.standing.env_steps > entry.reached, entry.standing.env_steps
-        if end.code == 0 and (asked or further):
+        if end.code == 0 and (end.asked or self._stopping() or further):
             entry.state = "waiting"
             return
         early = "its process ended with exit code 0 before the run was complete" if end.code == 0 else ""
