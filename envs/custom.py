@@ -41,7 +41,7 @@ def guarded(name: str, call: str, function: Callable[..., Any], /, *args: Any, *
     """
     try:
         return function(*args, **kwargs)
-    except (KeyboardInterrupt, EnvError):
+    except KeyboardInterrupt:
         raise
     except Wrong as wrong:
         raise EnvError(f"{name}: {call} {wrong}") from None
@@ -69,7 +69,7 @@ def make_custom_env(
     args = env_args or {}
     with Surroundings() as surroundings:
         if is_gymnasium_id(name):
-            env = guarded(name, "gymnasium.make", make_gymnasium_env, name, image_size, camera, render_quality, args)
+            env = make_gymnasium_env(name, image_size, camera, render_quality, args)
         else:
             env = guarded(name, "the factory", _load_factory(name, args), **args)
         guarded(name, "the factory", _check_env, env)

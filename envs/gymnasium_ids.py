@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 
 from dreamer_mpc.envs.dmc import RENDER_QUALITIES, camera_names, camera_number
-from dreamer_mpc.envs.errors import EnvError, shorten, unfit_args
+from dreamer_mpc.envs.errors import EnvError, describe_error, shorten, unfit_args
 
 MUJOCO = "gymnasium.envs.mujoco"
 # Modules of gymnasium whose environments render; those of these ids have no continuous actions, or not by default.
@@ -60,10 +60,12 @@ def make_gymnasium_env(
         return gymnasium.wrappers.AddRenderObservation(env, render_only=True)
     except gymnasium.error.DependencyNotInstalled as error:
         raise EnvError(f"{name} needs a package that is not installed: {shorten(error)}") from error
-    except TypeError as error:
-        if not args:
-            raise
-        raise unfit_args(name, args, error) from error
+    except EnvError:
+        raise
+    except Exception as error:
+        if args and isinstance(error, TypeError):
+            raise unfit_args(name, args, error) from error
+        raise EnvError(f"{name}: gymnasium.make raised {describe_error(error)}: check what it needs") from error
 
 
 @contextlib.contextmanager
