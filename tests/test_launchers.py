@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -252,7 +253,10 @@ def test_a_job_restarts_its_runs_and_says_which_it_gave_up(job):
     assert work.runs[0].log.read_text().count("at work") == 2 and not work.runs[1].log.exists()
 
 
-SAVES = "import signal; signal.signal(signal.SIGTERM, lambda *_: (print('saved'), sys.exit(0))); time.sleep(60)"
+SAVES = (
+    "import signal; signal.signal(signal.SIGTERM, lambda *_: (print('saved'), sys.exit(0))); "
+    "print('ready', flush=True); time.sleep(60)"
+)
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
@@ -265,8 +269,8 @@ def test_a_job_that_must_end_is_requeued_unless_it_was_cancelled(job, state, num
 
     def started(self, run, slot):
         made = start(self, run, slot)
-        while not run.log.read_text():
-            pass
+        while run.last_line() != "ready":
+            time.sleep(0.01)
         os.kill(os.getpid(), number)
         return made
 
