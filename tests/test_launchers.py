@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -263,8 +264,8 @@ def test_a_job_that_must_end_is_requeued_unless_it_was_cancelled(job, state, num
 
     def started(self, run, slot):
         made = start(self, run, slot)
-        while not run.log.read_text():
-            pass
+        while run.last_line() != "at work":
+            time.sleep(0.01)
         os.kill(os.getpid(), number)
         return made
 
