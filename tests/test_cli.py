@@ -253,7 +253,7 @@ def test_train_says_what_is_wrong_in_one_line(name, tmp_path, capsys):
 REFUSED = [  # options for resuming a finished run, with {} in place of its folder
     ("--resume {} --config quick", ["--config does not go with --resume"]),
     ("--resume {} --run-dir elsewhere", ["--run-dir does not go with --resume"]),
-    ("--resume {}", ["has reached its 400 env steps", "--env-steps"]),
+    ("--resume {} --env-steps 100", ["has reached 400 env steps", "--env-steps"]),
     ("--config quick --run-dir {}", ["--resume", "--overwrite"]),
     ("--config quick --env cheetah-rnu --run-dir {} --overwrite", ["unknown env"]),
     ("eval --checkpoint {} --env cartpole-swingup --num-envs 1", ["6 action dimensions", "cartpole-swingup"]),

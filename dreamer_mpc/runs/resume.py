@@ -9,6 +9,7 @@ from dreamer_mpc.data.storage import check_files
 from dreamer_mpc.runs.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, load_newest
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.stop import Stopped
 
 # Frames in replay and the episodes in progress depend on the first eight, networks and optimizers on the others; the
 # masks that bootstrap describes are drawn once, and saved with the weights.
@@ -29,7 +30,7 @@ class SavedRun:
     notes: list[str] = field(default_factory=list)  # lines for the user
 
     def check(self, config: Config) -> None:
-        """UserError where the run cannot be resumed with `config`."""
+        """UserError where the run cannot be resumed with `config`; `Stopped` where it is complete."""
         path = self.folder.path
         if config.agent != self.config.agent:
             raise UserError(f"{path} holds a {self.config.agent} agent: leave --agent out, or start another run")
@@ -43,7 +44,9 @@ class SavedRun:
         self._check_seed_episodes(config)
         done = self.checkpoint.counters.env_steps if self.checkpoint else 0
         if done >= config.env_steps and self.checkpoint.training["finished"]:
-            raise UserError(f"{path} has reached its {done:,} env steps: give more with --env-steps")
+            if config.env_steps < self.config.env_steps:
+                raise UserError(f"{path} has reached {done:,} env steps: give more with --env-steps, or leave it out")
+            raise Stopped(f"{path} is complete with its {done:,} env steps; with a larger --env-steps it goes on")
 
     def _check_seed_episodes(self, config: Config) -> None:
         """Until the first update more of them may be asked for; after it their number would have no effect."""
