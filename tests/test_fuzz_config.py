@@ -168,7 +168,8 @@ def test_any_flag_of_the_other_commands(tmp_path, monkeypatch, capsys, schema, c
 
 @pytest.mark.parametrize("words", [
     ["eval", "--checkpoint", ""], ["--config", "", "--env", "no:no"], ["--config=", "--env", "no:no"],
-    ["--run-dir", " ", "--env", "no:no"], ["--seed", "1", "--env="], ["--resume", ""], ["compare", "--checkpoint", "x", "--planners", ""], ["plot", "x", "--runs", "a", ""],
+    ["--run-dir", " ", "--env", "no:no"], ["--seed", "1", "--env="], ["--resume", ""],
+    ["compare", "--checkpoint", "x", "--planners", ""], ["plot", "x", "--runs", "a", ""],
     ["analyze", "--checkpoint", "x", "--what", "ablate", "--out", ""], ["sweep", "--out", "", "--seeds", "0"],
     ["plot", ""],
 ])  # fmt: skip
