@@ -167,8 +167,9 @@ def test_any_flag_of_the_other_commands(tmp_path, monkeypatch, capsys, schema, c
 
 
 @pytest.mark.parametrize("words", [
-    ["--config", ""], ["--config="], ["--run-dir", " "], ["--seed", "1", "--env="], ["--resume", ""],
-    ["eval", "--checkpoint", ""], ["compare", "--checkpoint", "x", "--planners", ""], ["plot", "x", "--runs", "a", ""],
+    ["eval", "--checkpoint", ""], ["--config", "", "--env", "no:no"], ["--config=", "--env", "no:no"],
+    ["--run-dir", " ", "--env", "no:no"], ["--seed", "1", "--env="], ["--resume", ""],
+    ["compare", "--checkpoint", "x", "--planners", ""], ["plot", "x", "--runs", "a", ""],
     ["analyze", "--checkpoint", "x", "--what", "ablate", "--out", ""], ["sweep", "--out", "", "--seeds", "0"],
     ["plot", ""],
 ])  # fmt: skip
