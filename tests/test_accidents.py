@@ -19,7 +19,7 @@ from dreamer_mpc.planners import make_planner
 from dreamer_mpc.runs.checkpoint import load_checkpoint
 from tests.support.accidents import FOLDER
 from tests.support.agents import TINY
-from tests.support.commands import ROOT, quietly, records, script
+from tests.support.commands import ROOT, command, quietly, records, script
 from tests.test_evaluate import Still
 
 ACCIDENTS = "tests.support.accidents"
@@ -214,9 +214,9 @@ def test_an_environment_may_wreck_what_a_program_takes_for_granted(tmp_path):
 
 
 def test_an_environment_that_ends_the_process_with_0_is_an_error_and_the_run_is_saved(tmp_path):
-    done = quietly(*TINY, "--env", f"{ACCIDENTS}:Quits", "--planner", "policy", "--run-dir", str(tmp_path / "run"))
-    assert done.code == 2 and done.err.count("\n") == 1
-    assert "step() raised SystemExit: os._exit(0)" in done.err
+    done = command(*TINY, "--env", f"{ACCIDENTS}:Quits", "--planner", "policy", "--run-dir", tmp_path / "run")
+    assert done.returncode == 2, done.stderr
+    assert "step() raised SystemExit: os._exit(0)" in done.stderr and done.stderr.count("\n") == 1
     assert load_checkpoint(tmp_path / "run").counters.env_steps > 8
 
 
