@@ -70,8 +70,9 @@ class Logger:
     def show(self, env_steps: int, path: Path) -> None:
         """Pass a picture (.png) or video (.mp4) of an evaluation on to the backend; one that fails costs that one."""
         try:
-            self._backend.show(env_steps, path)
-        except Exception as error:
+            with self._surroundings:
+                self._backend.show(env_steps, path)
+        except (Exception, SystemExit) as error:
             self._notify(f"--logger {self._name} does not show {path.name} ({in_one_line(error)})")
 
     def sync(self) -> None:
