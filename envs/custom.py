@@ -216,7 +216,8 @@ def _load_factory(name: str, args: dict[str, Any]) -> Callable[..., gymnasium.En
     try:
         inspect.signature(factory).bind(**args)
     except TypeError as error:
-        given = f"with the arguments {', '.join(args)} of --env-args" if args else "without arguments (but --env-args)"
+        named = f"with the arguments {', '.join(args)} of --env-args"
+        given = named if args else "without arguments (--env-args gives some)"
         raise EnvError(f"{name}: the factory is called {given}, but {error}") from error
     except ValueError:  # some built-in functions have no signature; the call itself checks the arguments
         pass

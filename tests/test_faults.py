@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
+import dreamer_mpc.__main__ as program
 import dreamer_mpc.evaluation.visualize
 import dreamer_mpc.runs.logger
-import run
 from dreamer_mpc.agents.dreamer import Dreamer, SkippedUpdateCounter
 from dreamer_mpc.data.replay import Replay
 from dreamer_mpc.runs.checkpoint import load_checkpoint
@@ -276,7 +276,7 @@ def test_out_of_memory_in_an_evaluation(tmp_path, monkeypatch, capsys):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Dreamer, "_act", fail)
-    assert run.main(["eval", "--checkpoint", str(tmp_path / "run"), "--device", "cpu", "--no-video"]) == 2
+    assert program.main(["eval", "--checkpoint", str(tmp_path / "run"), "--device", "cpu", "--no-video"]) == 2
     assert "--num-envs" in capsys.readouterr().err
 
 
@@ -319,7 +319,7 @@ def test_without_a_run_folder_the_traceback_is_a_temporary_file_or_printed(tmp_p
     def fail(args):
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr(run, "command", lambda word: fail)
+    monkeypatch.setattr(program, "command", lambda word: fail)
     with pytest.raises(ZeroDivisionError):
         quietly("plot")
     monkeypatch.delenv("DREAMER_MPC_TRACEBACK")

@@ -200,7 +200,7 @@ BROKEN_MODULES = {
     "def make(): import no_such_library": r"the factory raised ModuleNotFoundError: .*: install no_such_library",
     "def __getattr__(name): raise OSError('no')": r"looking up make raised OSError: no",
     "make = 3": r"broken has no function make",
-    "def make(size): pass": r"called without arguments, but missing a required argument: 'size'",
+    "def make(size): pass": r"called without arguments .--env-args gives some., but missing .* 'size'",
     "make = dict": r"the factory must return a gymnasium.Env, got dict",
     "make = type": r"the factory raised TypeError",
 }

@@ -254,7 +254,10 @@ class Dreamer:
         """Restore `state_dict`; without optimizers (a checkpoint for acting only) they keep their initial state."""
         self.model.load_state_dict(state["model"])
         if self.learner is not None:
-            self.learner.load_state_dict(state.get("behavior", {}))
+            behavior = state.get("behavior", {})
+            if not isinstance(behavior, dict):
+                raise TypeError(f"the state of the behavior is {type(behavior).__name__}, not a dict")
+            self.learner.load_state_dict(behavior)
         self._skipped.in_a_row.copy_(state.get("skipped_in_a_row", torch.tensor(0)))
         for name, optimizer in state.get("optimizers", {}).items():
             own = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizers[name].param_groups]
