@@ -925,7 +925,8 @@ MUTATIONS = [
     ),
     Mutation(
         "a logger moves the program to another folder", "dreamer_mpc/runs/logger.py",
-        "with self._surroundings:\n                yield", "if True:\n                yield", (f"{FAULTS}test_a_backend_that_fails_is_switched_off",),
+        "with self._surroundings:\n                yield", "if True:\n                yield",
+        (f"{FAULTS}test_a_backend_that_fails_is_switched_off",),
     ),
     Mutation(
         "a folder counts as an installed logger", "dreamer_mpc/runs/logger.py", "if is_mere_folder(backend):",
