@@ -149,8 +149,11 @@ class FakeWandb:
         self.arguments = arguments
         return self
 
-    def log(self, values, step):
-        self.logged.append((step, values["train/return"]))
+    def define_metric(self, name, step_metric):
+        self.axis = name, step_metric
+
+    def log(self, values):
+        self.logged.append((values[self.axis[1]], values["train/return"]))
 
     def finish(self):
         self.finished = True
@@ -168,7 +171,7 @@ def test_wandb_is_offline_unless_told_otherwise(folder, monkeypatch, said, mode)
         logger.write(counters(2000), {"train/return": 1.0})
     assert fake.arguments["mode"] == mode
     assert fake.arguments["config"] == {"seed": 3}
-    assert fake.logged == [(2000, 1.0)]
+    assert fake.axis[0] == "*" and fake.logged == [(2000, 1.0)]
     assert fake.finished
 
 

@@ -32,7 +32,9 @@ from dreamer_mpc.util.stop import Stop, Stopped
 
 PROGRAM = Path(__file__).resolve().parents[2] / "run.py"
 OWN = ("env", "planner", "seed", "run-dir", "resume", "overwrite")  # options that a sweep sets for each run, or forbids
-MAY_DIFFER = ("env_steps", "run_dir", "resume", "profile", "device", "logger", "config")  # of an existing run
+MAY_DIFFER = (  # of an existing run
+    "env_steps", "run_dir", "resume", "profile", "device", "logger", "config", "eval.beside",
+)  # fmt: skip
 RATE_RECORDS = 20
 POLL_S = 0.5
 
@@ -160,11 +162,13 @@ class Standing:
                 continue
 
     def _note(self, record: dict[str, Any]) -> None:
-        self.env_steps = record["env_steps"]
-        self._points.append((record["time_s"], self.env_steps))
+        evaluated = "eval/return_mean" in record
+        if not evaluated or record["env_steps"] >= self.env_steps:  # else it was played beside training that went on
+            self.env_steps = record["env_steps"]
+            self._points.append((record["time_s"], self.env_steps))
         self.train_return = record.get("train/return", self.train_return)
         self.eval_return = record.get("eval/return_mean", self.eval_return)
-        self.finished = "eval/return_mean" in record and self.env_steps >= self._total
+        self.finished = evaluated and record["env_steps"] >= self._total
 
     @property
     def env_steps_per_s(self) -> float | None:

@@ -7,15 +7,16 @@ import torch
 
 from dreamer_mpc.config import Config
 from dreamer_mpc.planners import Planner, SampledPolicy
-from dreamer_mpc.report.progress import SEEDING
+from dreamer_mpc.report.progress import SEEDING, plural
 from dreamer_mpc.report.rows import Row
 from dreamer_mpc.runs.folder import RunFolder
+from dreamer_mpc.training.beside import Evaluator, plays_beside
 from dreamer_mpc.training.schedule import Due
 from dreamer_mpc.util.device import device_name
 from dreamer_mpc.util.memory import GIB
 
 AGENTS = {("gaussian", "dreamer"): "Dreamer", ("categorical", "v3"): "DreamerV3"}  # by world model and behavior
-PHASES = {Due.SEED_STEP: SEEDING, Due.UPDATE: "updating", Due.EVALUATION: "evaluating"}
+PHASES = {Due.SEED_STEP: SEEDING, Due.UPDATE: "updating", Due.EVALUATION: "evaluating", Due.RESULT: "evaluating"}
 
 
 def agent_name(config: Config) -> str:
@@ -38,6 +39,8 @@ def introduction(config: Config, train_planner: Planner, device: torch.device, f
         f"{config.env_steps:,} env steps = {config.env_steps // config.action_repeat:,} agent steps "
         f"(action repeat {config.action_repeat}); {config.train.updates} updates every {config.train.every:,} env steps"
     )
+    if plays_beside(config, device):
+        yield "evaluations are played beside training, in a process of their own"
     if config.num_envs == 1:
         yield "1 environment: collecting and updating take turns (sequential, as in the paper)"
     else:
@@ -57,6 +60,15 @@ def evaluated(row: Row, env_steps: int) -> str:
         f"evaluation at {env_steps:,} env steps: return {row['return_mean']:.1f} "
         f"± {row['return_std']:.1f} over {row['episodes']} episodes"
     )
+
+
+def evaluations_beside(evaluator: Evaluator) -> Iterator[str]:
+    """What evaluations beside training took, and what training waited for them."""
+    if evaluator.number:
+        yield (
+            f"{plural(evaluator.number, 'evaluation')} beside training took {evaluator.seconds:.1f} s, of which "
+            f"{evaluator.waited:.1f} s were waited for"
+        )
 
 
 def terminated(env: str) -> str:
