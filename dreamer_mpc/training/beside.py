@@ -21,6 +21,7 @@ from dreamer_mpc.evaluation.player import (
     serve,
 )
 from dreamer_mpc.runs.folder import RunFolder
+from dreamer_mpc.util.errors import UserError
 from envs.processes import SPAWN, how_it_ended, kill, start_process
 from envs.rows import RowVectorEnv
 
@@ -40,12 +41,20 @@ class EvaluationFailed(Exception):
 
 
 class Beside:
-    """The process that plays the evaluations of the run that `config` describes, one at a time."""
+    """The process that plays the evaluations of the run that `config` describes, one at a time.
+
+    It sets itself up while the run goes on; what fails there is reported by the first `receive`.
+    """
 
     def __init__(self, config: Config):
         self._pipe, theirs = SPAWN.Pipe()
         try:
             self._process = start_process(serve, (config, theirs), "evaluation")
+        except OSError as error:
+            raise UserError(
+                f"no process for evaluations can be started ({error.strerror}): end other programs, or start with "
+                "--eval.beside off"
+            ) from error
         finally:
             theirs.close()
         # At exit, multiprocessing would wait for ever for a process that nobody ends.

@@ -66,8 +66,8 @@ def evaluations_beside(evaluator: Evaluator) -> Iterator[str]:
     """What evaluations beside training took, and what training waited for them."""
     if evaluator.number:
         yield (
-            f"{plural(evaluator.number, 'evaluation')} beside training took {evaluator.seconds:.1f} s, of which "
-            f"{evaluator.waited:.1f} s were waited for"
+            f"{plural(evaluator.number, 'evaluation')} beside training took {evaluator.seconds:.1f} s; "
+            f"training waited {evaluator.waited:.1f} s for them and for the start of their process"
         )
 
 

@@ -96,7 +96,7 @@ class Schedule:
             return Due.NOTHING
         if self.evaluation_due:
             return Due.EVALUATION
-        if self.evaluating and env_steps >= self.pace.end:
+        if self.evaluating and self.evaluated_at >= self.pace.end:
             return Due.RESULT
         if self.seeding:
             return Due.SEED_STEP
@@ -146,9 +146,9 @@ class Schedule:
         """Record that the result of that evaluation is there."""
         self.evaluating, self.finished = None, self.evaluated_at >= self.pace.end
 
-    def evaluation_lost(self, env_steps: int) -> None:
-        """Record that its snapshot is gone; a run that is over at `env_steps` is evaluated as it is."""
-        self.evaluating, self.evaluation_due = None, self.evaluation_due or env_steps >= self.pace.end
+    def evaluation_lost(self) -> None:
+        """Record that its snapshot is gone. If it was the last, it is due again: the agent has not changed since."""
+        self.evaluating, self.evaluation_due = None, self.evaluation_due or self.evaluated_at >= self.pace.end
 
     def resumed(self, env_steps: int) -> None:
         """Resume the run at `env_steps`, possibly with another length or another ratio than before."""

@@ -105,7 +105,7 @@ def open_parts(
     opened.callback(envs.close)
     eval_envs, beside = None, None
     if plays_beside(config, device):
-        beside = Beside(config)  # what it is set up with, such as where to render, is known only after `make_envs`
+        beside = Beside(config)  # after `make_envs`, which decides where to render
         opened.callback(beside.close)
     else:
         eval_envs = evaluation_envs(config, device)

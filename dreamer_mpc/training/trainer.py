@@ -265,7 +265,7 @@ class Trainer:
             self.evaluator.begin(env_steps, snapshot)
         else:  # an earlier checkpoint than the last one is used
             self._progress.line(f"the evaluation at {env_steps:,} env steps is left out: {snapshot} is gone")
-            self.schedule.evaluation_lost(self.counters.env_steps)
+            self.schedule.evaluation_lost()
 
     def _record_evaluation(self, counters: dict[str, int], played: Played, checkpoint: Path | None) -> None:
         """Log an evaluation of the agent at `counters`; keep its `checkpoint` if it is the best so far."""
