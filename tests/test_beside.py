@@ -1,5 +1,6 @@
 """Evaluations beside training: the same results as without, whatever becomes of the process that plays them."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -248,16 +249,20 @@ def test_no_process_outlives_a_run_that_is_killed(steer, tmp_path):
     (steer / "hold-step").touch()
     args = ["--eval.beside", "on", "--eval.episodes", 2, "--eval.num-envs", 2, "--run-dir", tmp_path / "run"]
     command = [sys.executable, "run.py", *RUN, *map(str, args)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process, started = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL), []
     try:
         wait_for(lambda: len(list(steer.glob("step-*"))) == 2 or process.poll() is not None, 120)
-        started = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        workers = {int(path.name.partition("-")[2]) for path in steer.glob("step-*")}
+        assert len(workers) == 2 and workers < {child.pid for child in started}, "it has workers of its own"
+        wait_for(lambda: all(gone(child.pid) for child in started), 30)
     finally:
         process.kill()
         process.wait()
-    workers = {int(path.name.partition("-")[2]) for path in steer.glob("step-*")}
-    assert len(workers) == 2 and workers < set(started), "the process of evaluations has workers of its own"
-    wait_for(lambda: all(map(gone, started)), 30)
+        for child in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
 
 
 # the setting
