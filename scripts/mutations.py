@@ -690,7 +690,9 @@ MUTATIONS = [
         BESIDE, "tests/test_schedule.py::test_training_goes_on_beside_an_evaluation_and_the_end_waits_for_the_last_one",
     ),
     loop(
-        "an evaluation that a stop did not wait for left out", "training/trainer", "if snapshot.exists():", "if False:",
+        "an evaluation that a stop did not wait for left out", "training/trainer",
+        "else:\n            self.evaluator.begin(env_steps, snapshot)",
+        "else:\n            self.schedule.evaluation_lost()",
         "tests/test_beside.py::test_an_evaluation_that_a_stop_did_not_wait_for_is_played_on_resume",
     ),
     loop(

@@ -240,7 +240,8 @@ def test_an_evaluation_that_a_stop_did_not_wait_for_is_played_on_resume(
         assert_same_run(again, sequential)
         for path in (sequential / "videos").iterdir():
             assert (again / "videos" / path.name).read_bytes() == path.read_bytes(), path
-    next((folder / "checkpoints").glob("evaluating-*")).unlink()
+    snapshot = next((folder / "checkpoints").glob("evaluating-*"))
+    snapshot.write_bytes(snapshot.read_bytes()[:-1])
     assert "the evaluation at 24 env steps is left out" in train("--resume", folder, "--eval.beside", "off")
     assert [row["env_steps"] for row in records(folder) if "eval/return_mean" in row] == [48, 56]
 

@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from pathlib import Path
 
@@ -105,7 +106,7 @@ class Beside:
         return EvaluationFailed(f"died ({how_it_ended(self._process)}; if memory ran out: --eval.beside off)")
 
 
-def _kill(process) -> None:
+def _kill(process: BaseProcess) -> None:
     kill(process)
     process.join()
 

@@ -147,7 +147,7 @@ class Schedule:
         self.evaluating, self.finished = None, self.evaluated_at >= self.pace.end
 
     def evaluation_lost(self) -> None:
-        """Record that its snapshot is gone. If it was the last, it is due again: the agent has not changed since."""
+        """Record that its snapshot is lost. If it was the last, it is due again: the agent has not changed since."""
         self.evaluating, self.evaluation_due = None, self.evaluation_due or self.evaluated_at >= self.pace.end
 
     def resumed(self, env_steps: int) -> None:

@@ -16,7 +16,7 @@ from dreamer_mpc.evaluation.episodes import Evaluation
 from dreamer_mpc.evaluation.player import Played
 from dreamer_mpc.report.progress import Progress
 from dreamer_mpc.report.rows import to_metrics
-from dreamer_mpc.runs.checkpoint import Checkpoint, snapshot_path
+from dreamer_mpc.runs.checkpoint import Checkpoint, load_checkpoint, snapshot_path
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.runs.logger import Logger
 from dreamer_mpc.training import reporting
@@ -261,11 +261,13 @@ class Trainer:
             return
         env_steps = self.schedule.evaluating["env_steps"]
         snapshot = snapshot_path(self.folder.checkpoints, env_steps)
-        if snapshot.exists():
-            self.evaluator.begin(env_steps, snapshot)
-        else:  # an earlier checkpoint than the last one is used
-            self._progress.line(f"the evaluation at {env_steps:,} env steps is left out: {snapshot} is gone")
+        try:
+            load_checkpoint(snapshot)
+        except UserError:  # it is damaged; or the checkpoint after this one is, with which the snapshot was removed
+            self._progress.line(f"the evaluation at {env_steps:,} env steps is left out: {snapshot} cannot be read")
             self.schedule.evaluation_lost()
+        else:
+            self.evaluator.begin(env_steps, snapshot)
 
     def _record_evaluation(self, counters: dict[str, int], played: Played, checkpoint: Path | None) -> None:
         """Log an evaluation of the agent at `counters`; keep its `checkpoint` if it is the best so far."""
