@@ -52,9 +52,11 @@ def run(command: list[str]) -> tuple[float, dict[str, float]]:
 
 def rounds(records: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Counters at the end, and updates and env steps per second: medians over rounds of training."""
-    rates = {"updates": [], "env_steps": []}
+    rates, most = {"updates": [], "env_steps": []}, 0
     for before, after in zip(records, records[1:], strict=False):
-        seconds = after["time_s"] - before["time_s"]
+        seconds, most = after["time_s"] - before["time_s"], max(most, before["env_steps"])
+        if before["env_steps"] < most:  # of an evaluation beside training, which was further by then
+            continue
         if any(key.startswith("train/") for key in after) and seconds > 0:
             for name, values in rates.items():
                 values.append((after[name] - before[name]) / seconds)

@@ -1,15 +1,10 @@
 """Environments in one worker process each, and the replacement of a worker that dies."""
 
-import functools
-import multiprocessing
-import os
-import signal
-import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from typing import Any
 
@@ -18,6 +13,7 @@ import numpy as np
 
 from dreamer_mpc.envs.errors import EnvError
 from dreamer_mpc.envs.output import lasting_output
+from dreamer_mpc.envs.processes import SPAWN, belong_to_parent, how_it_ended, kill, start_process
 from dreamer_mpc.envs.rows import CALLS, RowVectorEnv, call, check_equal_spaces
 from dreamer_mpc.envs.surroundings import seed_generators
 
@@ -26,9 +22,6 @@ MINUTE = 60.0
 POLL_SECONDS = 1.0
 SILENT_SECONDS = 300.0  # timeout of one answer, after which a worker counts as hanging and dead
 CLOSE_SECONDS = 5.0
-# Left to the parent, which ends its workers; the end of a terminal or of a cluster's job reaches all their processes.
-STOPS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
-SPAWN = multiprocessing.get_context("spawn")  # a process that uses CUDA or OpenGL cannot be forked
 
 
 class WorkerDied(Exception):
@@ -38,22 +31,15 @@ class WorkerDied(Exception):
 class Worker:
     """A spawned process that makes an environment, sends `(observation space, action space)`, then answers calls.
 
-    It leads a process group, in which processes that the environment starts are ended with it. It is no daemon, because
-    multiprocessing allows those no children; `WorkerVectorEnv` ends it before the program's end.
+    It leads a process group, in which processes that the environment starts are ended with it.
+    `WorkerVectorEnv` ends it before the program's end.
     """
 
     def __init__(self, factory: Callable[[], gymnasium.Env], row: int) -> None:
         self._pipe, theirs = SPAWN.Pipe()
-        name, args = f"env-{row}", (factory, theirs, row)
-        self.process = SPAWN.Process(target=_serve, args=args, name=name, daemon=False)
-        # Signals are blocked while it starts, and it inherits that: only the parent handles Ctrl-C, from the start.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # which would end also the next helper
-        resource_tracker.ensure_running()  # multiprocessing's helper; starting it later would unblock them
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            self.process.start()
+            self.process = start_process(_serve, (factory, theirs, row), f"env-{row}")
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
         self._spaces: tuple[gymnasium.Space, gymnasium.Space] | None = None
         self.has_stepped, self._hangs = False, False
@@ -86,19 +72,11 @@ class Worker:
         self.process.join()
         if self._hangs:
             return f"no answer in {SILENT_SECONDS:.0f} s"
-        code = self.process.exitcode
-        if code >= 0:
-            return f"exit status {code}"
-        known = -code in signal.valid_signals() and -code in {s.value for s in signal.Signals}
-        return f"killed by {signal.Signals(-code).name if known else f'signal {-code}'}"
+        return how_it_ended(self.process)
 
     def kill(self) -> None:
         """Kill the process, and what its environment started, without waiting."""
-        self.process.kill()
-        try:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        except OSError:  # it does not lead a group yet, or nothing is left of it
-            pass
+        kill(self.process)
 
     def _read(self) -> Any:
         # A worker's end closes the pipe, unless one of its child processes holds it open: so the loop also polls.
@@ -143,7 +121,7 @@ class WorkerVectorEnv(RowVectorEnv):
         super().__init__(num_envs, spaces)
 
     @property
-    def processes(self) -> list[multiprocessing.Process]:
+    def processes(self) -> list[BaseProcess]:
         """The worker process of each row."""
         return [worker.process for worker in self._workers]
 
@@ -265,9 +243,7 @@ def _kill_all(workers: list[Worker]) -> None:
 @lasting_output()
 def _serve(factory: Callable[[], gymnasium.Env], pipe: Connection, row: int) -> None:
     """Main loop of a worker: sends answers (`ok`, `error` or `bug`, and a value) until told to close or orphaned."""
-    os.setpgid(0, 0)
-    _leave_stops_to_parent()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    belong_to_parent()
     seed_generators(row)  # what a factory draws from them repeats, and differs from row to row
     env = None
     try:
@@ -294,34 +270,8 @@ def _serve(factory: Callable[[], gymnasium.Env], pipe: Connection, row: int) -> 
             env.close()
 
 
-def _leave_stops_to_parent() -> None:
-    """Do nothing at SIGINT and SIGTERM, without passing that on: what an environment starts or forks must end by them.
-
-    A started program inherits signals that are ignored, but no handlers; a forked process inherits these too.
-    """
-    for number in STOPS:
-        signal.signal(number, lambda *_: None)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
-
-    def reset() -> None:
-        for number in STOPS:
-            signal.signal(number, signal.SIG_DFL)
-        unblock()
-
-    # Blocked around a fork: Python would lose a signal that comes before the forked process has its own handlers.
-    unblock = functools.partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, STOPS)
-    block = functools.partial(signal.pthread_sigmask, signal.SIG_BLOCK, STOPS)
-    os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=reset)
-
-
 def _send_last(pipe: Connection, answer: tuple[str, str]) -> None:
     try:
         pipe.send(answer)
     except OSError:
         pass
-
-
-def _end_with_parent() -> None:
-    """End this process and its group when its parent ends, even in the middle of a step."""
-    multiprocessing.parent_process().join()
-    os.killpg(0, signal.SIGKILL)

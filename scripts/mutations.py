@@ -36,6 +36,9 @@ EVALUATION = "tests/test_train_evaluation.py::"
 MISFIT_ROW = "tests/test_compare.py::test_a_row_that_is_not_of_this_comparison_is_refused_by_its_line"
 FAULTS = "tests/test_faults.py::"
 ACCIDENTS = "tests/test_accidents.py::"
+BESIDE = (
+    "tests/test_beside.py::test_a_run_is_the_same_though_its_training_is_always_faster_than_its_evaluations"
+)
 
 
 @dataclass(frozen=True)
@@ -612,7 +615,7 @@ MUTATIONS = [
         "returns[episode[i]] = reward[i]", "tests/test_evaluate.py::test_lengths_are_agent_steps",
     ),
     loop(
-        "evaluation under the training's seed", "training/trainer", "config.eval.seed,", "config.seed,",
+        "evaluation under the training's seed", "evaluation/player", "settings.seed,", "self._config.seed,",
         EVALUATION + "test_an_evaluation_has_a_seed_of_its_own",
     ),
     loop(
@@ -629,8 +632,8 @@ MUTATIONS = [
     ),
     loop(
         "worst checkpoint kept as the best", "training/checkpoints",
-        "best = -math.inf if best is None else best\n        if self.unsaved or not mean_return > best:",
-        "best = math.inf if best is None else best\n        if self.unsaved or not mean_return < best:",
+        "best = -math.inf if best is None else best\n        if path is None or not mean_return > best:",
+        "best = math.inf if best is None else best\n        if path is None or not mean_return < best:",
         EVALUATION + "test_the_best_evaluation_s_checkpoint_is_kept",
     ),
     loop(
@@ -644,9 +647,8 @@ MUTATIONS = [
         EVALUATION + "test_the_best_evaluation_s_checkpoint_is_kept",
     ),
     loop(
-        "planners of training and evaluation exchanged", "training/trainer",
-        "self.planner = planner_from(config, config.planner)\n        self.train_planner = training_planner(config)",
-        "self.train_planner = planner_from(config, config.planner)\n        self.planner = training_planner(config)",
+        "evaluations with the training's planner", "training/beside",
+        "self._here(Order(env_steps, self._config.planner,", "self._here(Order(env_steps, self._config.trained_by,",
         EVALUATION + "test_one_planner_trains_and_another_one_evaluates",
     ),
     loop(
@@ -657,6 +659,63 @@ MUTATIONS = [
     loop(
         "one checkpoint too many kept", "runs/checkpoint", "[:-keep]", "[: -keep - 1]",
         "tests/test_checkpoint.py::test_prune_keeps_the_last_and_other_peoples_files",
+    ),
+    # evaluations beside training
+    loop(
+        "the checkpoint's own file played in place of a snapshot", "training/checkpoints",
+        "return keep_snapshot(self._folder, self._saved_at[0])",
+        "return checkpoint_path(self._folder, self._saved_at[0])", BESIDE,
+    ),
+    loop(
+        "a snapshot removed while it is played", "training/checkpoints",
+        'drop_snapshots(self._folder, evaluating and evaluating["env_steps"])', "drop_snapshots(self._folder, None)",
+        BESIDE,
+    ),
+    loop(
+        "snapshots left behind", "training/checkpoints",
+        'drop_snapshots(self._folder, evaluating and evaluating["env_steps"])', "pass", BESIDE,
+    ),
+    loop(
+        "other weights played than those of the snapshot", "evaluation/player", "if order.checkpoint:", "if False:",
+        BESIDE,
+    ),
+    loop(
+        "an evaluation recorded at the env steps at which it ended", "training/trainer",
+        "self._record_evaluation(counters, played, snap", "self._record_evaluation(asdict(self.counters), played, snap",
+        BESIDE,
+    ),
+    loop(
+        "the newest checkpoint kept in place of the evaluated one", "training/trainer",
+        'played, snapshot_path(self.folder.checkpoints, counters["env_steps"]))', "played, self._checkpoints.last())",
+        BESIDE,
+    ),
+    loop(
+        "two evaluations at once", "training/trainer",
+        "self._receive_evaluation(wait=True)  # of the one before: never two at once", "pass", BESIDE,
+    ),
+    loop(
+        "a run that ends before its last evaluation", "training/schedule", "return Due.RESULT", "return Due.NOTHING",
+        BESIDE, "tests/test_schedule.py::test_training_goes_on_beside_an_evaluation_and_the_end_waits_for_the_last_one",
+    ),
+    loop(
+        "an evaluation that a stop did not wait for left out", "training/trainer",
+        "else:\n            self.evaluator.begin(env_steps, snapshot)",
+        "else:\n            self.schedule.evaluation_lost()",
+        "tests/test_beside.py::test_an_evaluation_that_a_stop_did_not_wait_for_is_played_on_resume",
+    ),
+    loop(
+        "training's generators used by an agent for snapshots", "evaluation/player", "with preserved_rng(device):",
+        "with contextlib.nullcontext():",
+        "tests/test_beside.py::test_without_its_process_a_run_plays_its_evaluations_itself",
+    ),
+    loop(
+        "a late evaluation taken for a step back", "sweeps/sweep", "if not evaluated or record", "if True or record",
+        "tests/test_beside.py::test_a_sweep_does_not_take_a_late_evaluation_for_a_step_back_nor_for_the_end",
+    ),
+    Mutation(
+        "a process that outlives its run", "envs/processes.py",
+        "    threading.Thread(target=_end_with_parent, daemon=True).start()\n", "",
+        ("tests/test_beside.py::test_no_process_outlives_a_run_that_is_killed",),
     ),
     # copied states of the simulator
     restored(

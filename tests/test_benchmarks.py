@@ -139,6 +139,8 @@ def test_rounds_are_those_of_training():
     found = end_to_end.rounds(records)
     assert found["updates_per_s"] == 10 and found["env_steps_per_s"] == 100
     assert found["updates"] == 20 and found["evaluations"] == 1 and found["last_return"] == 7
+    late = [*records[:2], {**records[2], "time_s": 2.9, "env_steps": 100, "updates": 0}, {**records[3], "time_s": 3.0}]
+    assert end_to_end.rounds(late)["updates_per_s"] == 10, "of a round with a late evaluation in it, nothing is known"
 
 
 @pytest.mark.skipif(not Path(PEER, "main.py").exists(), reason="no checkout of the peer: DREAMER_MPC_PEER=path")

@@ -419,3 +419,26 @@ def test_a_run_on_the_gpu_is_stopped_and_resumed(tmp_path, monkeypatch):
     assert after.counters.env_steps == 96 and after.training["finished"]
     assert after.counters.updates == 1 + (96 - 8) // 8
     assert after.replay["written"].tolist() == [8 + 1 + 44 + 6, 44 + 6], "one seed episode, in the first row alone"
+
+
+def test_evaluations_beside_training_are_those_of_the_checkpoints(tmp_path):
+    """Two processes compute on the GPU; `eval` plays each checkpoint afterwards, alone, from the same seeds."""
+    import json
+
+    import run
+
+    folder = tmp_path / "run"
+    episodes = ["--eval.every", "24", "--eval.episodes", "4", "--eval.num-envs", "2", "--train.keep-checkpoints", "10"]
+    args = [*TINY, "--env-steps", "56", "--num-envs", "2", "--planner", "dream-mpc", *episodes]
+    assert run.main([*args, "--run-dir", str(folder)]) == 0
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = {row["env_steps"]: row["eval/return_mean"] for row in lines if "eval/return_mean" in row}
+    assert len(rows) == 3 and max(rows) == 56
+    for env_steps, mean in rows.items():
+        checkpoint = folder / "checkpoints" / f"checkpoint-{env_steps:08d}.safetensors"
+        out = tmp_path / str(env_steps)
+        played = ["eval", "--checkpoint", str(checkpoint), "--planner", "dream-mpc", "--out", str(out), "--no-video"]
+        assert run.main([*played, "--episodes", "4", "--num-envs", "2"]) == 0
+        [result] = json.loads((out / "eval.json").read_text())["results"]
+        assert result["return_mean"] == pytest.approx(mean, rel=0.05), env_steps  # eager at first, a graph later
+    assert not list((folder / "checkpoints").glob("evaluating-*"))

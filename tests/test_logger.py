@@ -186,10 +186,10 @@ class FakeWandb:
         return self
 
     def define_metric(self, name, step_metric):
-        self.axis = (name, step_metric)
+        self.axis = name, step_metric
 
     def log(self, values):
-        self.logged.append((values["env_steps"], values["train/return"]))
+        self.logged.append((values[self.axis[1]], values["train/return"]))
 
     def finish(self):
         self.finished = True

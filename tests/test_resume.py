@@ -15,6 +15,7 @@ import time
 import pytest
 from safetensors.torch import load
 
+import dreamer_mpc.evaluation.player
 import dreamer_mpc.runs.saving
 import dreamer_mpc.training.setup
 import dreamer_mpc.training.trainer
@@ -183,13 +184,13 @@ def test_a_longer_run_is_the_one_that_was_to_be_so_long(base, tmp_path):
 
 
 def test_an_evaluation_is_given_up_and_made_first_on_resume(whole, tmp_path, monkeypatch):
-    evaluate = dreamer_mpc.training.trainer.evaluate
+    evaluate = dreamer_mpc.evaluation.player.evaluate
 
     def interrupted(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGINT)
         return evaluate(*args, **kwargs)
 
-    monkeypatch.setattr(dreamer_mpc.training.trainer, "evaluate", interrupted)
+    monkeypatch.setattr(dreamer_mpc.evaluation.player, "evaluate", interrupted)
     output = train(*whole[0], "--run-dir", tmp_path / "run")
     monkeypatch.undo()
     assert "stopped at 24 env steps" in output and "evaluation at" not in output

@@ -167,6 +167,43 @@ def test_a_state_of_before_there_was_a_lead_is_read():
     assert Schedule.from_state_dict(state, AT_ONCE).ratio.lead == 0
 
 
+# evaluations beside training
+
+
+def test_training_goes_on_beside_an_evaluation_and_the_end_waits_for_the_last_one():
+    schedule, counters = Schedule(TURNS), {"env_steps": 50, "updates": 4}
+    events_until_evaluation(schedule, 50)
+    schedule.evaluation_begun(counters)
+    assert schedule.due(50) is Due.UPDATE and resumed(schedule, TURNS, 50) == schedule
+    schedule.updates_left = 0
+    assert schedule.due(70) is Due.RECORD, "the round's record, and the last evaluation, come before the result"
+    schedule.recorded(70)
+    assert schedule.due(70) is Due.EVALUATION
+    schedule.evaluation_ended()
+    assert not schedule.finished
+    schedule.evaluation_begun({"env_steps": 70, "updates": 6})
+    assert schedule.due(70) is Due.RESULT
+    assert resumed(schedule, replace(TURNS, end=110), 70).due(70) is Due.UPDATE, "a longer run goes on beside it"
+    schedule.evaluation_ended()
+    assert schedule.due(70) is Due.NOTHING
+
+
+@pytest.mark.parametrize("at, due", [(50, Due.UPDATE), (70, Due.EVALUATION)])
+def test_an_evaluation_whose_snapshot_is_gone_is_made_up_for_only_at_the_end(at, due):
+    schedule = Schedule(TURNS)
+    events_until_evaluation(schedule, at)
+    schedule.evaluation_begun({"env_steps": at})
+    schedule.evaluation_lost()
+    assert schedule.due(at) is due
+
+
+def events_until_evaluation(schedule, env_steps):
+    schedule.seeded(10)
+    for end in range(30, env_steps + 1, 20):
+        schedule.recorded(end)
+    assert schedule.due(env_steps) is Due.EVALUATION
+
+
 # the ratio
 
 

@@ -53,7 +53,7 @@ def make_trainer(folder, events, monkeypatch, *args):
     trainer.agent.update = noted(events, "update", update)
     envs.step_async, envs.step_wait = noted(events, "send", envs.step_async), noted(events, "receive", envs.step_wait)
     result = Evaluation(np.zeros(1), [1], 1.0, 1, 0, EpisodeRecording())
-    monkeypatch.setattr("dreamer_mpc.training.trainer.evaluate", noted(events, "evaluate", lambda *_, **__: result))
+    monkeypatch.setattr("dreamer_mpc.evaluation.player.evaluate", noted(events, "evaluate", lambda *_, **__: result))
     return trainer
 
 
@@ -262,7 +262,7 @@ def test_the_policy_samples_while_collecting_and_takes_its_mode_in_evaluations(
     played = []
     trainer = make_trainer(tmp_path, [], monkeypatch, "--env-steps", 30, *args)
     result = Evaluation(np.zeros(1), [1], 1.0, 1, 0, EpisodeRecording())
-    evaluate = "dreamer_mpc.training.trainer.evaluate"
+    evaluate = "dreamer_mpc.evaluation.player.evaluate"
     monkeypatch.setattr(evaluate, lambda _, planner, *__, **___: played.append(planner) or result)
     acting, act = set(), Dreamer.act
     monkeypatch.setattr(Dreamer, "act", lambda self, planner, *rest: acting.add(planner) or act(self, planner, *rest))

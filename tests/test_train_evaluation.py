@@ -62,7 +62,7 @@ def acted(monkeypatch):
         acts.append((phase[0], planner, action_noise, torch.initial_seed()))
         return act(self, planner, carry, image, is_first, action_noise)
 
-    monkeypatch.setattr("dreamer_mpc.training.trainer.evaluate", evaluating)
+    monkeypatch.setattr("dreamer_mpc.evaluation.player.evaluate", evaluating)
     monkeypatch.setattr(Dreamer, "act", acting)
     return acts
 
@@ -100,7 +100,7 @@ def evaluations(returns, monkeypatch):
         evaluated.append({name: weight.clone() for name, weight in agent.model.state_dict().items()})
         return Evaluation(np.array([float(next(left))]), [1], 1.0, 1, 0, EpisodeRecording())
 
-    monkeypatch.setattr("dreamer_mpc.training.trainer.evaluate", fake)
+    monkeypatch.setattr("dreamer_mpc.evaluation.player.evaluate", fake)
     return evaluated
 
 

@@ -25,6 +25,7 @@ DEEPEST_YAML = 8  # collections in each other
 # Values for saved configurations that lack a setting: the behaviour before the setting or its present default existed.
 EARLIER = {
     "train": {"policy_action": "mode"},
+    "eval": {"beside": "off"},
     "dream_mpc": {
         "horizon": 15, "candidates": 5, "iterations": 1, "objective": "return", "return_lambda": 0.95,
         "uncertainty": 0.1, "reuse": 0.1, "mode_candidate": False, "draws": 1, "line_search": [],

@@ -61,6 +61,10 @@ class EvaluationConfig:
     """Environments stepped in parallel; at most one per CPU core."""
     seed: int = 10_000
     """Seed of the first evaluation episode; the next ones count up."""
+    beside: Literal["auto", "on", "off"] = "off"
+    """on: in a process of its own, which plays the checkpoint while training goes on; off: training waits for each
+    evaluation; auto: on with several training environments on a GPU, where it has not been measured yet. Returns are
+    the same; on a CPU bit for bit."""
     video: bool = True
     """Write a video and the picture of one decision at each evaluation."""
     video_steps: int = 5000

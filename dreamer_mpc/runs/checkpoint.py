@@ -148,7 +148,31 @@ def prune(folder: str | Path, keep: int = 3) -> None:
 
 def keep_best(folder: str | Path, path: str | Path) -> None:
     """Keep the checkpoint `path` of `folder` as its best one, which is never pruned. OSError on a disk error."""
-    with atomic_path(Path(folder) / f"best{SUFFIX}") as temporary:
+    _keep(path, Path(folder) / f"best{SUFFIX}")
+
+
+def snapshot_path(folder: str | Path, env_steps: int) -> Path:
+    """The path of the checkpoint of `env_steps` that is kept while it is evaluated."""
+    return Path(folder) / f"evaluating-{env_steps:08d}{SUFFIX}"
+
+
+def keep_snapshot(folder: str | Path, env_steps: int) -> Path:
+    """Keep the checkpoint of `env_steps` as it is, whatever becomes of its own file. OSError on a disk error."""
+    path = snapshot_path(folder, env_steps)
+    _keep(checkpoint_path(folder, env_steps), path)
+    return path
+
+
+def drop_snapshots(folder: str | Path, besides: int | None) -> None:
+    """Remove all that `keep_snapshot` kept but the one of the env steps `besides`."""
+    needed = None if besides is None else snapshot_path(folder, besides)
+    for file in set(Path(folder).glob(f"evaluating-*{SUFFIX}")) - {needed}:
+        file.unlink(missing_ok=True)
+
+
+def _keep(path: str | Path, kept: Path) -> None:
+    """Give the content of the file `path` the name `kept` as well."""
+    with atomic_path(kept) as temporary:
         temporary.unlink(missing_ok=True)
         try:
             os.link(path, temporary)

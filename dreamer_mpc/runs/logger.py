@@ -24,6 +24,8 @@ COUNTERS = ("env_steps", "agent_steps", "updates", "episodes")
 class Logger:
     """Appends records to `folder.metrics`, which holds `records` so far; the x axis of every backend is env steps.
 
+    Records come in the order of time. One of an evaluation beside training has fewer env steps than the one before.
+
     On a resumed run `time_s` continues from the last record. UserError if the backend's package is missing, or if the
     file cannot be read or opened. No other error of a backend, `sys.exit` included, and no full disk stops a run:
     `notify` gets a line, the backend is switched off, and records that cannot be written are kept in memory. What a
@@ -92,7 +94,7 @@ class Logger:
             write_text(self._folder.metrics, "".join(map(_json_line, kept)))
             self._open_file(kept)
         with self._switched_off_on_failure():
-            self._backend.truncate(kept[-1]["env_steps"] if kept else -1)
+            self._backend.truncate(max((record["env_steps"] for record in kept), default=-1))
 
     def close(self) -> None:
         """Write the waiting records if possible, and report how many are lost if not."""
@@ -302,6 +304,7 @@ class _Wandb:
             config=_config(folder),
             settings=wandb.Settings(console="off"),  # its capture of stdout breaks the progress bar
         )
+        # wandb drops what is logged at an earlier step of its own, as that of an evaluation beside training is.
         self._run.define_metric("*", step_metric="env_steps")
 
     def write(self, env_steps, values):

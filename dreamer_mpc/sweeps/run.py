@@ -81,11 +81,13 @@ class Standing:
                 continue
 
     def _note(self, record: dict[str, Any]) -> None:
-        self.env_steps = int(record["env_steps"])
-        self._points.append((float(record["time_s"]), self.env_steps))
+        evaluated, env_steps = "eval/return_mean" in record, int(record["env_steps"])
+        if not evaluated or env_steps >= self.env_steps:  # else it was played beside training that went on
+            self.env_steps = env_steps
+            self._points.append((float(record["time_s"]), env_steps))
         self.train_return = record.get("train/return", self.train_return)
         self.eval_return = record.get("eval/return_mean", self.eval_return)
-        self.finished = "eval/return_mean" in record and self.env_steps >= self._total
+        self.finished = evaluated and env_steps >= self._total
 
     @property
     def env_steps_per_s(self) -> float | None:

@@ -27,7 +27,9 @@ from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.program import program
 
 OWN = ("env", "planner", "seed", "run-dir", "resume", "overwrite")  # options that a sweep sets for each run, or forbids
-MAY_DIFFER = ("env_steps", "run_dir", "resume", "profile", "device", "logger", "config")  # of an existing run
+MAY_DIFFER = (  # of an existing run
+    "env_steps", "run_dir", "resume", "profile", "device", "logger", "config", "eval.beside",
+)  # fmt: skip
 
 
 def list_runs(sweep: SweepConfig, rest: Sequence[str]) -> list[Run]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamer_mpc.report.progress import plural
-from dreamer_mpc.runs.checkpoint import Checkpoint, checkpoint_path, keep_best
+from dreamer_mpc.runs.checkpoint import Checkpoint, checkpoint_path, drop_snapshots, keep_best, keep_snapshot
 from dreamer_mpc.runs.saving import Saver
 from dreamer_mpc.util.errors import UserError
 
@@ -43,6 +43,8 @@ class Checkpoints:
         except UserError as error:
             self._refused(error, position, last)
             return
+        evaluating = content.training["evaluating"]
+        drop_snapshots(self._folder, evaluating and evaluating["env_steps"])
         self._number += 1
         self._seconds += self.seconds_since_try()
         if say or self.unsaved:
@@ -53,13 +55,30 @@ class Checkpoints:
         """Seconds since the last save began, or since the process started."""
         return time.monotonic() - self._tried_at
 
-    def keep_best(self, env_steps: int, mean_return: float, best: float | None) -> bool:
-        """Keep the checkpoint written at `env_steps` if its `return` is above `best`; returns whether it was kept."""
+    def last(self) -> Path | None:
+        """The file of the last checkpoint; None where it could not be written."""
+        return None if self.unsaved else checkpoint_path(self._folder, self._saved_at[0])
+
+    def snapshot(self) -> Path | None:
+        """A file with the last checkpoint that stays until a later one does not wait for its evaluation; None: none.
+
+        Its own file may be replaced before, by updates without a step between, or removed as one of too many.
+        """
+        if self.unsaved:
+            return None
+        try:
+            return keep_snapshot(self._folder, self._saved_at[0])
+        except OSError as error:
+            self._say(f"no snapshot for an evaluation beside training ({error.strerror}): it is played now")
+            return None
+
+    def keep_best(self, path: Path | None, mean_return: float, best: float | None) -> bool:
+        """Keep the checkpoint `path`, if there is one, if its return is above `best`; returns whether it was kept."""
         best = -math.inf if best is None else best
-        if self.unsaved or not mean_return > best:
+        if path is None or not mean_return > best:
             return False
         try:
-            keep_best(self._folder, checkpoint_path(self._folder, env_steps))
+            keep_best(self._folder, path)
         except (OSError, UserError) as error:
             self._say(f"the best checkpoint so far is not kept: {error}")
             return False

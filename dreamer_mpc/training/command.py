@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dreamer_mpc.util.ending import tracebacks_in
@@ -45,7 +45,8 @@ def _train(stop: Stop, args: Sequence[str], started: float) -> None:
             contextlib.closing(Trainer(config, folder, saved and saved.checkpoint, started, stop))
         )
         trainer.run()
-        rows = _final_rows(trainer, lambda _: stop.check(f"stopped; the run in {folder.path} is complete"))
+        trainer.evaluator.on_step = lambda: stop.check(f"stopped; the run in {folder.path} is complete")
+        rows = _final_rows(trainer)
     print_table(results_table(rows, f"{config.env}, {trainer.counters.env_steps:,} env steps"))
     print(f"run folder: {folder.path}")
     print(f"compare:    {program('compare')} --checkpoint {shlex.quote(str(folder.path))}")
@@ -92,17 +93,14 @@ def _settings(args: Sequence[str], owned: contextlib.ExitStack) -> "tuple[Config
     return config, saved
 
 
-def _final_rows(trainer: "Trainer", on_step: Callable[[int], None]) -> "list[Row]":
-    """The last evaluation, and one of the bare policy on the same episode seeds; `on_step` as in `evaluate`."""
-    from dreamer_mpc.evaluation.episodes import evaluate
-    from dreamer_mpc.planners import make_planner
+def _final_rows(trainer: "Trainer") -> "list[Row]":
+    """The last evaluation, and one of the bare policy on the same episode seeds."""
+    from dreamer_mpc.runs.checkpoint import find_checkpoint
 
     config = trainer.config
     rows = [trainer.evaluation.row(config.planner)]
     if config.planner != "policy" and config.agent == "dreamer":
-        episodes, seed = config.eval.episodes, config.eval.seed
-        policy = make_planner("policy")
-        bare = evaluate(trainer.agent, policy, trainer.eval_envs, episodes, seed, on_step=on_step)
+        bare = trainer.evaluator.under("policy", find_checkpoint(trainer.folder.path)).evaluation
         if mishaps := bare.mishaps():
             print(f"policy: {mishaps}")
         rows.append(bare.row("policy"))

@@ -11,12 +11,13 @@ from dreamer_mpc.planners import Planner, SampledPolicy
 from dreamer_mpc.report.progress import SEEDING, mean_and_spread, plural
 from dreamer_mpc.report.rows import Row
 from dreamer_mpc.runs.folder import RunFolder
+from dreamer_mpc.training.beside import Evaluator, plays_beside
 from dreamer_mpc.training.schedule import Due
 from dreamer_mpc.util.device import device_name
 from dreamer_mpc.util.memory import GIB
 
 AGENTS = {("gaussian", "dreamer"): "Dreamer", ("categorical", "v3"): "DreamerV3"}  # by world model and behavior
-PHASES = {Due.SEED_STEP: SEEDING, Due.UPDATE: "updating", Due.EVALUATION: "evaluating"}
+PHASES = {Due.SEED_STEP: SEEDING, Due.UPDATE: "updating", Due.EVALUATION: "evaluating", Due.RESULT: "evaluating"}
 
 
 def agent_name(config: Config) -> str:
@@ -39,6 +40,8 @@ def introduction(config: Config, train_planner: Planner, device: torch.device, f
         f"{config.env_steps:,} env steps = {config.env_steps // config.action_repeat:,} agent steps "
         f"(action repeat {config.action_repeat}); {config.train.updates} updates every {config.train.every:,} env steps"
     )
+    if plays_beside(config, device):
+        yield "evaluations are played beside training, in a process of their own"
     if config.num_envs == 1:
         yield "1 environment: collecting and updating take turns (sequential, as in the paper)"
     else:
@@ -56,6 +59,15 @@ def evaluated(row: Row, env_steps: int) -> str:
     """The result of an evaluation."""
     words = mean_and_spread(row["return_mean"], row["return_std"], row["episodes"])
     return f"evaluation at {env_steps:,} env steps: return {words} over {plural(row['episodes'], 'episode')}"
+
+
+def evaluations_beside(evaluator: Evaluator) -> Iterator[str]:
+    """What evaluations beside training took, and what training waited for them."""
+    if evaluator.number:
+        yield (
+            f"{plural(evaluator.number, 'evaluation')} beside training took {evaluator.seconds:.1f} s; "
+            f"training waited {evaluator.waited:.1f} s for them and for the start of their process"
+        )
 
 
 def terminated(env: str) -> str:

@@ -15,6 +15,7 @@ class Due(Enum):
     STEP = "a step, with the updates that go on beside it"
     RECORD = "the record of a round that is over"
     EVALUATION = "an evaluation"
+    RESULT = "the result of the last evaluation, which is played beside"
     NOTHING = "the run is finished"
 
 
@@ -86,6 +87,7 @@ class Schedule:
     ratio: UpdateRatio | None = None  # set after the seed episodes
     evaluated_at: int = 0  # env steps
     evaluation_due: bool = False
+    evaluating: dict[str, int] | None = None  # counters of the snapshot that is played beside training
     finished: bool = False  # the evaluation at the end is done
 
     def due(self, env_steps: int) -> Due:
@@ -94,6 +96,8 @@ class Schedule:
             return Due.NOTHING
         if self.evaluation_due:
             return Due.EVALUATION
+        if self.evaluating and self.evaluated_at >= self.pace.end:
+            return Due.RESULT
         if self.seeding:
             return Due.SEED_STEP
         if self.updates_left:
@@ -132,6 +136,19 @@ class Schedule:
         """Record that the agent was evaluated."""
         self.evaluation_due, self.evaluated_at = False, env_steps
         self.finished = env_steps >= self.pace.end
+
+    def evaluation_begun(self, counters: dict[str, int]) -> None:
+        """Record that the agent at `counters` is evaluated beside training from now on."""
+        self.evaluation_due, self.evaluated_at = False, counters["env_steps"]
+        self.evaluating = counters
+
+    def evaluation_ended(self) -> None:
+        """Record that the result of that evaluation is there."""
+        self.evaluating, self.finished = None, self.evaluated_at >= self.pace.end
+
+    def evaluation_lost(self) -> None:
+        """Record that its snapshot is lost. If it was the last, it is due again: the agent has not changed since."""
+        self.evaluating, self.evaluation_due = None, self.evaluation_due or self.evaluated_at >= self.pace.end
 
     def resumed(self, env_steps: int) -> None:
         """Resume the run at `env_steps`, possibly with another length or another ratio than before."""

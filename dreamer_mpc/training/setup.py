@@ -7,16 +7,18 @@ import torch
 
 from dreamer_mpc.agents.protocol import Agent
 from dreamer_mpc.config import Config, check_start, resolve, to_yaml, trained_config, training_planner
-from dreamer_mpc.config.make import env_settings, load_agent, make_agent, make_envs, replay_capacity, side_by_side_envs
+from dreamer_mpc.config.make import env_settings, load_agent, make_agent, make_envs, replay_capacity
 from dreamer_mpc.data.collect import Collector, Counters
 from dreamer_mpc.data.replay import Replay, check_storage, choose_storage, frame_bytes
 from dreamer_mpc.envs import try_env
 from dreamer_mpc.envs.rows import RowVectorEnv
+from dreamer_mpc.evaluation.player import evaluation_envs
 from dreamer_mpc.report.progress import plural
 from dreamer_mpc.runs.checkpoint import Checkpoint
 from dreamer_mpc.runs.folder import RunFolder, default_run_dir
 from dreamer_mpc.runs.logger import check_backend
 from dreamer_mpc.runs.saving import Saver
+from dreamer_mpc.training.beside import Beside, plays_beside
 from dreamer_mpc.training.initial import Initial
 from dreamer_mpc.util.device import choose_device, device_name
 from dreamer_mpc.util.errors import UserError, cannot_write
@@ -81,7 +83,8 @@ class Parts:
     """The objects of a training run, and lines for the user about it."""
 
     envs: RowVectorEnv
-    eval_envs: RowVectorEnv
+    eval_envs: RowVectorEnv | None  # None: those of `beside`
+    beside: Beside | None
     agent: Agent
     replay: Replay
     collector: Collector
@@ -106,8 +109,13 @@ def open_parts(
     initial = None if checkpoint else Initial.of(config)
     envs = make_envs(config, config.num_envs, device)
     opened.callback(envs.close)
-    eval_envs = make_envs(config, side_by_side_envs(config.eval.num_envs, config.eval.episodes), device)
-    opened.callback(eval_envs.close)
+    eval_envs, beside = None, None
+    if plays_beside(config, device):
+        beside = Beside(config)  # after `make_envs`, which decides where to render
+        opened.callback(beside.close)
+    else:
+        eval_envs = evaluation_envs(config, device)
+        opened.callback(eval_envs.close)
     action_dim = envs.single_action_space.shape[0]
     if checkpoint:
         agent = load_agent(checkpoint, config, action_dim, device)
@@ -119,7 +127,7 @@ def open_parts(
     replay, line = _make_replay(config, folder, capacity, agent, opened)
     collector = Collector(envs, agent, replay, counters, config.seed)
     saver = Saver(folder, replay, config.train.keep_checkpoints)
-    parts = Parts(envs, eval_envs, agent, replay, collector, saver, initial, [*notes, line])
+    parts = Parts(envs, eval_envs, beside, agent, replay, collector, saver, initial, [*notes, line])
     if checkpoint:
         _restore(parts, config, checkpoint)
     else:

@@ -5,21 +5,23 @@ import shlex
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 from torch.profiler import record_function
 
-from dreamer_mpc.config import Config, planner_from, resolve, to_dict, training_planner
+from dreamer_mpc.config import Config, resolve, to_dict, training_planner
 from dreamer_mpc.data.collect import Counters
 from dreamer_mpc.envs import EnvError
-from dreamer_mpc.evaluation.episodes import Evaluation, evaluate
-from dreamer_mpc.evaluation.visualize import write_visuals
+from dreamer_mpc.evaluation.episodes import Evaluation
+from dreamer_mpc.evaluation.player import Played
 from dreamer_mpc.report.progress import Progress
 from dreamer_mpc.report.rows import to_metrics
-from dreamer_mpc.runs.checkpoint import Checkpoint
+from dreamer_mpc.runs.checkpoint import Checkpoint, load_checkpoint, snapshot_path
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.runs.logger import Logger
 from dreamer_mpc.training import reporting
+from dreamer_mpc.training.beside import Evaluator
 from dreamer_mpc.training.checkpoints import Checkpoints, Position
 from dreamer_mpc.training.profiling import Profiler
 from dreamer_mpc.training.schedule import Due, Pace, Schedule
@@ -55,7 +57,6 @@ class Trainer:
         self.folder, self.device = folder, choose_device(config.device)
         self._set_up_time = reporting.SetUpTime(started, self.device)
         seed_everything(config.seed)
-        self.planner = planner_from(config, config.planner)
         self.train_planner = training_planner(config)
         self.counters = replace(checkpoint.counters) if checkpoint else Counters()
         self.state = self._state(checkpoint)
@@ -66,7 +67,8 @@ class Trainer:
         with contextlib.ExitStack() as opened:
             parts = open_parts(config, folder, self.counters, checkpoint, self._stop, opened)
             self._opened = opened.pop_all()
-        self.envs, self.eval_envs, self.agent = parts.envs, parts.eval_envs, parts.agent
+        self.envs, self.agent = parts.envs, parts.agent
+        self.evaluator = Evaluator(config, folder, self.agent, parts.eval_envs, parts.beside, self._opened)
         self.replay, self.collector, self._saver, self._notes = parts.replay, parts.collector, parts.saver, parts.notes
         self._initial = parts.initial
         most, optimizer = config.train.max_skipped_in_a_row, config.optimizer.kind
@@ -105,7 +107,9 @@ class Trainer:
             self._profiler = Profiler(self.folder.path / "profile", self.device, config.profile, line)
             self._throughput = reporting.Throughput(counters)
             self._checkpoints = Checkpoints(self.folder.checkpoints, self._saver, self._position(), line)
+            self.evaluator.say, self.evaluator.on_step = line, self._stop.check
             try:
+                self._resume_evaluation()
                 self._loop()
             except Stopped:
                 self._save(last=True)
@@ -115,6 +119,7 @@ class Trainer:
                 ) from None
             self._profiler.close()
             line(self._checkpoints.cost(time.monotonic() - self._set_up_time.started))
+            self._say(reporting.evaluations_beside(self.evaluator))
             self._say(reporting.peak_memory(self.device))
 
     def close(self) -> None:
@@ -144,9 +149,11 @@ class Trainer:
                 self._save()
 
     def _advance(self, due: Due) -> None:
-        """An evaluation, a step of the environments, or an update between them."""
+        """An evaluation or its result, a step of the environments, or an update between them."""
         if due is Due.EVALUATION:
             self._evaluate()
+        elif due is Due.RESULT:
+            self._receive_evaluation(wait=True)
         elif due is Due.SEED_STEP:
             self._step_at_random()
         elif due is Due.UPDATE:
@@ -174,8 +181,6 @@ class Trainer:
         self.state.returns = []
         self.schedule.seeded(self.counters.env_steps)
         self._throughput.restart(self.counters)
-        if self.schedule.evaluation_due:
-            self._save(say=True)
 
     def _step(self) -> None:
         """A step of the environments, with the updates that go on beside it."""
@@ -184,6 +189,7 @@ class Trainer:
             self._update(left)
         self._receive()
         self._profiler.after_step()
+        self._receive_evaluation()
 
     def _receive(self) -> None:
         """The end of a step; what a user must know who has an environment that terminates is said once a run."""
@@ -215,35 +221,76 @@ class Trainer:
         self._show(train_return=state.returns[-1] if state.returns else None)
         state.metrics, state.returns = MetricMeans(), []
         self.schedule.recorded(counters.env_steps)
-        if self.schedule.evaluation_due or self._checkpoints.unsaved:
+        if self._checkpoints.unsaved and not self.schedule.evaluation_due:
             self._save(say=True)
 
+    # evaluations
+
     def _evaluate(self) -> None:
-        config, env_steps = self.config, self.counters.env_steps
+        """Evaluate the agent, or begin to, beside training; a checkpoint is written first."""
+        env_steps = self.counters.env_steps
+        self._receive_evaluation(wait=True)  # of the one before: never two at once
+        self._save(say=True)
+        if self.evaluator.beside and (snapshot := self._checkpoints.snapshot()):
+            self.evaluator.begin(env_steps, snapshot)
+            self.schedule.evaluation_begun(asdict(self.counters))
+            return
         self._profiler.finish()  # an evaluation would swell it
         self._show(Due.EVALUATION)
-        self.evaluation = evaluate(
-            self.agent,
-            self.planner,
-            self.eval_envs,
-            config.eval.episodes,
-            config.eval.seed,
-            config.eval.video_steps if config.eval.video else 0,
-            on_step=lambda _: self._stop.check(),
-        )
-        row, mishaps = self.evaluation.row(config.planner), self.evaluation.mishaps()
-        self._logger.write(asdict(self.counters), to_metrics(row) | self.evaluation.counts())
-        self._say([mishaps] if mishaps else [])
-        self._show(eval_return=row["return_mean"])
-        self._progress.line(reporting.evaluated(row, env_steps))
-        if config.eval.video and config.eval.video_steps:
-            self._draw(self.evaluation)
-        if self._checkpoints.keep_best(env_steps, row["return_mean"], self.state.best_return):
-            self.state.best_return = row["return_mean"]
+        self._record_evaluation(asdict(self.counters), self.evaluator.play(env_steps), self._checkpoints.last())
         self.schedule.evaluated(env_steps)
         self._throughput.restart(self.counters)
         if self.schedule.finished:
             self._save(last=True)
+
+    def _receive_evaluation(self, wait: bool = False) -> None:
+        """Record the evaluation that is played beside training, if its result is there, or after waiting for it."""
+        counters = self.schedule.evaluating
+        if counters is None:
+            return
+        began = time.monotonic()
+        played = self.evaluator.result()
+        if played is None and wait:
+            self._show(Due.RESULT)
+            last = "last " if self.schedule.due(self.counters.env_steps) is Due.RESULT else ""
+            self._progress.line(f"waiting for the {last}evaluation, at {counters['env_steps']:,} env steps")
+            played = self.evaluator.result(wait=True)
+            self._progress.line(f"training waited {time.monotonic() - began:.1f} s for it")
+            self._throughput.restart(self.counters)
+        if played is None:
+            return
+        self._record_evaluation(counters, played, snapshot_path(self.folder.checkpoints, counters["env_steps"]))
+        self.schedule.evaluation_ended()
+        if self.schedule.finished:
+            self._save(last=True)
+
+    def _resume_evaluation(self) -> None:
+        """Begin again with the evaluation that was played beside training when the run was stopped or killed."""
+        if not self.schedule.evaluating:
+            return
+        env_steps = self.schedule.evaluating["env_steps"]
+        snapshot = snapshot_path(self.folder.checkpoints, env_steps)
+        try:
+            load_checkpoint(snapshot)
+        except UserError:  # it is damaged; or the checkpoint after this one is, with which the snapshot was removed
+            self._progress.line(f"the evaluation at {env_steps:,} env steps is left out: {snapshot} cannot be read")
+            self.schedule.evaluation_lost()
+        else:
+            self.evaluator.begin(env_steps, snapshot)
+
+    def _record_evaluation(self, counters: dict[str, int], played: Played, checkpoint: Path | None) -> None:
+        """Log an evaluation of the agent at `counters`; keep its `checkpoint` if it is the best so far."""
+        self.evaluation = played.evaluation
+        row, mishaps = self.evaluation.row(self.config.planner), self.evaluation.mishaps()
+        self._logger.write(counters, to_metrics(row) | self.evaluation.counts())
+        self._say([mishaps] if mishaps else [])
+        self._show(eval_return=row["return_mean"])
+        self._progress.line(reporting.evaluated(row, counters["env_steps"]))
+        self._say(played.notes)
+        for path in played.shown:
+            self._logger.show(counters["env_steps"], path)
+        if self._checkpoints.keep_best(checkpoint, row["return_mean"], self.state.best_return):
+            self.state.best_return = row["return_mean"]
 
     # what the user sees, and what is saved
 
@@ -253,15 +300,6 @@ class Trainer:
         counts = {"simulator_errors": collector.simulator_errors, "lost_environments": collector.lost_environments}
         mean = {"train/return": float(np.mean(returns))} if returns else {}
         return mean | {f"train/{name}": count for name, count in counts.items() if count}
-
-    def _draw(self, evaluation: Evaluation) -> None:
-        """Video and picture; whatever goes wrong with them costs those, not the run."""
-        env_steps = self.counters.env_steps
-        stem, method = self.folder.videos / f"{env_steps:08d}", self.config.planner
-        title = f"{self.config.env}, {method}, {env_steps:,} env steps"
-        line = self._progress.line
-        for path in write_visuals(stem, self.agent, self.planner, method, evaluation, title, line):
-            self._logger.show(env_steps, path)
 
     def _say(self, lines: Iterable[str]) -> None:
         for line in lines:
@@ -276,7 +314,9 @@ class Trainer:
 
     def _position(self) -> Position:
         """Changes with everything that a checkpoint should hold."""
-        return (*asdict(self.counters).values(), self.schedule.evaluation_due, self.schedule.finished)
+        schedule = self.schedule
+        evaluating = schedule.evaluating and schedule.evaluating["env_steps"]
+        return (*asdict(self.counters).values(), schedule.evaluation_due, evaluating, schedule.finished)
 
     def _checkpoint(self) -> Checkpoint:
         """All but the files of replay; the records that it counts are on the disk before it."""
