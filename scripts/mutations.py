@@ -709,7 +709,8 @@ MUTATIONS = [
         "tests/test_beside.py::test_without_its_process_a_run_plays_its_evaluations_itself",
     ),
     loop(
-        "a late evaluation taken for a step back", "sweeps/run", "if not evaluated or env_steps", "if True or env_steps",
+        "a late evaluation taken for a step back", "sweeps/run", "if not evaluated or env_steps",
+        "if True or env_steps",
         "tests/test_beside.py::test_a_sweep_does_not_take_a_late_evaluation_for_a_step_back_nor_for_the_end",
     ),
     Mutation(

@@ -20,7 +20,8 @@ from dreamer_mpc.report.curves import gather
 from dreamer_mpc.runs.checkpoint import load_checkpoint
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.runs.logger import Logger
-from dreamer_mpc.sweeps.sweep import Standing, list_runs
+from dreamer_mpc.sweeps.run import Standing
+from dreamer_mpc.sweeps.runs import list_runs
 from dreamer_mpc.training.beside import Evaluator, plays_beside
 from dreamer_mpc.training.trainer import Trainer
 from scripts.soak import TIMES, flatten, same
