@@ -14,7 +14,7 @@ import numpy as np
 from dreamer_mpc.envs.actions import StepResult, repeat_action, to_bounds
 from dreamer_mpc.envs.errors import EnvError, describe_error, shorten
 from dreamer_mpc.envs.gymnasium_ids import make_gymnasium_env
-from dreamer_mpc.envs.imports import import_module, is_standard
+from dreamer_mpc.envs.imports import import_module, is_of_folder, is_standard
 from dreamer_mpc.envs.names import is_gymnasium_id
 from dreamer_mpc.envs.snapshot import Restorable, is_restorable, not_restorable
 from dreamer_mpc.envs.surroundings import Surroundings, seed_generators
@@ -23,6 +23,8 @@ from dreamer_mpc.envs.view import declared_names, declared_speed
 LARGEST_BOUND = 1e9  # larger bounds, such as those of np.finfo, count as no bounds
 LARGEST_REWARD = 1e30  # replay keeps float32
 BRIGHTEST = 255  # value of a pixel
+# Array libraries: einops, which the agent uses, takes any imported module of such a name for the real one.
+LOOKED_FOR = {"cupy", "jax", "mlx", "oneflow", "paddle", "pytensor", "tensorflow", "tinygrad"}
 # Imported before a user's of that name; all but the package itself only from a clone.
 OWN_PACKAGES = ("envs", "dreamer_mpc", "run", "tests", "benchmarks", "scripts")
 
@@ -209,6 +211,9 @@ def _load_factory(name: str, args: dict[str, Any]) -> Callable[..., gymnasium.En
             raise
         remedy = _how_to_import(module_name, cause)
         raise EnvError(f"{name}: cannot import {module_name} ({shorten(cause)}); {remedy}") from cause
+    package = module_name.partition(".")[0]
+    if package in LOOKED_FOR and is_of_folder(package):
+        raise EnvError(f"{name}: einops would take your {package} for the library of that name: rename yours")
     factory = guarded(name, f"looking up {factory_name}", getattr, module, factory_name, None)
     if not callable(factory):
         hidden = f"; {_hidden(module_name)}" if is_standard(module_name) else ""

@@ -23,6 +23,12 @@ def import_module(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
+def is_of_folder(name: str) -> bool:
+    """Whether an imported package or module lies in the working folder."""
+    file = getattr(sys.modules.get(name), "__file__", None) or ""
+    return os.path.dirname(os.path.dirname(file) if os.path.basename(file) == "__init__.py" else file) == os.getcwd()
+
+
 def is_standard(name: str) -> bool:
     """Whether it is, or is in, a module of Python's standard library."""
     return name.partition(".")[0] in sys.stdlib_module_names

@@ -284,6 +284,7 @@ def test_evaluations_are_beside_training_where_a_gpu_trains_with_several_environ
 
 def test_a_run_that_was_saved_before_the_setting_goes_on_without():
     saved = to_dict(load_presets("default"))
+    saved["eval"]["beside"] = "auto"
     assert config_from_dict(saved, "now").eval.beside == "auto"
     del saved["eval"]["beside"]
     assert config_from_dict(saved, "before").eval.beside == "off"

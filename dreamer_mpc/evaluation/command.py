@@ -9,6 +9,7 @@ import torch
 from dreamer_mpc import config as settings
 from dreamer_mpc.evaluation.compare import Comparison
 from dreamer_mpc.evaluation.subject import Subject
+from dreamer_mpc.planners import Planner
 from dreamer_mpc.report.plot import COMPARE, draw_comparison
 from dreamer_mpc.report.progress import (
     comparison_table,
@@ -41,11 +42,13 @@ def _evaluate(config: settings.EvalConfig, subject: Subject) -> int:
     env, episodes, trained_on = comparison.trained.env, comparison.record, subject.trained.env
     if env != trained_on:
         print(f"playing {env} with an agent that was trained on {trained_on}: leave --env out to play that")
+    _say_whose_settings(config, comparison.planners)
     comparison.play()
     rows = comparison.rows()
     elsewhere = f", trained on {trained_on}" if env != trained_on else ""
     steps = subject.checkpoint.counters.env_steps
-    print_table(results_table(rows, f"{env}: {_name(subject)}{elsewhere}, {steps:,} env steps"))
+    name = "" if _name(subject) == env else f": {_name(subject)}"
+    print_table(results_table(rows, f"{env}{name}{elsewhere}, {steps:,} env steps"))
     results = [
         {**to_evaluation(row), "returns": [episode["return"] for episode in episodes.of(row["planner"], name)]}
         for row in rows
@@ -64,6 +67,13 @@ def _evaluate(config: settings.EvalConfig, subject: Subject) -> int:
     episodes.write("eval.json", json.dumps(record, indent=1) + "\n")
     print(f"wrote {episodes.folder / 'eval.json'}")
     return 0
+
+
+def _say_whose_settings(config: settings.PlaySettings, planners: dict[str, Planner]) -> None:
+    """A line for each planner that has other settings than this version's, as its checkpoint was trained with them."""
+    for name in [name for name in planners if f"{name}-default" in settings.planner_presets()]:
+        if planners[name] != settings.planner_from(config, f"{name}-default"):
+            print(f"{name} has the settings of the checkpoint or the command; {name}-default has this version's")
 
 
 def _name(subject: Subject) -> str:
@@ -88,6 +98,7 @@ def _compare(config: settings.CompareConfig, subjects: list[Subject]) -> int:
         print(f"left out, as they need an actor or a critic: {', '.join(comparison.left_out)}")
     for note in comparison.record.notes:
         print(note)
+    _say_whose_settings(config, comparison.planners)
     try:
         comparison.play()
     except KeyboardInterrupt:

@@ -10,10 +10,30 @@ from torch import Tensor
 from dreamer_mpc.agents.protocol import Agent, Carry
 from dreamer_mpc.envs.actions import to_bounds
 from dreamer_mpc.library.arrays import Array, Form, read
-from dreamer_mpc.planners import Planner
+from dreamer_mpc.planners import Plan, Planner
 from dreamer_mpc.util.device import preserved_rng
 
 Bounds = tuple[Any, Any]  # low and high, [A] each
+
+
+class _Checked:
+    """A planner whose plans are checked, as it may be a stranger's."""
+
+    def __init__(self, planner: Planner):
+        self._planner = planner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._planner, name)
+
+    def plan(self, model: Any, state: Tensor, memory: Any = None) -> Plan:
+        """ValueError, in one line, for what is no plan, or one whose actions are not in [-1, 1]."""
+        plan, name = self._planner.plan(model, state, memory), type(self._planner).__name__
+        if not isinstance(plan, Plan):
+            raise ValueError(f"{name}.plan must return a Plan of dreamer_mpc.planners, got {type(plan).__name__}")
+        most = float(plan.action.abs().max())
+        if not most <= 1 + 1e-4:
+            raise ValueError(f"{name}.plan must give actions in [-1, 1], got {most:.3g}")
+        return plan
 
 
 class Player:
@@ -30,6 +50,7 @@ class Player:
         self, agent: Agent, planner: Planner, image_shape: Sequence[int], seed: int = 0, bounds: Bounds | None = None
     ):
         self.planner, self.image_shape, self._agent, self._seed = planner, tuple(image_shape), agent, seed
+        self._checked = _Checked(planner)
         self._bounds = None if bounds is None else _read_bounds(bounds, agent.model.action_dim)
         self._carry: Carry | None = None
         self._generators: list[Tensor] | None = None  # states, of the host and of a GPU
@@ -50,7 +71,7 @@ class Player:
             )
         with preserved_rng(agent.device):
             self._resume_generators()
-            act = agent.act(self.planner, self._carry, images, torch.from_numpy(self._is_first).to(agent.device))
+            act = agent.act(self._checked, self._carry, images, torch.from_numpy(self._is_first).to(agent.device))
             self._keep_generators()
         self._carry, self._value, self._form = act.carry, act.value, form
         self._is_first = np.zeros_like(self._is_first)

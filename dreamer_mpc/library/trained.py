@@ -29,7 +29,7 @@ class Dream(NamedTuple):
     values: Array | None  # [N, H], the critic's means, each with the reward of its state; None without a critic
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainedAgent:
     """An agent with the weights of a checkpoint; made by `load`."""
 
@@ -37,6 +37,9 @@ class TrainedAgent:
     config: Config  # of its training
     env_steps: int  # that it was trained for
     agent: Agent
+
+    def __repr__(self) -> str:
+        return f"TrainedAgent({str(self.path)!r}, {self.config.env}, {self.env_steps:,} env steps)"
 
     @property
     def action_dim(self) -> int:

@@ -49,6 +49,8 @@ def _train(stop: Stop, args: Sequence[str], started: float) -> None:
         rows = _final_rows(trainer)
     print_table(results_table(rows, f"{config.env}, {trainer.counters.env_steps:,} env steps"))
     print(f"run folder: {folder.path}")
+    if any(folder.videos.glob("*.mp4")):
+        print(f"videos:     {folder.videos}")
     print(f"compare:    {program('compare')} --checkpoint {shlex.quote(str(folder.path))}")
 
 
