@@ -217,6 +217,16 @@ def test_a_module_that_does_not_import_is_one_line(code, tmp_path, monkeypatch):
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_a_module_named_like_an_array_library_is_one_line(tmp_path, monkeypatch):
+    """einops looks for these names among the imported modules, and fails amid the first update."""
+    (tmp_path / "paddle.py").write_text("def make(): pass")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "paddle", raising=False)
+    with pytest.raises(EnvError, match="einops would take your paddle for the library of that name: rename yours"):
+        make_vector_env("paddle:make", 1)
+    sys.modules.pop("paddle", None)
+
+
 @given(name=st.one_of(st.text(max_size=20), st.from_regex(r"[A-Z0-9_./]{0,9}:[\w.]{0,9}", fullmatch=True)))
 @fuzz(300)
 def test_any_name_of_an_env_is_one_line(name):

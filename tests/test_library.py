@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -196,3 +197,29 @@ def test_what_cannot_be_exported_is_one_line(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else name)
     assert "ONNX needs onnxscript: pip install 'dreamer-mpc[onnx]', or --format torch" in refused()
     assert not list(tmp_path.iterdir())
+
+
+def plan_of_policy(model, state):
+    return dreamer_mpc.make_planner("policy").plan(model, state)
+
+
+class Stranger:
+    """A planner that answers what it is told to."""
+
+    def __init__(self, answer):
+        self.plan = lambda model, state, memory=None: answer(model, state)
+
+
+@pytest.mark.parametrize(("answer", "words"), [
+    (lambda model, state: state, "must return a Plan of dreamer_mpc.planners, got Tensor"),
+    (lambda *given: replace(plan_of_policy(*given), action=torch.full((2, ACTION_DIM), 4.0)), "got 4"),
+    (lambda *given: replace(plan_of_policy(*given), action=torch.full((2, ACTION_DIM), np.nan)), "got nan"),
+], ids=["no plan", "too large", "not a number"])  # fmt: skip
+def test_a_stranger_s_plan_that_is_none_or_out_of_bounds_is_one_line(agent, images, answer, words):
+    with pytest.raises(ValueError, match="Stranger.plan must ") as raised:
+        agent.player(Stranger(answer))(images[0])
+    assert words in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_an_agent_says_in_a_line_what_it_is(agent):
+    assert len(repr(agent)) < 300 and "env steps" in repr(agent)
