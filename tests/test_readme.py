@@ -38,8 +38,9 @@ def test_readme_s_commands_work_one_after_the_other(tmp_path, monkeypatch):
         return done.out
 
     assert "dream-mpc-cpu" in works(evaluate, *PLAYED, "--no-video", "--out", tmp_path / "eval")
-    works(train, "--config", "quick", *SMALL, "--render-quality", "fast")
-    assert (tmp_path / "runs" / "cheetah-run-dream-mpc-seed0" / "checkpoints").is_dir()
+    folder = "runs/cheetah-run-dream-mpc-seed0"
+    works(train, "--config", "quick", *SMALL, "--render-quality", "fast", "--run-dir", folder)
+    assert folder in compare and folder in resume
     assert "mppi" in works(compare, *PLAYED)
     assert "complete" in works(resume)
     works(own, *SMALL)

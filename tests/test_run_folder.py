@@ -216,4 +216,6 @@ def test_a_checkpoint_belongs_to_the_run_around_it(tmp_path):
 def test_a_run_of_v3_has_a_default_folder_of_its_own():
     assert default_run_dir(load_presets("v3")) == "runs/cheetah-run-dream-mpc-v3-seed0"
     assert default_run_dir(load_presets("default")) == "runs/cheetah-run-dream-mpc-seed0"
+    assert default_run_dir(load_presets("quick")) == "runs/cheetah-run-dream-mpc-quick-seed0"
+    assert default_run_dir(load_presets("quick,v3-small")) == "runs/cheetah-run-dream-mpc-v3-quick-seed0"
     assert default_run_dir(load_presets("v3,planet")) == "runs/cheetah-run-cem-v3-seed0"

@@ -203,11 +203,15 @@ FAMILIES = {("gaussian", "dreamer"): "", ("categorical", "v3"): "-v3"}
 
 
 def default_run_dir(config: "Config") -> str:
-    """runs/<env>-<planner>-seed<seed>; it also names the training planner and the agent's kinds if they are others."""
+    """runs/<env>-<planner>-seed<seed>; it also names the training planner and the agent's kinds if they are others.
+
+    Runs of the preset quick have folders of their own, so that none is in the way of a run at full size.
+    """
     other = f"-trained-by-{config.trained_by}" if config.trained_by != config.planner else ""
     kinds = (config.world_model.kind, config.behavior.kind)
     family = FAMILIES.get(kinds, f"-{'-'.join(kinds)}")
-    return f"runs/{run_name(config.env, config.planner + other + family, config.seed)}"
+    quick = "-quick" if "quick" in config.config.split(",") else ""
+    return f"runs/{run_name(config.env, config.planner + other + family + quick, config.seed)}"
 
 
 def run_name(env: str, planner: str, seed: int | str) -> str:
