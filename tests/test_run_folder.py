@@ -8,7 +8,7 @@ import pytest
 
 import dreamer_mpc.runs.folder
 import dreamer_mpc.util.files as atomic
-from dreamer_mpc.config import load_presets
+from dreamer_mpc.config import Config, load_presets, parse
 from dreamer_mpc.runs.folder import PROGRAM, WRITTEN, RunFolder, default_run_dir, source_commit
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import atomic_path
@@ -216,6 +216,10 @@ def test_a_checkpoint_belongs_to_the_run_around_it(tmp_path):
 def test_a_run_of_v3_has_a_default_folder_of_its_own():
     assert default_run_dir(load_presets("v3")) == "runs/cheetah-run-dream-mpc-v3-seed0"
     assert default_run_dir(load_presets("default")) == "runs/cheetah-run-dream-mpc-seed0"
-    assert default_run_dir(load_presets("quick")) == "runs/cheetah-run-dream-mpc-quick-seed0"
-    assert default_run_dir(load_presets("quick,v3-small")) == "runs/cheetah-run-dream-mpc-v3-quick-seed0"
     assert default_run_dir(load_presets("v3,planet")) == "runs/cheetah-run-cem-v3-seed0"
+
+
+@pytest.mark.parametrize(("presets", "name"), [("quick", "quick"), ("quick,v3-small", "v3-quick")])
+def test_a_run_of_quick_is_not_in_the_way_of_one_at_full_size(presets, name):
+    config = parse(Config, ["--config", presets], load_presets(presets))
+    assert default_run_dir(config) == f"runs/cheetah-run-dream-mpc-{name}-seed0"
