@@ -45,6 +45,8 @@ if [ -x .venv/bin/python ]; then
     fail "$(unfit .venv/bin/python), but PYTHON=$python is $(version "$python"): remove .venv and run this again"
   fi
   echo "using .venv (Python $(version .venv/bin/python))"
+elif [ -e .venv ] || [ -L .venv ]; then
+  fail ".venv is there and is no virtual environment: remove it and run this again"
 else
   echo "making .venv with $python (Python $(version "$python"))"
   "$python" -m venv .venv || fail "$python cannot make .venv: on Debian and Ubuntu, apt-get install python$(version "$python")-venv"

@@ -26,7 +26,7 @@ from dreamer_mpc.util.program import program
 Format = Literal["onnx", "torch"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch": ".pt2"}
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
-INPUTS, OUTPUTS = ("image", "action", "state", "noise"), ("action", "state")
+INPUTS, OUTPUTS = ("image", "action", "state", "noise"), ("next_action", "next_state")
 UNUSED = {"critic", "decoder", "reward_head", "continue_head", "projector"}
 CHECK_STEPS, CHECK_ROWS = 8, 3
 TOLERANCE = 1e-3  # of numbers near 1; what a wrong network does is near 1 itself
@@ -103,7 +103,7 @@ def _write(policy: Policy, path: Path, form: Format) -> Run:
             if form == "torch":
                 torch.export.save(program, path)
             else:
-                names = {"input_names": list(INPUTS), "output_names": [f"next_{name}" for name in OUTPUTS]}
+                names = {"input_names": list(INPUTS), "output_names": list(OUTPUTS)}
                 torch.onnx.export(program, dynamo=True, verbose=False, **names).save(path, external_data=False)
     except Exception as error:  # torch's exporters raise exceptions of many kinds
         raise UserError(f"torch cannot export this agent's policy as {form}: {in_one_line(error)[:200]}") from error

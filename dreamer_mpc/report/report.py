@@ -78,18 +78,28 @@ def cards(found: Found) -> str:
             last = run.evaluations[-1]
             words = f"return in {run.config.env} after {last['env_steps']:,} env steps: {_name(run)}, seed "
             words += f"{run.config.seed}, mean{_and_spread(last)} over {plural(int(last['eval/episodes']), 'episode')}"
-            shown.append(card(f"{last['eval/return_mean']:,.0f}", words, style(method_of(run.config)).color))
+            shown.append(card(_return(last["eval/return_mean"]), words, style(method_of(run.config)).color))
     for evaluation in found.evaluations:
         best = max(evaluation.record["results"], key=lambda row: row["return_mean"])
         words = f"return in {evaluation.record['env']} under {best['planner']}, the best of "
         words += f"{plural(len(evaluation.record['results']), 'planner')} in {plural(best['episodes'], 'episode')}"
-        shown.append(card(f"{best['return_mean']:,.0f}", words, style(best["planner"]).color))
+        shown.append(card(_return(best["return_mean"]), words, style(best["planner"]).color))
     more = note(f"{len(shown) - MOST_CARDS} more stand in the tables below.") if len(shown) > MOST_CARDS else ""
     return f'<div class="cards">{"".join(shown[:MOST_CARDS])}</div>\n{more}'
 
 
+def _digits(value: float) -> int:
+    return 0 if abs(value) >= 100 else 1
+
+
+def _return(value: float) -> str:
+    return f"{value:,.{_digits(value)}f}"
+
+
 def _and_spread(record: dict[str, Any]) -> str:
-    return f" ± standard deviation {record['eval/return_std']:.0f}" if record["eval/episodes"] > 1 else ""
+    if record["eval/episodes"] < 2:
+        return ""
+    return f" ± standard deviation {record['eval/return_std']:,.{_digits(record['eval/return_mean'])}f}"
 
 
 def _claim(comparison: FoundComparison) -> str:

@@ -48,6 +48,8 @@ def _train(stop: Stop, args: Sequence[str], started: float) -> None:
         trainer.evaluator.on_step = lambda: stop.check(f"stopped; the run in {folder.path} is complete")
         rows = _final_rows(trainer)
     print_table(results_table(rows, f"{config.env}, {trainer.counters.env_steps:,} env steps"))
+    if "quick" in config.config.split(","):
+        print("quick shows that everything works: so short a run learns little, whatever its returns")
     print(f"run folder: {folder.path}")
     if any(folder.videos.glob("*.mp4")):
         print(f"videos:     {folder.videos}")

@@ -1,5 +1,6 @@
 """How this program is called: from a clone, `python run.py`; installed, `dreamer-mpc` or `python -m dreamer_mpc`."""
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -10,14 +11,14 @@ SCRIPT = FOLDER.parent / "run.py"  # of a clone
 
 
 def program(command: str = "") -> str:
-    """`python run.py`, or as it was called otherwise, and a command of it, for lines that a user may repeat."""
+    """`python run.py`, or as it was called otherwise, and a command of it, for lines that a user may repeat there."""
     called = Path(sys.argv[0]).parts[-2:]
     if called[-1:] == ("dreamer-mpc",):
         words = ["dreamer-mpc"]
     elif called == (FOLDER.name, "__main__.py") or not SCRIPT.exists():
         words = ["python", "-m", "dreamer_mpc"]
     else:
-        words = ["python", "run.py"]
+        words = ["python", "run.py" if Path.cwd() == SCRIPT.parent else shlex.quote(str(SCRIPT))]
     return " ".join([*words, command] if command else words)
 
 
