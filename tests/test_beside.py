@@ -165,8 +165,8 @@ def test_a_logger_is_cut_behind_the_furthest_record(tmp_path, monkeypatch):
     cut = []
     monkeypatch.setattr("dreamer_mpc.runs.logger._None.truncate", lambda _, env_steps: cut.append(env_steps))
     with Logger(RunFolder(tmp_path)) as logger:
-        for env_steps in (24, 48, 24, 56):
-            logger.write(counters(env_steps), {})
+        for env_steps, metrics in ((24, {}), (48, {}), (24, {"eval/return_mean": 1.0}), (56, {})):
+            logger.write(counters(env_steps), metrics)
         logger.truncate(3)
     assert cut == [48]
 

@@ -189,7 +189,7 @@ def read_metrics(path: str | Path) -> list[dict]:
 
 def _read(path):
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    records, before = [], {}
+    records, before, furthest = [], {}, 0
     for number, line in enumerate(lines, start=1):
         try:
             record = from_json(line)
@@ -201,11 +201,13 @@ def _read(path):
             raise UserError(f"{path}, line {number} is no record of a run: remove that line")
         if line in before:
             raise UserError(f"{path}, line {number} is the same as line {before[line]}: remove one of them")
-        if records and record["env_steps"] < records[-1]["env_steps"]:
+        beside = "eval/return_mean" in record  # an evaluation beside training comes after records of more env steps
+        if record["env_steps"] < furthest and not beside:
             raise UserError(
-                f"{path}, line {number} goes back from env step {records[-1]['env_steps']:,} to "
-                f"{record['env_steps']:,}: remove the lines of one of the two runs"
+                f"{path}, line {number} goes back from env step {furthest:,} to {record['env_steps']:,}: remove the "
+                "lines of one of the two runs"
             )
+        furthest = max(furthest, record["env_steps"])
         before[line] = number
         records.append({key: math.nan if value is None else value for key, value in record.items()})
     return records
