@@ -25,7 +25,7 @@ from dreamer_mpc.util import slurm
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.slurm import Queued
 from dreamer_mpc.util.stop import Stop, Stopped
-from tests.support.commands import quietly
+from tests.support.commands import ROOT, quietly
 
 
 def make_runs(folder, number):
@@ -354,3 +354,20 @@ def test_an_existing_run_s_settings_are_read_whoever_s_file_was_read_before(tmp_
         with pytest.raises(UserError, match="seed2 has a run with other settings"):
             list_runs(config, [])
         last.write_text(text)
+
+
+def test_importing_submitit_leaves_the_handlers_of_others_open():
+    """logging.config closes all handlers, and absl's its stream: that was standard error, which then was silent."""
+    code = """
+import io, sys
+before, sys.stderr = sys.stderr, io.StringIO()
+from absl import logging
+stream = logging.get_absl_handler().python_handler.stream
+assert stream is sys.stderr
+sys.stderr = before
+from dreamer_mpc.sweeps.slurm import _submitit
+_submitit()
+print('closed' if stream.closed else 'open')
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "open\n", done.stderr

@@ -267,10 +267,15 @@ class SlurmLauncher:
 
 
 def _submitit() -> ModuleType:
-    """The package. Its jobs are warned by SIGUSR1, as it reads from the environment that they get."""
+    """The package. Its jobs are warned by SIGUSR1, as it reads from the environment that they get.
+
+    It configures logging when it is imported, which closes all handlers that there are: absl's closes the stream that
+    was standard error when absl was imported. So it is told not to.
+    """
     os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR1"
     try:
-        import submitit
+        with _environment(SUBMITIT_LOG_LEVEL="NOCONFIG"):
+            import submitit
     except ImportError as error:
         raise UserError("--launcher slurm needs submitit: pip install -e '.[slurm]'") from error
     return submitit
