@@ -14,7 +14,7 @@ import numpy as np
 import dreamer_mpc
 from dreamer_mpc.envs.view import facts_of, view_of
 
-WARM_UP, STEPS, SIDE, SECONDS = 100, 50, 132, 2.5
+WARM_UP, STEPS, SIDE, SECONDS = 100, 50, 128, 2.5
 
 
 def draw(checkpoint: str, path: Path) -> str:
