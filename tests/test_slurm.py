@@ -64,9 +64,9 @@ class SlowSweep:
         return file.read_text() if file.exists() else ""
 
     def job(self, name):
-        """The id of its job, from the sweep's file."""
+        """The id of its job, from the sweep's file; None before it is submitted, and while it is between two jobs."""
         runs = json.loads((self.out / "jobs.json").read_text())["runs"]
-        return runs[self.folder(name).name]["job"] if runs else None
+        return runs.get(self.folder(name).name, {}).get("job")
 
     def process(self, name):
         """The process that trains it."""
@@ -120,7 +120,7 @@ def test_whatever_happens_to_the_runs_of_a_sweep_they_end_like_one_that_was_left
     sweep.process("b").kill()
     second, log = sweep.start()
     cluster.start_slurmd()
-    cluster.wait(lambda: sweep.job("c") != jobs["c"], 60, "c is not started again")
+    cluster.wait(lambda: sweep.job("c") not in (None, jobs["c"]), 60, "c is not started again")
     assert "stopped at" in sweep.log("c")
     assert {name: sweep.job(name) for name in "abd"} == {name: jobs[name] for name in "abd"}, "the others are found"
     sweep.hurry("c")
