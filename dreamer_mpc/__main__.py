@@ -25,7 +25,7 @@ USAGE = """usage: {0} [train] --env cheetah-run --planner dream-mpc    train an 
 # True: for training; False: for evaluation.
 OUT_OF_MEMORY = {
     True: "out of memory: lower --replay.batch-size, --replay.sequence-length, --behavior.horizon or --num-envs, "
-    "or keep the replay elsewhere (--replay.storage ram or memmap)",
+    "keep the replay elsewhere (--replay.storage ram or memmap), or evaluate between updates (--eval.beside off)",
     False: "out of memory: lower --num-envs, or the candidates of the planner (such as --cem.candidates)",
 }
 
