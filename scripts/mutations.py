@@ -253,13 +253,13 @@ MUTATIONS = [
     ),
     reinforce("v3: values fitted to the returns of the state before", "logits[:, :-1]", "logits[:, 1:]"),
     reinforce(
-        "v3: slow copy asked for the value of the next state", "_first(predicted), imagined[:-1],",
-        "_first(predicted), imagined[1:],",
+        "v3: slow copy asked for the value of the next state", "self._slow_values(imagined[:-1])",
+        "self._slow_values(imagined[1:])",
     ),
     reinforce("v3: slow copy is no target", "slow, self.config.slow_scale", "slow, 0 * self.config.slow_scale"),
     reinforce(
-        "v3: the slow copies' mean is the target of every head", "slow = self.slow(states)",
-        "slow = self.slow(states).mean(0, keepdim=True)",
+        "v3: the slow copies' mean is the target of every head", "return self.slow(states)",
+        "return self.slow(states).mean(0, keepdim=True)",
     ),
     reinforce("v3: imagined errors not weighted", "(weight * losses)", "(1 * losses)"),
     reinforce(
@@ -270,12 +270,13 @@ MUTATIONS = [
     reinforce("v3: index of the bootstrap mask transposed", "mask.flatten(1))\n", "mask.transpose(1, 2).flatten(1))\n"),
     reinforce("v3: replayed values at full weight", "config.replay_scale * replay_loss", "replay_loss"),
     reinforce(
-        "v3: every head teaches the world model as a single one would", "states_gradient / heads", "states_gradient",
-        REINFORCE, "tests/test_reinforce.py::test_the_world_model_learns_from_the_mean_of_identical_heads_as_from_one",
+        "v3: every head teaches the world model as a single one would", "states_gradient / len(values)",
+        "states_gradient", REINFORCE,
+        "tests/test_reinforce.py::test_the_world_model_learns_from_the_mean_of_identical_heads_as_from_one",
     ),
     agent(
-        "v3: replayed values teach the world model nothing", "[None, learned.states_gradient]",
-        "[None, 0 * learned.states_gradient]", REINFORCE,
+        "v3: replayed values teach the world model nothing", "inference.states, learned.states_gradient)",
+        "inference.states, None)", REINFORCE,
     ),
     reinforce("v3: replayed returns go on past a terminal frame", "~(batch.is_terminal[1:] | last)", "~last"),
     reinforce(

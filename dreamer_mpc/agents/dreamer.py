@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
 from dreamer_mpc.agents.behavior import Behavior, BehaviorConfig, Learned
+from dreamer_mpc.agents.cut import Cut
 from dreamer_mpc.agents.dynamics import DynamicsBehavior
 from dreamer_mpc.agents.latents import make_latents
 from dreamer_mpc.agents.optimizers import OptimizerConfig, make_optimizers
@@ -117,9 +118,7 @@ class Dreamer:
         paper_s = self.behavior is not None and self.behavior.kind == "dreamer"
         units = self.behavior.actor_hidden if paper_s else 0
         kernels = kernels and world_model.kind == "gaussian"
-        return choose_forms(
-            self.device, kernels, bf16, capture, has_triton(), action=action_dim, units=units, **sizes
-        )
+        return choose_forms(self.device, kernels, bf16, capture, has_triton(), action=action_dim, units=units, **sizes)
 
     def _make_learner(self, behavior: BehaviorConfig) -> Behavior:
         if behavior.kind == "v3":
@@ -191,16 +190,16 @@ class Dreamer:
         world = self.model.world_model
         inference = world.infer(batch, self._amp())
         aside, learned = Aside(self.device), Learned({}, {})
-        model_loss, metrics = world.loss(batch, inference, self._amp())
+        cut = Cut(inference, world)
+        model_loss, metrics = world.loss(batch, cut.copy, self._amp())
         metrics["model_loss"] = model_loss.detach()
+        cut.back(model_loss)
         if self.learner is not None:
             with aside:  # it needs only the posterior states, not the world model's gradients
                 learned = self.learner.learn(inference.states, batch)
-        losses, weights = [model_loss], [None]
         if learned.states_gradient is not None:
-            aside.join()
-            losses, weights = [model_loss, inference.states], [None, learned.states_gradient]
-        world_grads = torch.autograd.grad(losses, list(world.parameters()), weights)
+            (learned.ready or aside).join()
+        world_grads = cut.through(inference.states, learned.states_gradient)
         aside.join()
         metrics |= learned.metrics
         losses = torch.stack([value for name, value in metrics.items() if name.endswith("_loss")])

@@ -11,6 +11,7 @@ from torch import Tensor
 from dreamer_mpc.agents.behavior import BehaviorConfig, Learned
 from dreamer_mpc.agents.latents import ReturnLatents
 from dreamer_mpc.agents.return_scale import ReturnScale
+from dreamer_mpc.kernels.graphs import Aside
 from dreamer_mpc.networks.two_hot import TwoHot
 from dreamer_mpc.planners.rollout import closed_loop
 from dreamer_mpc.util.returns import lambda_return
@@ -33,32 +34,45 @@ class ReinforceBehavior:
         self.returns = ReturnScale(config.return_rate).to(self.slow.bins.device)
 
     def learn(self, states: Float[Tensor, "T B S"], batch: Batch) -> Learned:
-        """Gradients from imagination that starts in every state of the batch, and from the batch's own rewards."""
+        """Gradients from imagination that starts in every state of the batch, and from the batch's own rewards.
+
+        What the world model waits for, the gradient in the states, comes beside the rest.
+        """
         model, config = self.model, self.config
+        replayed = Aside(states.device, lane=1)
+        with replayed, self.amp():
+            seen, slow = model.critic.predict(states[:-1]), self._slow_values(states[:-1])  # [K, T-1, B]
         with torch.no_grad(), self.amp():
             imagined, actions = self._imagine(states.detach().flatten(0, 1))  # [H+1, M, S], [H, M, A]
             rewards, continues = model.reward(imagined), model.continues(imagined)  # [H+1, M]
         with self.amp():
             predicted = model.critic.predict(imagined)  # [K, H+1, M]
-            policy = model.policy(imagined[:-1])
         values = predicted._replace(logits=predicted.logits.detach()).mean  # [K, H+1, M]
         value = values.mean(0)
         returns = lambda_return(rewards[1:], value[1:], config.discount, config.return_lambda, continues[1:])  # [H, M]
+        mask = model.critic.mask(batch.index)  # [K, T, B]
+        critic = list(model.critic.parameters())
+        replayed.follow()
+        with replayed:
+            replay_loss = self._replay_loss(seen, slow, batch, returns[0].view(batch.reward.shape), mask)
+            *replay_grads, states_gradient = torch.autograd.grad(config.replay_scale * replay_loss, [*critic, states])
+            # The sum over heads would reach the world model with their number of times the gradient of one.
+            states_gradient = states_gradient / len(values)
+        with self.amp():
+            policy = model.policy(imagined[:-1])
         weight = arrival(continues[:-1], config.discount)  # [H, M]
         self._bounds = self.returns.propose(returns)
         advantage = (returns - value[:-1]) / self.returns.scale(self._bounds)
         policy_loss = actor_loss(policy.log_prob(actions), policy.entropy(), advantage, weight, config.entropy_scale)
-        mask = model.critic.mask(batch.index)  # [K, T, B]
-        value_loss = self._value_loss(_first(predicted), imagined[:-1], returns, weight, mask.flatten(1))
-        replay_loss = self._replay_loss(states, batch, returns[0].view(batch.reward.shape), mask)
-        total = value_loss + config.replay_scale * replay_loss
-        critic = list(model.critic.parameters())
-        *critic_grads, states_gradient = torch.autograd.grad(total, [*critic, states])
-        heads = len(values)
+        slow = self._slow_values(imagined[:-1])
+        value_loss = self._value_loss(_first(predicted), slow, returns, weight, mask.flatten(1))
+        value_grads = torch.autograd.grad(value_loss, critic)
+        actor_grads = torch.autograd.grad(policy_loss, list(model.actor.parameters()))
+        replayed.join()
         metrics = {
             "actor_loss": policy_loss.detach(),
-            "critic_loss": value_loss.detach() / heads,
-            "replay_value_loss": replay_loss.detach() / heads,
+            "critic_loss": value_loss.detach() / len(values),
+            "replay_value_loss": replay_loss.detach() / len(values),
             "value_mean": value.mean(),
             "value_spread": values.std(0, correction=0).mean(),
             "imagined_reward": rewards.mean(),
@@ -67,9 +81,8 @@ class ReinforceBehavior:
             "actor_entropy": policy.entropy().mean().detach(),
             "return_scale": self.returns.scale(self._bounds),
         }
-        actor_grads = torch.autograd.grad(policy_loss, list(model.actor.parameters()))
-        # The sum over heads would reach the world model with their number of times the gradient of one.
-        return Learned({"actor": actor_grads, "critic": tuple(critic_grads)}, metrics, states_gradient / heads)
+        critic_grads = tuple(torch._foreach_add(value_grads, replay_grads))
+        return Learned({"actor": actor_grads, "critic": critic_grads}, metrics, states_gradient, replayed)
 
     def commit(self, skipped: Bool[Tensor, ""]) -> None:
         """Move the slow copy towards the value heads and keep the quantiles of returns, unless `skipped`."""
@@ -101,15 +114,21 @@ class ReinforceBehavior:
         states = closed_loop(self.model, start, self.config.horizon, act, precision=precision).states  # [M, H, S]
         return torch.cat([start.to(precision)[None], states.transpose(0, 1)]), torch.stack(samples)
 
+    def _slow_values(self, states: Float[Tensor, "*b S"]) -> Float[Tensor, "K *b"]:
+        with torch.no_grad(), self.amp():
+            return self.slow(states)
+
     def _replay_loss(
         self,
-        states: Float[Tensor, "T B S"],
+        predicted: TwoHot,  # [K, t, B], t = T - 1
+        slow: Float[Tensor, "K t B"],
         batch: Batch,
         bootstrap: Float[Tensor, "T B"],
         mask: Bool[Tensor, "K T B"],
     ) -> Float[Tensor, ""]:
         """The value loss on replayed states, whose returns bootstrap from their imagined returns, `bootstrap`.
 
+        `predicted` and `slow` are their values by the heads and by the slow copy, but for the last ones.
         An episode's last frame counts nothing where another episode's first follows it: its own return is its
         bootstrap, so that the returns before it end there.
         """
@@ -119,18 +138,15 @@ class ReinforceBehavior:
             torch.where(last, bootstrap[:-1], batch.reward[1:]), bootstrap[1:], self.config.discount,
             self.config.return_lambda, alive.to(bootstrap.dtype),
         )  # fmt: skip
-        with self.amp():
-            predicted = self.model.critic.predict(states[:-1])
         weight = (~last).to(returns.dtype)
         flat = predicted._replace(logits=predicted.logits.flatten(1, 2)[:, None])  # one step of (T-1) B trajectories
-        return self._value_loss(
-            flat, states[:-1].flatten(0, 1)[None], returns.view(1, -1), weight.view(1, -1), mask[:, :-1].flatten(1)
-        )
+        slow = slow.flatten(1)[:, None]
+        return self._value_loss(flat, slow, returns.view(1, -1), weight.view(1, -1), mask[:, :-1].flatten(1))
 
     def _value_loss(
         self,
         predicted: TwoHot,  # [K, T, M]
-        states: Float[Tensor, "T M S"],
+        slow: Float[Tensor, "K T M"],
         returns: Float[Tensor, "T M"],
         weight: Float[Tensor, "T M"],
         mask: Bool[Tensor, "K M"],
@@ -139,8 +155,6 @@ class ReinforceBehavior:
 
         Summed over heads, so that each learns as fast as a single critic would.
         """
-        with torch.no_grad(), self.amp():
-            slow = self.slow(states)  # [K, T, M]
         losses = predicted.loss(returns, slow, self.config.slow_scale)  # [K, T, M]
         losses = (weight * losses).mean(dim=1)  # [K, M]
         return ((losses * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1)).sum()

@@ -76,14 +76,13 @@ class _Recording:
 class Aside:
     """On a GPU, work inside the context runs concurrently with the work after it, until `join`.
 
-    Results of the context may be used after `join`. On a CPU it changes nothing: both run in sequence.
+    Results of the context may be used after `join`, and results of the work outside in the context after `follow`.
+    Several at once are numbered, `lane` 0, 1, ... On a CPU it changes nothing: all runs in sequence.
     """
 
-    def __init__(self, device: torch.device):
-        self._stream = None
-        if device.type == "cuda":
-            self._stream = _side_stream(device)
-            self._stream.wait_stream(torch.cuda.current_stream(device))
+    def __init__(self, device: torch.device, lane: int = 0):
+        self._stream = _side_stream(device, lane) if device.type == "cuda" else None
+        self.follow()
 
     def __enter__(self) -> None:
         self._context = torch.cuda.stream(self._stream) if self._stream else contextlib.nullcontext()
@@ -92,14 +91,19 @@ class Aside:
     def __exit__(self, *error: Any) -> None:
         self._context.__exit__(*error)
 
+    def follow(self) -> None:
+        """Make later work inside the context wait for the work outside so far."""
+        if self._stream:
+            self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+
     def join(self) -> None:
         """Make later work wait for the work inside the context."""
         if self._stream:
             torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
 
 
-@functools.cache  # one stream for the process, because memory freed on a stream is reused on that stream
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
+@functools.cache  # one stream of each lane for the process: memory freed on a stream is reused on that stream
+def _side_stream(device: torch.device, lane: int) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 

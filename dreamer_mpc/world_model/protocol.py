@@ -88,7 +88,8 @@ class WorldModelProtocol(Protocol):
         """Mean images of latent states."""
 
     def infer(self, batch: Batch, amp: torch.autocast) -> Any:
-        """The inference on a batch; `.states` [T, B, S] are posterior samples."""
+        """The inference on a batch, a named tuple of tensors (or of tuples of them) with all that the loss needs of it;
+        `.states` [T, B, S] are posterior samples."""
 
     def loss(
         self, batch: Batch, inference: Any, amp: torch.autocast
