@@ -181,15 +181,15 @@ MUTATIONS = [
     behavior("actor's minimum standard deviation left out", "networks/actor", " + self.min_std)", ")"),
     behavior("actor's mean not scaled", "networks/actor", "mean = self.mean_scale * torch", "mean = torch"),
     loop(
-        "lambda and 1 - lambda exchanged", "util/returns", "(1 - lambda_) * v + lambda_ * last",
+        "lambda and 1 - lambda exchanged", "agents/returns", "(1 - lambda_) * v + lambda_ * last",
         "lambda_ * v + (1 - lambda_) * last", "tests/test_returns.py", REFERENCE,
     ),
     loop(
-        "returns end in a reward", "util/returns", "last = v_tp1[-1]", "last = r_t[-1]",
+        "returns end in a reward", "agents/returns", "last = v_tp1[-1]", "last = r_t[-1]",
         "tests/test_returns.py", REFERENCE,
     ),
     loop(
-        "a state's own reward discounted", "util/returns", "r + d * ((1 - lambda_) * v",
+        "a state's own reward discounted", "agents/returns", "r + d * ((1 - lambda_) * v",
         "d * (r + (1 - lambda_) * v",
         "tests/test_returns.py", REFERENCE,
     ),

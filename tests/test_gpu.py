@@ -9,8 +9,9 @@ from dreamer_mpc.agents.behavior import BehaviorConfig
 from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.agents.laprop import LaProp
 from dreamer_mpc.agents.optimizers import OptimizerConfig
+from dreamer_mpc.agents.returns import lambda_return
 from dreamer_mpc.config import load_presets
-from dreamer_mpc.kernels import cell, fused
+from dreamer_mpc.kernels import cell, fused, pixels
 from dreamer_mpc.networks.norm_mlp import NormEnsemble, NormMLP
 from dreamer_mpc.networks.two_hot import TwoHot, symexp_bins
 from dreamer_mpc.planners import make_planner
@@ -165,15 +166,30 @@ def test_v3_s_convolutions_on_the_gpu_are_those_on_the_cpu(part, full_fp32):
     """Both go through blocks of pixels on a GPU, the first and the last layer through channels that are filled up."""
     torch.manual_seed(0)
     net = NormEncoder((8, 12, 16, 16)) if part == "encoder" else NormDecoder(64, 24, 32, 8, 256, (16, 12, 8))
-    x = torch.rand(6, 3, 64, 64) if part == "encoder" else torch.randn(6, 88)
+    x = torch.randint(256, (6, 64, 64, 3), dtype=torch.uint8) if part == "encoder" else torch.randn(6, 88)
     results = []
     for device in ("cuda", "cpu"):
-        net, given = net.to(device), x.to(device).requires_grad_()
+        net, given = net.to(device), x.to(device)
+        inputs = [given.requires_grad_()] if given.is_floating_point() else []
         y = net(given)
         weight = torch.linspace(-1, 1, y.numel(), device=device).view_as(y)
-        grads = torch.autograd.grad((y * weight).sum(), [given, *net.parameters()])
+        grads = torch.autograd.grad((y * weight).sum(), [*inputs, *net.parameters()])
         results.append([x.cpu() for x in (y, *grads)])
     assert_near(*results, 1e-3)
+
+
+def test_pixels_in_blocks_on_the_gpu_are_those_on_the_cpu():
+    image = torch.randint(256, (3, 6, 10, 3), dtype=torch.uint8)
+    on_gpu = pixels.centred_blocks(image.cuda(), 8, torch.float32).cpu()
+    torch.testing.assert_close(on_gpu, pixels.centred_blocks(image, 8, torch.float32), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("steps, ends", [(15, True), (63, True), (15, False)])
+def test_lambda_returns_on_the_gpu_are_those_on_the_cpu(steps, ends):
+    r, v = torch.randn(2, steps, 40, 5)
+    continues = torch.rand(steps, 40, 5) if ends else None
+    on_gpu = lambda_return(r.cuda(), v.cuda(), 0.99, 0.95, continues.cuda() if ends else None)
+    torch.testing.assert_close(on_gpu.cpu(), lambda_return(r, v, 0.99, 0.95, continues), rtol=1e-5, atol=1e-5)
 
 
 def test_the_decoder_s_error_on_the_gpu_is_that_on_the_cpu(full_fp32):

@@ -16,7 +16,20 @@ if not metadata.version("triton").startswith(("3.7.", "3.8.")):  # docs/architec
     pytest.skip(f"not with the interpreter of Triton {metadata.version('triton')}, but 3.7.1", allow_module_level=True)
 
 from dreamer_mpc.agents import laprop
-from dreamer_mpc.kernels import block_cell, blocks, cell, cell_triton, fused, image_error, norm, pooled_norm, two_hot
+from dreamer_mpc.agents.returns import lambda_return
+from dreamer_mpc.kernels import (
+    block_cell,
+    blocks,
+    cell,
+    cell_triton,
+    fused,
+    image_error,
+    norm,
+    pixels,
+    pooled_norm,
+    two_hot,
+)
+from dreamer_mpc.kernels import returns as returns_kernel
 from dreamer_mpc.networks.two_hot import TwoHot, symexp_bins
 from dreamer_mpc.world_model.block_rssm import BlockRSSM
 from dreamer_mpc.world_model.encoder import preprocess
@@ -313,3 +326,23 @@ def test_laprop_s_kernel_is_its_torch_form(monkeypatch):
         found.append([x for p in params for x in (p.detach(), *optimizer.state[p].values())])
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("ends", [True, False])
+@pytest.mark.parametrize("shape", [(1, 3), (7, 5, 3)])
+def test_lambda_returns_in_one_launch_are_those_of_the_loop(shape, ends, monkeypatch):
+    """Several programs, the last one with columns to spare; inputs that are parts of longer tensors."""
+    monkeypatch.setattr(returns_kernel.kernels, "COLUMNS", 4)
+    torch.manual_seed(14)
+    r, v = torch.randn(2, shape[0] + 1, *shape[1:])[:, 1:]
+    continues = torch.rand(*shape[1:], shape[0]).movedim(-1, 0) if ends else None
+    found = returns_kernel.lambda_return(r, v, 0.9, 0.7, continues)
+    torch.testing.assert_close(found, lambda_return(r, v, 0.9, 0.7, continues), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("channels, row", [(3, 8), (1, 8), (4, 8)])
+def test_pixels_in_blocks_are_their_torch_form(channels, row, monkeypatch):
+    monkeypatch.setattr(pixels.kernels, "ELEMENTS", 64)
+    image = torch.randint(256, (3, 6, 10, channels), dtype=torch.uint8)
+    found = pixels.kernels.centred_blocks(image, row, torch.float32)
+    torch.testing.assert_close(found, pixels.centred_blocks(image, row, torch.float32), rtol=1e-6, atol=1e-6)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from dreamer_mpc.util.returns import folded_lambda_return, lambda_return, lambda_weights, survival
+from dreamer_mpc.agents.returns import lambda_return
+from dreamer_mpc.util.returns import lambda_weights, survival
 
 
 def n_step(r, v, t, n, discount):
@@ -37,18 +38,6 @@ def test_the_first_return_is_a_weighted_sum_of_rewards_and_values(steps, discoun
     r, v = torch.randn(2, steps, 3, dtype=torch.float64)
     of_r, of_v = lambda_weights(steps, discount, lambda_, r.device, r.dtype)
     torch.testing.assert_close(of_r @ r + of_v @ v, lambda_return(r, v, discount, lambda_)[0], rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("discount, lambda_", [(0.99, 0.95), (1.0, 0.5), (0.0, 0.95), (0.9, 0.0), (0.9, 1.0)])
-@pytest.mark.parametrize("ends", [True, False])
-@pytest.mark.parametrize("steps", [1, 7])
-def test_with_one_operation_in_a_step_returns_are_the_same(steps, ends, discount, lambda_):
-    torch.manual_seed(2)
-    r, v = torch.randn(2, steps, 3, dtype=torch.float64)
-    continues = torch.rand(steps, 3, dtype=torch.float64) if ends else None
-    expected = lambda_return(r, v, discount, lambda_, continues)
-    got = folded_lambda_return(r, v, discount, lambda_, continues)
-    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_worked_by_hand():

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from dreamer_mpc.agents.behavior import BehaviorConfig, Learned
 from dreamer_mpc.agents.latents import Latents
+from dreamer_mpc.agents.returns import lambda_return
 from dreamer_mpc.networks.heads import UnitNormal
 from dreamer_mpc.planners.protocol import predicts_ends
 from dreamer_mpc.planners.rollout import imagine
-from dreamer_mpc.util.returns import lambda_return, survival
+from dreamer_mpc.util.returns import survival
 from dreamer_mpc.world_model import Batch
 
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from dreamer_mpc.agents.behavior import BehaviorConfig, Learned
 from dreamer_mpc.agents.latents import ReturnLatents
 from dreamer_mpc.agents.return_scale import ReturnScale
+from dreamer_mpc.agents.returns import lambda_return
 from dreamer_mpc.kernels.graphs import Aside
 from dreamer_mpc.networks.two_hot import TwoHot
 from dreamer_mpc.planners.rollout import closed_loop
-from dreamer_mpc.util.returns import lambda_return
 from dreamer_mpc.world_model import Batch
 
 

@@ -9,11 +9,12 @@ An image with 3 channels: tensor cores need 8, and rows of two pixels have 6. A 
 import functools
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dreamer_mpc.kernels.blocks import product_dtype
+from dreamer_mpc.kernels.pixels import centred_blocks, in_blocks
 
 # Which of the 5 rows (columns) of a window fall on the row above, the same and the row below, for each of the 2 pixels.
 ROWS = [[[1, 1, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]], [[1, 0, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 1, 1]]]
@@ -56,16 +57,21 @@ def upsampled_blocks(
     return F.conv2d(x, weight.flatten(0, 1), offset.repeat(2) if bias else None, padding=1)
 
 
-def blocked_convolution(x: Float[Tensor, "M I H W"], layer: nn.Conv2d) -> Float[Tensor, "M O4 h w"]:
-    """The product of `layer` (5x5, padding 2) without its bias, in blocks; H and W are even."""
+def blocked_convolution(
+    x: Float[Tensor, "M I H W"] | UInt8[Tensor, "M I H W"], layer: nn.Conv2d
+) -> Float[Tensor, "M O4 h w"]:
+    """The product of `layer` (5x5, padding 2) without its bias, in blocks; H and W are even.
+
+    Of pixels 0 .. 255 it is that of their `centred` values.
+    """
     rows = _block_rows(layer.weight.device, layer.weight.dtype)
     weight = torch.einsum("park,qbsl,oikl->pqorsiab", rows, rows, layer.weight)
     weight = weight.flatten(4, 5).flatten(0, 2)  # [4 O, 2, 2 I, 3, 3]
-    missing = (0, -weight.shape[2] % LEAST)
-    weight = F.pad(weight, (0, 0, 0, 0, *missing)).flatten(1, 2)
-    (images, channels, height, width), x = x.shape, x.to(product_dtype(x)).movedim(1, -1)
-    x = x.reshape(images, height // 2, 2, width // 2, 2 * channels).transpose(2, 3)  # [M, h, w, 2, 2 I]
-    return F.conv2d(F.pad(x, missing).flatten(-2).movedim(-1, 1), weight, padding=1)
+    row = weight.shape[2] + -weight.shape[2] % LEAST
+    weight = F.pad(weight, (0, 0, 0, 0, 0, row - weight.shape[2])).flatten(1, 2)
+    blocks = centred_blocks if x.dtype == torch.uint8 else in_blocks
+    x = blocks(x.movedim(1, -1), row, product_dtype(layer.weight))  # [M, h, w, 2, R]
+    return F.conv2d(x.flatten(-2).movedim(-1, 1), weight, padding=1)
 
 
 def from_blocks(y: Float[Tensor, "M O4 h w"], channels: int | None = None) -> Float[Tensor, "M O h2 w2"]:

@@ -1,53 +1,10 @@
-"""Returns as pure functions of predicted rewards, values and continuations."""
+"""Parts of returns as pure functions of predicted continuations, and the weights of a lambda-return."""
 
 import functools
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-
-
-def lambda_return(
-    r_t: Float[Tensor, "T *b"],
-    v_tp1: Float[Tensor, "T *b"],
-    discount: float,
-    lambda_: float,
-    continues: Float[Tensor, "T *b"] | None = None,
-) -> Float[Tensor, "T *b"]:
-    """TD(lambda) returns (Dreamer, Hafner et al. 2020, Eq. 6, written as a recursion).
-
-        R_t = r_t + discount c_t ((1 - lambda) v_{t+1} + lambda R_{t+1}),     R_T = v_T
-
-    `r_t[k]` is the reward of the k-th state and `v_tp1[k]` the value of the one after it, so R_t begins with r_t and a
-    value head trained on it includes the reward of its own state. `continues[k]`, c_k in [0, 1], is the probability
-    that the episode goes on after the k-th state; without it no episode ends, c = 1.
-    """
-    given = [r_t, v_tp1] if continues is None else [r_t, v_tp1, continues]
-    if r_t.is_cuda and not any(x.requires_grad for x in given):
-        return folded_lambda_return(r_t, v_tp1, discount, lambda_, continues)
-    discounts = [discount] * len(r_t) if continues is None else (discount * continues).flip(0).unbind(0)
-    returns = []
-    last = v_tp1[-1]
-    for r, v, d in zip(r_t.flip(0).unbind(0), v_tp1.flip(0).unbind(0), discounts, strict=True):
-        last = r + d * ((1 - lambda_) * v + lambda_ * last)
-        returns.append(last)
-    return torch.stack(returns[::-1])
-
-
-def folded_lambda_return(
-    r_t: Float[Tensor, "T *b"],
-    v_tp1: Float[Tensor, "T *b"],
-    discount: float,
-    lambda_: float,
-    continues: Float[Tensor, "T *b"] | None = None,
-) -> Float[Tensor, "T *b"]:
-    """`lambda_return` without gradient, with one operation in a step of its loop: what a GPU does in T steps counts."""
-    discounts = torch.full_like(v_tp1, discount) if continues is None else discount * continues
-    fixed, share = torch.addcmul(r_t, discounts, v_tp1, value=1 - lambda_), lambda_ * discounts
-    returns, last = torch.empty_like(fixed), v_tp1[-1]
-    for k in reversed(range(len(returns))):
-        last = torch.addcmul(fixed[k], share[k], last, out=returns[k])
-    return returns
 
 
 def survival(continues: Float[Tensor, "T *b"]) -> Float[Tensor, "T+1 *b"]:
@@ -65,7 +22,7 @@ def survival(continues: Float[Tensor, "T *b"]) -> Float[Tensor, "T+1 *b"]:
 def lambda_weights(
     steps: int, discount: float, lambda_: float, device: torch.device, dtype: torch.dtype
 ) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:
-    """Weights of `r_t` and of `v_tp1` in the first of the T = `steps` returns of `lambda_return`, which is their sum.
+    """Weights of `r_t` and of `v_tp1` in the first of the T = `steps` returns of `agents.returns.lambda_return`, a sum.
 
     One product in place of a recursion of T steps, whose small operations take most of a plan's time on a GPU.
     """

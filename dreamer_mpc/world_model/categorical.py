@@ -21,7 +21,6 @@ from dreamer_mpc.world_model.protocol import Batch, ImageForm, WorldModelKind
 class Inference(NamedTuple):
     """The inference of the world model on a batch; posterior and prior are log-probabilities."""
 
-    target: Float[Tensor, "T B C H W"]  # the images in [0, 1]
     embed: Float[Tensor, "T B E"]
     states: Float[Tensor, "T B S"]
     posterior: Float[Tensor, "T B K C"]
@@ -131,7 +130,7 @@ class CategoricalWorldModel(nn.Module):
 
     def encode(self, image: UInt8[Tensor, "*b H W C"]) -> Float[Tensor, "*b E"]:
         """Embed images."""
-        return self.encoder(self._scaled(image) - 0.5)
+        return self.encoder(image)
 
     def decode(self, state: Float[Tensor, "*b S"]) -> UInt8[Tensor, "*b H W C"]:
         """Mean images of latent states."""
@@ -139,12 +138,11 @@ class CategoricalWorldModel(nn.Module):
 
     def infer(self, batch: Batch, amp: torch.autocast) -> Inference:
         """Posterior and prior of a batch that begins after `batch.state`, by default after the initial state."""
-        target = self._scaled(batch.image)
         with amp:
-            embed = self.encoder(target - 0.5)
+            embed = self.encoder(batch.image)
             states, posterior = self.rssm.observe(embed, batch.action, batch.is_first, batch.state)
             prior = self.rssm.prior(states[..., : self.rssm.deter])
-        return Inference(target, embed, states, posterior, prior)
+        return Inference(embed, states, posterior, prior)
 
     def loss(
         self, batch: Batch, inference: Inference, amp: torch.autocast
@@ -155,10 +153,10 @@ class CategoricalWorldModel(nn.Module):
         episode's first image too, where replay has 0, as in DreamerV3's code. dyn and rep: the KL from posterior to
         prior with one of the two as a constant, each clipped below at the free nats of a frame; kl: unclipped.
         """
-        target, embed, states, posterior, prior = inference
+        embed, states, posterior, prior = inference
         config, barlow = self.config, self.config.representation == "barlow"
         with amp:
-            error = self.decoder.error(states.detach() if barlow else states, target)
+            error = self.decoder.error(states.detach() if barlow else states, self._scaled(batch.image))
             reward = self.predict_reward(states)
             losses = {"image": error, "reward": reward.loss(batch.reward)}
             scales = {"image": config.image_scale, "reward": config.reward_scale}

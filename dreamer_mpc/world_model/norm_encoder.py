@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dreamer_mpc.kernels.pixels import centred
 from dreamer_mpc.kernels.pooled_norm import pooled_norm
 from dreamer_mpc.kernels.upsampled import LEAST, blocked_convolution, upsampled_blocks
 from dreamer_mpc.networks.norm_mlp import NORM_EPS, init_weight
@@ -37,8 +38,7 @@ class NormConvolution(nn.Module):
         self.pool, self.up = pool, up
 
     def forward(self, x: Float[Tensor, "M I H W"]) -> Float[Tensor, "M O h w"]:
-        layer = self.convolution
-        few = layer.in_channels < LEAST and self.pool == 2 and x.is_cuda
+        layer, few = self.convolution, self.few(x)
         if self.up:
             x = upsampled_blocks(x, layer)
         elif few:
@@ -47,11 +47,15 @@ class NormConvolution(nn.Module):
             x = F.conv2d(x, layer.weight, None, layer.stride, layer.padding)
         return pooled_norm(x, layer.bias, self.norm, self.pool, blocks=self.up or few)
 
+    def few(self, x: Tensor) -> bool:
+        """Whether x has so few channels that the convolution sees it in blocks."""
+        return self.convolution.in_channels < LEAST and self.pool == 2 and x.is_cuda
+
 
 class NormEncoder(nn.Module):
-    """Four 5x5 convolutions, each halving the map, with RMSNorm and SiLU (DreamerV3): [*, C, H, W] -> [*, E].
+    """Four 5x5 convolutions, each halving the map, with RMSNorm and SiLU (DreamerV3), of centred pixels.
 
-    E = 16 * channels[-1] for images of 64 pixels a side. "max-pool" is DreamerV3's default, "strided" its option of
+    [*, H, W, C] -> [*, E], E = 16 * channels[-1] for images of 64 pixels a side. "max-pool" is DreamerV3's default, "strided" its option of
     stride 2; there, windows are centred at even pixels (padding 2 on both sides), in its code at odd ones (padding 1
     and 2).
     """
@@ -68,6 +72,8 @@ class NormEncoder(nn.Module):
             side = (side + (downsampling == "strided")) // 2  # 64 -> 32 -> 16 -> 8 -> 4 pixels
         self.outputs = side**2 * channels[-1]
 
-    def forward(self, image: Float[Tensor, "*b C H W"]) -> Float[Tensor, "*b E"]:
-        x = self.layers(image.reshape(-1, *image.shape[-3:]))
+    def forward(self, image: UInt8[Tensor, "*b H W C"]) -> Float[Tensor, "*b E"]:
+        x = image.reshape(-1, *image.shape[-3:]).movedim(-1, 1)  # a view: pixels stay the outer dimension
+        first = self.layers[0]
+        x = self.layers(x if first.few(x) else centred(x, first.norm.weight.dtype))
         return x.reshape(*image.shape[:-3], self.outputs)
