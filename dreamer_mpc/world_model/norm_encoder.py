@@ -55,9 +55,9 @@ class NormConvolution(nn.Module):
 class NormEncoder(nn.Module):
     """Four 5x5 convolutions, each halving the map, with RMSNorm and SiLU (DreamerV3), of centred pixels.
 
-    [*, H, W, C] -> [*, E], E = 16 * channels[-1] for images of 64 pixels a side. "max-pool" is DreamerV3's default, "strided" its option of
-    stride 2; there, windows are centred at even pixels (padding 2 on both sides), in its code at odd ones (padding 1
-    and 2).
+    [*, H, W, C] -> [*, E], E = 16 * channels[-1] for images of 64 pixels a side. "max-pool" is DreamerV3's default,
+    "strided" its option of stride 2; there, windows are centred at even pixels (padding 2 on both sides), in its code
+    at odd ones (padding 1 and 2).
     """
 
     def __init__(
