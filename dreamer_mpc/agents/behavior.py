@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dreamer_mpc.kernels.graphs import Aside
+from dreamer_mpc.kernels.graphs import Mark
 from dreamer_mpc.util.checks import WIDEST, check_most, check_ranges
 from dreamer_mpc.world_model import Batch
 
@@ -76,7 +76,7 @@ class Learned(NamedTuple):
     gradients: dict[str, tuple[Tensor, ...]]  # of "actor" and "critic", in the order of their parameters
     metrics: dict[str, Float[Tensor, ""]]
     states_gradient: Float[Tensor, "T B S"] | None = None  # of the loss in the batch's states, for the world model
-    ready: Aside | None = None  # where `states_gradient` is there before the rest: the work to join for it
+    ready: Mark | None = None  # where `states_gradient` is there before the rest: the work to join for it
 
 
 @runtime_checkable

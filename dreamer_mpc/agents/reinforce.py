@@ -58,6 +58,7 @@ class ReinforceBehavior:
             *replay_grads, states_gradient = torch.autograd.grad(config.replay_scale * replay_loss, [*critic, states])
             # The sum over heads would reach the world model with their number of times the gradient of one.
             states_gradient = states_gradient / len(values)
+        ready = replayed.mark()
         with self.amp():
             policy = model.policy(imagined[:-1])
         weight = arrival(continues[:-1], config.discount)  # [H, M]
@@ -82,7 +83,7 @@ class ReinforceBehavior:
             "return_scale": self.returns.scale(self._bounds),
         }
         critic_grads = tuple(torch._foreach_add(value_grads, replay_grads))
-        return Learned({"actor": actor_grads, "critic": critic_grads}, metrics, states_gradient, replayed)
+        return Learned({"actor": actor_grads, "critic": critic_grads}, metrics, states_gradient, ready)
 
     def commit(self, skipped: Bool[Tensor, ""]) -> None:
         """Move the slow copy towards the value heads and keep the quantiles of returns, unless `skipped`."""

@@ -25,6 +25,8 @@ from dreamer_mpc.kernels.block_cell import (
     recur,
     recur_back,
 )
+from dreamer_mpc.kernels.deferred import Deferred, leave, placeholders
+from dreamer_mpc.kernels.graphs import Aside
 from dreamer_mpc.kernels.norm import norm_silu, norm_silu_backward
 
 try:  # torch builds for CUDA include Triton
@@ -65,12 +67,12 @@ class BlockScan(torch.autograd.Function):
 
     Inputs: the state before (`deter`, `stoch`), the action's layer `moved` [T, B, h], the embedding's part of the
     posterior's first layer with its bias, `seen` [T, B, h], Gumbel `noise` [T, B, K, C], `is_first` [T, B], `unimix`,
-    the norms' `eps`, `bf16` (products of bf16 numbers), and the `BlockWeights`.
+    the norms' `eps`, `bf16` (products of bf16 numbers), and the `BlockWeights` as `Deferred` gives them, with its box.
     """
 
     @staticmethod
-    def forward(ctx, deter, stoch, moved, seen, noise, is_first, unimix, eps, bf16, *weights):
-        ctx.settings, ctx.how = (unimix, eps, bf16), team(deter, noise, BlockWeights(*weights), bf16)
+    def forward(ctx, deter, stoch, moved, seen, noise, is_first, unimix, eps, bf16, box, *weights):
+        ctx.box, ctx.settings, ctx.how = box, (unimix, eps, bf16), team(deter, noise, BlockWeights(*weights), bf16)
         inputs = (deter, stoch, moved, seen, noise, is_first, BlockWeights(*weights), *ctx.settings)
         saved, *outputs = _scan(*inputs) if ctx.how is None else _scan_in_teams(*inputs, ctx.how)
         ctx.save_for_backward(is_first, *saved, *weights)
@@ -84,9 +86,24 @@ class BlockScan(torch.autograd.Function):
         saved, weights = saved[:-count], BlockWeights(*saved[-count:])
         inputs = (*gradients, first[..., None], saved, weights, *ctx.settings)
         grads, gains, saved, *state = _back(*inputs) if ctx.how is None else _back_in_teams(*inputs, ctx.how)
-        of_weights = _weight_gradients(grads, gains, saved, weights, ctx.settings[2])
+        leave(ctx.box, _weight_gradients, grads, gains, saved, weights, ctx.settings[2])
         deter, stoch, moved = state
-        return deter, stoch, moved.to(deter.dtype), grads.posterior_pre.to(deter.dtype), *[None] * 5, *of_weights
+        of_seen = grads.posterior_pre.to(deter.dtype)
+        return deter, stoch, moved.to(deter.dtype), of_seen, *[None] * 6, *placeholders(weights)
+
+
+def scan(
+    given: Sequence[Tensor], unimix: float, eps: float, bf16: bool, weights: BlockWeights, aside: Aside
+) -> tuple[Float[Tensor, "T B D"], Float[Tensor, "T B Z"], Float[Tensor, "T B K C"]]:
+    """`BlockScan` of its tensors, `given`; the gradients of its weights are computed in `aside`.
+
+    So they are computed beside what goes on before the scan, if the weights, too, are used in `aside` first.
+    """
+    box = []
+    with aside:
+        deferred = Deferred.apply(box, *weights)
+    aside.join()
+    return BlockScan.apply(*given, unimix, eps, bf16, box, *deferred)
 
 
 def team(deter: Float[Tensor, "B D"], noise: Float[Tensor, "T B K C"], w: BlockWeights, bf16: bool) -> dict | None:

@@ -77,6 +77,7 @@ class Aside:
     """On a GPU, work inside the context runs concurrently with the work after it, until `join`.
 
     Results of the context may be used after `join`, and results of the work outside in the context after `follow`.
+    `mark` is between two of its results: whoever waits for it does not wait for what comes later.
     Several at once are numbered, `lane` 0, 1, ... On a CPU it changes nothing: all runs in sequence.
     """
 
@@ -100,6 +101,22 @@ class Aside:
         """Make later work wait for the work inside the context."""
         if self._stream:
             torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
+
+    def mark(self) -> "Mark":
+        """All work inside the context so far."""
+        return Mark(self._stream.record_event() if self._stream else None)
+
+
+class Mark:
+    """Work that was given to a stream, up to one point."""
+
+    def __init__(self, event: torch.cuda.Event | None):
+        self._event = event
+
+    def join(self) -> None:
+        """Make later work wait for it."""
+        if self._event:
+            torch.cuda.current_stream().wait_event(self._event)
 
 
 @functools.cache  # one stream of each lane for the process: memory freed on a stream is reused on that stream

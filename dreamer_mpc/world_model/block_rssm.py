@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dreamer_mpc.kernels.block_cell import BlockWeights, cast_weights
-from dreamer_mpc.kernels.block_scan import BlockScan
+from dreamer_mpc.kernels.block_scan import scan
 from dreamer_mpc.kernels.block_walk import PriorWeights, Walk, WalkBack, cast_prior, walk
+from dreamer_mpc.kernels.graphs import Aside
 from dreamer_mpc.networks.block_linear import BlockLinear
 from dreamer_mpc.networks.mlp import full_precision
 from dreamer_mpc.networks.norm_mlp import NORM_EPS, NormLayer, NormMLP, norm_linear, norm_silu
@@ -131,14 +132,17 @@ class BlockRSSM(nn.Module):
         # the posterior's first layer with the embedding.
         moved = self._see_action(torch.where(first, 0.0, action))  # [T, B, hidden]
         linear, norm = self.posterior_hidden.linear, self.posterior_hidden.norm
-        deter_weight, embed_weight = linear.weight.split([self.deter, embed.shape[-1]], dim=1)
+        aside = Aside(embed.device, lane=2)
+        with aside:
+            deter_weight, embed_weight = linear.weight.split([self.deter, embed.shape[-1]], dim=1)
+            weights = self._weights(deter_weight) if self.kernels else None
+        aside.join()
         seen = F.linear(embed, embed_weight, linear.bias)  # [T, B, hidden]
         if self.kernels:
             deter, stoch = state.split([self.deter, self.noise_dim], dim=-1)
             inputs = (deter, stoch, moved.to(state.dtype), seen.to(state.dtype), noise, is_first)
-            settings = (self.unimix, NORM_EPS, self.bf16)
             with full_precision(state):  # it chooses the precision of its products itself
-                deter, stoch, posterior = BlockScan.apply(*inputs, *settings, *self._weights(deter_weight))
+                deter, stoch, posterior = scan(inputs, self.unimix, NORM_EPS, self.bf16, weights, aside)
             return torch.cat([deter, stoch], dim=-1), posterior
         states, posteriors = [], []
         for t in range(len(embed)):
