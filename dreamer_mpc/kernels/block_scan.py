@@ -18,6 +18,7 @@ from dreamer_mpc.kernels.block_cell import (
     BlockWeights,
     Recurrent,
     RecurrentGradients,
+    begin,
     cast_weights,
     draw,
     draw_backward,
@@ -108,7 +109,7 @@ def _scan(deter, stoch, moved, seen, noise, is_first, weights, unimix, eps, bf16
     stoch, moved, seen = stoch.to(dtype), moved.to(dtype), seen.to(dtype)
     steps, posteriors, stochs = [], [], []
     for t in range(len(moved)):
-        step, given = recur(deter, stoch, moved[t], first[t], w, eps)
+        step, given = recur(*begin(deter, stoch, first[t]), moved[t], w, eps)
         deter = step.deter
         posterior_pre = torch.addmm(seen[t], given, w.posterior.t())
         posterior = norm_silu(posterior_pre, w.posterior_gain, eps, w.logits.dtype)
