@@ -48,7 +48,7 @@ def _action_layer(
     action, weight, bias, gain, out, rows, action_stride, eps, A: tl.constexpr, N: tl.constexpr, NP: tl.constexpr,
     BR: tl.constexpr,
 ):  # fmt: skip
-    cols, product = tl.arange(0, NP), out.dtype.element_ty
+    cols = tl.arange(0, NP)
     w = tl.load(gain + cols, mask=cols < N, other=0.0)[None, :]
     b = tl.load(bias + cols, mask=cols < N, other=0.0)[None, :]
     for block in range(tl.program_id(0), tl.cdiv(rows, BR), tl.num_programs(0)):
@@ -57,10 +57,10 @@ def _action_layer(
         total = tl.zeros([BR, NP], tl.float32)
         for k in tl.static_range(A):
             a = tl.load(action + at * action_stride + k, mask=at < rows, other=0.0).to(tl.float32)
-            a = tl.div_rn(a, tl.maximum(tl.abs(a), 1.0)).to(product).to(tl.float32)
-            column = tl.load(weight + cols * A + k, mask=cols < N, other=0.0).to(product).to(tl.float32)
+            a = tl.div_rn(a, tl.maximum(tl.abs(a), 1.0)).to(out.dtype.element_ty).to(tl.float32)
+            column = tl.load(weight + cols * A + k, mask=cols < N, other=0.0).to(out.dtype.element_ty).to(tl.float32)
             total += a[:, None] * column[None, :]
-        v = tl.where(real, total.to(product).to(tl.float32) + b, 0.0)
+        v = tl.where(real, total.to(out.dtype.element_ty).to(tl.float32) + b, 0.0)
         n = v * tl.rsqrt(tl.sum(v * v, axis=1) / N + eps)[:, None] * w
         tl.store(out + at[:, None] * N + cols[None, :], n * _sigmoid(n), mask=real)
 
@@ -270,7 +270,8 @@ def _stride(x: Tensor | None) -> int:
 
 def _units(gates: Tensor) -> dict[str, int]:
     units = gates.shape[2] // 3
-    return {"X": units, "XP": triton.next_power_of_2(units)}
+    padded = triton.next_power_of_2(units)
+    return {"X": units, "XP": padded, "num_warps": min(4, max(1, padded // 256))}  # threads read 16 bytes of a gate
 
 
 def _classes(noise: Tensor) -> dict[str, int]:
