@@ -292,7 +292,7 @@ def test_the_parts_of_a_step_are_their_torch_forms_on_rows_that_lie_apart(sizes,
         assert_near(*[[x.float() for x in each] for each in found], 1e-2 if bf16 else 1e-5)
 
 
-@pytest.mark.parametrize("rows", [(1,), (3, 50), (1024,)])
+@pytest.mark.parametrize("rows", [(1,), (3, 50), (130,)])
 def test_a_policy_s_rollout_on_the_gpu_is_that_on_the_cpu(rows, full_fp32):
     """The noise decides every draw, so that rounding changes none."""
     torch.manual_seed(0)

@@ -16,7 +16,18 @@ if not metadata.version("triton").startswith(("3.7.", "3.8.")):  # docs/architec
     pytest.skip(f"not with the interpreter of Triton {metadata.version('triton')}, but 3.7.1", allow_module_level=True)
 
 from dreamer_mpc.agents import laprop
-from dreamer_mpc.kernels import block_cell, blocks, cell, cell_triton, fused, image_error, norm, pooled_norm, two_hot
+from dreamer_mpc.kernels import (
+    block_cell,
+    block_walk,
+    blocks,
+    cell,
+    cell_triton,
+    fused,
+    image_error,
+    norm,
+    pooled_norm,
+    two_hot,
+)
 from dreamer_mpc.networks import normal_actor
 from dreamer_mpc.networks.normal_actor import NormalActor
 from dreamer_mpc.networks.two_hot import TwoHot, symexp_bins
@@ -302,7 +313,7 @@ def test_a_walk_is_its_torch_form_with_its_gradients(bf16, precision, monkeypatc
     state, actions, g, found = torch.randn(5, 24), 2 * torch.rand(3, 5, 2), torch.randn(3, 5, 24), []
     noise = 6 * torch.randn(3, 5, 12)  # decides the draws, so that rounding changes none
     for used in (True, False):
-        for module in (norm, block_cell, block_rssm):
+        for module in (norm, block_cell, block_walk, block_rssm):
             monkeypatch.setattr(module, "fuses", lambda x, used=used: used)
         with torch.no_grad():
             rounded = rssm.walk(state, lambda k, _: actions[k], noise, False, precision)[1].states

@@ -72,6 +72,7 @@ def recur(
     before: Float[Tensor, "B D"],
     given: Float[Tensor, "B D"],
     stoch: Float[Tensor, "B Z"],
+    deter_pre: Float[Tensor, "B h"],
     moved: Float[Tensor, "B h"],
     w: BlockWeights,
     eps: float,
@@ -79,11 +80,10 @@ def recur(
 ) -> tuple[Recurrent, Float[Tensor, "B D"]]:
     """A step of the GRU from deter `before` after the action's layer `moved`; also deter in the precision of products.
 
-    `given` is `before` in that precision, as are `stoch` and `moved`. The next deter is also written `into` memory with
-    rows side by side or not, in its precision; results may be views of that.
+    `given` is `before` in that precision, as are `stoch`, `moved` and `deter_pre`, the product of its layer. The next
+    deter is also written `into` memory with rows side by side or not, in its precision; results may be views of that.
     """
     dtype = w.own.dtype
-    deter_pre = F.linear(given, w.deter, w.deter_bias)
     stoch_pre = F.linear(stoch, w.stoch, w.stoch_bias)
     shared = share(deter_pre, stoch_pre, moved, w.deter_gain, w.stoch_gain, eps)
     hidden_pre = F.linear(shared, w.shared, w.hidden_bias.flatten())

@@ -21,7 +21,7 @@ from dreamer_mpc.kernels.block_cell import (
     recur,
     recur_back,
 )
-from dreamer_mpc.kernels.norm import norm_silu
+from dreamer_mpc.kernels.norm import fuses, norm_silu
 
 
 class PriorWeights(NamedTuple):
@@ -83,13 +83,15 @@ def walk(
     states = deter.new_empty(len(noise), len(deter), sum(sizes), dtype=precision)
     state, steps = torch.cat([deter, stoch.to(deter.dtype)], dim=-1).to(precision), []
     given, stoch = deter.to(dtype), stoch.to(dtype)
+    layers = _layers_of_deter(w, prior)
+    _, deter_pre = layers(given)
     for k in range(len(noise)):
         moved = move(k, state)
         state = states[k]
         deter_into, stoch_into = state.split(sizes, dim=-1)
-        recurrent, given = recur(deter, given, stoch, moved.to(dtype), w, eps, deter_into)
+        recurrent, given = recur(deter, given, stoch, deter_pre, moved.to(dtype), w, eps, deter_into)
         deter = recurrent.deter
-        first_pre = F.linear(given, prior.first, prior.first_bias)
+        first_pre, deter_pre = layers(given)
         second_pre = F.linear(norm_silu(first_pre, prior.first_gain, eps, dtype), prior.second, prior.second_bias)
         hidden = norm_silu(second_pre, prior.second_gain, eps, prior.logits.dtype)
         logits = F.linear(hidden, prior.logits, prior.logits_bias)
@@ -97,6 +99,16 @@ def walk(
         if save:
             steps.append(PriorStep(recurrent, first_pre, second_pre, logits))
     return Walk(states, steps)
+
+
+def _layers_of_deter(
+    w: BlockWeights, prior: PriorWeights
+) -> Callable[[Float[Tensor, "M D"]], tuple[Float[Tensor, "M h"], Float[Tensor, "M h"]]]:
+    """The prior's first layer and the GRU's layer of deter, both before norm and activation; on a GPU one product."""
+    if not fuses(w.deter):
+        return lambda deter: (F.linear(deter, prior.first, prior.first_bias), F.linear(deter, w.deter, w.deter_bias))
+    weight, bias = torch.cat([prior.first, w.deter]), torch.cat([prior.first_bias, w.deter_bias])
+    return lambda deter: F.linear(deter, weight, bias).split([len(prior.first), len(w.deter)], dim=-1)
 
 
 class WalkBack(torch.autograd.Function):
