@@ -8,19 +8,24 @@ import torch
 from dreamer_mpc.agents.behavior import BehaviorConfig
 from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.agents.laprop import LaProp
+from dreamer_mpc.agents.latents import make_latents
 from dreamer_mpc.agents.optimizers import OptimizerConfig
 from dreamer_mpc.agents.returns import lambda_return
 from dreamer_mpc.config import load_presets
-from dreamer_mpc.kernels import cell, fused, pixels
+from dreamer_mpc.kernels import block_cell, cell, fused, norm, pixels
+from dreamer_mpc.kernels.graphs import Captured
 from dreamer_mpc.networks.norm_mlp import NormEnsemble, NormMLP
 from dreamer_mpc.networks.two_hot import TwoHot, symexp_bins
 from dreamer_mpc.planners import make_planner
-from dreamer_mpc.world_model import GaussianWorldModel, WorldModelConfig
+from dreamer_mpc.planners.rollout import closed_loop, joined, policy_rollout
+from dreamer_mpc.world_model import GaussianWorldModel, WorldModelConfig, make_world_model
 from dreamer_mpc.world_model.block_rssm import BlockRSSM
 from dreamer_mpc.world_model.encoder import preprocess
 from dreamer_mpc.world_model.norm_decoder import NormDecoder
 from dreamer_mpc.world_model.norm_encoder import NormEncoder
 from tests.support.agents import TINY, make_batch
+from tests.support.block_scans import Sizes as ScanSizes
+from tests.support.block_scans import scan_both
 from tests.support.cell_walks import KINDS, Sizes, assert_near, walk_both
 from tests.support.planning import PAPER
 
@@ -261,6 +266,86 @@ def test_a_walk_is_the_loop_of_steps_with_its_gradients(full_fp32):
             states = torch.stack(states)
         found.append((states, *torch.autograd.grad(states, leaf, g)))
     assert_near(*found, 1e-3)
+
+
+def test_a_block_scan_without_teams_is_its_torch_form(monkeypatch, full_fp32):
+    sizes, found = ScanSizes(deter=192, hidden=48), []
+    for used in (True, False):
+        for module in (norm, block_cell):
+            monkeypatch.setattr(module, "fuses", lambda x, used=used: used)
+        found += scan_both(monkeypatch, sizes, 4, 70, device="cuda", kinds=(False,))
+    assert_near(*found, 1e-4)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("sizes", [(5, 3, 7, 6, 5), (1024, 8, 256, 32, 16), (77, 8, 48, 12, 6)])
+def test_the_parts_of_a_step_are_their_torch_forms_on_rows_that_lie_apart(sizes, bf16, monkeypatch):
+    """What they write as states is bit for bit what they return."""
+    torch.manual_seed(0)
+    (rows, blocks, units, variables, classes), product = sizes, torch.bfloat16 if bf16 else torch.float32
+    deter, draws = blocks * units, variables * classes
+    wide = torch.randn(rows, 3 * deter + 9, device="cuda")
+    before, g = wide[:, 3 : 3 + deter], wide[:, deter + 5 : 2 * deter + 5]
+    layers = [wide[:, place : place + units].to(product) for place in (1, units + 2, 2 * units + 5)]
+    gains = torch.rand(2, units, device="cuda") + 0.5
+    gates = torch.randn(blocks, rows, 3 * units, device="cuda").to(product)
+    bias = torch.randn(blocks, 1, 3 * units, device="cuda").to(product)
+    logits, noise = torch.randn(rows, draws, device="cuda"), torch.randn(rows, variables, classes, device="cuda")
+    for precision in (torch.float32, torch.bfloat16):
+        found = []
+        for used in (True, False):
+            for module in (norm, block_cell):
+                monkeypatch.setattr(module, "fuses", lambda x, used=used: used)
+            states = torch.zeros(rows, deter + draws + 5, dtype=precision, device="cuda")
+            into = states[:, 2 : 2 + deter], states[:, 3 + deter : -2]
+            new, cast = block_cell.gru(gates, bias, before, into[0])
+            stoch = block_cell.draw_into(into[1], logits, 1e3 * noise, 0.01, product)
+            assert (new.dtype, cast.dtype, stoch.dtype) == (torch.float32, product, product)
+            assert torch.equal(into[0], new.to(precision)) and torch.equal(into[1], stoch.to(precision))
+            assert torch.equal(cast, new.to(product)) and not states[:, [0, 1, deter + 2, -2, -1]].any()
+            back = block_cell.gru_backward(g, gates, bias, before)
+            found.append((new, stoch, block_cell.share(*layers, *gains, 1e-4), *back))
+        assert_near(*[[x.float() for x in each] for each in found], 1e-2 if bf16 else 1e-5)
+
+
+@pytest.mark.parametrize("rows", [(1,), (3, 50), (130,)])
+def test_a_policy_s_rollout_on_the_gpu_is_that_on_the_cpu(rows, full_fp32):
+    """The noise decides every draw, so that rounding changes none."""
+    torch.manual_seed(0)
+    model = make_latents(V3["behavior"], make_world_model(V3["world_model"], ACTION_DIM, True, False), ACTION_DIM, True)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    state, noise, results = torch.randn(*rows, 264), 9 * torch.randn(*rows, 4, 72), []
+    for device in ("cuda", "cpu"):
+        model = model.to(device)
+        with torch.no_grad():
+            found = policy_rollout(model, state.to(device), 4, noise=noise.to(device), mode=True)
+            policy = model.policy(found.states)
+        results.append([x.cpu() for x in (joined(found.leaves), found.states, policy.mean, policy.std)])
+    assert_near(*results, 1e-3)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_captured_imagination_is_the_eager_one(bf16):
+    torch.manual_seed(0)
+    world_model = make_world_model(V3["world_model"], ACTION_DIM, True, bf16)
+    model = make_latents(V3["behavior"], world_model, ACTION_DIM, True).cuda()
+    precision = torch.bfloat16 if bf16 else torch.float32
+
+    @torch.no_grad()
+    def imagined(state):
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=bf16):
+            return closed_loop(model, state, 3, lambda now: model.policy(now).sample(), precision=precision).states
+
+    captured = Captured(imagined)
+    for seed in range(6):  # three warm-up calls, the recording, and two replays
+        found, state = [], torch.randn(40, 264, device="cuda")
+        for function in (captured, imagined):
+            torch.manual_seed(seed)
+            found.append(function(state))
+        assert found[0].dtype == precision and found[0].isfinite().all()
+        torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
 
 
 def test_laprop_on_the_gpu_is_that_on_the_cpu():

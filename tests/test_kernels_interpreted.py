@@ -19,6 +19,7 @@ from dreamer_mpc.agents import laprop
 from dreamer_mpc.agents.returns import lambda_return
 from dreamer_mpc.kernels import (
     block_cell,
+    block_walk,
     blocks,
     cell,
     cell_triton,
@@ -30,7 +31,10 @@ from dreamer_mpc.kernels import (
     two_hot,
 )
 from dreamer_mpc.kernels import returns as returns_kernel
+from dreamer_mpc.networks import normal_actor
+from dreamer_mpc.networks.normal_actor import NormalActor
 from dreamer_mpc.networks.two_hot import TwoHot, symexp_bins
+from dreamer_mpc.world_model import block_rssm
 from dreamer_mpc.world_model.block_rssm import BlockRSSM
 from dreamer_mpc.world_model.encoder import preprocess
 from tests.support import interpreter
@@ -39,6 +43,7 @@ from tests.support.cell_walks import KINDS, Sizes, assert_near, walk_both
 # All sizes differ, none is a power of two, and the first needs several blocks of inputs in a product.
 SMALL = Sizes(deter=20, stoch=5, hidden=23, action=3, units=18, layers=3)
 LONG = Sizes(deter=70, stoch=5, hidden=83, action=3, units=75, layers=2)
+ROUNDED = 2**-7  # of a number that the interpreter cuts to bf16
 ONE, FOUR, THIRTEEN = 1, 8, 80  # numbers of processors that give teams of so many programs for up to 32 rows
 
 
@@ -156,7 +161,8 @@ def between(kind, bf16=False):
     rows, blocks, units, variables, classes = 5, 3, 7, 6, 5
     product = torch.bfloat16 if bf16 else torch.float32
     gain, wide = torch.rand(21) + 0.5, torch.randn(rows, 64)
-    deter, gates = torch.randn(rows, blocks * units), torch.randn(blocks, rows, 3 * units).to(product)
+    deter, gates = wide[:, 7:28], torch.randn(blocks, rows, 3 * units).to(product)
+    bias = torch.randn(blocks, 1, 3 * units).to(product)
     members = torch.randn(rows, 3, 7).to(product)
     logits, noise = 3 * torch.randn(rows, variables * classes), torch.randn(rows, variables, classes)
     first = torch.tensor([True, False, False, True, False])[:, None]
@@ -165,8 +171,15 @@ def between(kind, bf16=False):
         "norm_silu_backward": (wide[:, 30:51], wide[:, 3:24].to(product), gain, 1e-4),
         "norm_silu members": (members.transpose(0, 1), gain.view(3, 7), 1e-4, product),
         "norm_silu_backward members": (torch.randn(3, rows, 7), members.transpose(0, 1), gain.view(3, 7), 1e-4),
-        "gru": (gates, deter),
-        "gru_backward": (torch.randn_like(deter), gates, deter),
+        "share": (
+            wide[:, 3:10].to(product),
+            wide[:, 30:37].to(product),
+            wide[:, 50:57].to(product),
+            *gain.view(3, 7)[:2],
+            1e-4,
+        ),
+        "gru": (gates, bias, deter, None),
+        "gru_backward": (wide[:, 40:61], gates, bias, deter),
         "begin": (deter, torch.randn(rows, 30).to(product), first),
         "draw": (logits, noise, 0.01, product),
         "draw_backward": (torch.randn_like(logits), torch.randn_like(noise), logits, 0.01),
@@ -174,7 +187,8 @@ def between(kind, bf16=False):
 
 
 NORMS = ["norm_silu", "norm_silu_backward"]
-PARTS = [*NORMS, *(f"{part} members" for part in NORMS), "gru", "gru_backward", "begin", "draw", "draw_backward"]
+CELL = ["share", "gru", "gru_backward", "begin", "draw", "draw_backward"]
+PARTS = [*NORMS, *(f"{part} members" for part in NORMS), *CELL]
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -188,6 +202,66 @@ def test_the_parts_of_the_block_cell_are_their_torch_forms(part, bf16):
         assert a.dtype == b.dtype
         tolerance = 1e-2 if a.dtype == torch.bfloat16 else 1e-5
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("into", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_states_are_written_into_rows_that_lie_apart(bf16, into):
+    """Together with the results, in the precision of either or of both."""
+    gates, bias, deter, _ = between("gru", bf16)
+    logits, noise, unimix, product = between("draw", bf16)
+    found = []
+    for module in (block_cell.kernels, block_cell):
+        states = torch.full((5, 60), -7.0, dtype=into)
+        new, given = module.gru(gates, bias, deter, states[:, 5:26])
+        stoch = module.draw_into(states[:, 26:56], logits, noise, unimix, product)
+        assert (new.dtype, given.dtype, stoch.dtype) == (torch.float32, product, product)
+        torch.testing.assert_close(states[:, 5:26].float(), new, rtol=ROUNDED, atol=0)
+        assert torch.equal(states[:, 26:56].float(), stoch.float())
+        found.append([x.float() for x in (new, given, stoch, states)])
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=ROUNDED, atol=0)
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("shape", [(1, 7), (700, 7), (3, 5, 7)])
+def test_the_action_s_layer_is_its_torch_form(shape, bf16, monkeypatch):
+    """Of actions beyond [-1, 1] too, beside each other in memory or not."""
+    torch.manual_seed(13)
+    rssm = BlockRSSM(3, 5, deter=12, stoch=3, classes=4, hidden=23, blocks=3, bf16=bf16)
+    with torch.no_grad():
+        for parameter in rssm.action_input.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    action, found = 2 * torch.randn(shape)[..., 2:5], []
+    for used in (True, False):
+        monkeypatch.setattr(block_rssm, "fuses", lambda x, used=used: used)
+        with torch.no_grad():
+            found.append(rssm._moved(action))
+    assert found[0].dtype == found[1].dtype
+    torch.testing.assert_close(*found, **({"rtol": 2e-2, "atol": 2e-2} if bf16 else {"rtol": 1e-5, "atol": 1e-5}))
+    monkeypatch.setattr(block_rssm, "fuses", lambda x: True)
+    assert rssm._moved(action).requires_grad  # with gradients the plain form computes it
+
+
+@pytest.mark.parametrize("actions", [1, 6, 19])
+@pytest.mark.parametrize("shape", [(20,), (7, 20), (3, 5, 20)])
+def test_the_policy_s_gaussian_is_its_torch_form(shape, actions, monkeypatch):
+    """Several blocks of inputs and of rows, and a last one of each that is partly filled."""
+    monkeypatch.setattr(normal_actor.kernels, "PRODUCTS", 64)
+    torch.manual_seed(14)
+    actor = NormalActor(20, actions, layers=1, hidden=37, min_std=0.2, max_std=0.9, scale=1.0)
+    state, found = 3 * torch.randn(shape), []
+    with torch.no_grad():
+        actor.layers.last.bias.copy_(torch.linspace(-2, 2, 2 * actions))
+        for used in (True, False):
+            monkeypatch.setattr(normal_actor, "fuses", lambda x, used=used: used)
+            found.append(actor(state))
+    for got, expected in zip(*found, strict=True):
+        assert got.shape == (*shape[:-1], actions) and got.dtype == expected.dtype
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    monkeypatch.setattr(normal_actor, "fuses", lambda x: True)
+    assert actor(state).mean.requires_grad  # with gradients the plain form computes it
 
 
 @pytest.mark.parametrize("apart", [False, True])
@@ -233,16 +307,26 @@ def test_what_follows_a_convolution_is_its_torch_form_with_its_gradients(shape, 
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_a_walk_from_parts_of_states_is_its_torch_form(monkeypatch):
-    """Its first step reads deter and stoch side by side in memory."""
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_walk_is_its_torch_form_with_its_gradients(bf16, precision, monkeypatch):
+    """Its first step reads deter and stoch side by side in memory; all others what the step before wrote as states."""
     torch.manual_seed(12)
-    rssm = BlockRSSM(2, 5, deter=12, stoch=3, classes=4, hidden=6, blocks=3)
-    state, actions, noise, found = torch.randn(5, 24), torch.rand(2, 5, 2), torch.randn(2, 5, 12), []
+    rssm = BlockRSSM(2, 5, deter=12, stoch=3, classes=4, hidden=6, blocks=3, bf16=bf16)
+    state, actions, g, found = torch.randn(5, 24), 2 * torch.rand(3, 5, 2), torch.randn(3, 5, 24), []
+    noise = 6 * torch.randn(3, 5, 12)  # decides the draws, so that rounding changes none
     for used in (True, False):
-        for module in (norm, block_cell):
+        for module in (norm, block_cell, block_walk, block_rssm):
             monkeypatch.setattr(module, "fuses", lambda x, used=used: used)
-        found.append(rssm.walk(state, lambda k, _: actions[k], noise, save=False)[1].states)
-    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+        with torch.no_grad():
+            rounded = rssm.walk(state, lambda k, _: actions[k], noise, False, precision)[1].states
+        leaves = [state.clone().requires_grad_(), actions.clone().requires_grad_()]
+        _, walked = rssm.walk(leaves[0], lambda k, _: actions[k], noise, save=True)
+        states = rssm.differentiable_states(*leaves, walked)
+        assert rounded.dtype == (precision or torch.float32)
+        torch.testing.assert_close(rounded.float(), states, rtol=ROUNDED, atol=0)
+        found.append((states, *torch.autograd.grad(states, leaves, g)))
+    assert_near(*found, 4e-2 if bf16 else 1e-4)
 
 
 @pytest.fixture

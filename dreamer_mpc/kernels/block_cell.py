@@ -51,7 +51,7 @@ class Recurrent(NamedTuple):
     shared: Float[Tensor, "*t B I"]
     hidden_pre: Float[Tensor, "*t B D"]
     hidden: Float[Tensor, "*t B D"]
-    gates: Float[Tensor, "*t G B Y"]
+    gates: Float[Tensor, "*t G B Y"]  # without their bias where `gru` adds it, see `_added_bias`
     deter: Float[Tensor, "*t B D"]
 
 
@@ -69,36 +69,37 @@ class RecurrentGradients(NamedTuple):
 
 
 def recur(
-    deter: Float[Tensor, "B D"],
+    before: Float[Tensor, "B D"],
+    given: Float[Tensor, "B D"],
     stoch: Float[Tensor, "B Z"],
+    deter_pre: Float[Tensor, "B h"],
     moved: Float[Tensor, "B h"],
-    first: Bool[Tensor, "B 1"] | None,
     w: BlockWeights,
     eps: float,
+    into: Float[Tensor, "B D"] | None = None,
 ) -> tuple[Recurrent, Float[Tensor, "B D"]]:
-    """A step of the GRU after the action's layer `moved`; also deter in the precision of products.
+    """A step of the GRU from deter `before` after the action's layer `moved`; also deter in the precision of products.
 
-    Where an episode is at its `first` frame, there is no state before. `stoch` and `moved` are in that precision.
+    `given` is `before` in that precision, as are `stoch`, `moved` and `deter_pre`, the product of its layer. The next
+    deter is also written `into` memory with rows side by side or not, in its precision; results may be views of that.
     """
     dtype = w.own.dtype
-    before, given, stoch_before = (deter, deter.to(dtype), stoch) if first is None else begin(deter, stoch, first)
-    deter_pre = F.linear(given, w.deter, w.deter_bias)
-    stoch_pre = F.linear(stoch_before, w.stoch, w.stoch_bias)
-    inputs = [norm_silu(deter_pre, w.deter_gain, eps, dtype), norm_silu(stoch_pre, w.stoch_gain, eps, dtype)]
-    shared = torch.cat([*inputs, moved], dim=-1)  # [B, I]
+    stoch_pre = F.linear(stoch, w.stoch, w.stoch_bias)
+    shared = share(deter_pre, stoch_pre, moved, w.deter_gain, w.stoch_gain, eps)
     hidden_pre = F.linear(shared, w.shared, w.hidden_bias.flatten())
     by_block(hidden_pre, w).baddbmm_(by_block(given, w), w.own)  # a view
     hidden = norm_silu(hidden_pre, w.hidden_gain, eps, dtype)
-    gates = torch.baddbmm(w.gates_bias, by_block(hidden, w), w.gates)
-    deter, given_on = gru(gates, before)
-    return Recurrent(before, stoch_before, deter_pre, stoch_pre, shared, hidden_pre, hidden, gates, deter), given_on
+    bias, units = _added_bias(w, hidden), by_block(hidden, w)
+    gates = torch.baddbmm(w.gates_bias, units, w.gates) if bias is None else torch.bmm(units, w.gates)
+    deter, given_on = gru(gates, bias, before, into)
+    return Recurrent(before, stoch, deter_pre, stoch_pre, shared, hidden_pre, hidden, gates, deter), given_on
 
 
 def recur_back(
     g: Float[Tensor, "B D"], saved: Recurrent, w: BlockWeights, eps: float
 ) -> tuple[RecurrentGradients, Float[Tensor, "B D"], Float[Tensor, "B Z"]]:
     """The step back of `g`, the gradient of deter: gradients of what lies between, and of deter and stoch before."""
-    gates, before = gru_backward(g, saved.gates, saved.before)
+    gates, before = gru_backward(g, saved.gates, _added_bias(w, g), saved.before)
     hidden_out = torch.empty_like(saved.hidden_pre)
     torch.bmm(gates, w.gates.transpose(1, 2), out=by_block(hidden_out, w))  # into a view
     hidden_pre = norm_back(hidden_out, saved.hidden_pre, w.hidden_gain, eps)
@@ -119,24 +120,50 @@ def norm_back(
     return norm_silu_backward(g, x, gain, eps, of_gain=False)[0]
 
 
+def share(
+    deter_pre: Float[Tensor, "B h"],
+    stoch_pre: Float[Tensor, "B h"],
+    moved: Float[Tensor, "B h"],
+    deter_gain: Float[Tensor, " h"],
+    stoch_gain: Float[Tensor, " h"],
+    eps: float,
+) -> Float[Tensor, "B I"]:
+    """What all blocks see: the layers of deter and stoch after norm and activation, and that of the action."""
+    if fuses(moved):
+        return kernels.share(deter_pre, stoch_pre, moved, deter_gain, stoch_gain, eps)
+    layers = ((deter_pre, deter_gain), (stoch_pre, stoch_gain))
+    return torch.cat([*(norm_silu(x, gain, eps, moved.dtype) for x, gain in layers), moved], dim=-1)
+
+
 def gru(
-    gates: Float[Tensor, "G B Y"], before: Float[Tensor, "B D"]
+    gates: Float[Tensor, "G B Y"],
+    bias: Float[Tensor, "G 1 Y"] | None,
+    before: Float[Tensor, "B D"],
+    into: Float[Tensor, "B D"] | None = None,
 ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]]:
-    """The next deter, of reset, candidate and update, each of X units of a block; again in the precision of `gates`."""
+    """The next deter, of reset, candidate and update, each of X units of a block; again in the precision of `gates`.
+
+    It is also written `into` memory in any precision; each result may be a view of that.
+    """
     if fuses(gates):
-        return kernels.gru(gates, before)
-    reset, candidate, update = _gates(gates, before)
+        return kernels.gru(gates, bias, before, into)
+    reset, candidate, update = _gates(gates, bias, before)
     deter = update * torch.tanh(reset * candidate) + (1 - update) * before
+    if into is not None:
+        into.copy_(deter)
     return deter, deter.to(gates.dtype)
 
 
 def gru_backward(
-    g: Float[Tensor, "B D"], gates: Float[Tensor, "G B Y"], before: Float[Tensor, "B D"]
+    g: Float[Tensor, "B D"],
+    gates: Float[Tensor, "G B Y"],
+    bias: Float[Tensor, "G 1 Y"] | None,
+    before: Float[Tensor, "B D"],
 ) -> tuple[Float[Tensor, "G B Y"], Float[Tensor, "B D"]]:
     """Gradients of `gates` and `before`, each in its precision, of `g`, that of the next deter."""
     if fuses(gates):
-        return kernels.gru_backward(g, gates, before)
-    reset, candidate, update = _gates(gates, before)
+        return kernels.gru_backward(g, gates, bias, before)
+    reset, candidate, update = _gates(gates, bias, before)
     new = torch.tanh(reset * candidate)
     dnew = g * update * (1 - new.square())
     parts = (dnew * candidate * reset * (1 - reset), dnew * reset, g * (new - before) * update * (1 - update))
@@ -164,6 +191,21 @@ def draw(
     log_probs = torch.log(((1 - unimix) * probs + unimix / noise.shape[-1]).clamp_min(TINY))
     best = (log_probs + noise).argmax(-1, keepdim=True)
     return torch.zeros_like(noise, dtype=dtype).scatter_(-1, best, 1.0).flatten(1), log_probs
+
+
+def draw_into(
+    into: Float[Tensor, "B Z"],
+    logits: Float[Tensor, "B Z"],
+    noise: Float[Tensor, "B K C"],
+    unimix: float,
+    dtype: torch.dtype,
+) -> Float[Tensor, "B Z"]:
+    """The samples of `draw` alone, also written `into` memory in any precision; they may be a view of that."""
+    if fuses(logits):
+        return kernels.draw_into(into, logits, noise, unimix, dtype)
+    stoch, _ = draw(logits, noise, unimix, dtype)
+    into.copy_(stoch)
+    return stoch
 
 
 def draw_backward(
@@ -195,7 +237,16 @@ def _from_blocks(x: Float[Tensor, "G B X"], dtype: torch.dtype) -> Float[Tensor,
     return x.transpose(0, 1).flatten(1).to(dtype)
 
 
-def _gates(gates: Float[Tensor, "G B Y"], before: Float[Tensor, "B D"]) -> tuple[Tensor, Tensor, Tensor]:
+def _added_bias(w: BlockWeights, x: Tensor) -> Float[Tensor, "G 1 Y"] | None:
+    """The gates' bias where the kernel of `gru` adds it: in a batched product it would be copied to every row first."""
+    return w.gates_bias if fuses(x) else None
+
+
+def _gates(
+    gates: Float[Tensor, "G B Y"], bias: Float[Tensor, "G 1 Y"] | None, before: Float[Tensor, "B D"]
+) -> tuple[Tensor, Tensor, Tensor]:
     """Reset, candidate and update [B, D] each, after their activations but for the candidate's."""
+    if bias is not None:
+        gates = gates.to(before.dtype) + bias
     reset, candidate, update = (_from_blocks(gate, before.dtype) for gate in gates.chunk(3, dim=-1))
     return torch.sigmoid(reset), candidate, torch.sigmoid(update - 1)

@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dreamer_mpc.kernels.norm_triton import _blocks
+
 
 @triton.jit
 def _sigmoid(x):
@@ -18,39 +20,93 @@ def _tanh(x):
 
 
 @triton.jit
-def _gates(gates, before, member, row, rows, cols, real, X: tl.constexpr, D: tl.constexpr):
+def _normed(x, gain, out, x_stride, out_stride, at, cols, real, eps, N: tl.constexpr):
+    """Norm, gain and SiLU of the rows `at`."""
+    v = tl.load(x + at[:, None] * x_stride + cols[None, :], mask=real, other=0.0).to(tl.float32)
+    w = tl.load(gain + cols, mask=cols < N, other=0.0)[None, :]
+    n = v * tl.rsqrt(tl.sum(v * v, axis=1) / N + eps)[:, None] * w
+    tl.store(out + at[:, None] * out_stride + cols[None, :], n * _sigmoid(n), mask=real)
+
+
+@triton.jit
+def _share(
+    deter_pre, stoch_pre, moved, deter_gain, stoch_gain, shared, rows, deter_stride, stoch_stride, moved_stride, eps,
+    N: tl.constexpr, NP: tl.constexpr, BR: tl.constexpr,
+):  # fmt: skip
+    cols = tl.arange(0, NP)
+    for block in range(tl.program_id(0), tl.cdiv(rows, BR), tl.num_programs(0)):
+        at = (block * BR + tl.arange(0, BR)).to(tl.int64)
+        real = (at < rows)[:, None] & (cols < N)[None, :]
+        _normed(deter_pre, deter_gain, shared, deter_stride, 3 * N, at, cols, real, eps, N)
+        _normed(stoch_pre, stoch_gain, shared + N, stoch_stride, 3 * N, at, cols, real, eps, N)
+        kept = tl.load(moved + at[:, None] * moved_stride + cols[None, :], mask=real, other=0.0)
+        tl.store(shared + 2 * N + at[:, None] * (3 * N) + cols[None, :], kept, mask=real)
+
+
+@triton.jit
+def _action_layer(
+    action, weight, bias, gain, out, rows, action_stride, eps, A: tl.constexpr, N: tl.constexpr, NP: tl.constexpr,
+    BR: tl.constexpr,
+):  # fmt: skip
+    cols = tl.arange(0, NP)
+    w = tl.load(gain + cols, mask=cols < N, other=0.0)[None, :]
+    b = tl.load(bias + cols, mask=cols < N, other=0.0)[None, :]
+    for block in range(tl.program_id(0), tl.cdiv(rows, BR), tl.num_programs(0)):
+        at = (block * BR + tl.arange(0, BR)).to(tl.int64)
+        real = (at < rows)[:, None] & (cols < N)[None, :]
+        total = tl.zeros([BR, NP], tl.float32)
+        for k in tl.static_range(A):
+            a = tl.load(action + at * action_stride + k, mask=at < rows, other=0.0).to(tl.float32)
+            a = tl.div_rn(a, tl.maximum(tl.abs(a), 1.0)).to(out.dtype.element_ty).to(tl.float32)
+            column = tl.load(weight + cols * A + k, mask=cols < N, other=0.0).to(out.dtype.element_ty).to(tl.float32)
+            total += a[:, None] * column[None, :]
+        v = tl.where(real, total.to(out.dtype.element_ty).to(tl.float32) + b, 0.0)
+        n = v * tl.rsqrt(tl.sum(v * v, axis=1) / N + eps)[:, None] * w
+        tl.store(out + at[:, None] * N + cols[None, :], n * _sigmoid(n), mask=real)
+
+
+@triton.jit
+def _gates(gates, bias, before, before_stride, member, row, rows, cols, real, X: tl.constexpr):
     """Reset, candidate, update after their activations, and deter before, of the units `cols` of a block."""
-    at = gates + (member * rows + row) * 3 * X + cols
-    reset = _sigmoid(tl.load(at, mask=real, other=0.0).to(tl.float32))
-    candidate = tl.load(at + X, mask=real, other=0.0).to(tl.float32)
-    update = _sigmoid(tl.load(at + 2 * X, mask=real, other=0.0).to(tl.float32) - 1)
-    h = tl.load(before + row * D + member * X + cols, mask=real, other=0.0)
+    at, own = gates + (row + member * rows) * 3 * X + cols, bias + member * 3 * X + cols
+    reset = _sigmoid(_sum(at, own, real))
+    candidate = _sum(at + X, own + X, real)
+    update = _sigmoid(_sum(at + 2 * X, own + 2 * X, real) - 1)
+    h = tl.load(before + row * before_stride + member * X + cols, mask=real, other=0.0)
     return reset, candidate, update, h
 
 
 @triton.jit
-def _gru(gates, before, deter, cast, rows, D: tl.constexpr, X: tl.constexpr, XP: tl.constexpr):
-    row, member, cols = tl.program_id(0), tl.program_id(1), tl.arange(0, XP)
+def _sum(x, y, real):
+    return tl.load(x, mask=real, other=0.0).to(tl.float32) + tl.load(y, mask=real, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _gru(
+    gates, bias, before, deter, again, rows, before_stride, deter_stride, again_stride, X: tl.constexpr,
+    XP: tl.constexpr, AGAIN: tl.constexpr,
+):  # fmt: skip
+    row, member, cols = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.arange(0, XP)
     real = cols < X
-    reset, candidate, update, h = _gates(gates, before, member, row, rows, cols, real, X, D)
+    reset, candidate, update, h = _gates(gates, bias, before, before_stride, member, row, rows, cols, real, X)
     new = update * _tanh(reset * candidate) + (1 - update) * h
-    at = row * D + member * X + cols
-    tl.store(deter + at, new, mask=real)
-    tl.store(cast + at, new, mask=real)
+    tl.store(deter + row * deter_stride + member * X + cols, new, mask=real)
+    if AGAIN:
+        tl.store(again + row * again_stride + member * X + cols, new, mask=real)
 
 
 @triton.jit
 def _gru_backward(
-    g, gates, before, dgates, dbefore, rows, D: tl.constexpr, X: tl.constexpr, XP: tl.constexpr
+    g, gates, bias, before, dgates, dbefore, rows, before_stride, D: tl.constexpr, X: tl.constexpr, XP: tl.constexpr
 ):  # fmt: skip
-    row, member, cols = tl.program_id(0), tl.program_id(1), tl.arange(0, XP)
+    row, member, cols = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.arange(0, XP)
     real = cols < X
-    reset, candidate, update, h = _gates(gates, before, member, row, rows, cols, real, X, D)
+    reset, candidate, update, h = _gates(gates, bias, before, before_stride, member, row, rows, cols, real, X)
     at = row * D + member * X + cols
     dy = tl.load(g + at, mask=real, other=0.0)
     new = _tanh(reset * candidate)
     dnew = dy * update * (1 - new * new)
-    to = dgates + (member * rows + row) * 3 * X + cols
+    to = dgates + (row + member * rows) * 3 * X + cols
     tl.store(to, dnew * candidate * reset * (1 - reset), mask=real)
     tl.store(to + X, dnew * reset, mask=real)
     tl.store(to + 2 * X, dy * (new - h) * update * (1 - update), mask=real)
@@ -61,7 +117,7 @@ def _gru_backward(
 def _begin(
     deter, stoch, first, deter_out, cast, stoch_out, D: tl.constexpr, Z: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    row, cols = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    row, cols = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     kept = tl.load(first + row) == 0
     h = tl.load(deter + row * D + cols, mask=(cols < D) & kept, other=0.0)
     tl.store(deter_out + row * D + cols, h, mask=cols < D)
@@ -82,23 +138,28 @@ def _mixed(logits, row, ks, cs, real, unimix, K: tl.constexpr, C: tl.constexpr):
 
 @triton.jit
 def _draw(
-    logits, noise, stoch, log_probs, unimix, K: tl.constexpr, C: tl.constexpr, KP: tl.constexpr, CP: tl.constexpr
+    logits, noise, stoch, again, log_probs, unimix, stoch_stride, again_stride, K: tl.constexpr, C: tl.constexpr,
+    KP: tl.constexpr, CP: tl.constexpr, AGAIN: tl.constexpr, LOGS: tl.constexpr,
 ):  # fmt: skip
-    row, ks, cs = tl.program_id(0), tl.arange(0, KP), tl.arange(0, CP)
+    row, ks, cs = tl.program_id(0).to(tl.int64), tl.arange(0, KP), tl.arange(0, CP)
     real = (ks < K)[:, None] & (cs < C)[None, :]
     at, _, mixed = _mixed(logits, row, ks, cs, real, unimix, K, C)
     logs = tl.log(tl.where(real, mixed, 1.0))
     score = tl.where(real, logs + tl.load(noise + at, mask=real, other=0.0), -1e30)
     best = tl.argmax(score, axis=1)
-    tl.store(stoch + at, tl.where(cs[None, :] == best[:, None], 1.0, 0.0), mask=real)
-    tl.store(log_probs + at, logs, mask=real)
+    one_hot, unit = tl.where(cs[None, :] == best[:, None], 1.0, 0.0), ks[:, None] * C + cs[None, :]
+    tl.store(stoch + row * stoch_stride + unit, one_hot, mask=real)
+    if AGAIN:
+        tl.store(again + row * again_stride + unit, one_hot, mask=real)
+    if LOGS:
+        tl.store(log_probs + at, logs, mask=real)
 
 
 @triton.jit
 def _draw_backward(
     g_stoch, g, logits, out, unimix, K: tl.constexpr, C: tl.constexpr, KP: tl.constexpr, CP: tl.constexpr
 ):  # fmt: skip
-    row, ks, cs = tl.program_id(0), tl.arange(0, KP), tl.arange(0, CP)
+    row, ks, cs = tl.program_id(0).to(tl.int64), tl.arange(0, KP), tl.arange(0, CP)
     real = (ks < K)[:, None] & (cs < C)[None, :]
     at, probs, mixed = _mixed(logits, row, ks, cs, real, unimix, K, C)
     dlog = tl.load(g + at, mask=real, other=0.0)
@@ -107,17 +168,53 @@ def _draw_backward(
     tl.store(out + at, probs * (slope - tl.sum(probs * slope, axis=1)[:, None]), mask=real)
 
 
-def gru(gates: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-    """See `block_cell.gru`."""
-    deter, cast = torch.empty_like(before), torch.empty_like(before, dtype=gates.dtype)
-    _gru[_grid(gates)](gates, before, deter, cast, len(before), **_sizes(gates, before))
+def share(
+    deter_pre: Tensor, stoch_pre: Tensor, moved: Tensor, deter_gain: Tensor, stoch_gain: Tensor, eps: float
+) -> Tensor:
+    """See `block_cell.share`."""
+    deter_pre, stoch_pre, moved = map(_rows, (deter_pre, stoch_pre, moved))
+    (rows, size), strides = moved.shape, (deter_pre.stride(0), stoch_pre.stride(0), moved.stride(0))
+    shared = moved.new_empty(rows, 3 * size)
+    (programs, _), sizes = _blocks(1, rows, size)
+    _share[(programs,)](deter_pre, stoch_pre, moved, deter_gain, stoch_gain, shared, rows, *strides, eps, **sizes)
+    return shared
+
+
+def action_layer(
+    action: Tensor, weight: Tensor, bias: Tensor, gain: Tensor, eps: float, dtype: torch.dtype
+) -> Tensor:  # fmt: skip
+    """Actions [M, A] brought to [-1, 1], their product with `weight` [h, A], bias, RMS norm, gain and SiLU: [M, h].
+
+    Product and result are in `dtype`, the rest in fp32.
+    """
+    action = _rows(action)
+    out = torch.empty(len(action), len(weight), dtype=dtype, device=action.device)
+    (programs, _), sizes = _blocks(1, *out.shape)
+    given = (action, weight.contiguous(), bias, gain, out, len(action), action.stride(0), eps)
+    _action_layer[(programs,)](*given, A=action.shape[1], **sizes)
+    return out
+
+
+def gru(gates: Tensor, bias: Tensor, before: Tensor, into: Tensor | None) -> tuple[Tensor, Tensor]:
+    """See `block_cell.gru`. At most two places are written, as there are two precisions."""
+    before, precise = _rows(before), into is not None and into.dtype == before.dtype
+    deter = into if precise else before.new_empty(before.shape)
+    if gates.dtype == before.dtype:
+        cast, again = deter, None if precise else into
+    else:
+        cast = again = before.new_empty(before.shape, dtype=gates.dtype) if precise or into is None else into
+    strides = (before.stride(0), deter.stride(0), _stride(again))
+    given = (gates, bias, before, deter, again, len(before), *strides)
+    _gru[_grid(gates)](*given, AGAIN=again is not None, **_units(gates))
     return deter, cast
 
 
-def gru_backward(g: Tensor, gates: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+def gru_backward(g: Tensor, gates: Tensor, bias: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
     """See `block_cell.gru_backward`."""
-    dgates, dbefore = torch.empty_like(gates), torch.empty_like(before)
-    _gru_backward[_grid(gates)](g, gates, before, dgates, dbefore, len(before), **_sizes(gates, before))
+    g, before = g.contiguous(), _rows(before)
+    dgates, dbefore = torch.empty_like(gates), before.new_empty(before.shape)
+    given = (g, gates, bias, before, dgates, dbefore, len(before), before.stride(0))
+    _gru_backward[_grid(gates)](*given, D=before.shape[1], **_units(gates))
     return dgates, dbefore
 
 
@@ -133,8 +230,15 @@ def begin(deter: Tensor, stoch: Tensor, first: Tensor) -> tuple[Tensor, Tensor, 
 def draw(logits: Tensor, noise: Tensor, unimix: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """See `block_cell.draw`."""
     stoch, log_probs = torch.empty_like(logits, dtype=dtype), torch.empty_like(noise)
-    _draw[(len(logits),)](logits, noise, stoch, log_probs, unimix, **_classes(noise))
+    _launch_draw(logits, noise, stoch, None, log_probs, unimix)
     return stoch, log_probs
+
+
+def draw_into(into: Tensor, logits: Tensor, noise: Tensor, unimix: float, dtype: torch.dtype) -> Tensor:
+    """See `block_cell.draw_into`."""
+    stoch = into if into.dtype == dtype else torch.empty_like(logits, dtype=dtype)
+    _launch_draw(logits, noise, stoch, None if stoch is into else into, None, unimix)
+    return stoch
 
 
 def draw_backward(g_stoch: Tensor, g: Tensor, logits: Tensor, unimix: float) -> Tensor:
@@ -148,9 +252,26 @@ def _grid(gates: Tensor) -> tuple[int, int]:
     return gates.shape[1], gates.shape[0]
 
 
-def _sizes(gates: Tensor, before: Tensor) -> dict[str, int]:
+def _launch_draw(
+    logits: Tensor, noise: Tensor, stoch: Tensor, again: Tensor | None, log_probs: Tensor | None, unimix: float
+) -> None:
+    given = (logits, noise, stoch, again, log_probs, unimix, stoch.stride(0), _stride(again))
+    _draw[(len(logits),)](*given, AGAIN=again is not None, LOGS=log_probs is not None, **_classes(noise))
+
+
+def _rows(x: Tensor) -> Tensor:
+    """With the numbers of a row side by side; rows may be apart."""
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
+def _stride(x: Tensor | None) -> int:
+    return 0 if x is None else x.stride(0)
+
+
+def _units(gates: Tensor) -> dict[str, int]:
     units = gates.shape[2] // 3
-    return {"D": before.shape[1], "X": units, "XP": triton.next_power_of_2(units)}
+    padded = triton.next_power_of_2(units)
+    return {"X": units, "XP": padded, "num_warps": min(4, max(1, padded // 256))}  # threads read 16 bytes of a gate
 
 
 def _classes(noise: Tensor) -> dict[str, int]:

@@ -18,6 +18,7 @@ from dreamer_mpc.kernels.block_cell import (
     BlockWeights,
     Recurrent,
     RecurrentGradients,
+    begin,
     cast_weights,
     draw,
     draw_backward,
@@ -125,7 +126,9 @@ def _scan(deter, stoch, moved, seen, noise, is_first, weights, unimix, eps, bf16
     stoch, moved, seen = stoch.to(dtype), moved.to(dtype), seen.to(dtype)
     steps, posteriors, stochs = [], [], []
     for t in range(len(moved)):
-        step, given = recur(deter, stoch, moved[t], first[t], w, eps)
+        before, given, stoch = begin(deter, stoch, first[t])
+        deter_pre = F.linear(given, w.deter, w.deter_bias)
+        step, given = recur(before, given, stoch, deter_pre, moved[t], w, eps)
         deter = step.deter
         posterior_pre = torch.addmm(seen[t], given, w.posterior.t())
         posterior = norm_silu(posterior_pre, w.posterior_gain, eps, w.logits.dtype)

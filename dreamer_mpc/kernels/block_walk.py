@@ -12,8 +12,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from dreamer_mpc.kernels.block_cell import BlockWeights, Recurrent, draw, draw_backward, norm_back, recur, recur_back
-from dreamer_mpc.kernels.norm import norm_silu
+from dreamer_mpc.kernels.block_cell import (
+    BlockWeights,
+    Recurrent,
+    draw_backward,
+    draw_into,
+    norm_back,
+    recur,
+    recur_back,
+)
+from dreamer_mpc.kernels.norm import fuses, norm_silu
 
 
 class PriorWeights(NamedTuple):
@@ -66,26 +74,41 @@ def walk(
 ) -> Walk:
     """Walk T steps; `move(k, state)` gives the action's layer of step k in a state. `save` keeps the steps.
 
-    States are given in `precision`, by default that of `deter`; the walk itself keeps that of `deter`.
+    States are given in `precision`, by default that of `deter`; the walk itself keeps that of `deter`. On a GPU kept
+    steps may be views of the states.
     """
     precision, dtype = precision or deter.dtype, w.own.dtype
-    deter = deter.contiguous()  # the kernels of a step read it without strides
-    states = deter.new_empty(len(noise), len(deter), deter.shape[1] + stoch.shape[1], dtype=precision)
-    state, stoch, steps = torch.cat([deter, stoch.to(deter.dtype)], dim=-1).to(precision), stoch.to(dtype), []
+    sizes = [deter.shape[1], stoch.shape[1]]
+    deter = deter.contiguous()
+    states = deter.new_empty(len(noise), len(deter), sum(sizes), dtype=precision)
+    state, steps = torch.cat([deter, stoch.to(deter.dtype)], dim=-1).to(precision), []
+    given, stoch = deter.to(dtype), stoch.to(dtype)
+    layers = _layers_of_deter(w, prior)
+    _, deter_pre = layers(given)
     for k in range(len(noise)):
         moved = move(k, state)
-        recurrent, given = recur(deter, stoch, moved.to(dtype), None, w, eps)
+        state = states[k]
+        deter_into, stoch_into = state.split(sizes, dim=-1)
+        recurrent, given = recur(deter, given, stoch, deter_pre, moved.to(dtype), w, eps, deter_into)
         deter = recurrent.deter
-        first_pre = F.linear(given, prior.first, prior.first_bias)
+        first_pre, deter_pre = layers(given)
         second_pre = F.linear(norm_silu(first_pre, prior.first_gain, eps, dtype), prior.second, prior.second_bias)
         hidden = norm_silu(second_pre, prior.second_gain, eps, prior.logits.dtype)
         logits = F.linear(hidden, prior.logits, prior.logits_bias)
-        stoch, _ = draw(logits, noise[k], unimix, dtype)
-        state = states[k]
-        state[:, : deter.shape[1]], state[:, deter.shape[1] :] = deter, stoch
+        stoch = draw_into(stoch_into, logits, noise[k], unimix, dtype)
         if save:
             steps.append(PriorStep(recurrent, first_pre, second_pre, logits))
     return Walk(states, steps)
+
+
+def _layers_of_deter(
+    w: BlockWeights, prior: PriorWeights
+) -> Callable[[Float[Tensor, "M D"]], tuple[Float[Tensor, "M h"], Float[Tensor, "M h"]]]:
+    """The prior's first layer and the GRU's layer of deter, both before norm and activation; on a GPU one product."""
+    if not fuses(w.deter):
+        return lambda deter: (F.linear(deter, prior.first, prior.first_bias), F.linear(deter, w.deter, w.deter_bias))
+    weight, bias = torch.cat([prior.first, w.deter]), torch.cat([prior.first_bias, w.deter_bias])
+    return lambda deter: F.linear(deter, weight, bias).split([len(prior.first), len(w.deter)], dim=-1)
 
 
 class WalkBack(torch.autograd.Function):

@@ -7,7 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dreamer_mpc.kernels.norm import fuses
 from dreamer_mpc.networks.norm_mlp import NormMLP
+
+try:  # torch builds for CUDA include Triton
+    from dreamer_mpc.kernels import normal_head_triton as kernels
+except ImportError:
+    kernels = None
 
 
 class BoundedNormal(NamedTuple):
@@ -48,13 +54,17 @@ class BoundedNormal(NamedTuple):
         return (self.std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
     def _draw(self) -> Float[Tensor, "*b A"]:
-        return self.mean + self.std * torch.randn_like(self.mean)
+        noise = torch.randn_like(self.mean)
+        if noise.is_cuda:
+            return torch.addcmul(self.mean, self.std, noise)  # one kernel; it rounds once
+        return self.mean + self.std * noise
 
 
 class NormalActor(nn.Module):
     """Policy of DreamerV3: mean tanh(m), std min_std + (max_std - min_std) sigmoid(s + 2), m and s from one network.
 
     The last layer's initial weights are scaled by 0.01: at first the mean is near 0 and, by default, the std near 0.89.
+    On a GPU, without gradients, one kernel computes the last layer, mean and std.
     """
 
     def __init__(
@@ -72,5 +82,8 @@ class NormalActor(nn.Module):
         self.min_std, self.max_std = min_std, max_std
 
     def forward(self, state: Float[Tensor, "*b S"]) -> BoundedNormal:
+        if fuses(state) and not torch.is_grad_enabled():
+            hidden, last = self.layers.hidden(state), self.layers.last
+            return BoundedNormal(*kernels.normal_head(hidden, last.weight, last.bias, self.min_std, self.max_std))
         mean, std = self.layers(state).chunk(2, dim=-1)
         return BoundedNormal(mean.tanh(), self.min_std + (self.max_std - self.min_std) * (std + 2).sigmoid())

@@ -11,10 +11,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dreamer_mpc.kernels import block_cell
 from dreamer_mpc.kernels.block_cell import BlockWeights, cast_weights
 from dreamer_mpc.kernels.block_scan import scan
 from dreamer_mpc.kernels.block_walk import PriorWeights, Walk, WalkBack, cast_prior, walk
 from dreamer_mpc.kernels.graphs import Aside
+from dreamer_mpc.kernels.norm import fuses
 from dreamer_mpc.networks.block_linear import BlockLinear
 from dreamer_mpc.networks.mlp import full_precision
 from dreamer_mpc.networks.norm_mlp import NORM_EPS, NormLayer, NormMLP, norm_linear, norm_silu
@@ -202,6 +204,12 @@ class BlockRSSM(nn.Module):
         return WalkBack.apply(deter, stoch, moved, walked, *self._constants(), classes, self.unimix, NORM_EPS)
 
     def _moved(self, action: Float[Tensor, "*b A"]) -> Float[Tensor, "*b hidden"]:
+        """The action's layer as a walk computes it; without gradients one kernel on a GPU."""
+        if fuses(action) and not torch.is_grad_enabled():
+            linear, gain = self.action_input.linear, self.action_input.norm.weight
+            rows, dtype = action.reshape(-1, action.shape[-1]), torch.bfloat16 if self.bf16 else linear.weight.dtype
+            moved = block_cell.kernels.action_layer(rows, linear.weight, linear.bias, gain, NORM_EPS, dtype)
+            return moved.view(*action.shape[:-1], -1)
         with torch.autocast(action.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             return self._see_action(action)
 
