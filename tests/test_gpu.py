@@ -19,7 +19,7 @@ from dreamer_mpc.networks.two_hot import TwoHot, symexp_bins
 from dreamer_mpc.planners import make_planner
 from dreamer_mpc.planners.rollout import closed_loop, joined, policy_rollout
 from dreamer_mpc.world_model import GaussianWorldModel, WorldModelConfig, make_world_model
-from dreamer_mpc.world_model.block_rssm import BlockRSSM
+from dreamer_mpc.world_model.block_rssm import BlockRSSM, gumbel
 from dreamer_mpc.world_model.encoder import preprocess
 from dreamer_mpc.world_model.norm_decoder import NormDecoder
 from dreamer_mpc.world_model.norm_encoder import NormEncoder
@@ -306,6 +306,12 @@ def test_the_parts_of_a_step_are_their_torch_forms_on_rows_that_lie_apart(sizes,
             back = block_cell.gru_backward(g, gates, bias, before)
             found.append((new, stoch, block_cell.share(*layers, *gains, 1e-4), *back))
         assert_near(*[[x.float() for x in each] for each in found], 1e-2 if bf16 else 1e-5)
+
+
+def test_gumbel_noise_on_the_gpu_is_that_on_the_cpu():
+    noise = torch.cat([torch.linspace(-11, 11, 200_001), torch.tensor([torch.inf, -torch.inf])])
+    torch.testing.assert_close(gumbel(noise.cuda()).cpu(), gumbel(noise), rtol=1e-5, atol=1e-5)
+    assert gumbel(torch.full((3,), torch.nan, device="cuda")).isnan().all()
 
 
 @pytest.mark.parametrize("rows", [(1,), (3, 50), (130,)])

@@ -224,6 +224,17 @@ def test_states_are_written_into_rows_that_lie_apart(bf16, into):
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-5)
 
 
+def test_gumbel_noise_is_its_torch_form(monkeypatch):
+    """At both cuts and around 0, where the formula changes; more than one block."""
+    noise = torch.cat([torch.linspace(-11, 11, 2001), torch.tensor([0.0, 1.6448, 1.6449, torch.inf, -torch.inf])])
+    found = []
+    for used in (True, False):
+        monkeypatch.setattr(block_rssm, "fuses", lambda x, used=used: used)
+        found.append(block_rssm.gumbel(noise.view(-1, 17)))
+        assert block_rssm.gumbel(torch.tensor([torch.nan])).isnan()
+    torch.testing.assert_close(*found, rtol=3e-6, atol=3e-6)
+
+
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("shape", [(1, 7), (700, 7), (3, 5, 7)])
 def test_the_action_s_layer_is_its_torch_form(shape, bf16, monkeypatch):

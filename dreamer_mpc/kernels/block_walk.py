@@ -81,7 +81,8 @@ def walk(
     sizes = [deter.shape[1], stoch.shape[1]]
     deter = deter.contiguous()
     states = deter.new_empty(len(noise), len(deter), sum(sizes), dtype=precision)
-    state, steps = torch.cat([deter, stoch.to(deter.dtype)], dim=-1).to(precision), []
+    state, steps = torch.empty_like(states[0]), []
+    state[:, : sizes[0]], state[:, sizes[0] :] = deter, stoch
     given, stoch = deter.to(dtype), stoch.to(dtype)
     layers = _layers_of_deter(w, prior)
     _, deter_pre = layers(given)
