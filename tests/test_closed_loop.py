@@ -92,7 +92,7 @@ def learned_by(kind, seed=0):
         for part in ("actor", "critic")
     ]
     for _ in range(UPDATES):
-        gradients, metrics, _ = agent.learner.learn(start, batch)
+        gradients, metrics, *_ = agent.learner.learn(start, batch)
         agent._descend(gradients, torch.stack([metrics["actor_loss"], metrics["critic_loss"]]), batch.index)
         for schedule in schedules:
             schedule.step()
