@@ -251,15 +251,18 @@ def test_laprop_on_the_gpu_is_that_on_the_cpu():
     results = []
     for device in ("cuda", "cpu"):
         torch.manual_seed(0)
-        params = [torch.nn.Parameter((torch.randn(shape) * 3).to(device)) for shape in [(700, 11), (1,), (64, 3, 5, 5)]]
-        optimizer = LaProp(params, lr=0.02, warmup=2)
+        shapes = [(700, 11), (1,), (64, 3, 5, 5), *[(k,) for k in range(1, 150)]]  # in several launches
+        params = [torch.nn.Parameter((torch.randn(shape) * 3).to(device)) for shape in shapes]
+        optimizer, norms = LaProp(params, lr=0.02, warmup=2), []
         for step in range(6):
             for p in params:
                 g = torch.randn(p.shape)
                 p.grad = (torch.full_like(g, torch.nan) if step == 3 else g).to(device)
+            norms.append(optimizer.grad_norm().nan_to_num())
             optimizer.found_inf = torch.tensor(float(step == 3), device=device)
             optimizer.step()
         results.append([x.cpu() for p in params for x in (p.detach(), *optimizer.state[p].values())])
+        results[-1] += [norm.cpu() for norm in norms]
     assert_near(*results, 1e-4)
 
 

@@ -294,22 +294,43 @@ def test_the_error_of_images_in_blocks_is_its_torch_form_with_its_gradients(dtyp
     assert_near(*found, 1e-5 if dtype == torch.float32 else 1e-2)
 
 
-def test_laprop_s_kernel_is_its_torch_form(monkeypatch):
-    """Tensors of several blocks and of one number; clipped gradients and others; two steps that are skipped."""
+@pytest.mark.parametrize("warmup", [0, 2])
+@pytest.mark.parametrize("measured", [False, True])
+def test_laprop_s_kernels_are_their_torch_form(measured, warmup, monkeypatch):
+    """Tensors of several blocks and of one number, in two groups; clipped gradients and others; two skipped steps."""
     monkeypatch.setattr(laprop.kernels, "BLOCK", 32)
+    monkeypatch.setattr(laprop.kernels, "MANY", 2)
     found = []
     for used in (True, False):
         monkeypatch.setattr(laprop, "fuses", lambda tensors, used=used: used)
         torch.manual_seed(13)
-        drawn = [9 * torch.randn(7, 11), torch.randn(()), torch.zeros(40)]
+        drawn = [9 * torch.randn(7, 11), torch.randn(()), torch.zeros(40), torch.randn(33)[1:], torch.randn(9)]
         params = [torch.nn.Parameter(x) for x in drawn]
-        optimizer = laprop.LaProp(params, lr=0.02, betas=(0.8, 0.95), warmup=2)
+        groups = [{"params": params[:4]}, {"params": params[4:], "lr": 0.1}]
+        optimizer, norms = laprop.LaProp(groups, lr=0.02, betas=(0.8, 0.95), warmup=warmup), []
         for step in range(6):
             skipped = step in (0, 3)
             for p in params:
                 p.grad = torch.full_like(p, torch.nan) if skipped else torch.randn_like(p)
+            if measured:
+                norms.append(optimizer.grad_norm())
             optimizer.found_inf = torch.tensor(float(skipped))
             optimizer.step()
-        found.append([x for p in params for x in (p.detach(), *optimizer.state[p].values())])
+        found.append([x for p in params for x in (p.detach(), *optimizer.state[p].values())] + norms)
     for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+def test_laprop_s_kernels_take_the_gradients_of_the_step(monkeypatch):
+    """Not those whose norm was read before."""
+    monkeypatch.setattr(laprop, "fuses", lambda tensors: True)
+    params = [torch.nn.Parameter(torch.ones(5)) for _ in range(2)]
+    for p, read in zip(params, (True, False)):
+        optimizer = laprop.LaProp([p], lr=0.1, warmup=0)
+        other = torch.full_like(p, 1e3)
+        if read:
+            p.grad = other
+            optimizer.grad_norm()
+        p.grad = torch.linspace(-1, 1, 5)
+        optimizer.step()
+    assert torch.equal(*params)
