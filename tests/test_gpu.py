@@ -1,6 +1,7 @@
 """Fast paths against the eager code, on a GPU; skipped without one."""
 
 from dataclasses import asdict
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from dreamer_mpc.config import load_presets
 from dreamer_mpc.kernels import cell, fused
 from dreamer_mpc.networks.norm_mlp import NormEnsemble, NormMLP
 from dreamer_mpc.networks.two_hot import TwoHot, symexp_bins
+from dreamer_mpc.networks.value_ensemble import TwoHotCritic
 from dreamer_mpc.planners import make_planner
 from dreamer_mpc.world_model import GaussianWorldModel, WorldModelConfig
 from dreamer_mpc.world_model.block_rssm import BlockRSSM
@@ -188,19 +190,55 @@ def test_the_decoder_s_error_on_the_gpu_is_that_on_the_cpu(full_fp32):
     assert_near(*results, 1e-3)
 
 
-@pytest.mark.parametrize("make", [lambda: NormMLP(20, 48, 2, 12), lambda: NormEnsemble(20, 48, 3, 12, members=3)])
-def test_v3_s_perceptrons_on_the_gpu_are_those_on_the_cpu(make, full_fp32):
+@pytest.mark.parametrize("filled", [False, True])
+@pytest.mark.parametrize("kind", [NormMLP, partial(NormEnsemble, members=3)])
+@pytest.mark.parametrize("rows", [50, 512])
+def test_v3_s_perceptrons_on_the_gpu_are_those_on_the_cpu(rows, kind, filled, full_fp32):
     torch.manual_seed(0)
-    net, x, results = make(), torch.randn(4, 50, 20), []
+    net, x, results = kind(20, 48, 3, 13, filled=filled), torch.randn(4, rows, 20), []
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     for device in ("cuda", "cpu"):
         net, given = net.to(device), x.to(device).requires_grad_()
         y = net(given)
+        assert y.shape[-1] == (16 if filled and device == "cuda" else 13)
+        y = y[..., :13]
         g = torch.linspace(-1, 1, y.numel(), device=device).view_as(y)
         results.append([x.cpu() for x in (y, *torch.autograd.grad(y, [given, *net.parameters()], g))])
     assert_near(*results, 1e-4)
+
+
+def test_autocast_and_tf32_do_not_round_a_head_s_outputs_to_bf16(full_fp32):
+    torch.manual_seed(0)
+    net, x = NormMLP(64, 256, 1, 255, filled=True).cuda(), torch.randn(600, 64, device="cuda")
+    torch.set_float32_matmul_precision("high")
+    with torch.no_grad(), torch.autocast("cuda", dtype=torch.bfloat16):
+        hidden, y = net.hidden[0](x, torch.float32), net(x)
+    assert hidden.dtype == y.dtype == torch.float32
+    exact = hidden.double() @ net.last.weight.double().t() + net.last.bias.double()
+    error = (y[..., :255].double() - exact).abs().max().item()
+    assert error < 1e-3 * exact.abs().max().item(), "bf16 would round by up to 2e-3"
+
+
+def test_a_head_and_its_loss_on_the_gpu_are_those_on_the_cpu(full_fp32):
+    """Rows of 255 logits are filled up to 256 there; parameters and their gradients are not."""
+    torch.manual_seed(0)
+    critic, x, target = TwoHotCritic(20, heads=3, layers=2, hidden=32), torch.randn(6, 200, 20), 9 * torch.randn(5, 200)
+    results = []
+    with torch.no_grad():
+        for parameter in critic.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    for device in ("cuda", "cpu"):
+        critic, given = critic.to(device), x.to(device).requires_grad_()
+        predicted = critic.predict(given)
+        loss = predicted._replace(logits=predicted.logits[:, :-1]).loss(target.to(device))
+        g = torch.linspace(-1, 1, loss.numel(), device=device).view_as(loss)
+        grads = torch.autograd.grad(loss, [given, *critic.parameters()], g, retain_graph=True)
+        slopes = torch.autograd.grad(predicted.mean.sum(), given)
+        assert [grad.shape for grad in grads[1:]] == [p.shape for p in critic.parameters()]
+        results.append([x.detach().cpu() for x in (loss, *grads, *slopes)])
+    assert_near(*results, 1e-3)
 
 
 def test_distributions_over_bins_on_the_gpu_are_those_on_the_cpu():

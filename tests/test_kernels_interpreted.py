@@ -3,6 +3,7 @@
 `conftest.py` selects the interpreter before Triton is first imported.
 """
 
+from functools import partial
 from importlib import metadata
 
 import pytest
@@ -17,6 +18,7 @@ if not metadata.version("triton").startswith(("3.7.", "3.8.")):  # docs/architec
 
 from dreamer_mpc.agents import laprop
 from dreamer_mpc.kernels import block_cell, blocks, cell, cell_triton, fused, image_error, norm, pooled_norm, two_hot
+from dreamer_mpc.networks import norm_mlp
 from dreamer_mpc.networks.two_hot import TwoHot, symexp_bins
 from dreamer_mpc.world_model.block_rssm import BlockRSSM
 from dreamer_mpc.world_model.encoder import preprocess
@@ -197,6 +199,18 @@ def test_the_norm_of_a_sum_with_a_bias_is_its_torch_form_with_its_gradients(shap
     torch.testing.assert_close(torch.autograd.grad(y, bias, g)[0], found[1][3])
 
 
+def test_the_norm_of_bf16_numbers_is_given_in_fp32():
+    torch.manual_seed(14)
+    x, gain, bias = torch.randn(3, 5, 7).bfloat16(), torch.rand(3, 7), torch.randn(3, 7)
+    leaves, g, found = [t.requires_grad_() for t in (x, gain, bias)], torch.randn(3, 5, 7), []
+    plain = norm.norm_silu(x.float() + bias[:, None], gain, 1e-4, torch.float32)
+    for y in (norm.NormSiLU.apply(x, gain, 1e-4, bias, torch.float32), plain):
+        assert y.dtype == torch.float32
+        found.append([t.float() for t in (y, *torch.autograd.grad(y, leaves, g))])
+    for a, b, tolerance in zip(*found, (1e-5, 1e-2, 1e-5, 1e-5), strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
 @pytest.mark.parametrize("in_blocks", [False, True])
 @pytest.mark.parametrize("pool", [1, 2])
 @pytest.mark.parametrize("shape", [(3, 5, 4, 6), (1, 16, 2, 2)])
@@ -220,6 +234,26 @@ def test_what_follows_a_convolution_is_its_torch_form_with_its_gradients(shape, 
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("kind", [norm_mlp.NormMLP, partial(norm_mlp.NormEnsemble, members=3)])
+@pytest.mark.parametrize("filled", [False, True])
+def test_perceptrons_with_kernels_are_the_plain_ones_with_their_gradients(filled, kind, layers, monkeypatch):
+    torch.manual_seed(15)
+    net, x, found = kind(6, 10, layers, 7, filled=filled), torch.randn(2, 5, 6), []
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    for used in (True, False):
+        monkeypatch.setattr(norm_mlp, "fuses", lambda x, used=used: used)
+        given = x.clone().requires_grad_()
+        y = net(given)
+        assert y.shape[-1] == (8 if used and filled else 7)
+        g = torch.linspace(-1, 1, y[..., :7].numel()).view(y[..., :7].shape)
+        found.append((y[..., :7], *torch.autograd.grad(y[..., :7], [given, *net.parameters()], g)))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
 def test_a_walk_from_parts_of_states_is_its_torch_form(monkeypatch):
     """Its first step reads deter and stoch side by side in memory."""
     torch.manual_seed(12)
@@ -239,38 +273,44 @@ def small_blocks(monkeypatch):
     return lambda used: monkeypatch.setattr(two_hot, "fuses", lambda x: used)
 
 
+@pytest.mark.parametrize("fill", [0, 1, 9])
 @pytest.mark.parametrize("bins", [7, 8])
 @pytest.mark.parametrize("second", [False, True])
-def test_cross_entropies_over_bins_are_the_plain_ones(second, bins, small_blocks):
-    """Targets between bins, at one, at and beyond the ends; logits of which the last step is not read."""
+def test_cross_entropies_over_bins_are_the_plain_ones(second, bins, fill, small_blocks):
+    """Targets between bins, at one, at and beyond the ends; logits of which the last step is not read, nor `fill`."""
     torch.manual_seed(8)
     bins = symexp_bins(bins, 3.0)
     target = torch.tensor([-100.0, bins[0], -0.7, 0.0, bins[-2], 2.5, bins[-1], 100.0, 1.0, -3.0]).view(2, 5)
     given = (target, 3 * torch.randn(3, 2, 5), 0.4) if second else (target,)
-    leaf, g, found = 2 * torch.randn(3, 3, 5, len(bins)), torch.randn(3, 2, 5), []
+    leaf, g, found = 2 * torch.randn(3, 3, 5, len(bins) + fill), torch.randn(3, 2, 5), []
+    leaf[..., len(bins) :] = torch.nan
     for used in (True, False):
         small_blocks(used)
         logits = leaf.clone().requires_grad_()
         loss = TwoHot(logits[:, :-1], bins).loss(*given)
         found.append((loss, *torch.autograd.grad(loss, logits, g)))
+        assert not found[-1][1][..., len(bins) :].any()
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_a_cross_entropy_to_a_target_that_is_not_finite_is_nan(small_blocks):
     small_blocks(True)
-    logits = torch.randn(4, 7, requires_grad=True)
+    logits = torch.randn(4, 8, requires_grad=True)
     loss = TwoHot(logits, symexp_bins(7, 3.0)).loss(torch.tensor([torch.inf, torch.nan, -torch.inf, 1.0]))
     assert loss.isnan().tolist() == [True, True, True, False]
-    assert torch.autograd.grad(loss.sum(), logits)[0].isnan().any(-1).tolist() == [True, True, True, False]
+    (grad,) = torch.autograd.grad(loss.sum(), logits)
+    assert grad.isnan().any(-1).tolist() == [True, True, True, False]
+    assert not grad[:, 7].any(), "what fills up the rows has no gradient"
 
 
 @pytest.mark.parametrize("readout", ["real", "symlog"])
 @pytest.mark.parametrize("bins", [7, 8])
 def test_means_over_bins_are_the_plain_ones(bins, readout, small_blocks):
     torch.manual_seed(9)
-    logits, bins, found = torch.randn(3, 2, 5, bins), symexp_bins(bins, 3.0), []
-    logits[1, 1, 3] = 0
+    logits, bins, found = torch.randn(3, 2, 5, bins + 3), symexp_bins(bins, 3.0), []
+    logits[..., len(bins) :] = torch.nan
+    logits[1, 1, 3, : len(bins)] = 0
     for used in (True, False):
         small_blocks(used)
         found.append(TwoHot(logits, bins, readout).mean)
