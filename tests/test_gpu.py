@@ -11,12 +11,12 @@ from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.agents.laprop import LaProp
 from dreamer_mpc.agents.optimizers import OptimizerConfig
 from dreamer_mpc.config import load_presets
-from dreamer_mpc.kernels import cell, fused
+from dreamer_mpc.kernels import cell, fused, pooled_norm
 from dreamer_mpc.networks.norm_mlp import NormEnsemble, NormMLP
 from dreamer_mpc.networks.two_hot import TwoHot, symexp_bins
 from dreamer_mpc.networks.value_ensemble import TwoHotCritic
 from dreamer_mpc.planners import make_planner
-from dreamer_mpc.world_model import GaussianWorldModel, WorldModelConfig
+from dreamer_mpc.world_model import GaussianWorldModel, WorldModelConfig, norm_encoder
 from dreamer_mpc.world_model.block_rssm import BlockRSSM
 from dreamer_mpc.world_model.encoder import preprocess
 from dreamer_mpc.world_model.norm_decoder import NormDecoder
@@ -162,12 +162,16 @@ def test_the_block_scan_is_the_loop(bf16):
         torch.testing.assert_close(got, expected, rtol=1e-2, atol=1e-2 * expected.abs().max().item())
 
 
-@pytest.mark.parametrize("part", ["encoder", "decoder"])
-def test_v3_s_convolutions_on_the_gpu_are_those_on_the_cpu(part, full_fp32):
-    """Both go through blocks of pixels on a GPU, the first and the last layer through channels that are filled up."""
+@pytest.mark.parametrize("channels", [(8, 12, 16, 16), (8, 12, 64, 64), (16, 12, 8)])
+def test_v3_s_convolutions_on_the_gpu_are_those_on_the_cpu(channels, full_fp32):
+    """Both go through blocks of pixels on a GPU, the first and the last layer through channels that are filled up.
+
+    Layers of an encoder with 64 channels go through pixels.
+    """
     torch.manual_seed(0)
-    net = NormEncoder((8, 12, 16, 16)) if part == "encoder" else NormDecoder(64, 24, 32, 8, 256, (16, 12, 8))
-    x = torch.rand(6, 3, 64, 64) if part == "encoder" else torch.randn(6, 88)
+    encoder = len(channels) == 4
+    net = NormEncoder(channels) if encoder else NormDecoder(64, 24, 32, 8, 256, channels)
+    x = torch.rand(6, 3, 64, 64) if encoder else torch.randn(6, 88)
     results = []
     for device in ("cuda", "cpu"):
         net, given = net.to(device), x.to(device).requires_grad_()
@@ -176,6 +180,21 @@ def test_v3_s_convolutions_on_the_gpu_are_those_on_the_cpu(part, full_fp32):
         grads = torch.autograd.grad((y * weight).sum(), [given, *net.parameters()])
         results.append([x.cpu() for x in (y, *grads)])
     assert_near(*results, 1e-3)
+
+
+def test_blocks_round_v3_s_encoder_to_bf16_no_more_than_plain_layers_do(full_fp32, monkeypatch):
+    torch.manual_seed(0)
+    net, image = NormEncoder((32, 48, 64, 64)).cuda(), torch.rand(32, 3, 64, 64, device="cuda")
+    g, found = torch.randn(32, net.outputs, device="cuda"), []
+    for bf16, used in ((False, False), (True, False), (True, True)):
+        for module in (norm_encoder, pooled_norm):
+            monkeypatch.setattr(module, "fuses", lambda x, used=used: used)
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=bf16):
+            y = net(image)
+        found.append([y, *torch.autograd.grad(y, list(net.parameters()), g.to(y.dtype))])
+    for exact, plain, blocks in zip(*found, strict=True):
+        rounding, error = ((x.double() - exact.double()).norm() for x in (plain, blocks))
+        assert error < 1.5 * rounding + 1e-3 * exact.norm()
 
 
 def test_the_decoder_s_error_on_the_gpu_is_that_on_the_cpu(full_fp32):

@@ -20,8 +20,10 @@ from dreamer_mpc.agents import laprop
 from dreamer_mpc.kernels import block_cell, blocks, cell, cell_triton, fused, image_error, norm, pooled_norm, two_hot
 from dreamer_mpc.networks import norm_mlp
 from dreamer_mpc.networks.two_hot import TwoHot, symexp_bins
+from dreamer_mpc.world_model import ImageForm, norm_encoder
 from dreamer_mpc.world_model.block_rssm import BlockRSSM
 from dreamer_mpc.world_model.encoder import preprocess
+from dreamer_mpc.world_model.norm_encoder import NormEncoder
 from tests.support import interpreter
 from tests.support.cell_walks import KINDS, Sizes, assert_near, walk_both
 
@@ -211,10 +213,13 @@ def test_the_norm_of_bf16_numbers_is_given_in_fp32():
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("into_blocks", [False, True])
 @pytest.mark.parametrize("in_blocks", [False, True])
 @pytest.mark.parametrize("pool", [1, 2])
-@pytest.mark.parametrize("shape", [(3, 5, 4, 6), (1, 16, 2, 2)])
-def test_what_follows_a_convolution_is_its_torch_form_with_its_gradients(shape, pool, in_blocks, monkeypatch):
+@pytest.mark.parametrize("shape", [(3, 12, 4, 8), (1, 16, 8, 4)])
+def test_what_follows_a_convolution_is_its_torch_form_with_its_gradients(
+    shape, pool, in_blocks, into_blocks, monkeypatch
+):
     monkeypatch.setattr(pooled_norm.kernels, "ELEMENTS", 64)  # several blocks and programs
     monkeypatch.setattr(pooled_norm.kernels, "PROGRAMS", 2)
     torch.manual_seed(7)
@@ -226,12 +231,34 @@ def test_what_follows_a_convolution_is_its_torch_form_with_its_gradients(shape, 
     if in_blocks:
         x = rearrange(x, "m c (h p) (w q) -> m (p q c) h w", p=2, q=2)
     x.requires_grad_()
-    y = pooled_norm.pooled_norm(x, bias, norm, pool, in_blocks)
+    y = pooled_norm.pooled_norm(x, bias, norm, pool, in_blocks, into_blocks)
     g = torch.randn(y.shape)
     expected = (y, *torch.autograd.grad(y, (x, bias, norm.weight), g))
-    y = pooled_norm.PooledNorm.apply(x.movedim(1, -1), bias, norm.weight, 1e-4, pool, in_blocks).movedim(-1, 1)
+    given = (x.movedim(1, -1), bias, norm.weight, 1e-4, pool, in_blocks, into_blocks)
+    y = pooled_norm.PooledNorm.apply(*given).movedim(-1, 1)
     for a, b in zip((y, *torch.autograd.grad(y, (x, bias, norm.weight), g)), expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("downsampling", ["max-pool", "strided"])
+@pytest.mark.parametrize("channels, size", [((5, 6, 64, 64), 64), ((2, 3, 4, 5), 84)])
+def test_an_encoder_with_kernels_is_the_plain_one_with_its_gradients(channels, size, downsampling, monkeypatch):
+    """Layers on blocks follow each other, and a layer on pixels those on blocks; maps of 84 pixels become odd ones."""
+    monkeypatch.setattr(pooled_norm.kernels, "PROGRAMS", 2)
+    monkeypatch.setattr(pooled_norm.kernels, "ELEMENTS", 2**16)
+    torch.manual_seed(16)
+    net, image, found = NormEncoder(channels, downsampling, ImageForm(size)), torch.rand(2, 3, size, size), []
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    for used in (True, False):
+        for module in (pooled_norm, norm_encoder):
+            monkeypatch.setattr(module, "fuses", lambda x, used=used: used)
+        given = image.clone().requires_grad_()
+        y = net(given)
+        g = torch.linspace(-1, 1, y.numel()).view(y.shape)
+        found.append((y, *torch.autograd.grad(y, [given, *net.parameters()], g)))
+    assert_near(*found, 1e-4)
 
 
 @pytest.mark.parametrize("layers", [1, 2])
