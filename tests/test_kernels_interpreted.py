@@ -20,11 +20,12 @@ from dreamer_mpc.agents import laprop
 from dreamer_mpc.kernels import block_cell, blocks, cell, cell_triton, fused, image_error, norm, pooled_norm, two_hot
 from dreamer_mpc.networks import norm_mlp
 from dreamer_mpc.networks.two_hot import TwoHot, symexp_bins
-from dreamer_mpc.world_model import ImageForm, norm_encoder
+from dreamer_mpc.world_model import ImageForm, norm_decoder, norm_encoder
 from dreamer_mpc.world_model.block_rssm import BlockRSSM
 from dreamer_mpc.world_model.encoder import preprocess
 from dreamer_mpc.world_model.norm_encoder import NormEncoder
 from tests.support import interpreter
+from tests.support.agents import CATEGORICAL, make_agent, make_batch
 from tests.support.cell_walks import KINDS, Sizes, assert_near, walk_both
 
 # All sizes differ, none is a power of two, and the first needs several blocks of inputs in a product.
@@ -386,6 +387,26 @@ def test_laprop_s_kernels_are_their_torch_form(measured, warmup, monkeypatch):
         found.append([x for p in params for x in (p.detach(), *optimizer.state[p].values())] + norms)
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+def test_an_update_of_v3_with_kernels_is_the_plain_one(monkeypatch):
+    """All but those of the recurrent cell together: logits in filled rows, maps in blocks, norms for the optimizer."""
+    modules = (norm, two_hot, pooled_norm, image_error, norm_mlp, norm_encoder, norm_decoder, laprop)
+    for module in modules[:4]:
+        monkeypatch.setattr(module.kernels, "PROGRAMS", 2, raising=False)
+        monkeypatch.setattr(module.kernels, "ELEMENTS", 2**17)  # the interpreter's time is that of single operations
+    found = []
+    for used in (True, False):
+        for module in modules:
+            monkeypatch.setattr(module, "fuses", lambda x, used=used: used)
+        agent = make_agent(behavior={"kind": "v3"}, world=CATEGORICAL, kind="laprop", lr=1e-3, warmup=0)
+        with torch.no_grad():
+            for p in agent.model.parameters():
+                p.add_(0.02 * torch.randn_like(p))
+        torch.manual_seed(17)
+        metrics = agent.update(make_batch()).metrics
+        found.append([*metrics.values(), *(p.detach() for p in agent.model.parameters())])
+    assert_near(*found, 2e-3)
 
 
 def test_laprop_s_kernels_take_the_gradients_of_the_step(monkeypatch):
