@@ -1,6 +1,7 @@
 """Fast paths against the eager code, on a GPU; skipped without one."""
 
 from dataclasses import asdict
+from functools import partial
 
 import pytest
 import torch
@@ -12,13 +13,14 @@ from dreamer_mpc.agents.latents import make_latents
 from dreamer_mpc.agents.optimizers import OptimizerConfig
 from dreamer_mpc.agents.returns import lambda_return
 from dreamer_mpc.config import load_presets
-from dreamer_mpc.kernels import block_cell, cell, fused, norm, pixels
+from dreamer_mpc.kernels import block_cell, cell, fused, norm, pixels, pooled_norm
 from dreamer_mpc.kernels.graphs import Captured
 from dreamer_mpc.networks.norm_mlp import NormEnsemble, NormMLP
 from dreamer_mpc.networks.two_hot import TwoHot, symexp_bins
+from dreamer_mpc.networks.value_ensemble import TwoHotCritic
 from dreamer_mpc.planners import make_planner
 from dreamer_mpc.planners.rollout import closed_loop, joined, policy_rollout
-from dreamer_mpc.world_model import GaussianWorldModel, WorldModelConfig, make_world_model
+from dreamer_mpc.world_model import GaussianWorldModel, WorldModelConfig, make_world_model, norm_encoder
 from dreamer_mpc.world_model.block_rssm import BlockRSSM, gumbel
 from dreamer_mpc.world_model.encoder import preprocess
 from dreamer_mpc.world_model.norm_decoder import NormDecoder
@@ -166,12 +168,16 @@ def test_the_block_scan_is_the_loop(bf16):
         torch.testing.assert_close(got, expected, rtol=1e-2, atol=1e-2 * expected.abs().max().item())
 
 
-@pytest.mark.parametrize("part", ["encoder", "decoder"])
-def test_v3_s_convolutions_on_the_gpu_are_those_on_the_cpu(part, full_fp32):
-    """Both go through blocks of pixels on a GPU, the first and the last layer through channels that are filled up."""
+@pytest.mark.parametrize("channels", [(8, 12, 16, 16), (8, 12, 64, 64), (16, 12, 8)])
+def test_v3_s_convolutions_on_the_gpu_are_those_on_the_cpu(channels, full_fp32):
+    """Both go through blocks of pixels on a GPU, the first and the last layer through channels that are filled up.
+
+    Layers of an encoder with 64 channels go through pixels.
+    """
     torch.manual_seed(0)
-    net = NormEncoder((8, 12, 16, 16)) if part == "encoder" else NormDecoder(64, 24, 32, 8, 256, (16, 12, 8))
-    x = torch.randint(256, (6, 64, 64, 3), dtype=torch.uint8) if part == "encoder" else torch.randn(6, 88)
+    encoder = len(channels) == 4
+    net = NormEncoder(channels) if encoder else NormDecoder(64, 24, 32, 8, 256, channels)
+    x = torch.randint(256, (6, 64, 64, 3), dtype=torch.uint8) if encoder else torch.randn(6, 88)
     results = []
     for device in ("cuda", "cpu"):
         net, given = net.to(device), x.to(device)
@@ -185,8 +191,8 @@ def test_v3_s_convolutions_on_the_gpu_are_those_on_the_cpu(part, full_fp32):
 
 def test_pixels_in_blocks_on_the_gpu_are_those_on_the_cpu():
     image = torch.randint(256, (3, 6, 10, 3), dtype=torch.uint8)
-    on_gpu = pixels.centred_blocks(image.cuda(), 8, torch.float32).cpu()
-    torch.testing.assert_close(on_gpu, pixels.centred_blocks(image, 8, torch.float32), rtol=1e-6, atol=1e-6)
+    on_gpu = pixels.centred_blocks(image.cuda(), torch.float32).cpu()
+    torch.testing.assert_close(on_gpu, pixels.centred_blocks(image, torch.float32), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("steps, ends", [(15, True), (63, True), (15, False)])
@@ -195,6 +201,22 @@ def test_lambda_returns_on_the_gpu_are_those_on_the_cpu(steps, ends):
     continues = torch.rand(steps, 40, 5) if ends else None
     on_gpu = lambda_return(r.cuda(), v.cuda(), 0.99, 0.95, continues.cuda() if ends else None)
     torch.testing.assert_close(on_gpu.cpu(), lambda_return(r, v, 0.99, 0.95, continues), rtol=1e-5, atol=1e-5)
+
+
+def test_blocks_round_v3_s_encoder_to_bf16_no_more_than_plain_layers_do(full_fp32, monkeypatch):
+    torch.manual_seed(0)
+    image = torch.randint(256, (32, 64, 64, 3), dtype=torch.uint8, device="cuda")
+    net = NormEncoder((32, 48, 64, 64)).cuda()
+    g, found = torch.randn(32, net.outputs, device="cuda"), []
+    for bf16, used in ((False, False), (True, False), (True, True)):
+        for module in (norm_encoder, pooled_norm):
+            monkeypatch.setattr(module, "fuses", lambda x, used=used: used)
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=bf16):
+            y = net(image)
+        found.append([y, *torch.autograd.grad(y, list(net.parameters()), g.to(y.dtype))])
+    for exact, plain, blocks in zip(*found, strict=True):
+        rounding, error = ((x.double() - exact.double()).norm() for x in (plain, blocks))
+        assert error < 1.5 * rounding + 1e-3 * exact.norm()
 
 
 def test_the_decoder_s_error_on_the_gpu_is_that_on_the_cpu(full_fp32):
@@ -209,19 +231,55 @@ def test_the_decoder_s_error_on_the_gpu_is_that_on_the_cpu(full_fp32):
     assert_near(*results, 1e-3)
 
 
-@pytest.mark.parametrize("make", [lambda: NormMLP(20, 48, 2, 12), lambda: NormEnsemble(20, 48, 3, 12, members=3)])
-def test_v3_s_perceptrons_on_the_gpu_are_those_on_the_cpu(make, full_fp32):
+@pytest.mark.parametrize("filled", [False, True])
+@pytest.mark.parametrize("kind", [NormMLP, partial(NormEnsemble, members=3)])
+@pytest.mark.parametrize("rows", [50, 512])
+def test_v3_s_perceptrons_on_the_gpu_are_those_on_the_cpu(rows, kind, filled, full_fp32):
     torch.manual_seed(0)
-    net, x, results = make(), torch.randn(4, 50, 20), []
+    net, x, results = kind(20, 48, 3, 13, filled=filled), torch.randn(4, rows, 20), []
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     for device in ("cuda", "cpu"):
         net, given = net.to(device), x.to(device).requires_grad_()
         y = net(given)
+        assert y.shape[-1] == (16 if filled and device == "cuda" else 13)
+        y = y[..., :13]
         g = torch.linspace(-1, 1, y.numel(), device=device).view_as(y)
         results.append([x.cpu() for x in (y, *torch.autograd.grad(y, [given, *net.parameters()], g))])
     assert_near(*results, 1e-4)
+
+
+def test_autocast_and_tf32_do_not_round_a_head_s_outputs_to_bf16(full_fp32):
+    torch.manual_seed(0)
+    net, x = NormMLP(64, 256, 1, 255, filled=True).cuda(), torch.randn(600, 64, device="cuda")
+    torch.set_float32_matmul_precision("high")
+    with torch.no_grad(), torch.autocast("cuda", dtype=torch.bfloat16):
+        hidden, y = net.hidden[0](x, torch.float32), net(x)
+    assert hidden.dtype == y.dtype == torch.float32
+    exact = hidden.double() @ net.last.weight.double().t() + net.last.bias.double()
+    error = (y[..., :255].double() - exact).abs().max().item()
+    assert error < 1e-3 * exact.abs().max().item(), "bf16 would round by up to 2e-3"
+
+
+def test_a_head_and_its_loss_on_the_gpu_are_those_on_the_cpu(full_fp32):
+    """Rows of 255 logits are filled up to 256 there; parameters and their gradients are not."""
+    torch.manual_seed(0)
+    critic, x, target = TwoHotCritic(20, heads=3, layers=2, hidden=32), torch.randn(6, 200, 20), 9 * torch.randn(5, 200)
+    results = []
+    with torch.no_grad():
+        for parameter in critic.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    for device in ("cuda", "cpu"):
+        critic, given = critic.to(device), x.to(device).requires_grad_()
+        predicted = critic.predict(given)
+        loss = predicted._replace(logits=predicted.logits[:, :-1]).loss(target.to(device))
+        g = torch.linspace(-1, 1, loss.numel(), device=device).view_as(loss)
+        grads = torch.autograd.grad(loss, [given, *critic.parameters()], g, retain_graph=True)
+        slopes = torch.autograd.grad(predicted.mean.sum(), given)
+        assert [grad.shape for grad in grads[1:]] == [p.shape for p in critic.parameters()]
+        results.append([x.detach().cpu() for x in (loss, *grads, *slopes)])
+    assert_near(*results, 1e-3)
 
 
 def test_distributions_over_bins_on_the_gpu_are_those_on_the_cpu():
@@ -358,15 +416,18 @@ def test_laprop_on_the_gpu_is_that_on_the_cpu():
     results = []
     for device in ("cuda", "cpu"):
         torch.manual_seed(0)
-        params = [torch.nn.Parameter((torch.randn(shape) * 3).to(device)) for shape in [(700, 11), (1,), (64, 3, 5, 5)]]
-        optimizer = LaProp(params, lr=0.02, warmup=2)
+        shapes = [(700, 11), (1,), (64, 3, 5, 5), *[(k,) for k in range(1, 150)]]  # in several launches
+        params = [torch.nn.Parameter((torch.randn(shape) * 3).to(device)) for shape in shapes]
+        optimizer, norms = LaProp(params, lr=0.02, warmup=2), []
         for step in range(6):
             for p in params:
                 g = torch.randn(p.shape)
                 p.grad = (torch.full_like(g, torch.nan) if step == 3 else g).to(device)
+            norms.append(optimizer.grad_norm().nan_to_num())
             optimizer.found_inf = torch.tensor(float(step == 3), device=device)
             optimizer.step()
         results.append([x.cpu() for p in params for x in (p.detach(), *optimizer.state[p].values())])
+        results[-1] += [norm.cpu() for norm in norms]
     assert_near(*results, 1e-4)
 
 

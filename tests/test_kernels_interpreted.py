@@ -3,6 +3,7 @@
 `conftest.py` selects the interpreter before Triton is first imported.
 """
 
+from functools import partial
 from importlib import metadata
 
 import pytest
@@ -31,13 +32,15 @@ from dreamer_mpc.kernels import (
     two_hot,
 )
 from dreamer_mpc.kernels import returns as returns_kernel
-from dreamer_mpc.networks import normal_actor
+from dreamer_mpc.networks import norm_mlp, normal_actor
 from dreamer_mpc.networks.normal_actor import NormalActor
 from dreamer_mpc.networks.two_hot import TwoHot, symexp_bins
-from dreamer_mpc.world_model import block_rssm
+from dreamer_mpc.world_model import ImageForm, block_rssm, norm_decoder, norm_encoder
 from dreamer_mpc.world_model.block_rssm import BlockRSSM
 from dreamer_mpc.world_model.encoder import preprocess
+from dreamer_mpc.world_model.norm_encoder import NormEncoder
 from tests.support import interpreter
+from tests.support.agents import CATEGORICAL, make_agent, make_batch
 from tests.support.cell_walks import KINDS, Sizes, assert_near, walk_both
 
 # All sizes differ, none is a power of two, and the first needs several blocks of inputs in a product.
@@ -295,10 +298,25 @@ def test_the_norm_of_a_sum_with_a_bias_is_its_torch_form_with_its_gradients(shap
     torch.testing.assert_close(torch.autograd.grad(y, bias, g)[0], found[1][3])
 
 
+def test_the_norm_of_bf16_numbers_is_given_in_fp32():
+    torch.manual_seed(14)
+    x, gain, bias = torch.randn(3, 5, 7).bfloat16(), torch.rand(3, 7), torch.randn(3, 7)
+    leaves, g, found = [t.requires_grad_() for t in (x, gain, bias)], torch.randn(3, 5, 7), []
+    plain = norm.norm_silu(x.float() + bias[:, None], gain, 1e-4, torch.float32)
+    for y in (norm.NormSiLU.apply(x, gain, 1e-4, bias, torch.float32), plain):
+        assert y.dtype == torch.float32
+        found.append([t.float() for t in (y, *torch.autograd.grad(y, leaves, g))])
+    for a, b, tolerance in zip(*found, (1e-5, 1e-2, 1e-5, 1e-5), strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("into_blocks", [False, True])
 @pytest.mark.parametrize("in_blocks", [False, True])
 @pytest.mark.parametrize("pool", [1, 2])
-@pytest.mark.parametrize("shape", [(3, 5, 4, 6), (1, 16, 2, 2)])
-def test_what_follows_a_convolution_is_its_torch_form_with_its_gradients(shape, pool, in_blocks, monkeypatch):
+@pytest.mark.parametrize("shape", [(3, 12, 4, 8), (1, 16, 8, 4)])
+def test_what_follows_a_convolution_is_its_torch_form_with_its_gradients(
+    shape, pool, in_blocks, into_blocks, monkeypatch
+):
     monkeypatch.setattr(pooled_norm.kernels, "ELEMENTS", 64)  # several blocks and programs
     monkeypatch.setattr(pooled_norm.kernels, "PROGRAMS", 2)
     torch.manual_seed(7)
@@ -310,11 +328,53 @@ def test_what_follows_a_convolution_is_its_torch_form_with_its_gradients(shape, 
     if in_blocks:
         x = rearrange(x, "m c (h p) (w q) -> m (p q c) h w", p=2, q=2)
     x.requires_grad_()
-    y = pooled_norm.pooled_norm(x, bias, norm, pool, in_blocks)
+    y = pooled_norm.pooled_norm(x, bias, norm, pool, in_blocks, into_blocks)
     g = torch.randn(y.shape)
     expected = (y, *torch.autograd.grad(y, (x, bias, norm.weight), g))
-    y = pooled_norm.PooledNorm.apply(x.movedim(1, -1), bias, norm.weight, 1e-4, pool, in_blocks).movedim(-1, 1)
+    given = (x.movedim(1, -1), bias, norm.weight, 1e-4, pool, in_blocks, into_blocks)
+    y = pooled_norm.PooledNorm.apply(*given).movedim(-1, 1)
     for a, b in zip((y, *torch.autograd.grad(y, (x, bias, norm.weight), g)), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("downsampling", ["max-pool", "strided"])
+@pytest.mark.parametrize("channels, size", [((5, 6, 64, 64), 64), ((2, 3, 4, 5), 84)])
+def test_an_encoder_with_kernels_is_the_plain_one_with_its_gradients(channels, size, downsampling, monkeypatch):
+    """Layers on blocks follow each other, and a layer on pixels those on blocks; maps of 84 pixels become odd ones."""
+    monkeypatch.setattr(pooled_norm.kernels, "PROGRAMS", 2)
+    monkeypatch.setattr(pooled_norm.kernels, "ELEMENTS", 2**16)
+    torch.manual_seed(16)
+    net, found = NormEncoder(channels, downsampling, ImageForm(size)), []
+    image = torch.randint(256, (2, size, size, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    for used in (True, False):
+        for module in (pixels, pooled_norm, norm_encoder):
+            monkeypatch.setattr(module, "fuses", lambda x, used=used: used)
+        y = net(image)
+        g = torch.linspace(-1, 1, y.numel()).view(y.shape)
+        found.append((y, *torch.autograd.grad(y, list(net.parameters()), g)))
+    assert_near(*found, 1e-4)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("kind", [norm_mlp.NormMLP, partial(norm_mlp.NormEnsemble, members=3)])
+@pytest.mark.parametrize("filled", [False, True])
+def test_perceptrons_with_kernels_are_the_plain_ones_with_their_gradients(filled, kind, layers, monkeypatch):
+    torch.manual_seed(15)
+    net, x, found = kind(6, 10, layers, 7, filled=filled), torch.randn(2, 5, 6), []
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    for used in (True, False):
+        monkeypatch.setattr(norm_mlp, "fuses", lambda x, used=used: used)
+        given = x.clone().requires_grad_()
+        y = net(given)
+        assert y.shape[-1] == (8 if used and filled else 7)
+        g = torch.linspace(-1, 1, y[..., :7].numel()).view(y[..., :7].shape)
+        found.append((y[..., :7], *torch.autograd.grad(y[..., :7], [given, *net.parameters()], g)))
+    for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
@@ -347,38 +407,44 @@ def small_blocks(monkeypatch):
     return lambda used: monkeypatch.setattr(two_hot, "fuses", lambda x: used)
 
 
+@pytest.mark.parametrize("fill", [0, 1, 9])
 @pytest.mark.parametrize("bins", [7, 8])
 @pytest.mark.parametrize("second", [False, True])
-def test_cross_entropies_over_bins_are_the_plain_ones(second, bins, small_blocks):
-    """Targets between bins, at one, at and beyond the ends; logits of which the last step is not read."""
+def test_cross_entropies_over_bins_are_the_plain_ones(second, bins, fill, small_blocks):
+    """Targets between bins, at one, at and beyond the ends; logits of which the last step is not read, nor `fill`."""
     torch.manual_seed(8)
     bins = symexp_bins(bins, 3.0)
     target = torch.tensor([-100.0, bins[0], -0.7, 0.0, bins[-2], 2.5, bins[-1], 100.0, 1.0, -3.0]).view(2, 5)
     given = (target, 3 * torch.randn(3, 2, 5), 0.4) if second else (target,)
-    leaf, g, found = 2 * torch.randn(3, 3, 5, len(bins)), torch.randn(3, 2, 5), []
+    leaf, g, found = 2 * torch.randn(3, 3, 5, len(bins) + fill), torch.randn(3, 2, 5), []
+    leaf[..., len(bins) :] = torch.nan
     for used in (True, False):
         small_blocks(used)
         logits = leaf.clone().requires_grad_()
         loss = TwoHot(logits[:, :-1], bins).loss(*given)
         found.append((loss, *torch.autograd.grad(loss, logits, g)))
+        assert not found[-1][1][..., len(bins) :].any()
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_a_cross_entropy_to_a_target_that_is_not_finite_is_nan(small_blocks):
     small_blocks(True)
-    logits = torch.randn(4, 7, requires_grad=True)
+    logits = torch.randn(4, 8, requires_grad=True)
     loss = TwoHot(logits, symexp_bins(7, 3.0)).loss(torch.tensor([torch.inf, torch.nan, -torch.inf, 1.0]))
     assert loss.isnan().tolist() == [True, True, True, False]
-    assert torch.autograd.grad(loss.sum(), logits)[0].isnan().any(-1).tolist() == [True, True, True, False]
+    (grad,) = torch.autograd.grad(loss.sum(), logits)
+    assert grad.isnan().any(-1).tolist() == [True, True, True, False]
+    assert not grad[:, 7].any(), "what fills up the rows has no gradient"
 
 
 @pytest.mark.parametrize("readout", ["real", "symlog"])
 @pytest.mark.parametrize("bins", [7, 8])
 def test_means_over_bins_are_the_plain_ones(bins, readout, small_blocks):
     torch.manual_seed(9)
-    logits, bins, found = torch.randn(3, 2, 5, bins), symexp_bins(bins, 3.0), []
-    logits[1, 1, 3] = 0
+    logits, bins, found = torch.randn(3, 2, 5, bins + 3), symexp_bins(bins, 3.0), []
+    logits[..., len(bins) :] = torch.nan
+    logits[1, 1, 3, : len(bins)] = 0
     for used in (True, False):
         small_blocks(used)
         found.append(TwoHot(logits, bins, readout).mean)
@@ -402,25 +468,31 @@ def test_the_error_of_images_in_blocks_is_its_torch_form_with_its_gradients(dtyp
     assert_near(*found, 1e-5 if dtype == torch.float32 else 1e-2)
 
 
-def test_laprop_s_kernel_is_its_torch_form(monkeypatch):
-    """Tensors of several blocks and of one number; clipped gradients and others; two steps that are skipped."""
+@pytest.mark.parametrize("warmup", [0, 2])
+@pytest.mark.parametrize("measured", [False, True])
+def test_laprop_s_kernels_are_their_torch_form(measured, warmup, monkeypatch):
+    """Tensors of several blocks and of one number, in two groups; clipped gradients and others; two skipped steps."""
     monkeypatch.setattr(laprop.kernels, "BLOCK", 32)
+    monkeypatch.setattr(laprop.kernels, "MANY", 2)
     found = []
     for used in (True, False):
         monkeypatch.setattr(laprop, "fuses", lambda tensors, used=used: used)
         torch.manual_seed(13)
-        drawn = [9 * torch.randn(7, 11), torch.randn(()), torch.zeros(40)]
+        drawn = [9 * torch.randn(7, 11), torch.randn(()), torch.zeros(40), torch.randn(33)[1:], torch.randn(9)]
         params = [torch.nn.Parameter(x) for x in drawn]
-        optimizer = laprop.LaProp(params, lr=0.02, betas=(0.8, 0.95), warmup=2)
+        groups = [{"params": params[:4]}, {"params": params[4:], "lr": 0.1}]
+        optimizer, norms = laprop.LaProp(groups, lr=0.02, betas=(0.8, 0.95), warmup=warmup), []
         for step in range(6):
             skipped = step in (0, 3)
             for p in params:
                 p.grad = torch.full_like(p, torch.nan) if skipped else torch.randn_like(p)
+            if measured:
+                norms.append(optimizer.grad_norm())
             optimizer.found_inf = torch.tensor(float(skipped))
             optimizer.step()
-        found.append([x for p in params for x in (p.detach(), *optimizer.state[p].values())])
+        found.append([x for p in params for x in (p.detach(), *optimizer.state[p].values())] + norms)
     for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
 @pytest.mark.parametrize("ends", [True, False])
@@ -435,9 +507,46 @@ def test_lambda_returns_in_one_launch_are_those_of_the_loop(shape, ends, monkeyp
     torch.testing.assert_close(found, lambda_return(r, v, 0.9, 0.7, continues), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("channels, row", [(3, 8), (1, 8), (4, 8)])
-def test_pixels_in_blocks_are_their_torch_form(channels, row, monkeypatch):
+@pytest.mark.parametrize("channels", [1, 3, 4, 9])
+def test_pixels_in_blocks_are_their_torch_form(channels, monkeypatch):
     monkeypatch.setattr(pixels.kernels, "ELEMENTS", 64)
-    image = torch.randint(256, (3, 6, 10, channels), dtype=torch.uint8)
-    found = pixels.kernels.centred_blocks(image, row, torch.float32)
-    torch.testing.assert_close(found, pixels.centred_blocks(image, row, torch.float32), rtol=1e-6, atol=1e-6)
+    image, found = torch.randint(256, (3, 6, 10, channels), dtype=torch.uint8), []
+    for used in (True, False):
+        monkeypatch.setattr(pixels, "fuses", lambda x, used=used: used)
+        found.append(pixels.centred_blocks(image, torch.float32))
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)
+
+
+def test_an_update_of_v3_with_kernels_is_the_plain_one(monkeypatch):
+    """All but those of the recurrent cell together: logits in filled rows, maps in blocks, norms for the optimizer."""
+    modules = (norm, two_hot, pooled_norm, image_error, norm_mlp, norm_encoder, norm_decoder, laprop)
+    for module in modules[:4]:
+        monkeypatch.setattr(module.kernels, "PROGRAMS", 2, raising=False)
+        monkeypatch.setattr(module.kernels, "ELEMENTS", 2**17)  # the interpreter's time is that of single operations
+    found = []
+    for used in (True, False):
+        for module in modules:
+            monkeypatch.setattr(module, "fuses", lambda x, used=used: used)
+        agent = make_agent(behavior={"kind": "v3"}, world=CATEGORICAL, kind="laprop", lr=1e-3, warmup=0)
+        with torch.no_grad():
+            for p in agent.model.parameters():
+                p.add_(0.02 * torch.randn_like(p))
+        torch.manual_seed(17)
+        metrics = agent.update(make_batch()).metrics
+        found.append([*metrics.values(), *(p.detach() for p in agent.model.parameters())])
+    assert_near(*found, 2e-3)
+
+
+def test_laprop_s_kernels_take_the_gradients_of_the_step(monkeypatch):
+    """Not those whose norm was read before."""
+    monkeypatch.setattr(laprop, "fuses", lambda tensors: True)
+    params = [torch.nn.Parameter(torch.ones(5)) for _ in range(2)]
+    for p, read in zip(params, (True, False)):
+        optimizer = laprop.LaProp([p], lr=0.1, warmup=0)
+        other = torch.full_like(p, 1e3)
+        if read:
+            p.grad = other
+            optimizer.grad_norm()
+        p.grad = torch.linspace(-1, 1, 5)
+        optimizer.step()
+    assert torch.equal(*params)

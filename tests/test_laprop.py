@@ -140,21 +140,25 @@ def test_a_skipped_step_changes_nothing_at_all(first, value):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_captured_steps_are_eager_steps():
-    captured, eager = ([torch.nn.Parameter(x.detach().cuda()) for x in make_params()] for _ in range(2))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["kernels", "plain"])
+def test_captured_steps_are_eager_steps(dtype):
+    captured, eager = ([torch.nn.Parameter(x.detach().cuda()) for x in make_params(dtype)] for _ in range(2))
     optimizers = LaProp(captured, **SETTINGS), LaProp(eager, **SETTINGS)
 
     def step_captured(found_inf, *grads):
         for parameter, grad in zip(captured, grads):
-            parameter.grad = grad
+            parameter.grad = 1 * grad  # a new tensor in every eager call, as autograd's are
         optimizers[0].found_inf = found_inf
+        norm = optimizers[0].grad_norm()
         optimizers[0].step()
+        return norm
 
     replayed = Captured(step_captured)
     for step in range(1, 10):
         skip = step in (1, 3, 7)
-        grads = [g.cuda() * (math.nan if skip else 1) for g in gradients(step)]
-        replayed(torch.tensor(float(skip), device="cuda"), *grads)
+        grads = [g.cuda().to(dtype) * (math.nan if skip else 1) for g in gradients(step)]
+        norm = replayed(torch.tensor(float(skip), device="cuda"), *grads)
+        torch.testing.assert_close(norm, torch.nn.utils.get_total_norm(grads), equal_nan=True)
         descend(optimizers[1], eager, grads, float(skip))
     assert all(torch.equal(a, b) for a, b in zip(captured, eager))
     assert optimizers[0].state[captured[0]]["step"].item() == 6

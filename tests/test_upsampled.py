@@ -2,10 +2,18 @@
 
 import pytest
 import torch
+from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
-from dreamer_mpc.kernels.upsampled import blocked_convolution, from_blocks, upsampled_blocks, upsampled_convolution
+from dreamer_mpc.kernels.upsampled import (
+    blocked_convolution,
+    from_blocks,
+    prefers_blocks,
+    to_blocks,
+    upsampled_blocks,
+    upsampled_convolution,
+)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 4), (1, 1, 1, 1), (3, 2, 5, 3)])
@@ -21,17 +29,39 @@ def test_it_is_the_convolution_of_the_upsampled_image_with_its_gradients(shape):
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
 
+def side_by_side(x):
+    """Blocks of 2x2 pixels without zeros that fill up their rows."""
+    return rearrange(x, "m c (h p) (w q) -> m (p q c) h w", p=2, q=2)
+
+
+@pytest.mark.parametrize("blocks", [to_blocks, side_by_side])
 @pytest.mark.parametrize("shape", [(2, 3, 4, 6), (1, 1, 2, 2), (2, 4, 6, 2)])
-def test_a_convolution_on_blocks_is_the_convolution_with_its_gradients(shape):
+def test_a_convolution_on_blocks_is_the_convolution_with_its_gradients(shape, blocks):
     torch.manual_seed(0)
     layer = nn.Conv2d(shape[1], 5, 5, padding=2).double()
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     found = []
-    for y in (from_blocks(blocked_convolution(x, layer)), F.conv2d(x, layer.weight, padding=2)):
+    for y in (from_blocks(blocked_convolution(blocks(x), layer)), F.conv2d(x, layer.weight, padding=2)):
         weights = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(1))
         found.append((y, *torch.autograd.grad((y * weights).sum(), (x, layer.weight))))
     for got, expected in zip(*found, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_blocks_are_pixels_side_by_side():
+    x = torch.randn(2, 4, 6, 2)
+    assert torch.equal(to_blocks(x), side_by_side(x)) and torch.equal(from_blocks(to_blocks(x)), x)
+    filled = to_blocks(x[:, :3])
+    assert filled.shape == (2, 16, 3, 1) and torch.equal(from_blocks(filled, 3), x[:, :3])
+
+
+@pytest.mark.parametrize(
+    "inputs, outputs, side, stride, kernel, expected",
+    [(3, 32, 64, 1, 5, True), (32, 48, 32, 1, 5, True), (48, 64, 16, 1, 5, True), (64, 64, 8, 1, 5, False),
+     (64, 128, 8, 1, 5, False), (48, 64, 21, 1, 5, False), (48, 64, 16, 2, 5, False), (48, 64, 16, 1, 3, False)],
+)  # fmt: skip
+def test_layers_whose_channels_are_no_multiples_of_64_prefer_blocks(inputs, outputs, side, stride, kernel, expected):
+    assert prefers_blocks(nn.Conv2d(inputs, outputs, kernel, stride), side) == expected
 
 
 def test_what_fills_up_a_row_of_a_block_is_dropped():

@@ -9,6 +9,7 @@ import torch
 from torch.distributions import Independent, Normal
 
 from dreamer_mpc.agents.return_scale import ReturnScale
+from dreamer_mpc.kernels.last_layer import last_layer
 from dreamer_mpc.networks.heads import Bernoulli, Prediction
 from dreamer_mpc.networks.norm_mlp import NormEnsemble, NormMLP
 from dreamer_mpc.networks.normal_actor import BoundedNormal, NormalActor
@@ -125,6 +126,33 @@ def bins64(count=255, limit=20.0):
         return symexp_bins(count, limit)
     finally:
         torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("rows", [5, 1024, 1536])
+@pytest.mark.parametrize("filled", [False, True])
+def test_a_head_s_last_layer_is_the_plain_product_with_its_gradients(filled, rows):
+    """Rows of one product or of several; outputs that follow the others are 0, whatever their gradient."""
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(2, rows, 4), torch.randn(2, 4, 11), torch.randn(2, 11)
+    leaves = [t.double().requires_grad_() for t in (x, weight, bias)]
+    y = last_layer(*leaves, filled)
+    assert y.shape == (2, rows, 16 if filled else 11) and not y[..., 11:].any()
+    expected = torch.baddbmm(leaves[2][:, None], *leaves[:2])
+    g = torch.randn(y.shape, dtype=torch.float64)
+    torch.testing.assert_close(y[..., :11], expected)
+    found = torch.autograd.grad(y, leaves[1:], g), torch.autograd.grad(expected, leaves[1:], g[..., :11])
+    torch.testing.assert_close(*found)
+    (dx,) = torch.autograd.grad(last_layer(*leaves, filled)[..., :11], leaves[:1], g[..., :11])
+    torch.testing.assert_close(dx, g[..., :11] @ leaves[1].mT)
+
+
+def test_a_distribution_ignores_what_follows_its_logits():
+    torch.manual_seed(0)
+    logits, bins = torch.randn(5, 7), symexp_bins(7, 3.0)
+    long = torch.cat([logits, torch.full((5, 1), 100.0)], dim=1)
+    plain, filled = TwoHot(logits, bins), TwoHot(long, bins)
+    for a, b in ((plain.mean, filled.mean), (plain.mode, filled.mode), (plain.loss(bins[:5]), filled.loss(bins[:5]))):
+        assert torch.equal(a, b)
 
 
 def test_symlog_and_symexp_are_worked_by_hand_and_inverse():

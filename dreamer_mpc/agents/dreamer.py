@@ -229,7 +229,7 @@ class Dreamer:
         """Clip the gradient of a part, unless its optimizer clips by itself; its norm before."""
         if self.optimizer.kind == "adam":
             return nn.utils.clip_grad_norm_(self._parameters(name), self.optimizer.grad_clip)
-        return nn.utils.get_total_norm([parameter.grad for parameter in self._parameters(name)])
+        return self.optimizers[name].grad_norm()
 
     def _parameters(self, name: str) -> Iterable[nn.Parameter]:
         return self.optimizers[name].param_groups[0]["params"]

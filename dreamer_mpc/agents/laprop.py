@@ -1,12 +1,13 @@
 """LaProp with adaptive gradient clipping, the optimizer of DreamerV3."""
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from dreamer_mpc.util.checks import check_range
 
@@ -29,10 +30,11 @@ class LaProp(torch.optim.Optimizer):
     so the first update of a warm-up moves nothing; there is no weight decay. If the attribute `found_inf` is set, a
     tensor, a step where it is 1 changes neither parameters nor state, whatever the gradients hold. A step never waits
     for the device and can be captured in a CUDA graph. The tensors of a group share device, dtype and count of steps:
-    all need a gradient in every step.
+    all need a gradient in every step. On a GPU, kernels make the step of all of a group's tensors at once.
     """
 
     found_inf: Float[Tensor, ""] | None = None
+    _measured: Any = None
 
     def __init__(
         self,
@@ -51,10 +53,50 @@ class LaProp(torch.optim.Optimizer):
         super().__init__(params, settings | {"capturable": True})
 
     @torch.no_grad()
+    def grad_norm(self) -> Float[Tensor, ""]:
+        """The norm of all gradients, before any clipping.
+
+        The next step may use norms of single tensors from here, so the gradients must stay as they are until then.
+        """
+        grads = [p.grad for group in self.param_groups for p in group["params"]]
+        self._measured = [self._measure(group) for group in self.param_groups]
+        if any(measured is None for measured in self._measured):
+            return nn.utils.get_total_norm(grads)
+        return torch.linalg.vector_norm(torch.cat([measured.norms for measured in self._measured]))
+
+    @torch.no_grad()
     def step(self) -> None:
         """One update from the parameters' gradients, which stay as they are."""
-        for group in self.param_groups:
-            self._step_group(group)
+        before, self._measured = self._measured or [None] * len(self.param_groups), None
+        for group, measured in zip(self.param_groups, before, strict=True):
+            measured = self._measure(group, measured)
+            if measured is None:
+                self._step_group(group)
+                continue
+            skipped = _flag(self.found_inf, measured.norms)
+            settings = {name: group[name] for name in ("lr", "warmup", "betas", "eps")}
+            self._fused(group["params"]).step(measured, skipped, **settings)
+
+    def _measure(self, group: dict[str, Any], before: Any = None) -> Any:
+        """Norms of a group's gradients, or those of `before` if it has them; None where the kernels do not fit."""
+        params = group["params"]
+        states = self._states(params)
+        grads = [p.grad for p in params]
+        if not fuses([*params, *grads, *itertools.chain(*states)]):
+            return None
+        if before is not None and before.addresses == tuple(g.data_ptr() for g in grads):
+            return before
+        return self._fused(params).measure(grads, group["clip"], group["clip_floor"])
+
+    def _fused(self, params: Sequence[Tensor]) -> Any:
+        """The kernels of tensors. They stay, as a CUDA graph may hold them."""
+        steps, averages, squares = self._states(params)
+        tensors = [*params, *averages, *squares, *steps]
+        groups = self.__dict__.setdefault("_groups", {})  # a copy of an optimizer has none
+        key = tuple((x.data_ptr(), x.numel()) for x in tensors)
+        if key not in groups:
+            groups[key] = kernels.Group(params, averages, squares, steps)
+        return groups[key]
 
     def _step_group(self, group: dict[str, Any]) -> None:
         params = group["params"]
@@ -68,11 +110,6 @@ class LaProp(torch.optim.Optimizer):
         correction = _bias_correction(beta2, count).sqrt()
         rate = _learning_rate(group["lr"], group["warmup"], count) / _bias_correction(beta1, count)
         grads, clipping = [p.grad for p in params], (group["clip"], group["clip_floor"])
-        if fuses([*params, *grads, *averages, *squares]):
-            factors = clip_factors(params, grads, *clipping).unbind()
-            for p, g, m, v, factor in zip(params, grads, averages, squares, factors, strict=True):
-                kernels.step(p, g, m, v, factor, skipped, correction, rate, group["betas"], group["eps"])
-            return
         updates = clip_by_norm(params, _zero_if(skipped, grads), *clipping)
         torch._foreach_mul_(squares, count.new_full((), beta2).masked_fill(skipped, 1))
         torch._foreach_addcmul_(squares, updates, updates, value=1 - beta2)
@@ -103,9 +140,7 @@ def clip_by_norm(params: Sequence[Tensor], grads: Sequence[Tensor], clip: float,
     return list(torch._foreach_mul(grads, clip_factors(params, grads, clip, floor).unbind()))
 
 
-def clip_factors(
-    params: Sequence[Tensor], grads: Sequence[Tensor], clip: float, floor: float
-) -> Float[Tensor, " N"]:
+def clip_factors(params: Sequence[Tensor], grads: Sequence[Tensor], clip: float, floor: float) -> Float[Tensor, " N"]:
     """What `clip_by_norm` multiplies each gradient by, at most 1."""
     limits = clip * torch.stack(torch._foreach_norm(params)).clamp(min=floor)
     excess = torch.stack(torch._foreach_norm(grads)) / limits
@@ -113,8 +148,10 @@ def clip_factors(
 
 
 def fuses(tensors: Sequence[Tensor]) -> bool:
-    """Whether a kernel can make the step of each tensor in one pass."""
-    return kernels is not None and all(x.is_cuda and x.dtype == torch.float32 and x.is_contiguous() for x in tensors)
+    """Whether the kernels can make the step of tensors."""
+    return kernels is not None and all(
+        x.is_cuda and x.dtype == torch.float32 and x.is_contiguous() and x.numel() > 0 for x in tensors
+    )
 
 
 def _learning_rate(lr: float, warmup: int, count: Float[Tensor, ""]) -> Float[Tensor, ""]:

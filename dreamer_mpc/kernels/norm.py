@@ -44,27 +44,28 @@ def norm_silu_backward(
 
 
 class NormSiLU(torch.autograd.Function):
-    """`norm_silu` in the precision of x, with its gradients.
+    """`norm_silu` in the precision of x, or as `dtype`, with its gradients.
 
     On a GPU alone also that of x plus `bias`, shaped like `gain`.
     """
 
     @staticmethod
-    def forward(ctx, x, gain, eps, bias=None):
+    def forward(ctx, x, gain, eps, bias=None, dtype=None):
         ctx.save_for_backward(x, gain, bias)
         ctx.eps = eps
-        return norm_silu(x, gain, eps, x.dtype) if bias is None else kernels.norm_silu(x, gain, eps, x.dtype, bias)
+        dtype = dtype or x.dtype
+        return norm_silu(x, gain, eps, dtype) if bias is None else kernels.norm_silu(x, gain, eps, dtype, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
         x, gain, bias = ctx.saved_tensors
         if bias is None:
-            return *norm_silu_backward(g, x, gain, ctx.eps, *ctx.needs_input_grad[:2]), None, None
-        of_x = any(ctx.needs_input_grad[::3])  # the gradient of the bias is a sum of that of x
-        of_bias = any(ctx.needs_input_grad[1::2])
+            return *norm_silu_backward(g, x, gain, ctx.eps, *ctx.needs_input_grad[:2]), None, None, None
+        of_x = ctx.needs_input_grad[0] or ctx.needs_input_grad[3]  # the gradient of the bias is a sum of that of x
+        of_bias = ctx.needs_input_grad[1] or ctx.needs_input_grad[3]
         dx, dgain, dbias = kernels.norm_silu_backward(g, x, gain, ctx.eps, of_x, of_bias, bias)
-        return dx, dgain, None, dbias
+        return dx, dgain, None, dbias, None
 
 
 def fuses(x: Tensor) -> bool:

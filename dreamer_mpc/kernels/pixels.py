@@ -3,7 +3,8 @@
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from torch.nn import functional as F
+
+from dreamer_mpc.kernels.upsampled import LEAST, to_blocks
 
 try:  # torch builds for CUDA include Triton
     from dreamer_mpc.kernels import pixels_triton as kernels
@@ -16,18 +17,12 @@ def centred(image: UInt8[Tensor, "*b H W C"], dtype: torch.dtype) -> Float[Tenso
     return image.to(dtype) / 255 - 0.5
 
 
-def centred_blocks(image: UInt8[Tensor, "M H W C"], row: int, dtype: torch.dtype) -> Float[Tensor, "M h w 2 R"]:
-    """`centred` pixels in blocks of 2x2, their rows of 2 C numbers filled up with zeros to R = `row`."""
-    if fuses(image):
-        return kernels.centred_blocks(image.contiguous(), row, dtype)
-    return in_blocks(centred(image, torch.float32), row, dtype)
-
-
-def in_blocks(x: Float[Tensor, "M H W C"], row: int, dtype: torch.dtype) -> Float[Tensor, "M h w 2 R"]:
-    """Blocks of 2x2 pixels, their rows of 2 C numbers filled up with zeros to R = `row`."""
-    images, height, width, channels = x.shape
-    x = x.to(dtype).reshape(images, height // 2, 2, width // 2, 2 * channels).transpose(2, 3)
-    return F.pad(x, (0, row - 2 * channels))
+def centred_blocks(image: UInt8[Tensor, "M H W C"], dtype: torch.dtype) -> Float[Tensor, "M R2 h w"]:
+    """`centred` pixels in blocks of 2x2 as channels, see `to_blocks`, for products of numbers of type `dtype`."""
+    if not fuses(image):
+        return to_blocks(centred(image, torch.float32).movedim(-1, 1)).to(dtype)
+    row = 2 * image.shape[-1] + -2 * image.shape[-1] % LEAST
+    return kernels.centred_blocks(image.contiguous(), row, dtype).flatten(-2).movedim(-1, 1)
 
 
 def fuses(image: Tensor) -> bool:

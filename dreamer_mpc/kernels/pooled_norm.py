@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from dreamer_mpc.kernels.upsampled import from_blocks
+from dreamer_mpc.kernels.upsampled import from_blocks, to_blocks
 
 try:  # torch builds for CUDA include Triton
     from dreamer_mpc.kernels import pooled_norm_triton as kernels
@@ -15,38 +15,45 @@ except ImportError:
 
 
 class PooledNorm(torch.autograd.Function):
-    """[M, H, W, C] without its bias to [M, H / pool, W / pool, C]. Of equal numbers in a window the first counts.
+    """[M, H, W, C] without its bias to [M, h, w, C], h = H / pool. Of equal numbers in a window the first counts.
 
-    With `blocks`, x is [M, H / 2, W / 2, 4 C].
+    With `blocks`, x is [M, H / 2, W / 2, 4 C]; with `into_blocks`, the result is [M, h / 2, w / 2, 4 C].
     """
 
     @staticmethod
-    def forward(ctx, x, bias, gain, eps, pool, blocks):
+    def forward(ctx, x, bias, gain, eps, pool, blocks, into_blocks=False):
         x = x.contiguous()
         ctx.save_for_backward(x, bias, gain)
-        ctx.settings = eps, pool, blocks
+        ctx.settings = eps, pool, blocks, into_blocks
         return kernels.forward(x, bias, gain, *ctx.settings)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        return *kernels.backward(g.contiguous(), *ctx.saved_tensors, *ctx.settings), None, None, None
+        return *kernels.backward(g.contiguous(), *ctx.saved_tensors, *ctx.settings), *[None] * 4
 
 
 def pooled_norm(
-    x: Float[Tensor, "M C H W"], bias: Float[Tensor, " O"], norm: nn.RMSNorm, pool: int, blocks: bool = False
-) -> Float[Tensor, "M O h w"]:
+    x: Float[Tensor, "M C H W"], bias: Float[Tensor, " O"], norm: nn.RMSNorm, pool: int, blocks: bool = False,
+    into_blocks: bool = False,
+) -> Float[Tensor, "M N h w"]:  # fmt: skip
     """The maximum of windows of `pool` pixels a side plus `bias`, its RMS norm over the channels of a pixel, and SiLU.
 
     The norm is computed in the precision of its gain. With `blocks`, x has 2x2 pixels side by side as channels, see
-    `upsampled.from_blocks`.
+    `upsampled.from_blocks`; with `into_blocks`, so has the result.
     """
     sides = all(side * (1 + blocks) % pool == 0 for side in x.shape[-2:])
-    if kernels is not None and x.is_cuda and sides:
-        y = PooledNorm.apply(x.movedim(1, -1), bias, norm.weight, norm.eps, pool, blocks)
+    if fuses(x) and sides:
+        y = PooledNorm.apply(x.movedim(1, -1), bias, norm.weight, norm.eps, pool, blocks, into_blocks)
         return y.movedim(-1, 1)
     x = from_blocks(x) if blocks else x
     x = F.max_pool2d(x, pool) if pool > 1 else x
     x = x + bias.to(x.dtype)[:, None, None]
     normed = norm(x.movedim(1, -1).to(norm.weight.dtype)).movedim(-1, 1)
-    return F.silu(normed.to(x.dtype))
+    y = F.silu(normed.to(x.dtype))
+    return to_blocks(y) if into_blocks else y
+
+
+def fuses(x: Tensor) -> bool:
+    """Whether the kernels can run on the device of `x`."""
+    return kernels is not None and x.is_cuda

@@ -15,11 +15,21 @@ def _sigmoid(x):
 
 
 @triton.jit
-def _corner(at, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, POOL: tl.constexpr, BLOCKS: tl.constexpr):
-    """Where the first pixel of the window of each output pixel `at` begins in [M, H, W, C], or in blocks of it."""
+def _corner(
+    at, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, POOL: tl.constexpr, BLOCKS: tl.constexpr, INTO: tl.constexpr
+):  # fmt: skip
+    """Where the first pixel of the window of each output pixel `at` begins in [M, H, W, C], or in blocks of it.
+
+    With INTO, output pixels are in blocks.
+    """
     h: tl.constexpr = H // POOL
     w: tl.constexpr = W // POOL
-    m, i, j = at // (h * w), at // w % h * POOL, at % w * POOL
+    if INTO:
+        block = at // 4
+        i, j = block // (w // 2) % (h // 2) * 2 + at // 2 % 2, block % (w // 2) * 2 + at % 2
+    else:
+        i, j = at // w % h, at % w
+    m, i, j = at // (h * w), i * POOL, j * POOL
     if BLOCKS:
         where = (((m * (H // 2) + i // 2) * (W // 2) + j // 2) * 4 + i % 2 * 2 + j % 2) * C
     else:
@@ -43,7 +53,7 @@ def _largest(x, where, cols, real, C: tl.constexpr, POOL: tl.constexpr, ROW: tl.
 @triton.jit
 def _forward(
     x, bias, gain, out, rows, eps, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, CP: tl.constexpr,
-    BR: tl.constexpr, POOL: tl.constexpr, BLOCKS: tl.constexpr, ROW: tl.constexpr,
+    BR: tl.constexpr, POOL: tl.constexpr, BLOCKS: tl.constexpr, INTO: tl.constexpr, ROW: tl.constexpr,
 ):  # fmt: skip
     cols = tl.arange(0, CP)
     b = tl.load(bias + cols, mask=cols < C, other=0.0)[None, :]
@@ -51,7 +61,7 @@ def _forward(
     for block in range(tl.program_id(0), tl.cdiv(rows, BR), tl.num_programs(0)):
         at = (block * BR + tl.arange(0, BR)).to(tl.int64)
         real = (at < rows)[:, None] & (cols < C)[None, :]
-        v, _ = _largest(x, _corner(at, H, W, C, POOL, BLOCKS), cols, real, C, POOL, ROW)
+        v, _ = _largest(x, _corner(at, H, W, C, POOL, BLOCKS, INTO), cols, real, C, POOL, ROW)
         v += b
         n = v * tl.rsqrt(tl.sum(v * v, axis=1) / C + eps)[:, None] * g
         tl.store(out + at[:, None] * C + cols[None, :], n * _sigmoid(n), mask=real)
@@ -60,7 +70,7 @@ def _forward(
 @triton.jit
 def _backward(
     dy, x, bias, gain, dx, sums, rows, eps, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, CP: tl.constexpr,
-    BR: tl.constexpr, POOL: tl.constexpr, BLOCKS: tl.constexpr, ROW: tl.constexpr,
+    BR: tl.constexpr, POOL: tl.constexpr, BLOCKS: tl.constexpr, INTO: tl.constexpr, ROW: tl.constexpr,
 ):  # fmt: skip
     cols = tl.arange(0, CP)
     b = tl.load(bias + cols, mask=cols < C, other=0.0)[None, :]
@@ -69,7 +79,7 @@ def _backward(
     for block in range(tl.program_id(0), tl.cdiv(rows, BR), tl.num_programs(0)):
         at = (block * BR + tl.arange(0, BR)).to(tl.int64)
         real = (at < rows)[:, None] & (cols < C)[None, :]
-        where = _corner(at, H, W, C, POOL, BLOCKS)
+        where = _corner(at, H, W, C, POOL, BLOCKS, INTO)
         v, place = _largest(x, where, cols, real, C, POOL, ROW)
         v += b
         d = tl.load(dy + at[:, None] * C + cols[None, :], mask=real, other=0.0).to(tl.float32)
@@ -90,31 +100,32 @@ def _backward(
     tl.store(sums + C + cols, tl.sum(of_gain, axis=0), mask=cols < C)
 
 
-def _blocks(x: Tensor, pool: int, blocks: bool) -> tuple[tuple[int, ...], tuple[int], dict[str, int]]:
-    """The shape of the output, a grid, and the sizes of a block. ROW: from a pixel of a window to the one below."""
+def _blocks(x: Tensor, pool: int, blocks: bool, into: bool) -> tuple[tuple[int, ...], int, tuple[int], dict[str, int]]:
+    """The shape of the output, its pixels, a grid, and a block's sizes. ROW: from a pixel of a window to that below."""
     images, height, width, channels = x.shape
     height, width, channels = (2 * height, 2 * width, channels // 4) if blocks else (height, width, channels)
-    shape, padded = (images, height // pool, width // pool, channels), triton.next_power_of_2(channels)
-    block = max(1, ELEMENTS // padded)
+    h, w, padded = height // pool, width // pool, triton.next_power_of_2(channels)
+    shape = (images, h // 2, w // 2, 4 * channels) if into else (images, h, w, channels)
+    block, pixels = max(1, ELEMENTS // padded), images * h * w
     sizes = {"H": height, "W": width, "C": channels, "CP": padded, "BR": block, "POOL": pool, "BLOCKS": blocks}
-    grid = (min(PROGRAMS, triton.cdiv(images * shape[1] * shape[2], block)),)
-    return shape, grid, sizes | {"ROW": (2 if blocks else width) * channels}
+    grid = (min(PROGRAMS, triton.cdiv(pixels, block)),)
+    return shape, pixels, grid, sizes | {"INTO": into, "ROW": (2 if blocks else width) * channels}
 
 
-def forward(x: Tensor, bias: Tensor, gain: Tensor, eps: float, pool: int, blocks: bool) -> Tensor:
+def forward(x: Tensor, bias: Tensor, gain: Tensor, eps: float, pool: int, blocks: bool, into: bool) -> Tensor:
     """See `pooled_norm.PooledNorm`; x contiguous."""
-    shape, grid, sizes = _blocks(x, pool, blocks)
+    shape, pixels, grid, sizes = _blocks(x, pool, blocks, into)
     out = torch.empty(shape, dtype=x.dtype, device=x.device)
-    _forward[grid](x, bias, gain, out, out.numel() // shape[-1], eps, **sizes)
+    _forward[grid](x, bias, gain, out, pixels, eps, **sizes)
     return out
 
 
 def backward(
-    dy: Tensor, x: Tensor, bias: Tensor, gain: Tensor, eps: float, pool: int, blocks: bool
+    dy: Tensor, x: Tensor, bias: Tensor, gain: Tensor, eps: float, pool: int, blocks: bool, into: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, bias and gain."""
-    shape, grid, sizes = _blocks(x, pool, blocks)
+    _, pixels, grid, sizes = _blocks(x, pool, blocks, into)
     dx = torch.empty_like(x)
-    sums = torch.empty(grid[0], 2, shape[-1], dtype=torch.float32, device=x.device)
-    _backward[grid](dy, x, bias, gain, dx, sums, dy.numel() // shape[-1], eps, **sizes)
+    sums = torch.empty(grid[0], 2, len(gain), dtype=torch.float32, device=x.device)
+    _backward[grid](dy, x, bias, gain, dx, sums, pixels, eps, **sizes)
     return dx, *sums.sum(0)

@@ -12,7 +12,7 @@ except ImportError:
 
 
 class CrossEntropy(torch.autograd.Function):
-    """Cross-entropy [K, R] of logits [K, R, N] to targets [K, R] over `bins`, see `TwoHot.loss`.
+    """Cross-entropy [K, R] of logits [K, R, W] to targets [K, R] over `bins`, see `TwoHot.loss`.
 
     Plus `weight` times that to `second`, if given. Targets are constants.
     """
@@ -31,10 +31,10 @@ class CrossEntropy(torch.autograd.Function):
 
 
 def cross_entropy(
-    logits: Float[Tensor, "*b N"], target: Float[Tensor, "*t"], second: Float[Tensor, "*s"] | None,
+    logits: Float[Tensor, "*b W"], target: Float[Tensor, "*t"], second: Float[Tensor, "*s"] | None,
     bins: Float[Tensor, " N"], weight: float,
 ) -> Float[Tensor, "*c"]:  # fmt: skip
-    """`CrossEntropy` of any shapes that can be broadcast."""
+    """`CrossEntropy` of any shapes that can be broadcast. What is behind the first N of W logits is ignored."""
     targets = [target] if second is None else [target, second]
     shape = torch.broadcast_shapes(logits.shape[:-1], *(t.shape for t in targets))
     rows = members(logits.expand(*shape, logits.shape[-1]))
@@ -42,10 +42,10 @@ def cross_entropy(
     return CrossEntropy.apply(rows, target, *(others or [None]), bins, weight).view(shape)
 
 
-def expectation(logits: Float[Tensor, "*b N"], values: Float[Tensor, " N"]) -> Float[Tensor, "*b"]:
+def expectation(logits: Float[Tensor, "*b W"], values: Float[Tensor, " N"]) -> Float[Tensor, "*b"]:
     """The mean of `values`, which are antisymmetric, under softmax(logits); exactly 0 for symmetric logits.
 
-    Without gradient.
+    What is behind the first N of W logits is ignored. Without gradient.
     """
     return kernels.expectation(members(logits.detach()), values).view(logits.shape[:-1])
 

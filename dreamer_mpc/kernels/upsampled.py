@@ -3,34 +3,29 @@
 An upsampled image: each pixel of the image becomes 2x2 equal ones. Neighbours in a 5x5 window are often one pixel of
 it, so that each of the four sees a 3x3 window of the image, with sums of the 5x5 weights: 36 products in place of 100.
 
-An image with 3 channels: tensor cores need 8, and rows of two pixels have 6. A block of the output sees 3x3 blocks.
+Any other image: a block of the output sees 3x3 blocks, 144 products for each channel in place of 100. That pays where
+tensor cores get too few channels else: an image has 3 of the 8 that they multiply at once, and cuDNN's kernels for
+Hopper go through channels in steps of 64. Rows of two pixels of an image, 6 numbers, are filled up with zeros to 8.
 """
 
 import functools
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dreamer_mpc.kernels.blocks import product_dtype
-from dreamer_mpc.kernels.pixels import centred_blocks, in_blocks
 
 # Which of the 5 rows (columns) of a window fall on the row above, the same and the row below, for each of the 2 pixels.
 ROWS = [[[1, 1, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]], [[1, 0, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 1, 1]]]
-# The same for row r of the block above, the same and the block below: [pixel, block, r, row of the window].
-BLOCK_ROWS = [[[[int(k == 2 * a + r - p) for k in range(5)] for r in (0, 1)] for a in range(3)] for p in (0, 1)]
 LEAST = 8  # channels that tensor cores multiply at once
+EVEN = 64  # of which a layer's channels are a multiple where it needs no blocks
 
 
 @functools.cache  # a CUDA graph may read it, but cannot copy it from the host
 def _rows(device: torch.device, dtype: torch.dtype) -> Float[Tensor, "2 3 5"]:
     return torch.tensor(ROWS, device=device, dtype=dtype)
-
-
-@functools.cache
-def _block_rows(device: torch.device, dtype: torch.dtype) -> Float[Tensor, "2 3 2 5"]:
-    return torch.tensor(BLOCK_ROWS, device=device, dtype=dtype)
 
 
 def upsampled_convolution(
@@ -57,21 +52,33 @@ def upsampled_blocks(
     return F.conv2d(x, weight.flatten(0, 1), offset.repeat(2) if bias else None, padding=1)
 
 
-def blocked_convolution(
-    x: Float[Tensor, "M I H W"] | UInt8[Tensor, "M I H W"], layer: nn.Conv2d
-) -> Float[Tensor, "M O4 h w"]:
-    """The product of `layer` (5x5, padding 2) without its bias, in blocks; H and W are even.
+def prefers_blocks(layer: nn.Conv2d, side: int) -> bool:
+    """Whether a GPU is faster with `blocked_convolution` for `layer`, of maps of `side` pixels a side.
 
-    Of pixels 0 .. 255 it is that of their `centred` values.
+    With channels that are no multiples of 64, such as the 48 of DreamerV3's second layer, cuDNN falls back to kernels
+    for older GPUs, at a third of the rate; 4 times 32 and 4 times 48 channels are multiples.
     """
-    rows = _block_rows(layer.weight.device, layer.weight.dtype)
-    weight = torch.einsum("park,qbsl,oikl->pqorsiab", rows, rows, layer.weight)
-    weight = weight.flatten(4, 5).flatten(0, 2)  # [4 O, 2, 2 I, 3, 3]
-    row = weight.shape[2] + -weight.shape[2] % LEAST
-    weight = F.pad(weight, (0, 0, 0, 0, 0, row - weight.shape[2])).flatten(1, 2)
-    blocks = centred_blocks if x.dtype == torch.uint8 else in_blocks
-    x = blocks(x.movedim(1, -1), row, product_dtype(layer.weight))  # [M, h, w, 2, R]
-    return F.conv2d(x.flatten(-2).movedim(-1, 1), weight, padding=1)
+    fits = layer.kernel_size == (5, 5) and layer.stride == (1, 1) and side % 2 == 0
+    return fits and (layer.in_channels % EVEN > 0 or layer.out_channels % EVEN > 0)
+
+
+def blocked_convolution(x: Float[Tensor, "M I4 h w"], layer: nn.Conv2d) -> Float[Tensor, "M O4 h w"]:
+    """The product of `layer` (5x5, padding 2) without its bias, from blocks, filled up or not, to blocks."""
+    # Row k of a window is row 2 a + r of the 3x3 blocks, 6 rows, for pixel p = 2 a + r - k of a block.
+    weight = F.pad(layer.weight, (1, 1, 1, 1)).unfold(2, 6, 1).unfold(3, 6, 1).flip(2, 3)  # [O, I, p, q, 6, 6]
+    weight = weight.unflatten(5, (3, 2)).unflatten(4, (3, 2))  # [O, I, p, q, a, r, b, s]
+    weight = weight.permute(2, 3, 0, 4, 6, 5, 7, 1).flatten(6).flatten(0, 2)  # [4 O, a, b, r, 2 I]
+    missing = x.shape[1] // 2 - weight.shape[-1]
+    weight = (F.pad(weight, (0, missing)) if missing else weight).flatten(3)
+    return F.conv2d(x, weight.movedim(-1, 1), padding=1)
+
+
+def to_blocks(x: Float[Tensor, "M I H W"]) -> Float[Tensor, "M I4 h w"]:
+    """Blocks of 2x2 pixels as channels, both rows filled up with zeros to a multiple of `LEAST`; H and W are even."""
+    (images, channels, height, width), x = x.shape, x.to(product_dtype(x)).movedim(1, -1)
+    x = x.reshape(images, height // 2, 2, width // 2, 2 * channels).transpose(2, 3)  # [M, h, w, 2, 2 I]
+    missing = -x.shape[-1] % LEAST
+    return (F.pad(x, (0, missing)) if missing else x).flatten(-2).movedim(-1, 1)
 
 
 def from_blocks(y: Float[Tensor, "M O4 h w"], channels: int | None = None) -> Float[Tensor, "M O h2 w2"]:

@@ -8,11 +8,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dreamer_mpc.kernels.last_layer import last_layer
 from dreamer_mpc.kernels.norm import NormSiLU, fuses
 from dreamer_mpc.networks.mlp import EnsembleLinear, full_precision
 
 NORM_EPS = 1e-4
-MANY = 512  # rows of a product
 TRUNCATION = 1.1368  # a normal cut at two standard deviations times this has variance 1
 
 
@@ -46,39 +46,39 @@ class NormLayer(nn.Module):
         self.linear = norm_linear(inputs, outputs)
         self.norm = nn.RMSNorm(outputs, eps=NORM_EPS)
 
-    def forward(self, x: Float[Tensor, "*b I"]) -> Float[Tensor, "*b O"]:
+    def forward(self, x: Float[Tensor, "*b I"], dtype: torch.dtype | None = None) -> Float[Tensor, "*b O"]:
+        """With `dtype`, a GPU gives the result in it, without rounding it in between."""
         linear, norm = self.linear, self.norm
         if not fuses(x):
             return norm_silu(norm, linear(x))
         y = F.linear(x, linear.weight)
-        return NormSiLU.apply(y.view(-1, y.shape[-1]), norm.weight, norm.eps, linear.bias).view(y.shape)
+        return NormSiLU.apply(y.view(-1, y.shape[-1]), norm.weight, norm.eps, linear.bias, dtype).view(y.shape)
 
 
 class NormMLP(nn.Module):
     """`layers` times linear, RMSNorm and SiLU, then a linear layer that autocast keeps in fp32.
 
     [*, inputs] -> [*, outputs]. `scale` multiplies the initial weights of the last layer; with 0 the output is 0.
+    `filled`: on a GPU, numbers may follow the outputs, which readers must ignore; see `last_layer`.
     """
 
-    def __init__(self, inputs: int, hidden: int, layers: int, outputs: int, scale: float = 1.0):
+    def __init__(self, inputs: int, hidden: int, layers: int, outputs: int, scale: float = 1.0, filled: bool = False):
         super().__init__()
         sizes = [inputs] + [hidden] * layers
         self.hidden = nn.Sequential(*(NormLayer(i, o) for i, o in pairwise(sizes)))
         self.last = norm_linear(sizes[-1], outputs, scale)
+        self.filled = filled
 
     def forward(self, x: Float[Tensor, "*b I"]) -> Float[Tensor, "*b O"]:
-        x = self.hidden(x)
+        last = self.last
+        for layer in self.hidden:
+            x = layer(x, last.weight.dtype if layer is self.hidden[-1] else None)
         with full_precision(x):
-            return self._last(x.to(self.last.weight.dtype))
-
-    def _last(self, x: Float[Tensor, "*b I"]) -> Float[Tensor, "*b O"]:
-        """The last layer. The gradient of its weights is a product of few outputs and as many terms as there are rows.
-
-        On a GPU, of T times many rows, it is T products side by side and their sum.
-        """
-        if not (x.is_cuda and x.dim() == 3 and x.shape[1] >= MANY):
-            return self.last(x)
-        return torch.baddbmm(self.last.bias, x, self.last.weight.t().expand(len(x), -1, -1))
+            x = x.to(last.weight.dtype)
+            if not fuses(x):
+                return last(x)
+            y = last_layer(x.reshape(1, -1, x.shape[-1]), last.weight.t()[None], last.bias[None], self.filled)
+            return y.view(*x.shape[:-1], y.shape[-1])
 
 
 class NormEnsembleLayer(EnsembleLinear):
@@ -89,24 +89,24 @@ class NormEnsembleLayer(EnsembleLinear):
         _init_ensemble(self)
         self.gain = nn.Parameter(torch.ones(members, 1, outputs))
 
-    def hidden(self, x: Float[Tensor, "K M I"]) -> Float[Tensor, "K M O"]:
-        """All three on inputs of each member."""
+    def hidden(self, x: Float[Tensor, "K M I"], dtype: torch.dtype | None = None) -> Float[Tensor, "K M O"]:
+        """All three on inputs of each member. With `dtype`, a GPU gives the result in it, without rounding before."""
         if fuses(x):
-            return self._fused(torch.bmm(x, self.weight.to(x.dtype)))
+            return self._fused(torch.bmm(x, self.weight.to(x.dtype)), dtype)
         return self._activate(self(x), self.gain)
 
-    def shared(self, x: Float[Tensor, "M I"]) -> Float[Tensor, "K M O"]:
-        """All three on one input of all members, in one product."""
+    def shared(self, x: Float[Tensor, "M I"], dtype: torch.dtype | None = None) -> Float[Tensor, "K M O"]:
+        """All three on one input of all members, in one product; `dtype` as for `hidden`."""
         members, inputs, outputs = self.weight.shape
         weight = self.weight.transpose(0, 1).reshape(inputs, members * outputs)
         if fuses(x):
-            return self._fused(F.linear(x, weight.t()).view(-1, members, outputs).transpose(0, 1))
+            return self._fused(F.linear(x, weight.t()).view(-1, members, outputs).transpose(0, 1), dtype)
         x = F.linear(x, weight.t(), self.bias.flatten()).view(-1, members, outputs)
         return self._activate(x, self.gain.transpose(0, 1)).transpose(0, 1)  # after the norm, which would copy
 
-    def _fused(self, x: Float[Tensor, "K M O"]) -> Float[Tensor, "K M O"]:
+    def _fused(self, x: Float[Tensor, "K M O"], dtype: torch.dtype | None) -> Float[Tensor, "K M O"]:
         """Bias, RMSNorm and SiLU in one kernel."""
-        return NormSiLU.apply(x, self.gain[:, 0], NORM_EPS, self.bias[:, 0])
+        return NormSiLU.apply(x, self.gain[:, 0], NORM_EPS, self.bias[:, 0], dtype)
 
     @staticmethod
     def _activate(x: Float[Tensor, "*b O"], gain: Float[Tensor, "*#b O"]) -> Float[Tensor, "*b O"]:
@@ -117,20 +117,31 @@ class NormEnsembleLayer(EnsembleLinear):
 class NormEnsemble(nn.Module):
     """K independent `NormMLP` on one input in batched products: [*, inputs] -> [K, *, outputs]; `layers` at least 1."""
 
-    def __init__(self, inputs: int, hidden: int, layers: int, outputs: int, members: int, scale: float = 1.0):
+    def __init__(
+        self,
+        inputs: int,
+        hidden: int,
+        layers: int,
+        outputs: int,
+        members: int,
+        scale: float = 1.0,
+        filled: bool = False,
+    ):
         super().__init__()
         sizes = [inputs] + [hidden] * layers
         self.hidden = nn.ModuleList(NormEnsembleLayer(members, i, o) for i, o in pairwise(sizes))
         self.last = EnsembleLinear(members, hidden, outputs)
         _init_ensemble(self.last, scale)
+        self.filled = filled
 
     def forward(self, x: Float[Tensor, "*b I"]) -> Float[Tensor, "K *b O"]:
-        first, *others = self.hidden
-        shape, x = x.shape[:-1], first.shared(x.reshape(-1, x.shape[-1]))
-        for layer in others:
-            x = layer.hidden(x)
+        last, shape, x = self.last, x.shape[:-1], x.reshape(-1, x.shape[-1])
+        for i, layer in enumerate(self.hidden):
+            dtype = last.weight.dtype if i == len(self.hidden) - 1 else None
+            x = layer.hidden(x, dtype) if i else layer.shared(x, dtype)
         with full_precision(x):
-            y = self.last(x.to(self.last.weight.dtype))
+            x = x.to(last.weight.dtype)
+            y = last_layer(x, last.weight, last.bias[:, 0], self.filled) if fuses(x) else last(x)
         return y.view(-1, *shape, y.shape[-1])
 
 

@@ -27,7 +27,7 @@ class TwoHotCritic(Bootstrapped):
         readout: Readout = "real",
     ):
         super().__init__()
-        self.layers = NormEnsemble(state, hidden, layers, bins, heads, scale=0.0)
+        self.layers = NormEnsemble(state, hidden, layers, bins, heads, scale=0.0, filled=True)
         self.readout: Readout = readout
         self.register_buffer("bins", symexp_bins(bins), persistent=False)
         self.draw_masks(heads, bootstrap)
@@ -37,5 +37,5 @@ class TwoHotCritic(Bootstrapped):
         return self.predict(state).mean
 
     def predict(self, state: Float[Tensor, "*b S"]) -> TwoHot:
-        """The distributions; their logits are [K, *, N]."""
+        """The distributions; their logits are [K, *, N], on a GPU perhaps with more numbers in a row."""
         return TwoHot(self.layers(state), self.bins, self.readout)

@@ -1,15 +1,16 @@
 """Images to embeddings, with DreamerV3's convolutions."""
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dreamer_mpc.kernels.pixels import centred
-from dreamer_mpc.kernels.pooled_norm import pooled_norm
-from dreamer_mpc.kernels.upsampled import LEAST, blocked_convolution, upsampled_blocks
+from dreamer_mpc.kernels.blocks import product_dtype
+from dreamer_mpc.kernels.pixels import centred, centred_blocks
+from dreamer_mpc.kernels.pooled_norm import fuses, pooled_norm
+from dreamer_mpc.kernels.upsampled import blocked_convolution, prefers_blocks, upsampled_blocks
 from dreamer_mpc.networks.norm_mlp import NORM_EPS, init_weight
 from dreamer_mpc.world_model.config import Downsampling
 from dreamer_mpc.world_model.protocol import ImageForm
@@ -37,19 +38,18 @@ class NormConvolution(nn.Module):
         self.norm = nn.RMSNorm(outputs, eps=NORM_EPS)
         self.pool, self.up = pool, up
 
-    def forward(self, x: Float[Tensor, "M I H W"]) -> Float[Tensor, "M O h w"]:
-        layer, few = self.convolution, self.few(x)
+    def forward(
+        self, x: Float[Tensor, "M I H W"], blocks: bool = False, into_blocks: bool = False
+    ) -> Float[Tensor, "M O h w"]:
+        """With `blocks`, x has 2x2 pixels side by side as channels; with `into_blocks`, so has the result."""
+        layer = self.convolution
         if self.up:
             x = upsampled_blocks(x, layer)
-        elif few:
+        elif blocks:
             x = blocked_convolution(x, layer)
         else:
             x = F.conv2d(x, layer.weight, None, layer.stride, layer.padding)
-        return pooled_norm(x, layer.bias, self.norm, self.pool, blocks=self.up or few)
-
-    def few(self, x: Tensor) -> bool:
-        """Whether x has so few channels that the convolution sees it in blocks."""
-        return self.convolution.in_channels < LEAST and self.pool == 2 and x.is_cuda
+        return pooled_norm(x, layer.bias, self.norm, self.pool, self.up or blocks, into_blocks)
 
 
 class NormEncoder(nn.Module):
@@ -73,7 +73,16 @@ class NormEncoder(nn.Module):
         self.outputs = side**2 * channels[-1]
 
     def forward(self, image: UInt8[Tensor, "*b H W C"]) -> Float[Tensor, "*b E"]:
-        x = image.reshape(-1, *image.shape[-3:]).movedim(-1, 1)  # a view: pixels stay the outer dimension
-        first = self.layers[0]
-        x = self.layers(x if first.few(x) else centred(x, first.norm.weight.dtype))
+        x, side, weight = image.reshape(-1, *image.shape[-3:]), image.shape[-2], self.layers[0].convolution.weight
+        blocks = fuses(x) and self._blocks(side, self.layers[0])
+        x = centred_blocks(x, product_dtype(weight)) if blocks else centred(x, weight.dtype).movedim(-1, 1)
+        for layer, after in zip_longest(self.layers, self.layers[1:]):
+            side //= 2
+            into = fuses(x) and after is not None and self._blocks(side, after)
+            x, blocks = layer(x, blocks, into), into
         return x.reshape(*image.shape[:-3], self.outputs)
+
+    @staticmethod
+    def _blocks(side: int, layer: NormConvolution) -> bool:
+        """Whether a layer sees its map, of `side` pixels a side, in blocks of 2x2 pixels."""
+        return layer.pool == 2 and prefers_blocks(layer.convolution, side)
