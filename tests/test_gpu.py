@@ -16,6 +16,7 @@ from dreamer_mpc.networks.two_hot import TwoHot, symexp_bins
 from dreamer_mpc.planners import make_planner
 from dreamer_mpc.world_model import GaussianWorldModel, WorldModelConfig
 from dreamer_mpc.world_model.block_rssm import BlockRSSM
+from dreamer_mpc.world_model.decoder import Decoder
 from dreamer_mpc.world_model.encoder import preprocess
 from dreamer_mpc.world_model.norm_decoder import NormDecoder
 from dreamer_mpc.world_model.norm_encoder import NormEncoder
@@ -176,9 +177,12 @@ def test_v3_s_convolutions_on_the_gpu_are_those_on_the_cpu(part, full_fp32):
     assert_near(*results, 1e-3)
 
 
-def test_the_decoder_s_error_on_the_gpu_is_that_on_the_cpu(full_fp32):
+@pytest.mark.parametrize(
+    "make", [lambda: NormDecoder(64, 24, 32, 8, 256, (16, 12, 8)), lambda: Decoder(88, 48, (16, 12, 8))]
+)
+def test_the_decoder_s_error_on_the_gpu_is_that_on_the_cpu(make, full_fp32):
     torch.manual_seed(0)
-    net, state, image = NormDecoder(64, 24, 32, 8, 256, (16, 12, 8)), torch.randn(2, 3, 88), torch.rand(2, 3, 3, 64, 64)
+    net, state, image = make(), torch.randn(2, 3, 88), torch.rand(2, 3, 3, 64, 64)
     results = []
     for device in ("cuda", "cpu"):
         net, given = net.to(device), state.to(device).requires_grad_()

@@ -18,6 +18,7 @@ if not metadata.version("triton").startswith(("3.7.", "3.8.")):  # docs/architec
 from dreamer_mpc.agents import laprop
 from dreamer_mpc.kernels import block_cell, blocks, cell, cell_triton, fused, image_error, norm, pooled_norm, two_hot
 from dreamer_mpc.networks.two_hot import TwoHot, symexp_bins
+from dreamer_mpc.world_model import decoder
 from dreamer_mpc.world_model.block_rssm import BlockRSSM
 from dreamer_mpc.world_model.encoder import preprocess
 from tests.support import interpreter
@@ -280,18 +281,34 @@ def test_means_over_bins_are_the_plain_ones(bins, readout, small_blocks):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("elements", [64, 256])
-def test_the_error_of_images_in_blocks_is_its_torch_form_with_its_gradients(dtype, elements, monkeypatch):
-    """Rows of two pixels of 3 channels are filled up to 8; a block has fewer numbers than an image, or more."""
+@pytest.mark.parametrize("side, row, sigmoid", [(2, 8, True), (4, 12, False)], ids=["v3", "paper"])
+def test_the_error_of_images_in_blocks_is_its_torch_form_with_its_gradients(
+    side, row, sigmoid, elements, dtype, monkeypatch
+):
+    """v3's rows of two pixels of 3 channels are filled up to 8; a block has fewer numbers than an image, or more."""
     torch.manual_seed(10)
     monkeypatch.setattr(image_error.kernels, "ELEMENTS", elements)
-    leaf, target, found = torch.randn(3, 2, 5, 16), torch.rand(3, 3, 4, 10), []
+    leaf, target, found = torch.randn(3, 2, 5, side * row), torch.rand(3, 3, 2 * side, 5 * side), []
     for used in (True, False):
         monkeypatch.setattr(image_error, "fuses", lambda x, used=used: used)
         y, bias = leaf.to(dtype).requires_grad_(), torch.tensor([0.3, -0.2, 1.0], requires_grad=True)
-        error = image_error.image_error(y.movedim(-1, 1), bias, target)
+        error = image_error.image_error(y.movedim(-1, 1), bias, target, side, sigmoid)
         found.append([x.float() for x in (error, *torch.autograd.grad(error, (y, bias), torch.tensor([1.0, -2, 3])))])
-    assert not found[0][1].unflatten(-1, (2, 8))[..., 6:].any()
+    assert not found[0][1].unflatten(-1, (side, row))[..., side * 3 :].any()
     assert_near(*found, 1e-5 if dtype == torch.float32 else 1e-2)
+
+
+def test_the_decoder_s_error_is_half_the_squared_distance_of_its_images(monkeypatch):
+    torch.manual_seed(0)
+    net, state, image = decoder.Decoder(6, 16, (8, 6, 4)), torch.randn(1, 2, 6), torch.rand(1, 2, 64, 64, 3)
+    monkeypatch.setattr(image_error.kernels, "ELEMENTS", 16_384)
+    found = []
+    for used in (True, False):
+        for module in (decoder, image_error):
+            monkeypatch.setattr(module, "fuses", lambda x, used=used: used)
+        error = net.error(state, image.movedim(-1, -3))
+        found.append((error, *torch.autograd.grad(error, list(net.parameters()), torch.tensor([[1.0, -2]]))))
+    assert_near(*found, 1e-4)
 
 
 def test_laprop_s_kernel_is_its_torch_form(monkeypatch):
