@@ -11,6 +11,7 @@ from dreamer_mpc.agents.laprop import LaProp
 from dreamer_mpc.agents.optimizers import OptimizerConfig
 from dreamer_mpc.config import load_presets
 from dreamer_mpc.kernels import cell, fused
+from dreamer_mpc.networks import MLP, Critic
 from dreamer_mpc.networks.norm_mlp import NormEnsemble, NormMLP
 from dreamer_mpc.networks.two_hot import TwoHot, symexp_bins
 from dreamer_mpc.planners import make_planner
@@ -358,6 +359,20 @@ def test_bias_act_on_the_gpu_is_that_on_the_cpu(act, layout):
         weight = torch.linspace(-1, 1, out.numel(), device=device).view_as(out)
         results.append([x.cpu() for x in (out, *torch.autograd.grad((out * weight).sum(), leaves))])
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [lambda: MLP(230, 200, 2, 1), lambda: MLP(230, 200, 4, 6), lambda: Critic(230, 5)])
+def test_heads_in_bf16_are_near_those_on_the_cpu(make):
+    torch.manual_seed(0)
+    net, x, results = make(), torch.randn(7, 300, 230), []
+    for device in ("cuda", "cpu"):
+        net, given = net.to(device), x.to(device).requires_grad_()
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+            y = net(given)
+        assert y.dtype == torch.float32
+        g = torch.linspace(0.5, 1.5, y.numel(), device=device).view_as(y)
+        results.append([x.cpu() for x in (y, *torch.autograd.grad(y, [given, *net.parameters()], g))])
+    assert_near(*results, 3e-2)
 
 
 def test_images_are_dequantised_as_on_the_cpu():

@@ -17,6 +17,8 @@ if not metadata.version("triton").startswith(("3.7.", "3.8.")):  # docs/architec
 
 from dreamer_mpc.agents import laprop
 from dreamer_mpc.kernels import block_cell, blocks, cell, cell_triton, fused, image_error, norm, pooled_norm, two_hot
+from dreamer_mpc.networks import mlp
+from dreamer_mpc.networks.critic import Critic
 from dreamer_mpc.networks.two_hot import TwoHot, symexp_bins
 from dreamer_mpc.world_model import decoder
 from dreamer_mpc.world_model.block_rssm import BlockRSSM
@@ -116,6 +118,46 @@ def test_bias_act_and_its_gradients_are_the_plain_ones(layout, act, dtype, kerne
         weight = torch.linspace(0.5, 1.5, out.numel()).view_as(out)
         results.append([x.float() for x in (out, *torch.autograd.grad((out * weight).sum(), leaves))])
     assert_near(*results, 1e-6 if dtype == torch.float32 else 2e-2)
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["after", "beside"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("act", fused.ACTIVATIONS)
+def test_members_of_a_product_may_lie_beside_each_other_and_end_in_one_output(act, dtype, beside, kernels):
+    """A product [R, K * C] or [K, R, C], in several blocks of rows, with and without the layer that follows."""
+    torch.manual_seed(0)
+    members, rows, channels = 3, 41, 20
+    y, bias = torch.randn(rows, members * channels, dtype=dtype), torch.randn(members, channels)
+    weight, offset, results = torch.randn(members, channels), torch.randn(members), []
+    for used in (True, False):
+        kernels(used)
+        leaves = [x.clone().requires_grad_() for x in (y if used else y.float(), bias, weight, offset)]
+        parts = (leaves[0] * 1).view(rows, members, channels).transpose(0, 1)
+        parts = parts if beside else parts.contiguous()
+        out = fused.bias_act(parts * 1 if beside else parts.clone(), bias=leaves[1], act=act)
+        assert out.is_contiguous() or not used
+        value = fused.bias_act_dot(parts, leaves[1], act, *leaves[2:])
+        loss = (out * torch.linspace(0.5, 1.5, channels)).sum() + (value * torch.linspace(-1, 1, rows)).sum()
+        results.append([x.float() for x in (out, value, *torch.autograd.grad(loss, leaves))])
+    assert_near(*results, 1e-5 if dtype == torch.float32 else 2e-2)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: mlp.MLP(9, 18, 2, 1), lambda: mlp.MLP(9, 18, 2, 3), lambda: Critic(9, 3, 2, 18)]
+)
+def test_heads_in_bf16_are_near_those_in_fp32(make, kernels, monkeypatch):
+    torch.manual_seed(0)
+    net, x, results = make(), torch.randn(4, 50, 9), []
+    for used in (True, False):
+        kernels(used)
+        monkeypatch.setattr(mlp, "on_gpu", lambda x, used=used: used)
+        given = x.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=used):
+            y = net(given)
+        assert y.dtype == torch.float32
+        g = torch.linspace(0.5, 1.5, y.numel()).view_as(y)
+        results.append([y, *torch.autograd.grad(y, [given, *net.parameters()], g)])
+    assert_near(*results, 2e-2)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
