@@ -46,9 +46,12 @@ def test_with_one_operation_in_a_step_returns_are_the_same(steps, ends, discount
     torch.manual_seed(2)
     r, v = torch.randn(2, steps, 3, dtype=torch.float64)
     continues = torch.rand(steps, 3, dtype=torch.float64) if ends else None
-    expected = lambda_return(r, v, discount, lambda_, continues)
-    got = folded_lambda_return(r, v, discount, lambda_, continues)
-    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+    inputs = [x.requires_grad_() for x in (r.clone(), v.clone(), continues) if x is not None]
+    g, found = torch.randn(steps, 3, dtype=torch.float64), []
+    for function in (folded_lambda_return, lambda_return):
+        y = function(*inputs[:2], discount, lambda_, *inputs[2:])
+        found.append((y, *torch.autograd.grad(y, inputs, g)))
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
 
 
 def test_worked_by_hand():

@@ -5,6 +5,7 @@ import functools
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def lambda_return(
@@ -22,8 +23,7 @@ def lambda_return(
     value head trained on it includes the reward of its own state. `continues[k]`, c_k in [0, 1], is the probability
     that the episode goes on after the k-th state; without it no episode ends, c = 1.
     """
-    given = [r_t, v_tp1] if continues is None else [r_t, v_tp1, continues]
-    if r_t.is_cuda and not any(x.requires_grad for x in given):
+    if r_t.is_cuda:
         return folded_lambda_return(r_t, v_tp1, discount, lambda_, continues)
     discounts = [discount] * len(r_t) if continues is None else (discount * continues).flip(0).unbind(0)
     returns = []
@@ -41,13 +41,37 @@ def folded_lambda_return(
     lambda_: float,
     continues: Float[Tensor, "T *b"] | None = None,
 ) -> Float[Tensor, "T *b"]:
-    """`lambda_return` without gradient, with one operation in a step of its loop: what a GPU does in T steps counts."""
+    """`lambda_return` with one operation in a step of its loops: what a GPU does in T steps, and back, counts."""
     discounts = torch.full_like(v_tp1, discount) if continues is None else discount * continues
-    fixed, share = torch.addcmul(r_t, discounts, v_tp1, value=1 - lambda_), lambda_ * discounts
-    returns, last = torch.empty_like(fixed), v_tp1[-1]
-    for k in reversed(range(len(returns))):
-        last = torch.addcmul(fixed[k], share[k], last, out=returns[k])
-    return returns
+    return _Folded.apply(r_t, v_tp1, discounts, lambda_)
+
+
+class _Folded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, r_t, v_tp1, discounts, lambda_):
+        fixed, share = torch.addcmul(r_t, discounts, v_tp1, value=1 - lambda_), lambda_ * discounts
+        returns, last = torch.empty_like(fixed), v_tp1[-1]
+        for k in reversed(range(len(returns))):
+            last = torch.addcmul(fixed[k], share[k], last, out=returns[k])
+        ctx.lambda_ = lambda_
+        ctx.save_for_backward(v_tp1, discounts, share, returns)
+        return returns
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        """A return counts for itself, and by its share for the one before: the gradient walks forward in time."""
+        v_tp1, discounts, share, returns = ctx.saved_tensors
+        d_return = torch.empty_like(returns)
+        last = d_return[0].copy_(g[0])
+        for k in range(1, len(g)):
+            last = torch.addcmul(g[k], share[k - 1], last, out=d_return[k])
+        d_value = (1 - ctx.lambda_) * discounts * d_return
+        d_value[-1].addcmul_(share[-1], last)
+        if not ctx.needs_input_grad[2]:
+            return d_return, d_value, None, None
+        after = torch.cat([returns[1:], v_tp1[-1:]])
+        return d_return, d_value, torch.lerp(v_tp1, after, ctx.lambda_) * d_return, None
 
 
 def survival(continues: Float[Tensor, "T *b"]) -> Float[Tensor, "T+1 *b"]:
