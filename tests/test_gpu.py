@@ -15,6 +15,7 @@ from dreamer_mpc.networks import MLP, Critic
 from dreamer_mpc.networks.norm_mlp import NormEnsemble, NormMLP
 from dreamer_mpc.networks.two_hot import TwoHot, symexp_bins
 from dreamer_mpc.planners import make_planner
+from dreamer_mpc.planners.rollout import imagine
 from dreamer_mpc.world_model import GaussianWorldModel, WorldModelConfig
 from dreamer_mpc.world_model.block_rssm import BlockRSSM
 from dreamer_mpc.world_model.decoder import Decoder
@@ -409,6 +410,22 @@ def test_the_behavior_s_gradients_with_kernels_are_near_the_plain_ones():
     for name in gradients[0]:
         cosine = torch.cosine_similarity(gradients[0][name], gradients[1][name], dim=0)
         assert cosine > 0.9, f"{name}: {cosine}"
+
+
+def test_rounded_imagination_is_imagination_rounded_and_filled_up():
+    torch.manual_seed(0)
+    model = Dreamer(ACTION_DIM, device="cuda:0", capture=False).model
+    start, found = torch.randn(60, model.world_model.state_dim, device="cuda"), []
+    for rounded in (True, False):
+        torch.manual_seed(1)
+        states = imagine(model, start, 5, rounded)
+        parts = states[..., : start.shape[-1]]
+        g = torch.linspace(-1, 1, parts.numel(), device="cuda").view_as(parts).to(parts.dtype)
+        found.append((states, torch.autograd.grad(parts, list(model.actor.parameters()), g)))
+    (rounded, grads), (exact, expected) = found
+    assert rounded.shape[-1] % 8 == 0 and not rounded[..., exact.shape[-1] :].any()
+    assert torch.equal(rounded[..., : exact.shape[-1]], exact.bfloat16())
+    assert_near(grads, expected, 2e-2)
 
 
 def test_a_run_on_the_gpu_is_stopped_and_resumed(tmp_path, monkeypatch):

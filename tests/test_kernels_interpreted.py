@@ -145,7 +145,9 @@ def test_members_of_a_product_may_lie_beside_each_other_and_end_in_one_output(ac
 @pytest.mark.parametrize(
     "make", [lambda: mlp.MLP(9, 18, 2, 1), lambda: mlp.MLP(9, 18, 2, 3), lambda: Critic(9, 3, 2, 18)]
 )
-def test_heads_in_bf16_are_near_those_in_fp32(make, kernels, monkeypatch):
+@pytest.mark.parametrize("filled", [0, 3])
+def test_heads_in_bf16_are_near_those_in_fp32(make, filled, kernels, monkeypatch):
+    """Their inputs may be filled up with zeros."""
     torch.manual_seed(0)
     net, x, results = make(), torch.randn(4, 50, 9), []
     for used in (True, False):
@@ -153,7 +155,7 @@ def test_heads_in_bf16_are_near_those_in_fp32(make, kernels, monkeypatch):
         monkeypatch.setattr(mlp, "on_gpu", lambda x, used=used: used)
         given = x.clone().requires_grad_()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=used):
-            y = net(given)
+            y = net(torch.nn.functional.pad(given, (0, filled)) if used else given)
         assert y.dtype == torch.float32
         g = torch.linspace(0.5, 1.5, y.numel()).view_as(y)
         results.append([y, *torch.autograd.grad(y, [given, *net.parameters()], g)])

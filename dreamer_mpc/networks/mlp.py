@@ -30,7 +30,7 @@ class MLP(nn.Sequential):
         shape, x = x.shape[:-1], x.reshape(-1, x.shape[-1])
         for layer in hidden:
             if layer is hidden[-1] and last.out_features == 1 and fuses(x):
-                y = F.linear(x, layer.weight)[None]
+                y = F.linear(x, widened(layer.weight, x))[None]
                 return bias_act_dot(y, layer.bias[None], "elu", last.weight, last.bias).view(*shape, 1)
             x = hidden_layer(x, layer.weight, layer.bias)
         with full_precision(x):
@@ -41,8 +41,14 @@ def hidden_layer(x: Float[Tensor, "M I"], weight: Tensor, bias: Tensor) -> Float
     """A linear layer and ELU."""
     if not fuses(x):
         return F.elu_(F.linear(x, weight, bias))  # its gradient is computed from its result, without exp
-    y = F.linear(x, weight)
+    y = F.linear(x, widened(weight, x))
     return bias_act(y.view(1, -1, len(weight)), bias[None], "elu").view(y.shape)
+
+
+def widened(weight: Float[Tensor, "O I"], x: Float[Tensor, "M P"]) -> Float[Tensor, "O P"]:
+    """`weight` with zeros for the numbers that fill up inputs (`kernels.cell.joined_states`)."""
+    missing = x.shape[-1] - weight.shape[-1]
+    return F.pad(weight, (0, missing)) if missing else weight
 
 
 def fuses(x: Tensor) -> bool:
@@ -85,6 +91,6 @@ class EnsembleLinear(nn.Module):
         members, inputs, outputs = self.weight.shape
         weight = self.weight.transpose(0, 1).reshape(inputs, members * outputs)
         if fuses(x):
-            y = F.linear(x, weight.t()).unflatten(1, (members, outputs)).transpose(0, 1)
+            y = F.linear(x, widened(weight.t(), x)).unflatten(1, (members, outputs)).transpose(0, 1)
             return bias_act(y, self.bias.flatten(1), "elu")
         return hidden_layer(x, weight.t(), self.bias.flatten()).view(-1, members, outputs).transpose(0, 1)
