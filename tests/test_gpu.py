@@ -19,7 +19,7 @@ from dreamer_mpc.planners.rollout import imagine
 from dreamer_mpc.world_model import GaussianWorldModel, WorldModelConfig
 from dreamer_mpc.world_model.block_rssm import BlockRSSM
 from dreamer_mpc.world_model.decoder import Decoder
-from dreamer_mpc.world_model.encoder import preprocess
+from dreamer_mpc.world_model.encoder import Encoder, preprocess
 from dreamer_mpc.world_model.norm_decoder import NormDecoder
 from dreamer_mpc.world_model.norm_encoder import NormEncoder
 from tests.support.agents import TINY, make_batch
@@ -360,6 +360,19 @@ def test_bias_act_on_the_gpu_is_that_on_the_cpu(act, layout):
         weight = torch.linspace(-1, 1, out.numel(), device=device).view_as(out)
         results.append([x.cpu() for x in (out, *torch.autograd.grad((out * weight).sum(), leaves))])
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_encoder_on_the_gpu_is_that_on_the_cpu(bf16, full_fp32):
+    torch.manual_seed(0)
+    net, image, results = Encoder(), torch.rand(9, 64, 64, 3) - 0.5, []
+    for device in ("cuda", "cpu"):
+        net = net.to(device)
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16 and device == "cuda"):
+            y = net(image.to(device).movedim(-1, -3))
+        g = torch.linspace(0.5, 1.5, y.numel(), device=device).view_as(y).to(y.dtype)
+        results.append([x.float().cpu() for x in (y, *torch.autograd.grad(y, list(net.parameters()), g))])
+    assert_near(*results, 5e-2 if bf16 else 1e-4)
 
 
 @pytest.mark.parametrize("make", [lambda: MLP(230, 200, 2, 1), lambda: MLP(230, 200, 4, 6), lambda: Critic(230, 5)])

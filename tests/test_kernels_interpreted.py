@@ -162,14 +162,20 @@ def test_heads_in_bf16_are_near_those_in_fp32(make, filled, kernels, monkeypatch
     assert_near(*results, 2e-2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_patches_are_the_plain_ones(channels, kernels):
-    image = torch.rand(2, 16, 16, channels)
-    found = []
+def test_the_first_convolution_and_its_gradients_are_the_plain_ones(channels, dtype, kernels, monkeypatch):
+    """In several blocks of patches, the last one only partly filled; more of them than programs on the way back."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(blocks, "product_dtype", lambda x: dtype)
+    layer, image, found = torch.nn.Conv2d(channels, 20, 4, stride=2), torch.rand(9, 16, 16, channels), []
     for used in (True, False):
         kernels(used)
-        found.append(blocks._patches(image, torch.float32))
-    assert torch.equal(*found)
+        y = blocks.image_convolution(image, layer)
+        g = torch.linspace(0.5, 1.5, y.numel()).view_as(y).to(y.dtype)
+        found.append([x.float() for x in (y, *torch.autograd.grad(y, list(layer.parameters()), g))])
+    assert found[0][0].shape == (9, 3, 3, 80)
+    assert_near(*found, 1e-5 if dtype == torch.float32 else 2e-2)
 
 
 def test_images_are_dequantised_as_by_the_plain_form(kernels):

@@ -48,20 +48,21 @@ def image_convolution(image: Float[Tensor, "M H H C"], layer: nn.Conv2d) -> Floa
 
     The output is 31 pixels wide; its last row and column are left out, because the next layer does not read them.
     """
-    patches = _patches(image.contiguous(), product_dtype(image))  # [M, h, h, 2, 2, 4, 16]
+    image = image.contiguous()
     weight = F.pad(rearrange(layer.weight, "o c k l -> o k (l c)"), (0, 16 - 4 * image.shape[-1])).flatten(1)
+    if fused.on_gpu(image):
+        return fused.ImageLayer.apply(image, weight.to(product_dtype(image)), layer.bias)
+    patches = _patches(image)  # [M, h, h, 2, 2, 4, 16]
     y = F.linear(patches.view(-1, 64), weight)
     return bias_act(y[None], layer.bias[None], "relu").view(*patches.shape[:3], -1)
 
 
-def _patches(image: Float[Tensor, "M H H C"], dtype: torch.dtype) -> Float[Tensor, "M h h 2 2 4 16"]:
-    if fused.on_gpu(image):
-        return fused.kernels.patches(image, dtype)
+def _patches(image: Float[Tensor, "M H H C"]) -> Float[Tensor, "M h h 2 2 4 16"]:
     m, height, width, c = image.shape
     row, blocks = width * c, (height - 4) // 4
     shape = (m, blocks, blocks, 2, 2, 4, 4 * c)  # image, block, pixel in it, row of the kernel, the rest of it
     strides = (height * row, 4 * row, 4 * c, 2 * row, 2 * c, row, 1)
-    return F.pad(image.as_strided(shape, strides), (0, 16 - 4 * c)).to(dtype)
+    return F.pad(image.as_strided(shape, strides), (0, 16 - 4 * c))
 
 
 def block_convolution(x: Float[Tensor, "M h2 w2 I4"], layer: nn.Conv2d, to_blocks: bool) -> Float[Tensor, "M h w O"]:

@@ -90,6 +90,27 @@ def bias_act_dot(
     return (x @ weight[..., None])[..., 0] + offset[:, None]
 
 
+class ImageLayer(torch.autograd.Function):
+    """A convolution's product and ReLU on images, for a GPU, without the patches in memory; no gradient of images.
+
+    apply(images [M, H, H, I], weight [C, 64] of each output's 4 rows of 4 I numbers, filled up to 16, bias [C])
+    -> blocks of 2x2 outputs [M, h, h, 4 C], in the precision of the weight. I is at most 4.
+    """
+
+    @staticmethod
+    def forward(ctx, image, weight, bias):
+        ctx.dtypes = weight.dtype, bias.dtype
+        out = kernels.image_layer(image, weight.detach().contiguous(), bias.detach())
+        ctx.save_for_backward(out, image)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        grads = kernels.image_layer_backward(g.contiguous(), *ctx.saved_tensors)
+        return None, *(grad.to(dtype) for grad, dtype in zip(grads, ctx.dtypes, strict=True))
+
+
 def on_gpu(x: Tensor) -> bool:
     """Whether the kernels can run on the device of `x`."""
     return kernels is not None and x.is_cuda

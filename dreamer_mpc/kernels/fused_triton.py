@@ -235,29 +235,78 @@ def bias_act_dot_backward(
 
 
 @triton.jit
-def _patches(image, out, BLOCKS: tl.constexpr, BP: tl.constexpr, H: tl.constexpr, C: tl.constexpr):
-    count, i = tl.program_id(0).to(tl.int64), tl.program_id(1)  # image, and row of blocks
-    j, k = tl.arange(0, BP), tl.arange(0, 16)  # block, and number in a patch's row
-    inside, real = (j < BLOCKS)[:, None], (k < 4 * C)[None, :]
-    source = image + (count * H + 4 * i) * H * C + j[:, None] * (4 * C) + k[None, :]
-    target = out + ((count * BLOCKS + i) * BLOCKS + j[:, None]) * 256 + k[None, :]
-    for pixel in tl.static_range(4):  # of the block, 2 rows and columns of the image apart
-        for row in tl.static_range(4):  # of the patch
-            at = (2 * (pixel // 2) + row) * H * C + 2 * (pixel % 2) * C
-            value = tl.load(source + at, mask=inside & real, other=0.0)
-            tl.store(target + pixel * 64 + row * 16, value, mask=inside)
+def _patch_starts(at, BLOCKS: tl.constexpr, H: tl.constexpr, I: tl.constexpr):  # noqa: E741
+    """Where the patches `at` begin in square images [M, H, H, I]: 2 apart, in blocks of 2x2 patches."""
+    pixel, block = at % 4, at // 4
+    image, row, column = (block // (BLOCKS * BLOCKS)).to(tl.int64), block // BLOCKS % BLOCKS, block % BLOCKS
+    return image * H * H * I + ((4 * row + 2 * (pixel // 2)) * H + 4 * column + 2 * (pixel % 2)) * I
 
 
-def patches(image: Tensor, dtype: torch.dtype) -> Tensor:
-    """4x4 patches, 2 apart, of square images [M, H, H, C], C <= 4: [M, h, h, 2, 2, 4, 16] in blocks of 2x2.
+@triton.jit
+def _image_layer(
+    image, weight, bias, out, rows, BLOCKS: tl.constexpr, H: tl.constexpr, I: tl.constexpr,  # noqa: E741
+    C: tl.constexpr, CP: tl.constexpr, BR: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    cols, ks = tl.arange(0, CP), tl.arange(0, 64)
+    real = cols < C
+    w = tl.load(weight + cols[None, :] * 64 + ks[:, None], mask=real[None, :], other=0.0)
+    at = tl.program_id(0) * BR + tl.arange(0, BR)
+    live = at < rows
+    places = image + _patch_starts(at, BLOCKS, H, I)[:, None] + (ks // 16 * H * I + ks % 16)[None, :]
+    patch = tl.load(places, mask=live[:, None] & (ks % 16 < 4 * I)[None, :], other=0.0).to(w.dtype)
+    v = tl.dot(patch, w, input_precision=PRECISION) + tl.load(bias + cols, mask=real, other=0.0)[None, :]
+    tl.store(out + at.to(tl.int64)[:, None] * C + cols[None, :], _act(v, 1), mask=live[:, None] & real[None, :])
 
-    The 4 C numbers of a patch's row are padded to 16 with zeros, so that whole memory sectors are written.
-    """
-    count, height, _, channels = image.shape
-    blocks = (height - 4) // 4
-    out = torch.empty(count, blocks, blocks, 2, 2, 4, 16, dtype=dtype, device=image.device)
-    _patches[(count, blocks)](image, out, BLOCKS=blocks, BP=triton.next_power_of_2(blocks), H=height, C=channels)
+
+@triton.jit
+def _image_layer_backward(
+    g, out, image, sums, rows, BLOCKS: tl.constexpr, H: tl.constexpr, I: tl.constexpr,  # noqa: E741
+    C: tl.constexpr, CP: tl.constexpr, BR: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    cols, ks = tl.arange(0, CP), tl.arange(0, 64)
+    real, inside = cols < C, (ks % 16 < 4 * I)[:, None]
+    of_weight, of_bias = tl.zeros([64, CP], tl.float32), tl.zeros([BR, CP], tl.float32)
+    for block in range(tl.program_id(0), tl.cdiv(rows, BR), tl.num_programs(0)):
+        at = block * BR + tl.arange(0, BR)
+        live = at < rows
+        where, mask = at.to(tl.int64)[:, None] * C + cols[None, :], live[:, None] & real[None, :]
+        o = tl.load(out + where, mask=mask, other=0.0)
+        v = _act_backward(tl.load(g + where, mask=mask, other=0.0), o, 1)
+        places = image + _patch_starts(at, BLOCKS, H, I)[None, :] + (ks // 16 * H * I + ks % 16)[:, None]
+        patch = tl.load(places, mask=inside & live[None, :], other=0.0).to(o.dtype)
+        of_weight = tl.dot(patch, v.to(o.dtype), of_weight, input_precision=PRECISION)
+        of_bias += v.to(tl.float32)
+    sums += tl.program_id(0) * 65 * C
+    tl.store(sums + ks[:, None] * C + cols[None, :], of_weight, mask=real[None, :])
+    tl.store(sums + 64 * C + cols, tl.sum(of_bias, axis=0), mask=real)
+
+
+def _image_sizes(image: Tensor, channels: int) -> dict[str, int | str]:
+    height, inputs = image.shape[2:]
+    sizes = {"BLOCKS": (height - 4) // 4, "H": height, "I": inputs, "C": channels, "BR": 128}
+    precision = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return sizes | {"CP": max(16, triton.next_power_of_2(channels)), "PRECISION": precision}
+
+
+def image_layer(image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """See `fused.image_layer`; in the precision of the weight."""
+    sizes = _image_sizes(image, len(weight))
+    blocks = sizes["BLOCKS"]
+    out = weight.new_empty(len(image), blocks, blocks, 4 * len(weight))
+    rows = 4 * len(image) * blocks * blocks
+    _image_layer[(triton.cdiv(rows, sizes["BR"]),)](image, weight, bias, out, rows, **sizes)
     return out
+
+
+def image_layer_backward(g: Tensor, out: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of weight and bias; there is none of the image."""
+    channels = out.shape[-1] // 4
+    sizes, rows = _image_sizes(image, channels), out.numel() // channels
+    programs = min(PROGRAMS, triton.cdiv(rows, sizes["BR"]))
+    sums = g.new_empty(1, programs, 65 * channels, dtype=torch.float32)
+    _image_layer_backward[(programs,)](g, out, image, sums, rows, **sizes)
+    of_weight, of_bias = _sum(sums).view(65, channels).split([64, 1])
+    return of_weight.t(), of_bias[0]
 
 
 @triton.jit
