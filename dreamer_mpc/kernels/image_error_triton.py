@@ -16,70 +16,67 @@ def _sigmoid(x):
 @triton.jit
 def _places(
     start, image, W: tl.constexpr, O: tl.constexpr, SIDE: tl.constexpr, ROW: tl.constexpr,  # noqa: E741
-    COUNT: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+    ROWS: tl.constexpr, BR: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Of the numbers of an image's blocks from `start` on: position, whether there is one, and whether it is a pixel's.
-
-    For those also the channel, and the place in the image.
-    """
-    lane = tl.arange(0, BLOCK)
-    at = start + lane
-    inside = (lane < STEP) & (at < COUNT)
-    block, slot = at // (SIDE * ROW), at % (SIDE * ROW)
-    row, rest = slot // ROW, slot % ROW
-    pixel = (block // W * SIDE + row) * (SIDE * W) + block % W * SIDE + rest // O
-    channel = rest % O
-    return at, inside, inside & (rest < SIDE * O), channel, image * (COUNT // ROW * SIDE * O) + pixel * O + channel
+    """Of BR rows of an image's blocks: where their numbers are, and which exist, and the same for their pixels."""
+    at, cols = start + tl.arange(0, BR), tl.arange(0, WIDTH)
+    block, row = at // SIDE, at % SIDE
+    first = ((block // W * SIDE + row) * W + block % W) * (SIDE * O)  # place of the row's first pixel in the image
+    live = (at < ROWS)[:, None]
+    numbers = image * ROWS * ROW + at[:, None] * ROW + cols[None, :]
+    pixels = image * ROWS * SIDE * O + first[:, None] + cols[None, :]
+    return numbers, live & (cols < ROW)[None, :], pixels, live & (cols < SIDE * O)[None, :]
 
 
 @triton.jit
 def _forward(
     y, bias, target, out, W: tl.constexpr, O: tl.constexpr, SIDE: tl.constexpr, ROW: tl.constexpr,  # noqa: E741
-    COUNT: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, SIGMOID: tl.constexpr,
+    ROWS: tl.constexpr, BR: tl.constexpr, WIDTH: tl.constexpr, SIGMOID: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(0).to(tl.int64)
-    total = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, COUNT, STEP):
-        at, _, real, channel, place = _places(start, image, W, O, SIDE, ROW, COUNT, BLOCK, STEP)
-        x = tl.load(y + image * COUNT + at, mask=real, other=0.0).to(tl.float32)
-        x += tl.load(bias + channel, mask=real, other=0.0)
+    b = tl.load(bias + tl.arange(0, WIDTH) % O)[None, :]
+    total = tl.zeros([BR, WIDTH], tl.float32)
+    for start in range(0, ROWS, BR):
+        numbers, _, pixels, real = _places(start, image, W, O, SIDE, ROW, ROWS, BR, WIDTH)
+        x = tl.load(y + numbers, mask=real, other=0.0).to(tl.float32) + b
         if SIGMOID:
             x = _sigmoid(x)
-        error = tl.where(real, x - tl.load(target + place, mask=real, other=0.0), 0.0)
+        error = tl.where(real, x - tl.load(target + pixels, mask=real, other=0.0), 0.0)
         total += error * error
-    tl.store(out + image, tl.sum(total, axis=0))
+    tl.store(out + image, tl.sum(tl.sum(total, axis=1), axis=0))
 
 
 @triton.jit
 def _backward(
     g, y, bias, target, dy, sums, W: tl.constexpr, O: tl.constexpr, SIDE: tl.constexpr,  # noqa: E741
-    ROW: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, SIGMOID: tl.constexpr,
+    ROW: tl.constexpr, ROWS: tl.constexpr, BR: tl.constexpr, WIDTH: tl.constexpr, SIGMOID: tl.constexpr,
 ):  # fmt: skip
-    image = tl.program_id(0).to(tl.int64)
+    image, cols = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
     scale = 2 * tl.load(g + image)
-    total = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, COUNT, STEP):
-        at, inside, real, channel, place = _places(start, image, W, O, SIDE, ROW, COUNT, BLOCK, STEP)
-        x = tl.load(y + image * COUNT + at, mask=real, other=0.0).to(tl.float32)
-        x += tl.load(bias + channel, mask=real, other=0.0)
+    b = tl.load(bias + cols % O)[None, :]
+    total = tl.zeros([BR, WIDTH], tl.float32)
+    for start in range(0, ROWS, BR):
+        numbers, inside, pixels, real = _places(start, image, W, O, SIDE, ROW, ROWS, BR, WIDTH)
+        x = tl.load(y + numbers, mask=real, other=0.0).to(tl.float32) + b
         if SIGMOID:
             x = _sigmoid(x)
-        d = scale * (x - tl.load(target + place, mask=real, other=0.0))
+        d = scale * (x - tl.load(target + pixels, mask=real, other=0.0))
         if SIGMOID:
             d *= x * (1 - x)
         d = tl.where(real, d, 0.0)
         total += d
-        tl.store(dy + image * COUNT + at, d, mask=inside)
-    channel = tl.arange(0, BLOCK) % ROW % O  # the same in every block
+        tl.store(dy + numbers, d, mask=inside)
+    column = tl.sum(total, axis=0)
     for k in tl.static_range(O):
-        tl.store(sums + image * O + k, tl.sum(tl.where(channel == k, total, 0.0), axis=0))
+        tl.store(sums + image * O + k, tl.sum(tl.where(cols % O == k, column, 0.0), axis=0))
 
 
 def _sizes(y: Tensor, bias: Tensor, side: int, sigmoid: bool) -> dict[str, int]:
     height, width, numbers = y.shape[1:]
     row = numbers // side
-    sizes = {"W": width, "O": len(bias), "SIDE": side, "ROW": row, "COUNT": height * width * numbers}
-    return sizes | {"BLOCK": ELEMENTS, "STEP": ELEMENTS // row * row, "SIGMOID": sigmoid}
+    padded = triton.next_power_of_2(row)
+    sizes = {"W": width, "O": len(bias), "SIDE": side, "ROW": row, "ROWS": height * width * side}
+    return sizes | {"BR": max(1, ELEMENTS // padded), "WIDTH": padded, "SIGMOID": sigmoid}
 
 
 def forward(y: Tensor, bias: Tensor, target: Tensor, side: int, sigmoid: bool) -> Tensor:
