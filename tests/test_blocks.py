@@ -5,9 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from dreamer_mpc.kernels.fused import Layout, bias_act, from_blocks, to_blocks
-from dreamer_mpc.world_model.decoder import Decoder
+from dreamer_mpc.world_model.decoder import Decoder, SquaredError
 from dreamer_mpc.world_model.encoder import Encoder
-from dreamer_mpc.world_model.gaussian import SquaredError
 
 DOUBLE = {"dtype": torch.float64, "requires_grad": True}
 

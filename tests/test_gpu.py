@@ -15,14 +15,16 @@ from dreamer_mpc.agents.returns import lambda_return
 from dreamer_mpc.config import load_presets
 from dreamer_mpc.kernels import block_cell, cell, fused, norm, pixels, pooled_norm
 from dreamer_mpc.kernels.graphs import Captured
+from dreamer_mpc.networks import MLP, Critic
 from dreamer_mpc.networks.norm_mlp import NormEnsemble, NormMLP
 from dreamer_mpc.networks.two_hot import TwoHot, symexp_bins
 from dreamer_mpc.networks.value_ensemble import TwoHotCritic
 from dreamer_mpc.planners import make_planner
-from dreamer_mpc.planners.rollout import closed_loop, joined, policy_rollout
+from dreamer_mpc.planners.rollout import closed_loop, imagine, joined, policy_rollout
 from dreamer_mpc.world_model import GaussianWorldModel, WorldModelConfig, make_world_model, norm_encoder
 from dreamer_mpc.world_model.block_rssm import BlockRSSM, gumbel
-from dreamer_mpc.world_model.encoder import preprocess
+from dreamer_mpc.world_model.decoder import Decoder
+from dreamer_mpc.world_model.encoder import Encoder, preprocess
 from dreamer_mpc.world_model.norm_decoder import NormDecoder
 from dreamer_mpc.world_model.norm_encoder import NormEncoder
 from tests.support.agents import TINY, make_batch
@@ -197,10 +199,13 @@ def test_pixels_in_blocks_on_the_gpu_are_those_on_the_cpu():
 
 @pytest.mark.parametrize("steps, ends", [(15, True), (63, True), (15, False)])
 def test_lambda_returns_on_the_gpu_are_those_on_the_cpu(steps, ends):
-    r, v = torch.randn(2, steps, 40, 5)
-    continues = torch.rand(steps, 40, 5) if ends else None
-    on_gpu = lambda_return(r.cuda(), v.cuda(), 0.99, 0.95, continues.cuda() if ends else None)
-    torch.testing.assert_close(on_gpu.cpu(), lambda_return(r, v, 0.99, 0.95, continues), rtol=1e-5, atol=1e-5)
+    r, v, g = torch.randn(3, steps, 40, 5)
+    inputs, found = [r, v] + [torch.rand(steps, 40, 5)] * ends, []
+    for device in ("cuda", "cpu"):
+        given = [x.to(device).requires_grad_() for x in inputs]
+        y = lambda_return(*given[:2], 0.99, 0.95, *given[2:])
+        found.append([x.cpu() for x in (y, *torch.autograd.grad(y, given, g.to(device)))])
+    assert_near(*found, 1e-5)
 
 
 def test_blocks_round_v3_s_encoder_to_bf16_no_more_than_plain_layers_do(full_fp32, monkeypatch):
@@ -219,9 +224,12 @@ def test_blocks_round_v3_s_encoder_to_bf16_no_more_than_plain_layers_do(full_fp3
         assert error < 1.5 * rounding + 1e-3 * exact.norm()
 
 
-def test_the_decoder_s_error_on_the_gpu_is_that_on_the_cpu(full_fp32):
+@pytest.mark.parametrize(
+    "make", [lambda: NormDecoder(64, 24, 32, 8, 256, (16, 12, 8)), lambda: Decoder(88, 48, (16, 12, 8))]
+)
+def test_the_decoder_s_error_on_the_gpu_is_that_on_the_cpu(make, full_fp32):
     torch.manual_seed(0)
-    net, state, image = NormDecoder(64, 24, 32, 8, 256, (16, 12, 8)), torch.randn(2, 3, 88), torch.rand(2, 3, 3, 64, 64)
+    net, state, image = make(), torch.randn(2, 3, 88), torch.rand(2, 3, 3, 64, 64)
     results = []
     for device in ("cuda", "cpu"):
         net, given = net.to(device), state.to(device).requires_grad_()
@@ -524,6 +532,33 @@ def test_bias_act_on_the_gpu_is_that_on_the_cpu(act, layout):
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_encoder_on_the_gpu_is_that_on_the_cpu(bf16, full_fp32):
+    torch.manual_seed(0)
+    net, image, results = Encoder(), torch.rand(9, 64, 64, 3) - 0.5, []
+    for device in ("cuda", "cpu"):
+        net = net.to(device)
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16 and device == "cuda"):
+            y = net(image.to(device).movedim(-1, -3))
+        g = torch.linspace(0.5, 1.5, y.numel(), device=device).view_as(y).to(y.dtype)
+        results.append([x.float().cpu() for x in (y, *torch.autograd.grad(y, list(net.parameters()), g))])
+    assert_near(*results, 5e-2 if bf16 else 1e-4)
+
+
+@pytest.mark.parametrize("make", [lambda: MLP(230, 200, 2, 1), lambda: MLP(230, 200, 4, 6), lambda: Critic(230, 5)])
+def test_heads_in_bf16_are_near_those_on_the_cpu(make):
+    torch.manual_seed(0)
+    net, x, results = make(), torch.randn(7, 300, 230), []
+    for device in ("cuda", "cpu"):
+        net, given = net.to(device), x.to(device).requires_grad_()
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+            y = net(given)
+        assert y.dtype == torch.float32
+        g = torch.linspace(0.5, 1.5, y.numel(), device=device).view_as(y)
+        results.append([x.cpu() for x in (y, *torch.autograd.grad(y, [given, *net.parameters()], g))])
+    assert_near(*results, 3e-2)
+
+
 def test_images_are_dequantised_as_on_the_cpu():
     image = torch.randint(0, 256, (3, 8, 8, 3), dtype=torch.uint8, device="cuda")
     x = preprocess(image, dequantize=True).movedim(-3, -1)
@@ -558,6 +593,22 @@ def test_the_behavior_s_gradients_with_kernels_are_near_the_plain_ones():
     for name in gradients[0]:
         cosine = torch.cosine_similarity(gradients[0][name], gradients[1][name], dim=0)
         assert cosine > 0.9, f"{name}: {cosine}"
+
+
+def test_rounded_imagination_is_imagination_rounded_and_filled_up():
+    torch.manual_seed(0)
+    model = Dreamer(ACTION_DIM, device="cuda:0", capture=False).model
+    start, found = torch.randn(60, model.world_model.state_dim, device="cuda"), []
+    for rounded in (True, False):
+        torch.manual_seed(1)
+        states = imagine(model, start, 5, rounded)
+        parts = states[..., : start.shape[-1]]
+        g = torch.linspace(-1, 1, parts.numel(), device="cuda").view_as(parts).to(parts.dtype)
+        found.append((states, torch.autograd.grad(parts, list(model.actor.parameters()), g)))
+    (rounded, grads), (exact, expected) = found
+    assert rounded.shape[-1] % 8 == 0 and not rounded[..., exact.shape[-1] :].any()
+    assert torch.equal(rounded[..., : exact.shape[-1]], exact.bfloat16())
+    assert_near(grads, expected, 2e-2)
 
 
 def test_a_run_on_the_gpu_is_stopped_and_resumed(tmp_path, monkeypatch):

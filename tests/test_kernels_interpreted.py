@@ -32,10 +32,11 @@ from dreamer_mpc.kernels import (
     two_hot,
 )
 from dreamer_mpc.kernels import returns as returns_kernel
-from dreamer_mpc.networks import norm_mlp, normal_actor
+from dreamer_mpc.networks import mlp, norm_mlp, normal_actor
+from dreamer_mpc.networks.critic import Critic
 from dreamer_mpc.networks.normal_actor import NormalActor
 from dreamer_mpc.networks.two_hot import TwoHot, symexp_bins
-from dreamer_mpc.world_model import ImageForm, block_rssm, norm_decoder, norm_encoder
+from dreamer_mpc.world_model import ImageForm, block_rssm, decoder, norm_decoder, norm_encoder
 from dreamer_mpc.world_model.block_rssm import BlockRSSM
 from dreamer_mpc.world_model.encoder import preprocess
 from dreamer_mpc.world_model.norm_encoder import NormEncoder
@@ -138,14 +139,62 @@ def test_bias_act_and_its_gradients_are_the_plain_ones(layout, act, dtype, kerne
     assert_near(*results, 1e-6 if dtype == torch.float32 else 2e-2)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_patches_are_the_plain_ones(channels, kernels):
-    image = torch.rand(2, 16, 16, channels)
-    found = []
+@pytest.mark.parametrize("beside", [False, True], ids=["after", "beside"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("act", fused.ACTIVATIONS)
+def test_members_of_a_product_may_lie_beside_each_other_and_end_in_one_output(act, dtype, beside, kernels):
+    """A product [R, K * C] or [K, R, C], in several blocks of rows, with and without the layer that follows."""
+    torch.manual_seed(0)
+    members, rows, channels = 3, 41, 20
+    y, bias = torch.randn(rows, members * channels, dtype=dtype), torch.randn(members, channels)
+    weight, offset, results = torch.randn(members, channels), torch.randn(members), []
     for used in (True, False):
         kernels(used)
-        found.append(blocks._patches(image, torch.float32))
-    assert torch.equal(*found)
+        leaves = [x.clone().requires_grad_() for x in (y if used else y.float(), bias, weight, offset)]
+        parts = (leaves[0] * 1).view(rows, members, channels).transpose(0, 1)
+        parts = parts if beside else parts.contiguous()
+        out = fused.bias_act(parts * 1 if beside else parts.clone(), bias=leaves[1], act=act)
+        assert out.is_contiguous() or not used
+        value = fused.bias_act_dot(parts, leaves[1], act, *leaves[2:])
+        loss = (out * torch.linspace(0.5, 1.5, channels)).sum() + (value * torch.linspace(-1, 1, rows)).sum()
+        results.append([x.float() for x in (out, value, *torch.autograd.grad(loss, leaves))])
+    assert_near(*results, 1e-5 if dtype == torch.float32 else 2e-2)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: mlp.MLP(9, 18, 2, 1), lambda: mlp.MLP(9, 18, 2, 3), lambda: Critic(9, 3, 2, 18)]
+)
+@pytest.mark.parametrize("filled", [0, 3])
+def test_heads_in_bf16_are_near_those_in_fp32(make, filled, kernels, monkeypatch):
+    """Their inputs may be filled up with zeros."""
+    torch.manual_seed(0)
+    net, x, results = make(), torch.randn(4, 50, 9), []
+    for used in (True, False):
+        kernels(used)
+        monkeypatch.setattr(mlp, "on_gpu", lambda x, used=used: used)
+        given = x.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=used):
+            y = net(torch.nn.functional.pad(given, (0, filled)) if used else given)
+        assert y.dtype == torch.float32
+        g = torch.linspace(0.5, 1.5, y.numel()).view_as(y)
+        results.append([y, *torch.autograd.grad(y, [given, *net.parameters()], g)])
+    assert_near(*results, 2e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_first_convolution_and_its_gradients_are_the_plain_ones(channels, dtype, kernels, monkeypatch):
+    """In several blocks of patches, the last one only partly filled; more of them than programs on the way back."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(blocks, "product_dtype", lambda x: dtype)
+    layer, image, found = torch.nn.Conv2d(channels, 20, 4, stride=2), torch.rand(9, 16, 16, channels), []
+    for used in (True, False):
+        kernels(used)
+        y = blocks.image_convolution(image, layer)
+        g = torch.linspace(0.5, 1.5, y.numel()).view_as(y).to(y.dtype)
+        found.append([x.float() for x in (y, *torch.autograd.grad(y, list(layer.parameters()), g))])
+    assert found[0][0].shape == (9, 3, 3, 80)
+    assert_near(*found, 1e-5 if dtype == torch.float32 else 2e-2)
 
 
 def test_images_are_dequantised_as_by_the_plain_form(kernels):
@@ -454,18 +503,34 @@ def test_means_over_bins_are_the_plain_ones(bins, readout, small_blocks):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("elements", [64, 256])
-def test_the_error_of_images_in_blocks_is_its_torch_form_with_its_gradients(dtype, elements, monkeypatch):
-    """Rows of two pixels of 3 channels are filled up to 8; a block has fewer numbers than an image, or more."""
+@pytest.mark.parametrize("side, row, sigmoid", [(2, 8, True), (4, 12, False)], ids=["v3", "paper"])
+def test_the_error_of_images_in_blocks_is_its_torch_form_with_its_gradients(
+    side, row, sigmoid, elements, dtype, monkeypatch
+):
+    """v3's rows of two pixels of 3 channels are filled up to 8; a block has fewer numbers than an image, or more."""
     torch.manual_seed(10)
     monkeypatch.setattr(image_error.kernels, "ELEMENTS", elements)
-    leaf, target, found = torch.randn(3, 2, 5, 16), torch.rand(3, 3, 4, 10), []
+    leaf, target, found = torch.randn(3, 2, 5, side * row), torch.rand(3, 3, 2 * side, 5 * side), []
     for used in (True, False):
         monkeypatch.setattr(image_error, "fuses", lambda x, used=used: used)
         y, bias = leaf.to(dtype).requires_grad_(), torch.tensor([0.3, -0.2, 1.0], requires_grad=True)
-        error = image_error.image_error(y.movedim(-1, 1), bias, target)
+        error = image_error.image_error(y.movedim(-1, 1), bias, target, side, sigmoid)
         found.append([x.float() for x in (error, *torch.autograd.grad(error, (y, bias), torch.tensor([1.0, -2, 3])))])
-    assert not found[0][1].unflatten(-1, (2, 8))[..., 6:].any()
+    assert not found[0][1].unflatten(-1, (side, row))[..., side * 3 :].any()
     assert_near(*found, 1e-5 if dtype == torch.float32 else 1e-2)
+
+
+def test_the_decoder_s_error_is_half_the_squared_distance_of_its_images(monkeypatch):
+    torch.manual_seed(0)
+    net, state, image = decoder.Decoder(6, 16, (8, 6, 4)), torch.randn(1, 2, 6), torch.rand(1, 2, 64, 64, 3)
+    monkeypatch.setattr(image_error.kernels, "ELEMENTS", 16_384)
+    found = []
+    for used in (True, False):
+        for module in (decoder, image_error):
+            monkeypatch.setattr(module, "fuses", lambda x, used=used: used)
+        error = net.error(state, image.movedim(-1, -3))
+        found.append((error, *torch.autograd.grad(error, list(net.parameters()), torch.tensor([[1.0, -2]]))))
+    assert_near(*found, 1e-4)
 
 
 @pytest.mark.parametrize("warmup", [0, 2])
@@ -497,14 +562,18 @@ def test_laprop_s_kernels_are_their_torch_form(measured, warmup, monkeypatch):
 
 @pytest.mark.parametrize("ends", [True, False])
 @pytest.mark.parametrize("shape", [(1, 3), (7, 5, 3)])
-def test_lambda_returns_in_one_launch_are_those_of_the_loop(shape, ends, monkeypatch):
+def test_lambda_returns_in_one_launch_are_those_of_the_loop_with_their_gradients(shape, ends, monkeypatch):
     """Several programs, the last one with columns to spare; inputs that are parts of longer tensors."""
     monkeypatch.setattr(returns_kernel.kernels, "COLUMNS", 4)
     torch.manual_seed(14)
-    r, v = torch.randn(2, shape[0] + 1, *shape[1:])[:, 1:]
-    continues = torch.rand(*shape[1:], shape[0]).movedim(-1, 0) if ends else None
-    found = returns_kernel.lambda_return(r, v, 0.9, 0.7, continues)
-    torch.testing.assert_close(found, lambda_return(r, v, 0.9, 0.7, continues), rtol=1e-5, atol=1e-6)
+    r, v, g = torch.randn(3, shape[0] + 1, *shape[1:])[:, 1:]
+    inputs, found = [r, v] + [torch.rand(*shape[1:], shape[0]).movedim(-1, 0)] * ends, []
+    for used in (True, False):
+        monkeypatch.setattr(returns_kernel, "fuses", lambda x, used=used: used)
+        given = [x.clone().requires_grad_() for x in inputs]
+        y = lambda_return(*given[:2], 0.9, 0.7, *given[2:])
+        found.append((y, *torch.autograd.grad(y, given, g)))
+    assert_near(*found, 1e-5)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4, 9])

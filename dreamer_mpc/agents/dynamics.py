@@ -25,19 +25,16 @@ class DynamicsBehavior:
     `bf16` the states are rounded for them.
     """
 
-    def __init__(
-        self, config: BehaviorConfig, model: Latents, amp: Callable[[], torch.autocast], bf16: bool = False
-    ):
+    def __init__(self, config: BehaviorConfig, model: Latents, amp: Callable[[], torch.autocast], bf16: bool = False):
         self.config, self.model, self.amp, self.bf16 = config, model, amp, bf16
 
     def learn(self, states: Float[Tensor, "T B S"], batch: Batch) -> Learned:
         """Gradients from imagination that starts in every state of the batch."""
         model, config = self.model, self.config
-        imagined = imagine(model, states.detach().flatten(0, 1), config.horizon)  # [H, M, S]
-        seen = imagined.bfloat16() if self.bf16 else imagined  # once for all heads
+        imagined = imagine(model, states.detach().flatten(0, 1), config.horizon, self.bf16)  # [H, M, S]
         with self.amp():
-            rewards, values = model.reward(seen), model.value(seen)  # [H, M], [K, H, M]
-            continues = model.continues(seen[:-1]) if predicts_ends(model) else None  # [H-1, M]
+            rewards, values = model.reward(imagined), model.value(imagined)  # [H, M], [K, H, M]
+            continues = model.continues(imagined[:-1]) if predicts_ends(model) else None  # [H-1, M]
         weight = None if continues is None else arrival(continues, batch.is_terminal.flatten())  # [H-1, M]
         # Returns, like their weights: [H-1, M].
         returns = lambda_return(rewards[:-1], values.mean(0)[1:], config.discount, config.return_lambda, continues)
@@ -49,7 +46,7 @@ class DynamicsBehavior:
         actor_grads = torch.autograd.grad(policy_loss, list(model.actor.parameters()), retain_graph=True)
         # The value graph reaches back through the imagined states; asking for the critic's parameters stops there.
         critic_grads = torch.autograd.grad(value_loss, list(model.critic.parameters()))
-        with torch.no_grad():
+        with torch.no_grad(), self.amp():
             metrics = {
                 "actor_loss": policy_loss.detach(),
                 "critic_loss": value_loss.detach() / len(values),

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dreamer_mpc.agents.behavior import BehaviorConfig
-from dreamer_mpc.kernels.cell import Acting
+from dreamer_mpc.kernels.cell import Acting, joined_states
 from dreamer_mpc.networks import Actor, Critic, TanhNormal
 from dreamer_mpc.networks.normal_actor import BoundedNormal, NormalActor
 from dreamer_mpc.networks.value_ensemble import TwoHotCritic
@@ -127,18 +127,20 @@ class UnrolledLatents(Latents, UnrolledWorld, FusedPolicyRollouts):
             states = rssm.differentiable_states(rows, _time_first(actions), noise, trace)
         return Proposals((actions,), states.transpose(0, 1).unflatten(0, batch))
 
-    def walk_imagination(self, start: Float[Tensor, "M S"], horizon: int) -> Float[Tensor, "H M S"]:
+    def walk_imagination(
+        self, start: Float[Tensor, "M S"], horizon: int, rounded: bool = False
+    ) -> Float[Tensor, "H M P"]:
         """States under the policy's samples, with the actor's gradient; see `planners.rollout.imagine`."""
         rssm = self.world_model.rssm
         noise = _draw(horizon, start, rssm.stoch)
         acting = Acting(self.actor.weights(), _draw(horizon, start, self.action_dim))
         _, trace = rssm.unroll(start, acting, noise, save=True)
         # Compute the same actions again, in one call for all steps: the policy reads detached states.
-        before = torch.cat([trace.deter[:-1], trace.stoch[:-1]], dim=-1)
+        before = joined_states(trace.deter[:-1], trace.stoch[:-1], rounded=rssm.bf16)
         with torch.autocast(start.device.type, dtype=torch.bfloat16, enabled=rssm.bf16):
             distribution = self.actor(before)
         action = torch.tanh(distribution.mean + distribution.std * acting.noise)
-        return rssm.differentiable_states(start, action, noise, trace)
+        return rssm.differentiable_states(start, action, noise, trace, rounded)
 
 
 class UnrolledReturnLatents(ReturnLatents, UnrolledWorld):

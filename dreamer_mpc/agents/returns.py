@@ -22,9 +22,8 @@ def lambda_return(
     value head trained on it includes the reward of its own state. `continues[k]`, c_k in [0, 1], is the probability
     that the episode goes on after the k-th state; without it no episode ends, c = 1.
     """
-    given = [r_t, v_tp1] if continues is None else [r_t, v_tp1, continues]
-    if returns.fuses(*given):
-        return returns.lambda_return(r_t, v_tp1, discount, lambda_, continues)
+    if returns.fuses(r_t):
+        return returns.LambdaReturn.apply(r_t, v_tp1, discount, lambda_, continues)
     discounts = [discount] * len(r_t) if continues is None else (discount * continues).flip(0).unbind(0)
     found = []
     last = v_tp1[-1]

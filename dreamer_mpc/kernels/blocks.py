@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dreamer_mpc.kernels import fused
-from dreamer_mpc.kernels.fused import SAME, Activation, Layout, bias_act
+from dreamer_mpc.kernels.fused import SAME, Layout, bias_act
+
+UPSAMPLED_SIDE = 4  # pixels a side of a block of `upsample_blocks`
 
 
 def convolve(
@@ -24,18 +26,21 @@ def convolve(
     weight: Tensor,
     bias: Tensor,
     padding: int = 0,
-    act: Activation = "relu",
     side: int = 1,
     crop: int | None = None,
 ) -> Float[Tensor, "M H W O"]:
-    """`F.conv2d` and activation, channels last; with `side`, into blocks, or with `crop`, out of them."""
-    weight = weight.contiguous(memory_format=torch.channels_last)
-    y = F.conv2d(x.permute(0, 3, 1, 2), weight, padding=padding).permute(0, 2, 3, 1).contiguous()
+    """`F.conv2d` and ReLU, channels last; with `side`, into blocks, or with `crop`, out of them."""
+    y = _product(x, weight, padding)
     m, height, width, channels = y.shape
     kind = "same" if side == 1 else "to_blocks" if crop is None else "from_blocks"
     layout = SAME if side == 1 else Layout(kind, height, width, side, crop or 1)
-    out = bias_act(y.view(1, -1, channels), bias[None], act, layout)
+    out = bias_act(y.view(1, -1, channels), bias[None], "relu", layout)
     return out.view(m, height, width, channels) if side == 1 else out
+
+
+def _product(x: Float[Tensor, "M h w I"], weight: Tensor, padding: int) -> Float[Tensor, "M H W O"]:
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    return F.conv2d(x.permute(0, 3, 1, 2), weight, padding=padding).permute(0, 2, 3, 1).contiguous()
 
 
 def image_convolution(image: Float[Tensor, "M H H C"], layer: nn.Conv2d) -> Float[Tensor, "M h h O4"]:
@@ -43,25 +48,24 @@ def image_convolution(image: Float[Tensor, "M H H C"], layer: nn.Conv2d) -> Floa
 
     The output is 31 pixels wide; its last row and column are left out, because the next layer does not read them.
     """
-    patches = _patches(image.contiguous(), product_dtype(image))  # [M, h, h, 2, 2, 4, 16]
+    image = image.contiguous()
     weight = F.pad(rearrange(layer.weight, "o c k l -> o k (l c)"), (0, 16 - 4 * image.shape[-1])).flatten(1)
+    if fused.on_gpu(image):
+        return fused.ImageLayer.apply(image, weight.to(product_dtype(image)), layer.bias)
+    patches = _patches(image)  # [M, h, h, 2, 2, 4, 16]
     y = F.linear(patches.view(-1, 64), weight)
     return bias_act(y[None], layer.bias[None], "relu").view(*patches.shape[:3], -1)
 
 
-def _patches(image: Float[Tensor, "M H H C"], dtype: torch.dtype) -> Float[Tensor, "M h h 2 2 4 16"]:
-    if fused.on_gpu(image):
-        return fused.kernels.patches(image, dtype)
+def _patches(image: Float[Tensor, "M H H C"]) -> Float[Tensor, "M h h 2 2 4 16"]:
     m, height, width, c = image.shape
     row, blocks = width * c, (height - 4) // 4
     shape = (m, blocks, blocks, 2, 2, 4, 4 * c)  # image, block, pixel in it, row of the kernel, the rest of it
     strides = (height * row, 4 * row, 4 * c, 2 * row, 2 * c, row, 1)
-    return F.pad(image.as_strided(shape, strides), (0, 16 - 4 * c)).to(dtype)
+    return F.pad(image.as_strided(shape, strides), (0, 16 - 4 * c))
 
 
-def block_convolution(
-    x: Float[Tensor, "M h2 w2 I4"], layer: nn.Conv2d, to_blocks: bool
-) -> Float[Tensor, "M h w O"]:
+def block_convolution(x: Float[Tensor, "M h2 w2 I4"], layer: nn.Conv2d, to_blocks: bool) -> Float[Tensor, "M h w O"]:
     """`layer` (4x4, stride 2) and ReLU on blocks of its input: 2x2 taps, stride 1. The output may be in blocks too."""
     weight = rearrange(layer.weight, "o i (k p) (l q) -> o (p q i) k l", p=2, q=2)
     return convolve(x, weight, layer.bias, side=2 if to_blocks else 1)
@@ -74,9 +78,7 @@ def from_one_pixel(x: Float[Tensor, "M I"], layer: nn.ConvTranspose2d) -> Float[
     return bias_act(y, layer.bias[None], "relu").view(-1, side, side, layer.out_channels)
 
 
-def upsample(
-    x: Float[Tensor, "M h w I"], layer: nn.ConvTranspose2d, out_of_blocks: bool
-) -> Float[Tensor, "M H W O"]:
+def upsample(x: Float[Tensor, "M h w I"], layer: nn.ConvTranspose2d, out_of_blocks: bool) -> Float[Tensor, "M H W O"]:
     """The transposed convolution `layer` (stride 2, no padding) and ReLU; its output in blocks, or out of them.
 
     Output pixel 2i + p takes x[i - m] times kernel[2m + p]: each of a block's pixels is a convolution with every second
@@ -91,7 +93,15 @@ def upsample(
 
 
 def upsample_blocks(x: Float[Tensor, "M h2 w2 I4"], layer: nn.ConvTranspose2d) -> Float[Tensor, "M H W O"]:
-    """The transposed convolution `layer` (6x6, stride 2, no padding) on blocks of 2x2, through blocks of 4x4.
+    """The transposed convolution `layer` (6x6, stride 2, no padding) on blocks of 2x2, through blocks of 4x4."""
+    y = upsampled_product(x, layer)
+    m, height, width, channels = y.shape
+    layout = Layout("from_blocks", height, width, UPSAMPLED_SIDE, UPSAMPLED_SIDE * height)
+    return bias_act(y.view(1, -1, channels), layer.bias.repeat(UPSAMPLED_SIDE**2)[None], "none", layout)
+
+
+def upsampled_product(x: Float[Tensor, "M h2 w2 I4"], layer: nn.ConvTranspose2d) -> Float[Tensor, "M h w O16"]:
+    """What `upsample_blocks` adds a bias to, in its blocks of 4x4.
 
     Row u = 2s + p of an output block takes row v = r - 2 (r = 0, 1 of the block above, 2, 3 of this one) times
     kernel[2m + p] with m = s - v, where that lies in the kernel.
@@ -99,8 +109,7 @@ def upsample_blocks(x: Float[Tensor, "M h2 w2 I4"], layer: nn.ConvTranspose2d) -
     rows = _kernel_rows(x.device)
     kernel = F.pad(layer.weight, (0, 1, 0, 1)).index_select(2, rows).index_select(3, rows)
     kernel = rearrange(kernel, "i o (u a p) (v b q) -> (u v o) (p q i) a b", u=4, v=4, a=2, b=2)
-    crop = 4 * x.shape[1] + 4
-    return convolve(x, kernel, layer.bias.repeat(16), padding=1, act="none", side=4, crop=crop)
+    return _product(x, kernel, padding=1)
 
 
 @functools.cache  # computed once, because a captured graph cannot copy it from the host

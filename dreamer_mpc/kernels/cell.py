@@ -49,7 +49,25 @@ class Trace(NamedTuple):
     @property
     def states(self) -> Float[Tensor, "T M S"]:
         """The states after each step."""
-        return torch.cat([self.deter[1:], self.stoch[1:]], dim=-1)
+        return joined_states(self.deter[1:], self.stoch[1:])
+
+
+def joined_states(
+    deter: Float[Tensor, "T M D"], stoch: Float[Tensor, "T M Z"], rounded: bool = False
+) -> Float[Tensor, "T M P"]:
+    """States of their parts, as many numbers; with `rounded` in bf16 for products.
+
+    On a GPU those are filled up with zeros to whole 16 bytes: over 230 numbers a product takes slow kernels, for two
+    numbers at a time, over 232 fast ones. `networks.mlp` fills up weights likewise. No gradient if rounded.
+    """
+    if not rounded:
+        return torch.cat([deter, stoch], dim=-1)
+    d, size = deter.shape[-1], deter.shape[-1] + stoch.shape[-1]
+    width = size + (-size % 8 if deter.is_cuda else 0)
+    out = deter.new_empty(*deter.shape[:-1], width, dtype=torch.bfloat16)
+    out[..., :d], out[..., d:size] = deter, stoch
+    out[..., size:].zero_()
+    return out
 
 
 class Acting(NamedTuple):
@@ -321,21 +339,21 @@ def _linear_gradients(delta: Float[Tensor, "T M O"], x: Float[Tensor, "T M I"]) 
 class Rollout(torch.autograd.Function):
     """States [T, M, S] from `unroll`, as a function of state [M, S] and actions [T, M, A].
 
-    Weights are constants here: imagination and planning need no gradient of them.
+    Weights are constants here: imagination and planning need no gradient of them. `rounded`: see `joined_states`.
     """
 
     @staticmethod
-    def forward(ctx, state, action, noise, cell, trace, bf16):
+    def forward(ctx, state, action, noise, cell, trace, bf16, rounded):
         ctx.bf16 = bf16
         ctx.save_for_backward(noise, *cell, *trace)
-        return trace.states
+        return joined_states(trace.deter[1:], trace.stoch[1:], rounded)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g_states):
         noise, *saved = ctx.saved_tensors
         cell, trace = _restored(saved)
-        g_deter, g_stoch = g_states.split([trace.deter.shape[-1], noise.shape[-1]], dim=-1)
-        g_deter, g_stoch = g_deter.contiguous(), g_stoch.contiguous()
+        d, size = trace.deter.shape[-1], trace.deter.shape[-1] + noise.shape[-1]
+        g_deter, g_stoch = (g.to(noise.dtype).contiguous() for g in (g_states[..., :d], g_states[..., d:size]))
         delta = _backward(cell, trace, noise, None, g_deter, g_stoch, bf16=ctx.bf16)
-        return torch.cat([delta.deter, delta.stoch], dim=-1), delta.action, None, None, None, None
+        return torch.cat([delta.deter, delta.stoch], dim=-1), delta.action, None, None, None, None, None

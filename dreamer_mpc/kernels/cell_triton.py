@@ -86,6 +86,26 @@ def _matmul(
 
 
 @triton.jit
+def _matmul2(
+    acc0, acc1, x0, x1, w0, w1, rows, live, cols0, real0, cols1, real1, K: tl.constexpr, SHARED: tl.constexpr,
+    BK: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Two products at once, which wait for memory together: acc + x [*, K] @ w.T each; one x for both if SHARED."""
+    for k in tl.range(0, K, BK, num_stages=STAGES):
+        ks = k + tl.arange(0, BK)
+        b0 = _weight(w0, cols0, real0, ks, K, K)
+        b1 = _weight(w1, cols1, real1, ks, K, K)
+        a0 = _load(x0, rows, live, ks, ks < K, K).to(b0.dtype)
+        if SHARED:
+            a1 = a0
+        else:
+            a1 = _load(x1, rows, live, ks, ks < K, K).to(b1.dtype)
+        acc0 = tl.dot(a0, b0, acc0, input_precision=PRECISION)
+        acc1 = tl.dot(a1, b1, acc1, input_precision=PRECISION)
+    return acc0, acc1
+
+
+@triton.jit
 def _matmul3(
     acc0, acc1, acc2, x, w, scale, rows, live, cols, real, K: tl.constexpr, N: tl.constexpr, SCALE: tl.constexpr,
     BK: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
@@ -176,9 +196,11 @@ def _forward(
             met += G
             _meet(counter, met, G)
             mean = tl.zeros([BM, AP], tl.float32)
-            mean = _matmul(mean, buffer, actor_out, at, live, acts, ar, U, U, U, BK, STAGES, PRECISION)
             raw = tl.zeros([BM, AP], tl.float32)
-            raw = _matmul(raw, buffer, actor_out + A * U, at, live, acts, ar, U, U, U, BK, STAGES, PRECISION)
+            mean, raw = _matmul2(
+                mean, raw, buffer, buffer, actor_out, actor_out + A * U, at, live, acts, ar, acts, ar, U, True,
+                BK, STAGES, PRECISION,
+            )  # fmt: skip
             mean += _bias(actor_bias + LAYERS * U, acts, ar)
             raw += _bias(actor_bias + LAYERS * U + A, acts, ar)
             mean = mean_scale * _tanh(mean / mean_scale)
@@ -241,9 +263,11 @@ def _forward(
         met += G
         _meet(counter, met, G)
         mean = tl.zeros([BM, ZP], tl.float32)
-        mean = _matmul(mean, hidden, w_out, saved, live, zs, zr, X, X, X, BK, STAGES, PRECISION)
         raw = tl.zeros([BM, ZP], tl.float32)
-        raw = _matmul(raw, hidden, w_out + Z * X, saved, live, zs, zr, X, X, X, BK, STAGES, PRECISION)
+        mean, raw = _matmul2(
+            mean, raw, hidden, hidden, w_out, w_out + Z * X, saved, live, zs, zr, zs, zr, X, True,
+            BK, STAGES, PRECISION,
+        )  # fmt: skip
         mean += _bias(b_out, zs, zr)
         raw += _bias(b_out + Z, zs, zr)
         z = mean + (_softplus(raw) + MIN_STD) * _load(noise, now, live, zs, zr, Z)
@@ -324,16 +348,18 @@ def _backward(
         met += G
         _meet(counter, met, G)
         h = tl.zeros([BM, BX], tl.float32)
-        h = _matmul(h, d_gi, w_ih_t, saved, live, xs, xr, 3 * D, 3 * D, 3 * D, BK, STAGES, PRECISION)
+        h, dd = _matmul2(
+            h, dd, d_gi, d_gh, w_ih_t, w_hh_t, saved, live, xs, xr, ds, dr, 3 * D, False, BK, STAGES, PRECISION
+        )
         _store(d_x, h * slope, saved, live, xs, xr, X)
-        dd = _matmul(dd, d_gh, w_hh_t, saved, live, ds, dr, 3 * D, 3 * D, 3 * D, BK, STAGES, PRECISION)
         met += G
         _meet(counter, met, G)
         # Input layer
         dz = tl.zeros([BM, ZP], tl.float32)
-        dz = _matmul(dz, d_x, w_in_t, saved, live, zs, zr, X, X, X, BK, STAGES, PRECISION)
         da = tl.zeros([BM, AP], tl.float32)
-        da = _matmul(da, d_x, w_in_t + Z * X, saved, live, acts, ar, X, X, X, BK, STAGES, PRECISION)
+        dz, da = _matmul2(
+            dz, da, d_x, d_x, w_in_t, w_in_t + Z * X, saved, live, zs, zr, acts, ar, X, True, BK, STAGES, PRECISION
+        )
         dd, dz, da = dd * kept, dz * kept, da * kept
         _store(d_action, da, now, first, acts, ar, A)
     _store(d_deter0, dd, at, live, ds, dr, D)
@@ -357,9 +383,10 @@ def _launch(rows: int, width: int, device: torch.device, bf16: bool, alone: bool
         if triton.cdiv(rows, few) * members <= processors:
             block, team, warps = few, members, threads
             break
-    depth, columns = 64, _block(triton.cdiv(width, team))
-    # Of the gates' three blocks of weights and one of activations, two are there at a time.
-    while depth > (16 if bf16 else 8) and 2 * depth * (3 * columns * (2 if bf16 else 4) + 4 * block) > memory:
+    depth, columns = 256, _block(triton.cdiv(width, team))  # a small team's blocks are few: one wait for all inputs
+    # Of the gates' three blocks of weights and one of activations, or two of each, two are there at a time.
+    weights = columns * (2 if bf16 else 4)
+    while depth > (16 if bf16 else 8) and 2 * depth * max(3 * weights + 4 * block, 2 * weights + 8 * block) > memory:
         depth //= 2
     return {"BM": block, "G": team, "BK": depth, "STAGES": 3, "num_warps": warps}
 

@@ -67,12 +67,48 @@ def bias_act(
 ) -> Float[Tensor, "..."]:
     """The activation of a fresh product plus its bias, K of them: [K, R, C], or with a layout [M, *layout.shape].
 
-    `y` is contiguous and is overwritten: nothing else may read it.
+    `y` is overwritten: nothing else may read it. It is contiguous, or has the members of a row beside each other (a
+    product [R, K * C]); the result is contiguous.
     """
     if on_gpu(y):
         return _BiasActKernel.apply(y, bias, act, layout)
     x = _BiasAct.apply(y, bias, act)
     return x if layout is SAME else layout.apply(x.view(-1, layout.height, layout.width, x.shape[-1]))
+
+
+def bias_act_dot(
+    y: Float[Tensor, "K R C"],
+    bias: Float[Tensor, "K C"],
+    act: Activation,
+    weight: Float[Tensor, "K C"],
+    offset: Float[Tensor, " K"],
+) -> Float[Tensor, "K R"]:
+    """`bias_act` and a layer of one output on it, in the weights' precision: a head's last two layers."""
+    if on_gpu(y):
+        return _BiasActDotKernel.apply(y, bias, act, weight, offset)
+    x = bias_act(y, bias, act).to(weight.dtype)
+    return (x @ weight[..., None])[..., 0] + offset[:, None]
+
+
+class ImageLayer(torch.autograd.Function):
+    """A convolution's product and ReLU on images, for a GPU, without the patches in memory; no gradient of images.
+
+    apply(images [M, H, H, I], weight [C, 64] of each output's 4 rows of 4 I numbers, filled up to 16, bias [C])
+    -> blocks of 2x2 outputs [M, h, h, 4 C], in the precision of the weight. I is at most 4.
+    """
+
+    @staticmethod
+    def forward(ctx, image, weight, bias):
+        ctx.dtypes = weight.dtype, bias.dtype
+        out = kernels.image_layer(image, weight.detach().contiguous(), bias.detach())
+        ctx.save_for_backward(out, image)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        grads = kernels.image_layer_backward(g.contiguous(), *ctx.saved_tensors)
+        return None, *(grad.to(dtype) for grad, dtype in zip(grads, ctx.dtypes, strict=True))
 
 
 def on_gpu(x: Tensor) -> bool:
@@ -83,10 +119,13 @@ def on_gpu(x: Tensor) -> bool:
 class _BiasActKernel(torch.autograd.Function):
     @staticmethod
     def forward(ctx, y, bias, act, layout):
-        ctx.shape, ctx.layout = tuple(y.shape), layout
-        ctx.act = {"none": kernels.NONE, "relu": kernels.RELU, "elu": kernels.ELU}[act]
+        ctx.shape, ctx.beside, ctx.layout = tuple(y.shape), not y.is_contiguous(), layout
+        ctx.act = _number(act)
         y = y.detach()  # not marked as changed in place: for a view, autograd would make an extra copy of its gradient
-        out = y if layout.kind == "same" else y.new_empty(_images(y, layout), *layout.shape(y.shape[-1]))
+        if layout.kind == "same":
+            out = y.new_empty(y.shape) if ctx.beside else y
+        else:
+            out = y.new_empty(_images(y, layout), *layout.shape(y.shape[-1]))
         kernels.bias_act(y, bias.detach().contiguous(), out, ctx.act, layout.geometry())
         ctx.save_for_backward(out)
         return out
@@ -95,8 +134,30 @@ class _BiasActKernel(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, g):
         (out,) = ctx.saved_tensors
-        dy, db = kernels.bias_act_backward(g.contiguous(), out, ctx.shape, ctx.act, ctx.layout.geometry())
+        settings = (ctx.shape, ctx.beside, ctx.act, ctx.layout.geometry())
+        dy, db = kernels.bias_act_backward(g.contiguous(), out, *settings)
         return dy.view(ctx.shape), db, None, None
+
+
+class _BiasActDotKernel(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, y, bias, act, weight, offset):
+        ctx.beside, ctx.act = not y.is_contiguous(), _number(act)
+        weight = weight.detach().contiguous()
+        out, value = kernels.bias_act_dot(y.detach(), bias.detach().contiguous(), weight, offset.detach(), ctx.act)
+        ctx.save_for_backward(out, weight)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        out, weight = ctx.saved_tensors
+        dy, db, dw = kernels.bias_act_dot_backward(g.contiguous(), weight, out, ctx.beside, ctx.act)
+        return dy, db, None, dw, g.sum(1)
+
+
+def _number(act: Activation) -> int:
+    return {"none": kernels.NONE, "relu": kernels.RELU, "elu": kernels.ELU}[act]
 
 
 def _images(y: Tensor, layout: Layout) -> int:

@@ -1,6 +1,6 @@
-"""What follows the last product of DreamerV3's decoder in training, in one pass over memory on a GPU.
+"""What follows the last product of a decoder in training, in one pass over memory on a GPU.
 
-Bias, sigmoid, and the squared distance to the image, summed over a frame.
+Bias, for DreamerV3 a sigmoid, and the squared distance to the image, summed over a frame.
 """
 
 import torch
@@ -17,28 +17,32 @@ except ImportError:
 
 
 class ImageError(torch.autograd.Function):
-    """[M] of a product in blocks without its bias [M, h, w, N] (`upsampled_blocks`), bias [O], images [M, H, W, O]."""
+    """[M] of a product without its bias in blocks of side x side [M, h, w, N], bias [O], images [M, H, W, O]."""
 
     @staticmethod
-    def forward(ctx, y, bias, target):
-        y = y.contiguous()
+    def forward(ctx, y, bias, target, side, sigmoid):
+        y, ctx.settings = y.contiguous(), (side, sigmoid)
         ctx.save_for_backward(y, bias, target)
-        return kernels.forward(y, bias, target)
+        return kernels.forward(y, bias, target, *ctx.settings)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        return *kernels.backward(g.contiguous(), *ctx.saved_tensors), None
+        return *kernels.backward(g.contiguous(), *ctx.saved_tensors, *ctx.settings), None, None, None
 
 
 def image_error(
-    y: Float[Tensor, "M N h w"], bias: Float[Tensor, " O"], target: Float[Tensor, "M O H W"]
+    y: Float[Tensor, "M N h w"],
+    bias: Float[Tensor, " O"],
+    target: Float[Tensor, "M O H W"],
+    side: int = 2,
+    sigmoid: bool = True,
 ) -> Float[Tensor, " M"]:
-    """The squared error of sigmoid(y + bias), summed over each image, of a product in blocks, y."""
+    """The squared error of y + bias, or of its sigmoid, summed over each image, of a product y in blocks."""
     if fuses(y):
-        return ImageError.apply(y.movedim(1, -1), bias, target.movedim(1, -1).contiguous())
-    y = from_blocks(y, len(bias)).to(target.dtype) + bias[:, None, None]
-    return (y.sigmoid() - target).square().sum(dim=(-3, -2, -1))
+        return ImageError.apply(y.movedim(1, -1), bias, target.movedim(1, -1).contiguous(), side, sigmoid)
+    y = from_blocks(y, len(bias), side).to(target.dtype) + bias[:, None, None]
+    return ((y.sigmoid() if sigmoid else y) - target).square().sum(dim=(-3, -2, -1))
 
 
 def fuses(x: Tensor) -> bool:

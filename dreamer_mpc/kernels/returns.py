@@ -1,8 +1,9 @@
-"""Lambda-returns without gradient in one launch on a GPU, where a loop has an operation or more in each step."""
+"""Lambda-returns in one launch each way on a GPU, where a loop has an operation or more in each step."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 try:  # torch builds for CUDA include Triton
     from dreamer_mpc.kernels import returns_triton as kernels
@@ -12,19 +13,26 @@ except ImportError:
 LONGEST = 256  # steps, which are unrolled
 
 
-def fuses(*given: Tensor) -> bool:
-    """Whether the kernel takes these tensors [T, *]."""
-    first = given[0]
-    fits = kernels is not None and first.is_cuda and 0 < len(first) <= LONGEST and first.numel() > 0
-    return fits and not any(x.requires_grad or x.dtype != torch.float32 for x in given)
+class LambdaReturn(torch.autograd.Function):
+    """`agents.returns.lambda_return` of rewards and values [T, *]; `continues` may be None."""
+
+    @staticmethod
+    def forward(ctx, r_t, v_tp1, discount, lambda_, continues):
+        r_t, v_tp1 = r_t.contiguous(), v_tp1.contiguous()
+        continues = None if continues is None else continues.contiguous()
+        returns = kernels.forward(r_t, v_tp1, continues, discount, lambda_)
+        ctx.save_for_backward(v_tp1, continues, returns)
+        ctx.settings = discount, lambda_
+        return returns
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        of_r, of_v, of_continues = kernels.backward(g.contiguous(), *ctx.saved_tensors, *ctx.settings)
+        return of_r, of_v, None, None, of_continues
 
 
-def lambda_return(
-    r_t: Float[Tensor, "T *b"],
-    v_tp1: Float[Tensor, "T *b"],
-    discount: float,
-    lambda_: float,
-    continues: Float[Tensor, "T *b"] | None,
-) -> Float[Tensor, "T *b"]:
-    """As in `agents/returns.py`."""
-    return kernels.lambda_return(r_t, v_tp1, discount, lambda_, continues)
+def fuses(r_t: Float[Tensor, "T *b"]) -> bool:
+    """Whether the kernels take such rewards."""
+    fits = kernels is not None and r_t.is_cuda and r_t.dtype == torch.float32
+    return fits and 0 < len(r_t) <= LONGEST and r_t.numel() > 0

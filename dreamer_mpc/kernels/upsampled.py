@@ -81,9 +81,9 @@ def to_blocks(x: Float[Tensor, "M I H W"]) -> Float[Tensor, "M I4 h w"]:
     return (F.pad(x, (0, missing)) if missing else x).flatten(-2).movedim(-1, 1)
 
 
-def from_blocks(y: Float[Tensor, "M O4 h w"], channels: int | None = None) -> Float[Tensor, "M O h2 w2"]:
-    """Pixels in their places, of blocks of 2 rows of 2 pixels, each `channels` wide; what fills up rows is dropped."""
-    y = y.movedim(1, -1).unflatten(-1, (2, -1))  # [M, h, w, 2, 2 O]
-    y = y if channels is None else y[..., : 2 * channels]
-    y = y.unflatten(-1, (2, -1))
+def from_blocks(y: Float[Tensor, "M O4 h w"], channels: int | None = None, side: int = 2) -> Float[Tensor, "M O H W"]:
+    """Pixels in their places, of blocks of `side` rows of `side` pixels, each `channels` wide; filling is dropped."""
+    y = y.movedim(1, -1).unflatten(-1, (side, -1))  # [M, h, w, side, side O]
+    y = y if channels is None else y[..., : side * channels]
+    y = y.unflatten(-1, (side, -1))
     return y.permute(0, 1, 3, 2, 4, 5).flatten(1, 2).flatten(2, 3).movedim(-1, 1)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from dreamer_mpc.networks.mlp import EnsembleLinear, full_precision
+from dreamer_mpc.networks.mlp import EnsembleLinear, full_precision, fuses
 
 MASK_ROWS = 65_536
 
@@ -45,6 +45,8 @@ class Critic(Bootstrapped):
         first, *middle, last = self.layers
         x = first.shared(state.reshape(-1, state.shape[-1]))  # [K, M, hidden]
         for layer in middle:
+            if layer is middle[-1] and fuses(x):
+                return layer.hidden_dot(x, last).view(-1, *state.shape[:-1])
             x = layer.hidden(x)
         with full_precision(x):
             return last(x.to(last.weight.dtype)).view(-1, *state.shape[:-1])

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dreamer_mpc.kernels.fused import bias_act, on_gpu
+from dreamer_mpc.kernels.fused import bias_act, bias_act_dot, on_gpu
 
 
 class MLP(nn.Sequential):
@@ -29,6 +29,9 @@ class MLP(nn.Sequential):
         *hidden, last = self.linear
         shape, x = x.shape[:-1], x.reshape(-1, x.shape[-1])
         for layer in hidden:
+            if layer is hidden[-1] and last.out_features == 1 and fuses(x):
+                y = F.linear(x, widened(layer.weight, x))[None]
+                return bias_act_dot(y, layer.bias[None], "elu", last.weight, last.bias).view(*shape, 1)
             x = hidden_layer(x, layer.weight, layer.bias)
         with full_precision(x):
             return last(x.to(last.weight.dtype)).view(*shape, last.out_features)
@@ -36,14 +39,20 @@ class MLP(nn.Sequential):
 
 def hidden_layer(x: Float[Tensor, "M I"], weight: Tensor, bias: Tensor) -> Float[Tensor, "M O"]:
     """A linear layer and ELU."""
-    if not _fuses(x):
+    if not fuses(x):
         return F.elu_(F.linear(x, weight, bias))  # its gradient is computed from its result, without exp
-    y = F.linear(x, weight)
+    y = F.linear(x, widened(weight, x))
     return bias_act(y.view(1, -1, len(weight)), bias[None], "elu").view(y.shape)
 
 
-def _fuses(x: Tensor) -> bool:
-    """Whether one kernel applies bias and ELU after a product: in training with bf16."""
+def widened(weight: Float[Tensor, "O I"], x: Float[Tensor, "M P"]) -> Float[Tensor, "O P"]:
+    """`weight` with zeros for the numbers that fill up inputs (`kernels.cell.joined_states`)."""
+    missing = x.shape[-1] - weight.shape[-1]
+    return F.pad(weight, (0, missing)) if missing else weight
+
+
+def fuses(x: Tensor) -> bool:
+    """Whether one kernel applies bias and ELU after a product: with bf16."""
     return torch.is_autocast_enabled(x.device.type) and on_gpu(x)
 
 
@@ -68,12 +77,20 @@ class EnsembleLinear(nn.Module):
 
     def hidden(self, x: Float[Tensor, "K M I"]) -> Float[Tensor, "K M O"]:
         """The linear layers and ELU."""
-        if not _fuses(x):
+        if not fuses(x):
             return F.elu_(self(x))
         return bias_act(torch.bmm(x, self.weight), self.bias.flatten(1), "elu")
+
+    def hidden_dot(self, x: Float[Tensor, "K M I"], last: "EnsembleLinear") -> Float[Tensor, "K M 1"]:
+        """The linear layers and ELU, and on them `last` of one output, whose products stay in fp32."""
+        y, (weight, offset) = torch.bmm(x, self.weight), (last.weight.flatten(1), last.bias.flatten())
+        return bias_act_dot(y, self.bias.flatten(1), "elu", weight, offset)[..., None]
 
     def shared(self, x: Float[Tensor, "M I"]) -> Float[Tensor, "K M O"]:
         """All linear layers on the same input, and ELU, in one product."""
         members, inputs, outputs = self.weight.shape
         weight = self.weight.transpose(0, 1).reshape(inputs, members * outputs)
+        if fuses(x):
+            y = F.linear(x, widened(weight.t(), x)).unflatten(1, (members, outputs)).transpose(0, 1)
+            return bias_act(y, self.bias.flatten(1), "elu")
         return hidden_layer(x, weight.t(), self.bias.flatten()).view(-1, members, outputs).transpose(0, 1)

@@ -76,7 +76,7 @@ class FusedPolicyRollouts(FusedRollouts):
         """See `policy_rollout`."""
 
     @abstractmethod
-    def walk_imagination(self, start: Float[Tensor, "M S"], horizon: int) -> Float[Tensor, "H M S"]:
+    def walk_imagination(self, start: Float[Tensor, "M S"], horizon: int, rounded: bool) -> Float[Tensor, "H M P"]:
         """See `imagine`."""
 
 
@@ -154,18 +154,21 @@ def closed_loop(
     return Proposals(tuple(leaves), torch.stack(states, dim=-2))
 
 
-def imagine(model: LatentModel, start: Float[Tensor, "M S"], horizon: int) -> Float[Tensor, "H M S"]:
+def imagine(
+    model: LatentModel, start: Float[Tensor, "M S"], horizon: int, rounded: bool = False
+) -> Float[Tensor, "H M P"]:
     """States s_1 .. s_H under the policy's samples, differentiable in the actor's weights (Dreamer, section 3).
 
-    The policy reads detached states: its gradient flows through the actions, not through its inputs.
+    The policy reads detached states: its gradient flows through the actions, not through its inputs. With `rounded`
+    the states are in bf16 for products, P >= S numbers filled up with zeros where that makes products faster.
     """
     if isinstance(model, FusedPolicyRollouts):
-        return model.walk_imagination(start, horizon)
+        return model.walk_imagination(start, horizon, rounded)
     state, states = start, []
     for _ in range(horizon):
         action = model.policy(state.detach()).rsample()
         state = model.step(state, action)
-        states.append(state)
+        states.append(state.bfloat16() if rounded else state)
     return torch.stack(states)
 
 

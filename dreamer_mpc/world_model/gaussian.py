@@ -5,7 +5,6 @@ from typing import ClassVar, NamedTuple
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from dreamer_mpc.networks import MLP
 from dreamer_mpc.networks.heads import Bernoulli, Prediction, UnitNormal
@@ -14,23 +13,6 @@ from dreamer_mpc.world_model.decoder import Decoder
 from dreamer_mpc.world_model.encoder import Encoder, preprocess, to_image
 from dreamer_mpc.world_model.protocol import Batch, ImageForm, WorldModelKind
 from dreamer_mpc.world_model.rssm import RSSM, Gaussian, gaussian_kl
-
-
-class SquaredError(torch.autograd.Function):
-    """Half the squared distance of images [*, C, H, W] of any precision to fp32 targets: [*]. One pass each way."""
-
-    @staticmethod
-    def forward(ctx, image, target):
-        error = image - target
-        ctx.save_for_backward(error)
-        ctx.dtype = image.dtype
-        return 0.5 * torch.linalg.vector_norm(error.flatten(-3), dim=-1).square()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g):
-        (error,) = ctx.saved_tensors
-        return torch.mul(error, g[..., None, None, None], out=torch.empty_like(error, dtype=ctx.dtype)), None
 
 
 class Inference(NamedTuple):
@@ -160,10 +142,10 @@ class GaussianWorldModel(nn.Module):
         """
         target, states, posterior, prior = inference
         with amp:
-            decoded = self.decoder(states)
+            image = self.decoder.error(states, target)
         kl = gaussian_kl(posterior, prior)
         losses = {
-            "image": SquaredError.apply(decoded, target),  # each [T, B]
+            "image": image,  # each [T, B]
             "reward": torch.where(batch.is_first, 0.0, self.predict_reward(states).loss(batch.reward)),
             "kl": kl.clamp_min(self.config.free_nats),
         }

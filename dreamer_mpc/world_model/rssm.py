@@ -137,9 +137,13 @@ class RSSM(nn.Module):
         action: Float[Tensor, "T M A"],
         noise: Float[Tensor, "T M Z"],
         trace: Trace,
-    ) -> Float[Tensor, "T M S"]:
-        """The states of a saved `trace`, differentiable in state and actions; the weights are constants."""
-        return Rollout.apply(state, action, noise, self._prior_cell(), trace, self.bf16)
+        rounded: bool = False,
+    ) -> Float[Tensor, "T M P"]:
+        """The states of a saved `trace`, differentiable in state and actions; the weights are constants.
+
+        `rounded`: in bf16 for products, see `kernels.cell.joined_states`.
+        """
+        return Rollout.apply(state, action, noise, self._prior_cell(), trace, self.bf16, rounded)
 
     def _prior_cell(self) -> Cell:
         return self._cell(self.prior_hidden.weight, self.prior_out)
