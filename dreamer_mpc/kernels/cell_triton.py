@@ -383,7 +383,8 @@ def _launch(rows: int, width: int, device: torch.device, bf16: bool, alone: bool
         if triton.cdiv(rows, few) * members <= processors:
             block, team, warps = few, members, threads
             break
-    depth, columns = 256, _block(triton.cdiv(width, team))  # a small team's blocks are few: one wait for all inputs
+    # A team's blocks of weights are small, so that one can have all inputs: one wait for memory. In fp32 registers end.
+    depth, columns = 256 if bf16 else 128, _block(triton.cdiv(width, team))
     # Of the gates' three blocks of weights and one of activations, or two of each, two are there at a time.
     weights = columns * (2 if bf16 else 4)
     while depth > (16 if bf16 else 8) and 2 * depth * max(3 * weights + 4 * block, 2 * weights + 8 * block) > memory:

@@ -121,6 +121,10 @@ class Mark:
 
 @functools.cache  # one stream of each lane for the process: memory freed on a stream is reused on that stream
 def _side_stream(device: torch.device, lane: int) -> torch.cuda.Stream:
+    # Parameters get gradients from several streams on purpose; recent versions of torch warn of each.
+    quiet = getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None)
+    if quiet is not None:
+        quiet(False)
     return torch.cuda.Stream(device)
 
 
