@@ -35,7 +35,8 @@ def make_env(
     many simulator steps. `render_quality` (`full`; `small-shadows`, shadow maps of a quarter of the pixels;
     `fast`, no shadows and no multisampling) and `camera`, a number or a name, apply to dm_control and to gymnasium's
     MuJoCo environments. With the quality `warp`, of dm_control alone, observations are scenes, float32 [F], of which
-    `dreamer_mpc.rendering` makes images of that form. `env_args` are arguments of the task, of `gymnasium.make`, or of the factory.
+    `dreamer_mpc.rendering` makes images of that form. `env_args` are arguments of the task, of `gymnasium.make`, or of
+    the factory.
 
     Raises `EnvError`, one line with its remedy: unknown name, unusable setting or factory, no OpenGL.
     """

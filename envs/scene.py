@@ -1,8 +1,8 @@
 """What a picture of a MuJoCo scene depends on, as numbers, for a renderer that is somewhere else.
 
-A worker that simulates sends these numbers in place of pixels: where everything is that dm_control would draw, how large
-and in which colour, and where camera and lights are. So whatever a task changes in its model (the place of a target, its
-colour) is in them, and sites and tendons are drawn as well, which mujoco_warp does not do by itself.
+A worker that simulates sends these numbers in place of pixels: where everything is that dm_control would draw, how
+large and in which color, and where camera and lights are. So whatever a task changes in its model (the place of a
+target, its color) is in them, and sites and tendons are drawn as well, which mujoco_warp does not do by itself.
 `dreamer_mpc/rendering` makes pictures of them.
 """
 

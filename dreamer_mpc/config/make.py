@@ -30,9 +30,9 @@ def make_envs(config: Config, num_envs: int, device: torch.device) -> RowVectorE
     envs = make_vector_env(config.env, num_envs, **env_settings(config))
     if config.render_quality != WARP:
         return envs
-    from dreamer_mpc.rendering.rows import DrawnRows  # loads an optional package
-
     try:
+        from dreamer_mpc.rendering.rows import DrawnRows  # loads an optional package
+
         return DrawnRows(envs, config.images, device)
     except BaseException:
         envs.close()

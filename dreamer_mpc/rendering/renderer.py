@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Iterator
 
-import mujoco_warp
 import numpy as np
 import torch
 import warp
@@ -26,7 +25,8 @@ class Renderer:
 
     def __init__(self, stage: Stage, num_envs: int, image_size: int, device: torch.device):
         warp.config.log_level = warp.LOG_ERROR  # no line for each kernel that it compiles
-        warp.init()
+        import mujoco_warp  # initialises warp
+
         self._device, self._size = device, image_size
         self._scenes = torch.zeros(num_envs, stage.layout.width, device=device)
         with self._on_device():
@@ -48,12 +48,14 @@ class Renderer:
             )
         self._pixels = warp.to_torch(self._context.rgb_data).view(torch.uint8)  # [B, 4 H W]: blue, green, red, alpha
 
+        self._refit, self._render = mujoco_warp.refit_bvh, mujoco_warp.render
+
     def draw(self, scenes: Float[np.ndarray, "B F"]) -> UInt8[Tensor, "B H W 3"]:
         """The images of the scenes, new ones each time; black where there is no scene. Does not wait for the device."""
         self._scenes.copy_(to_device(torch.from_numpy(scenes), self._device))
         with self._on_device():
-            mujoco_warp.refit_bvh(self._model, self._data, self._context)
-            mujoco_warp.render(self._model, self._data, self._context)
+            self._refit(self._model, self._data, self._context)
+            self._render(self._model, self._data, self._context)
         images = self._pixels.view(len(scenes), self._size, self._size, 4)[..., :3].flip(-1)
         return images * (self._scenes[:, :1, None, None] > 0)
 
