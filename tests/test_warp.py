@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import pixels, rendering
 from dreamer_mpc.config import Config
 from dreamer_mpc.config.make import make_envs
 from dreamer_mpc.envs import EnvError, make_env, reset_rows
@@ -24,6 +25,7 @@ from dreamer_mpc.training.trainer import Trainer
 from scripts.soak import differences
 from tests.support.agents import BRIEF, CHEAP
 from tests.support.commands import ROOT, quietly, records, train
+from tests.support.drawings import TASKS, drawing, stored
 
 installed = all(importlib.util.find_spec(name) for name in PACKAGES)
 warped = pytest.mark.skipif(not installed, reason="needs mujoco-warp: pip install -e '.[warp]'")
@@ -37,7 +39,7 @@ BOUNDS = {
 }  # fmt: skip
 
 
-def drawn(env, num_envs=1, **settings):
+def drawn_rows(env, num_envs=1, **settings):
     """Rows of an environment in pictures by warp."""
     settings = {"render_quality": "warp", "action_repeat": 2, **settings}
     return make_envs(Config(env=env, num_envs=num_envs, **settings), num_envs, CPU)
@@ -57,7 +59,7 @@ def play(envs, steps, seeds):
 
 def beside(task, steps, seed=0, **settings):
     """The same steps of an episode, drawn by dm_control and by warp: uint8 [T, H, W, C] both."""
-    envs = drawn(task, **settings)
+    envs = drawn_rows(task, **settings)
     taken = actions(envs, steps)[:, 0]
     env = make_env(task, **settings)
     own = [env.reset(seed=seed)[0], *(env.step(action)[0] for action in taken)]
@@ -136,7 +138,7 @@ def test_other_sizes_and_cameras(size, camera):
 
 @warped
 def test_an_image_depends_on_its_own_scene_alone():
-    alone, several = drawn("walker-run"), drawn("walker-run", 3)
+    alone, several = drawn_rows("walker-run"), drawn_rows("walker-run", 3)
     try:
         images = play(several, 3, [5, 6, 7])
         taken = actions(several, 3)[:, 1:2]
@@ -150,7 +152,7 @@ def test_an_image_depends_on_its_own_scene_alone():
 
 @warped
 def test_idle_rows_keep_their_images_and_rows_before_the_first_reset_are_black():
-    envs = drawn("cheetah-run", 2)
+    envs = drawn_rows("cheetah-run", 2)
     try:
         first, _ = reset_rows(envs, np.array([True, False]), [3, None])
         assert not first[1].any() and first[0].any()
@@ -168,7 +170,7 @@ def test_idle_rows_keep_their_images_and_rows_before_the_first_reset_are_black()
 
 @warped
 def test_a_lost_row_is_black_until_it_is_reset():
-    envs = drawn("cheetah-run", 2, frame_stack=2)
+    envs = drawn_rows("cheetah-run", 2, frame_stack=2)
     try:
         envs.reset(seed=0)
         os.kill(envs._rows.processes[1].pid, signal.SIGKILL)
@@ -183,7 +185,7 @@ def test_a_lost_row_is_black_until_it_is_reset():
 
 @warped
 def test_gray_and_stacked_frames_are_those_of_the_wrapper():
-    plain, stacked = drawn("hopper-hop"), drawn("hopper-hop", grayscale=True, frame_stack=3)
+    plain, stacked = drawn_rows("hopper-hop"), drawn_rows("hopper-hop", grayscale=True, frame_stack=3)
     assert stacked.single_observation_space.shape == (64, 64, 3)
     images, found = play(plain, 4, [2])[:, 0], play(stacked, 4, [2])[:, 0]
     gray = [to_gray(image) for image in images]
@@ -196,7 +198,7 @@ def test_gray_and_stacked_frames_are_those_of_the_wrapper():
 @warped
 @pytest.mark.parametrize("stack", [1, 2])
 def test_a_restored_state_gives_the_same_images(stack):
-    envs = drawn("reacher-easy", 2, frame_stack=stack)
+    envs = drawn_rows("reacher-easy", 2, frame_stack=stack)
     try:
         assert envs.restorable
         play(envs, 3, [0, 1])
@@ -218,7 +220,7 @@ def test_a_restored_state_gives_the_same_images(stack):
 
 @warped
 def test_the_frame_of_a_viewer_is_dm_controls():
-    envs = drawn("cheetah-run")
+    envs = drawn_rows("cheetah-run")
     envs.reset(seed=0)
     assert envs.view(0).shape == (480, 640, 3) and envs.facts().steps_per_s == pytest.approx(50)
     envs.close()
@@ -397,3 +399,26 @@ def test_a_layout_has_every_number_once():
     layout = Layout(drawn=3, lights=2)
     covered = [i for part in layout.parts().values() for i in range(layout.width)[part]]
     assert covered == list(range(layout.width)) and layout.width == 1 + 19 * 3 + 12 + 6 * 2
+
+
+@warped
+@pytest.mark.parametrize("task", TASKS)
+def test_images_are_those_that_were_stored(task):
+    """A change of what is drawn is a change of the world that agents were trained in: see tests/support/drawings.py."""
+    scenes, images = stored(task)
+    assert difference(drawing(task, scenes, CPU).numpy(), images) < 0.05
+
+
+@warped
+def test_the_benchmarks_measure_it(tmp_path):
+    args = ["--num-envs", "1", "2", "--quality", "fast", "warp", "--seconds", "0.1", "--device", "cpu"]
+    rows = rendering.main(args)
+    assert [(row["num_envs"], row["quality"]) for row in rows] == [(1, "fast"), (1, "warp"), (2, "fast"), (2, "warp")]
+    assert all(row["frames_per_s"] > 0 and ("drawing_alone" in row) == (row["quality"] == "warp") for row in rows)
+    (row,) = pixels.main(
+        ["--envs", "hopper-hop", "dog-run", "--frames", "3", "--qualities", "warp", "--pictures", str(tmp_path)]
+    )
+    assert row["env"] == "hopper-hop" and 0.5 < row["difference"] < BOUNDS["hopper-hop"]
+    assert (tmp_path / "hopper-hop-warp.png").stat().st_size > 1000
+    with pytest.raises(SystemExit):
+        rendering.main(["--quality", "warp"])

@@ -25,7 +25,8 @@ class Renderer:
 
     def __init__(self, stage: Stage, num_envs: int, image_size: int, device: torch.device):
         warp.config.log_level = warp.LOG_ERROR  # no line for each kernel that it compiles
-        import mujoco_warp  # initialises warp
+        warp.init()
+        import mujoco_warp  # after that, as it says more
 
         self._device, self._size = device, image_size
         self._scenes = torch.zeros(num_envs, stage.layout.width, device=device)

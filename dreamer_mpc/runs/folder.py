@@ -31,7 +31,8 @@ WRITTEN = (
 )  # fmt: skip
 PACKAGES = (
     "torch", "numpy", "dm_control", "mujoco", "gymnasium", "einops", "omegaconf", "tyro",
-    "opencv-python-headless", "opencv-python", "imageio", "imageio-ffmpeg", "matplotlib", "rich",
+    "opencv-python-headless", "opencv-python", "imageio", "imageio-ffmpeg", "matplotlib", "rich", "mujoco-warp",
+    "warp-lang",
 )  # fmt: skip
 
 
