@@ -67,13 +67,13 @@ def undrawable(model: Any, camera: int, fixed: bool) -> list[str]:
         [_colors(model, "geom")[visible, 3], _colors(model, "site")[model.site_group < VISIBLE_GROUPS, 3]]
     )
     found = {
-        "its model changes from episode to episode": not fixed,
-        "it has a skin": model.nskin > 0 or model.nflex > 0,
-        "it has meshes": bool(types & {kinds.mjGEOM_MESH, kinds.mjGEOM_SDF}),
-        "it has a terrain": kinds.mjGEOM_HFIELD in types,
-        "the beams of its rangefinders are visible": bool((sensors == mujoco.mjtSensor.mjSENS_RANGEFINDER).any()),
-        "it has transparent parts": bool(((alphas > 0) & (alphas < 1)).any()),
-        "the free camera is none of its model": camera < 0,
+        "a model that changes from episode to episode": not fixed,
+        "a skin": model.nskin > 0 or model.nflex > 0,
+        "meshes": bool(types & {kinds.mjGEOM_MESH, kinds.mjGEOM_SDF}),
+        "a terrain": kinds.mjGEOM_HFIELD in types,
+        "visible beams of rangefinders": bool((sensors == mujoco.mjtSensor.mjSENS_RANGEFINDER).any()),
+        "transparent parts": bool(((alphas > 0) & (alphas < 1)).any()),
+        "the free camera": camera < 0,
     }
     return [words for words, true in found.items() if true]
 
@@ -87,8 +87,7 @@ class Scene:
     def __init__(self, name: str, model: Any, data: Any, camera: int, image_size: int, fixed: bool = True) -> None:
         if reasons := undrawable(model, camera, fixed):
             raise EnvError(
-                f"{name} cannot be drawn with render_quality warp ({' and '.join(reasons)}): "
-                "use full, small-shadows or fast"
+                f"render_quality warp cannot draw {name} with {', '.join(reasons)}: use full, small-shadows or fast"
             )
         self._model, self._data, self._camera = model, data, camera
         self._geoms = np.flatnonzero(model.geom_group < VISIBLE_GROUPS)
