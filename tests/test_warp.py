@@ -1,10 +1,12 @@
 """Pictures by warp: they show what dm_control shows, whatever draws them, and agents learn and play in them."""
 
+import importlib.machinery
 import importlib.util
 import os
 import signal
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -261,6 +263,16 @@ def test_a_missing_package_is_named_with_its_remedy(lacking, monkeypatch, tmp_pa
     done = quietly(*BRIEF, "--env", "cheetah-run", "--render-quality", "warp", "--run-dir", tmp_path / "run")
     assert done.code == 2 and done.err.count("\n") == 1
     assert "pip install -e '.[warp]'" in done.err and not (tmp_path / "run").exists()
+
+
+@warped
+def test_another_package_of_that_name_is_one_line(monkeypatch, tmp_path):
+    other = types.ModuleType("warp")
+    other.__spec__ = importlib.machinery.ModuleSpec("warp", None)
+    monkeypatch.setitem(sys.modules, "warp", other)
+    done = quietly(*BRIEF, "--env", "cheetah-run", "--render-quality", "warp", "--run-dir", tmp_path / "run")
+    assert done.code == 2 and done.err.count("\n") == 1 and not (tmp_path / "run").exists()
+    assert "cannot be loaded" in done.err and "-c constraints.txt" in done.err
 
 
 def test_warp_is_imported_only_where_it_is_asked_for():

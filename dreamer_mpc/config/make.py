@@ -39,6 +39,14 @@ def make_envs(config: Config, num_envs: int, device: torch.device) -> RowVectorE
         raise
 
 
+def try_renderer(config: Config) -> None:
+    """UserError where what draws the images of `config` cannot be loaded."""
+    if config.render_quality == WARP:
+        from dreamer_mpc.rendering.renderer import load_warp
+
+        load_warp()
+
+
 def env_settings(config: Config) -> dict[str, Any]:
     """The arguments of `make_env` besides the name, as `config` sets them."""
     names = ("action_repeat", "render_quality", "camera", "max_env_steps", "image_size", "grayscale", "frame_stack")

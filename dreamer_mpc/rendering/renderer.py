@@ -2,15 +2,16 @@
 
 import contextlib
 from collections.abc import Iterator
+from types import ModuleType
 
 import numpy as np
 import torch
-import warp
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from dreamer_mpc.envs.scene import Stage
 from dreamer_mpc.util.device import to_device
+from dreamer_mpc.util.errors import UserError, in_one_line
 
 SAMPLES = 2  # rays of a pixel along each axis: as many as the multisampling of dm_control's tasks, 4
 SHADOW = 0.0  # of a light's rays that reach the shadow
@@ -19,15 +20,12 @@ SHADOW = 0.0  # of a light's rays that reach the shadow
 class Renderer:
     """Draws the scenes of `num_envs` environments that share one stage, in one batch.
 
-    A scene is copied to the device once, and everything that mujoco_warp reads lies in that copy. On a CPU the same
-    scenes give the same images, bit for bit, whichever rows they are in.
+    A scene is copied to the device once, and everything that mujoco_warp reads lies in that copy. The same scenes give
+    the same images, bit for bit, whichever rows they are in. UserError where warp cannot be loaded.
     """
 
     def __init__(self, stage: Stage, num_envs: int, image_size: int, device: torch.device):
-        warp.config.log_level = warp.LOG_ERROR  # no line for each kernel that it compiles
-        warp.init()
-        import mujoco_warp  # after that, as it says more
-
+        self._warp, mujoco_warp = load_warp()
         self._device, self._size = device, image_size
         self._scenes = torch.zeros(num_envs, stage.layout.width, device=device)
         with self._on_device():
@@ -47,7 +45,9 @@ class Renderer:
                 samples_per_pixel=SAMPLES,
                 use_fast_math=False,
             )
-        self._pixels = warp.to_torch(self._context.rgb_data).view(torch.uint8)  # [B, 4 H W]: blue, green, red, alpha
+        self._pixels = self._warp.to_torch(self._context.rgb_data).view(
+            torch.uint8
+        )  # [B, 4 H W]: blue, green, red, alpha
 
         self._refit, self._render = mujoco_warp.refit_bvh, mujoco_warp.render
 
@@ -63,6 +63,7 @@ class Renderer:
     @contextlib.contextmanager
     def _on_device(self) -> Iterator[None]:
         """warp works on torch's device and in torch's stream."""
+        warp = self._warp
         device = warp.device_from_torch(self._device)
         with warp.ScopedDevice(device):
             if not device.is_cuda:
@@ -73,7 +74,7 @@ class Renderer:
 
     def _place(self, stage: Stage) -> None:
         """Let model and data read their numbers from the scenes."""
-        parts, rows = stage.layout.parts(), len(self._scenes)
+        warp, parts, rows = self._warp, stage.layout.parts(), len(self._scenes)
 
         def at(name: str, *shape: int) -> Tensor:
             return self._scenes[:, parts[name]].view(rows, -1, *shape)
@@ -88,3 +89,19 @@ class Renderer:
         if stage.layout.lights:
             self._data.light_xpos = warp.from_torch(at("light_position", 3), dtype=vector)
             self._data.light_xdir = warp.from_torch(at("light_direction", 3), dtype=vector)
+
+
+def load_warp() -> tuple[ModuleType, ModuleType]:
+    """The modules warp and mujoco_warp; UserError where they are not there, or are not those that are meant."""
+    try:
+        import warp
+
+        warp.config.log_level = warp.LOG_ERROR  # no line for each kernel that it compiles
+        warp.init()
+        import mujoco_warp  # after that, as it says more
+    except Exception as error:
+        raise UserError(
+            f"render_quality warp: mujoco_warp cannot be loaded ({in_one_line(error)}): "
+            "pip install -c constraints.txt -e '.[warp]'"
+        ) from error
+    return warp, mujoco_warp
