@@ -2,6 +2,7 @@
 
 import importlib.machinery
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -395,6 +396,22 @@ def test_a_program_of_ones_own_gets_images(whole):
     assert env.observation_space.contains(image) and isinstance(reward, float) and not terminated
     assert info["env_steps"] == agent.config.action_repeat and env.render().shape == (480, 640, 3)
     env.close()
+
+
+@warped
+def test_a_program_of_ones_own_plays_what_eval_plays(whole, tmp_path):
+    checkpoint = whole["interleaved, stacked"][1]
+    args = ["--planner", "policy", "--episodes", 1, "--num-envs", 1, "--seed", 7, "--out", tmp_path]
+    assert quietly("eval", "--checkpoint", checkpoint, *args).code == 0
+    (played,) = json.loads((tmp_path / "eval.json").read_text())["results"][0]["returns"]
+    agent = load(checkpoint, device="cpu")
+    env, player, total, over = agent.make_env(), agent.player("policy", seed=7), 0.0, False
+    image, _ = env.reset(seed=7)
+    while not over:
+        image, reward, terminated, truncated, _ = env.step(player(image))
+        total, over = total + reward, terminated or truncated
+    env.close()
+    assert total == played
 
 
 # small parts
