@@ -158,8 +158,8 @@ def _evaluate(
     repeats, next_episode = Repeats(), rows
     while (episode < episodes).any():
         start = time.perf_counter()
-        first = torch.from_numpy(is_first).to(agent.device)
-        act = agent.act(planner, carry, images_on(image, agent.device), first)
+        tensors = images_on(image, agent.device), torch.from_numpy(is_first).to(agent.device)
+        act = agent.act(planner, carry, *tensors)
         executed = act.action.cpu().numpy()  # waits for the device
         times.append(time.perf_counter() - start)
         seen = image
