@@ -22,6 +22,7 @@ from dreamer_mpc.envs.scene import PACKAGES, TENDON_PARTS, Layout
 from dreamer_mpc.evaluation.subject import Subject
 from dreamer_mpc.library import load
 from dreamer_mpc.report.curves import method_of
+from dreamer_mpc.report.doctor import check_warp
 from dreamer_mpc.report.rows import drawn_by
 from dreamer_mpc.runs.folder import default_run_dir
 from dreamer_mpc.training.trainer import Trainer
@@ -451,3 +452,17 @@ def test_the_benchmarks_measure_it(tmp_path):
     assert (tmp_path / "hopper-hop-warp.png").stat().st_size > 1000
     with pytest.raises(SystemExit):
         rendering.main(["--quality", "warp"])
+
+
+@warped
+def test_doctor_draws_a_frame(monkeypatch):
+    found = check_warp()
+    assert found.status == "ok" and "ms a 64x64 frame" in found.text and "mujoco-warp 3" in found.text
+    monkeypatch.setattr("dreamer_mpc.report.doctor._drawing_milliseconds", lambda count: 1 / 0)
+    assert check_warp().status == "warn" and "does not work here" in check_warp().text
+
+
+def test_doctor_does_without(monkeypatch):
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *at: None if name == "warp" else there(name, *at))
+    assert check_warp().status == "ok" and "pip install -e '.[warp]'" in check_warp().text
