@@ -3,7 +3,8 @@
     python -m benchmarks.collect [--num-envs 1 4 8 12 16] [--qualities full fast] [--device cuda] [--out collect.json]
 
 A step is planning in one batch, stepping and rendering in workers, and storing in replay; there are no updates. The
-ceiling is the rate of the same number of processes that render without an agent and wait for nothing (`rendering.py`).
+ceiling is the rate of the same number of processes that render without an agent and wait for nothing (`rendering.py`);
+with the quality `warp`, of as many environments that are drawn together.
 """
 
 # Imports of torch are inside the functions: the environments' workers import this module, and should start fast.
@@ -51,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     from benchmarks import common, rendering
     from dreamer_mpc.envs import RENDER_QUALITIES, choose_gl_backend, match_egl_device
+    from dreamer_mpc.envs.scene import WARP
     from dreamer_mpc.planners import PLANNERS
     from dreamer_mpc.util.device import choose_device
 
@@ -71,7 +73,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for quality in args.qualities:
         numbers = [n for n in args.num_envs if n <= max(cores, 1)]
         asked = ["--env", config.env, "--action-repeat", str(config.action_repeat), "--quality", quality]
-        ceiling = rendering.frames_per_s([*asked, "--seconds", str(args.seconds)], max(numbers))
+        if quality == WARP:  # one renderer for all: they wait for each other
+            rest = (config.device, args.seconds, config.action_repeat)
+            ceiling = rendering.rows_per_s(config.env, quality, max(numbers), *rest)
+        else:
+            ceiling = rendering.frames_per_s([*asked, "--seconds", str(args.seconds)], max(numbers))
         rows.append({"quality": quality, "num_envs": max(numbers), "planner": "no agent", "agent_steps_per_s": ceiling})
         for num_envs in numbers:
             chosen = replace(config, num_envs=num_envs, render_quality=quality)

@@ -10,6 +10,7 @@ import numpy as np
 from dreamer_mpc.envs.actions import StepResult, repeat_action, to_bounds
 from dreamer_mpc.envs.errors import EnvError, unfit_args
 from dreamer_mpc.envs.gl import choose_gl_backend
+from dreamer_mpc.envs.scene import WARP, Scene, Stage, check_installed
 from dreamer_mpc.envs.snapshot import Restorable, not_restorable
 
 ENDLESS_TASK_STEPS = 1000
@@ -18,6 +19,7 @@ RENDER_QUALITIES: dict[str, dict[str, int]] = {  # changes of MuJoCo's visual.qu
     "full": {},
     "small-shadows": {"shadowsize": 1024},  # 2048 in dm_control's tasks
     "fast": {"shadowsize": 0, "offsamples": 0},
+    WARP: {},  # not MuJoCo's own renderer: `scene.py`
 }
 RANDOM_MODELS = ("lqr",)  # domains that randomise the model itself, so that a new seed needs a new model
 # Fields of the model that the suite's tasks change when an episode begins, such as the place of a target.
@@ -61,12 +63,13 @@ class DMCState(NamedTuple):
     model: dict[str, np.ndarray]  # `CHANGED_FIELDS`
     task: dict[str, Any]  # its attributes, with its random generator
     counters: tuple[int, bool, int | None]  # dm_control's count of steps and its flag for a reset, and ours
-    image: np.ndarray  # the last one
+    image: np.ndarray  # the last one, or scene
 
 
 class DMCEnv(gymnasium.Env, Restorable):
     """A task of dm_control's suite: uint8 images [size, size, 3], float32 actions [A] in [-1, 1].
 
+    With the render quality `warp` it gives scenes, float32 [F], in place of images.
     An episode is terminated where dm_control ends it with discount 0, truncated at the time limit (tasks
     without one: 1000 env steps) and where the physics diverges: then `info["simulator_error"]` is true, and the image
     is the previous one, because MuJoCo jumps to its default pose. The arguments are those of `make_env`.
@@ -89,6 +92,8 @@ class DMCEnv(gymnasium.Env, Restorable):
         tasks = list_tasks()
         if name not in tasks:
             raise EnvError(_unknown(name, tasks))
+        if render_quality == WARP:
+            check_installed()
         self._domain, self._task = name.split("-", 1)
         self._action_repeat = action_repeat
         self._image_size = image_size
@@ -98,12 +103,15 @@ class DMCEnv(gymnasium.Env, Restorable):
         self._views = {}  # (height, width) -> dm_control's Camera
         self._load(None)
         self._camera = self._choose_camera(camera)
+        self._scene = self._make_scene() if render_quality == WARP else None
         limit = self._time_limit()
         self._max_env_steps = min(limit, max_env_steps or limit)
         self._env_steps = None  # of this episode; None: reset first
         self._image = None  # the last image before a simulator error
         self._low, self._high = self._action_bounds()
         self.observation_space = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
+        if self._scene:
+            self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (self._scene.layout.width,), np.float32)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, self._low.shape, np.float32)
         self.steps_per_s = 1 / (action_repeat * self._env.control_timestep())
         self.metadata = DMCEnv.metadata | {"render_fps": self.steps_per_s}
@@ -117,14 +125,14 @@ class DMCEnv(gymnasium.Env, Restorable):
             self._env.task.random.seed(seed)
         self._env.reset()
         self._env_steps = 0
-        self._image = self._render(self._image_size, self._image_size)
+        self._image = self._observe()
         return self._image.copy(), {"env_steps": 0}
 
     def step(self, action: np.ndarray):
         """Repeat `action` [A] and render once; ValueError for an action that is not finite."""
         reward, terminated, truncated, info = self._step_unseen(action)
         if "simulator_error" not in info:
-            self._image = self._render(self._image_size, self._image_size)
+            self._image = self._observe()
         return self._image.copy(), reward, terminated, truncated, info
 
     @property
@@ -153,7 +161,7 @@ class DMCEnv(gymnasium.Env, Restorable):
     def set_state(self, state: DMCState) -> np.ndarray:
         """Go back to `state`, and render it."""
         self.go_to(state)
-        self._image = self._render(self._image_size, self._image_size)
+        self._image = self._observe()
         return self._image.copy()
 
     def go_to(self, state: DMCState) -> None:
@@ -173,6 +181,10 @@ class DMCEnv(gymnasium.Env, Restorable):
     def _advance(self, action: np.ndarray) -> tuple[float, bool]:
         reward, terminated, truncated, _ = self._step_unseen(action)
         return reward, terminated or truncated
+
+    def stage(self) -> Stage:
+        """What images of its scenes are made with; only with the render quality `warp`."""
+        return self._scene.stage()
 
     def render(self) -> np.ndarray:
         """The current frame for a video, uint8 [480, 640, 3]."""
@@ -225,6 +237,14 @@ class DMCEnv(gymnasium.Env, Restorable):
         terminated = time_step.last() and time_step.discount == 0.0
         truncated = not terminated and (time_step.last() or self._env_steps >= self._max_env_steps)
         return None, reward, terminated, truncated, {}
+
+    def _make_scene(self) -> Scene:
+        physics, fixed = self._env.physics, self._domain not in RANDOM_MODELS
+        name = f"{self._domain}-{self._task}"
+        return Scene(name, physics.model.ptr, physics.data.ptr, self._camera, self._image_size, fixed)
+
+    def _observe(self) -> np.ndarray:
+        return self._scene.read() if self._scene else self._render(self._image_size, self._image_size)
 
     def _render(self, height: int, width: int) -> np.ndarray:
         if (

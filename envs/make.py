@@ -11,6 +11,7 @@ from dreamer_mpc.envs.errors import EnvError
 from dreamer_mpc.envs.frames import MOST_STACKED, Frames
 from dreamer_mpc.envs.gl import offer_gl_backend
 from dreamer_mpc.envs.names import is_task
+from dreamer_mpc.envs.scene import WARP
 
 
 def make_env(
@@ -33,7 +34,9 @@ def make_env(
     steps it took (fewer where the episode ends). `max_env_steps` ends an episode, as truncated, after that
     many simulator steps. `render_quality` (`full`; `small-shadows`, shadow maps of a quarter of the pixels;
     `fast`, no shadows and no multisampling) and `camera`, a number or a name, apply to dm_control and to gymnasium's
-    MuJoCo environments. `env_args` are arguments of the task, of `gymnasium.make`, or of the factory.
+    MuJoCo environments. With the quality `warp`, of dm_control alone, observations are scenes, float32 [F], of which
+    `dreamer_mpc.rendering` makes images of that form. `env_args` are arguments of the task, of `gymnasium.make`, or of
+    the factory.
 
     Raises `EnvError`, one line with its remedy: unknown name, unusable setting or factory, no OpenGL.
     """
@@ -45,6 +48,8 @@ def make_env(
         raise EnvError(f"max_env_steps must be 1 or more, got {max_env_steps}")
     if render_quality not in RENDER_QUALITIES:
         raise EnvError(f"render_quality must be one of {', '.join(RENDER_QUALITIES)}, got {render_quality!r}")
+    if render_quality == WARP and not is_task(name):
+        raise EnvError(f"{name}: render_quality warp draws tasks of dm_control alone: use full, small-shadows or fast")
     if not 1 <= frame_stack <= MOST_STACKED:
         raise EnvError(f"frame_stack must be between 1 and {MOST_STACKED}, got {frame_stack}")
     shared = {"action_repeat": action_repeat, "image_size": image_size, "max_env_steps": max_env_steps}
@@ -54,4 +59,5 @@ def make_env(
     else:
         offer_gl_backend()
         env = make_custom_env(name, **shared)
-    return Frames(env, grayscale=grayscale, stack=frame_stack) if grayscale or frame_stack > 1 else env
+    framed = (grayscale or frame_stack > 1) and render_quality != WARP
+    return Frames(env, grayscale=grayscale, stack=frame_stack) if framed else env

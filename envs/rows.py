@@ -9,12 +9,13 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from dreamer_mpc.envs.errors import EnvError
+from dreamer_mpc.envs.scene import Stage
 from dreamer_mpc.envs.snapshot import is_restorable
 from dreamer_mpc.envs.surroundings import Surroundings
 from dreamer_mpc.envs.view import UNKNOWN, Facts, facts_of, view_of
 
-# Beside reset and step: those of `Restorable`, and those of a viewer.
-CALLS = ("restorable", "get_state", "set_state", "go_to", "try_plans", "view", "facts")
+# Beside reset and step: those of `Restorable`, those of a viewer, and that of a renderer.
+CALLS = ("restorable", "get_state", "set_state", "go_to", "try_plans", "view", "facts", "stage")
 
 
 def call(env: gymnasium.Env, method: str, args: tuple[Any, ...]) -> Any:
@@ -98,6 +99,10 @@ class RowVectorEnv(VectorEnv):
     def try_plans(self, states: Sequence[Any], plans: np.ndarray) -> np.ndarray:
         """Rewards [B, P, H] of the plans [B, P, H, A] of each row, from its state; see `Restorable.try_plans`."""
         return np.stack(self._call(np.arange(self.num_envs), "try_plans", list(zip(states, plans, strict=True))))
+
+    def stage(self) -> Stage:
+        """What images of the rows' scenes are made with; only where observations are scenes."""
+        return self._call(np.arange(1), "stage", [()])[0]
 
     def view(self, row: int) -> np.ndarray | None:
         """The present frame of a row for a video, uint8 [height, width, 3]; None where it has none."""

@@ -11,8 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent / "dreamer_mpc"
 ORDER = (
-    "library", "sweeps", "training", "analysis", "evaluation", "report", "runs", "config", "data", "agents", "planners",
-    "world_model", "networks", "kernels", "util", "envs",
+    "library", "sweeps", "training", "analysis", "evaluation", "report", "runs", "config", "data", "rendering",
+    "agents", "planners", "world_model", "networks", "kernels", "util", "envs",
 )  # fmt: skip
 
 

@@ -223,7 +223,17 @@ def test_rows_have_the_names_that_files_of_before_have(six, trained, tmp_path):
         )
     done(quietly("eval", "--checkpoint", trained, "--out", tmp_path, "--planner", "policy", "--episodes", 1))
     record = json.loads((tmp_path / "eval.json").read_text())
-    assert list(record) == ["checkpoint", "env", "env_steps", "seed", "num_envs", "device", "torch", "results"]
+    assert list(record) == [
+        "checkpoint",
+        "env",
+        "render_quality",
+        "env_steps",
+        "seed",
+        "num_envs",
+        "device",
+        "torch",
+        "results",
+    ]
     assert list(record["results"][0]) == [
         "planner", "return_mean", "return_std", "return_low", "return_high", "failed_episodes", "ms_per_action",
         "model_evaluations", "episodes", "returns",

@@ -22,9 +22,10 @@ from dreamer_mpc.config import AnalyzeConfig
 from dreamer_mpc.config.make import load_agent, make_envs, side_by_side_envs
 from dreamer_mpc.envs.snapshot import not_restorable
 from dreamer_mpc.evaluation.record import AFRESH
-from dreamer_mpc.evaluation.subject import Subject
+from dreamer_mpc.evaluation.subject import Subject, one_world
 from dreamer_mpc.report.panels import panels_picture
 from dreamer_mpc.report.progress import duration, plural
+from dreamer_mpc.report.rows import drawn_by
 from dreamer_mpc.util.device import choose_device, device_name
 from dreamer_mpc.util.errors import UserError, cannot_write
 from dreamer_mpc.util.files import to_csv, user_path
@@ -55,6 +56,7 @@ class Analysis:
     def of(cls, config: AnalyzeConfig, subjects: list[Subject]) -> "Analysis":
         """The analysis of the command; UserError where its settings do not fit, or its folder holds another."""
         device, kind = choose_device(config.device), MEASURES[config.what]
+        one_world(subjects, config.render_quality)
         by_content = {hashlib.sha256(s.path.read_bytes()).hexdigest(): s for s in reversed(subjects)}
         by_content = {sha256: by_content[sha256] for sha256 in reversed(by_content)}  # each once, in their order
         made = {
@@ -137,7 +139,12 @@ class Analysis:
         """Of the picture: the measure, and of what."""
         tasks = list(dict.fromkeys(subject.trained.env for subject in self.subjects.values()))
         counts = f"{plural(len(self.subjects), 'checkpoint')}, {plural(self.config.episodes, 'episode')} each"
-        return f"{self.config.what}: {', '.join(tasks)}; {counts}"
+        return f"{self.config.what}: {', '.join(tasks)}; {counts}{self.world()}"
+
+    def world(self) -> str:
+        """What drew the episodes, if warp did; as the end of a line."""
+        own = sorted({subject.trained.render_quality for subject in self.subjects.values()})
+        return drawn_by(self.config.render_quality or own[0], *own)
 
     @property
     def _measure(self) -> Measure:

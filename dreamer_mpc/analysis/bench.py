@@ -13,7 +13,7 @@ from dreamer_mpc.agents.protocol import Agent, Carry
 from dreamer_mpc.envs.rows import RowVectorEnv
 from dreamer_mpc.planners import Memory, Plan, Planner, Policy
 from dreamer_mpc.planners.protocol import LatentDynamics, make_plan
-from dreamer_mpc.util.device import preserved_rng
+from dreamer_mpc.util.device import Images, images_on, images_on_host, preserved_rng
 
 
 class Visit(NamedTuple):
@@ -97,14 +97,14 @@ class Bench:
             None if found is None else [found[row] for row in stands_in],
         )  # fmt: skip
 
-    def act(self, planner: Planner, carry: Carry, image: np.ndarray, first: bool = False) -> tuple[Carry, np.ndarray]:
+    def act(self, planner: Planner, carry: Carry, image: Images, first: bool = False) -> tuple[Carry, np.ndarray]:
         """Observe and plan; the carry, and the actions for the environments."""
         device = self.agent.device
         is_first = torch.full((len(image),), first, device=device)
-        act = self.agent.act(planner, carry, torch.from_numpy(image).to(device), is_first)
+        act = self.agent.act(planner, carry, images_on(image, device), is_first)
         return act.carry, act.action.cpu().numpy()
 
-    def step(self, action: np.ndarray, alive: Bool[np.ndarray, " B"]) -> tuple[np.ndarray, ...]:
+    def step(self, action: np.ndarray, alive: Bool[np.ndarray, " B"]) -> tuple[Any, ...]:
         """A step of the rows that are alive: images, rewards, terminated, truncated."""
         self.envs.step_async(action, alive)
         return self.envs.step_wait()[:4]
@@ -145,7 +145,7 @@ class Bench:
             alive = alive & ~(terminated | truncated)
             follows = k < answered
             carry, action = self.act(FOLLOW if follows else POLICY, carry if follows else _bare(carry), image)
-            found.append((reward, carry.state.clone(), image, valued))
+            found.append((reward, carry.state.clone(), images_on_host(image), valued))
         reward, states, image, valued = zip(*found, strict=True)
         outcome = np.stack(reward, 1), torch.stack(states, 1), np.stack(image, 1), np.stack(valued, 1)
         return Executed(*outcome, reached, alive)

@@ -36,7 +36,8 @@ def main(args: Sequence[str]) -> int:
         raise UserError("nothing could be measured, as episodes end too early: lower --states, --every or --depth")
     paths = analysis.write(summary)
     measure = next(iter(analysis.measures.values()))
-    caption = f"{measure.caption}. In brackets: 95 % intervals, Student's t, from {FEWEST} episodes on."
+    world = f" Episodes {world}." if (world := analysis.world().removeprefix(", ")) else ""
+    caption = f"{measure.caption}.{world} In brackets: 95 % intervals, Student's t, from {FEWEST} episodes on."
     table_console(170).print(analysis_table(measure.table(summary), caption))
     print(f"wrote {', '.join(map(str, paths))}")
     return 0

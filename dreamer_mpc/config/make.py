@@ -4,7 +4,6 @@ import os
 import textwrap
 from typing import Any
 
-import gymnasium
 import torch
 
 from dreamer_mpc.agents.dreamer import Dreamer
@@ -14,16 +13,38 @@ from dreamer_mpc.config.schema import Config
 from dreamer_mpc.envs import choose_gl_backend, make_vector_env
 from dreamer_mpc.envs.gl import match_egl_device, offer_gl_backend
 from dreamer_mpc.envs.names import is_task
+from dreamer_mpc.envs.rows import RowVectorEnv
+from dreamer_mpc.envs.scene import WARP
 from dreamer_mpc.util.arguments import read_env_args
 from dreamer_mpc.util.errors import UserError
 
 
-def make_envs(config: Config, num_envs: int, device: torch.device) -> gymnasium.vector.VectorEnv:
-    """`num_envs` environments set up by `config`, rendered on the GPU of `device` with an OpenGL backend that works."""
+def make_envs(config: Config, num_envs: int, device: torch.device) -> RowVectorEnv:
+    """`num_envs` environments set up by `config`, rendered on the GPU of `device` with an OpenGL backend that works.
+
+    With the render quality `warp` their images are drawn on `device` and stay there, as tensors.
+    """
     choose_gl_backend() if is_task(config.env) else offer_gl_backend()
     if device.type == "cuda":
         match_egl_device(device.index)
-    return make_vector_env(config.env, num_envs, **env_settings(config))
+    envs = make_vector_env(config.env, num_envs, **env_settings(config))
+    if config.render_quality != WARP:
+        return envs
+    try:
+        from dreamer_mpc.rendering.rows import DrawnRows  # loads an optional package
+
+        return DrawnRows(envs, config.images, device)
+    except BaseException:
+        envs.close()
+        raise
+
+
+def try_renderer(config: Config) -> None:
+    """UserError where what draws the images of `config` cannot be loaded."""
+    if config.render_quality == WARP:
+        from dreamer_mpc.rendering.renderer import load_warp
+
+        load_warp()
 
 
 def env_settings(config: Config) -> dict[str, Any]:

@@ -122,7 +122,8 @@ class Config(PlannerSettings):
     max_env_steps: int | None = None
     """Longest episode in env steps; None is the task's own time limit."""
     render_quality: RenderQuality = "full"
-    """full: dm_control's own; small-shadows: nearly the same, a quarter cheaper; fast: no shadows, no multisampling."""
+    """full: dm_control's own; small-shadows: nearly the same, a quarter cheaper; fast: no shadows, no multisampling;
+    warp: dm_control's tasks in nearly the same pictures, drawn on --device for all environments at once."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     compile: Literal["auto", "off"] = "auto"

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 from torch.profiler import record_function
 
@@ -16,7 +16,7 @@ from dreamer_mpc.envs.rows import RowVectorEnv
 from dreamer_mpc.planners import Planner
 from dreamer_mpc.planners.protocol import Memory
 from dreamer_mpc.util.counters import Counters
-from dreamer_mpc.util.device import to_device
+from dreamer_mpc.util.device import Images, images_on, images_on_host, to_device
 from dreamer_mpc.util.randomness import generator_state, restore_generator
 
 
@@ -93,8 +93,9 @@ class Collector:
             seeds[row] = self._seeds[row] = episode_seed(self._seed, int(row), int(self._numbers[row]))
         with record_function("reset environments"):
             image, _ = reset_rows(self.envs, waiting, seeds)
+        image = _of_rows(image, rows) if len(rows) < len(self._rows) else image
         action, none = np.zeros((len(rows), *self._shape[1:]), dtype=np.float32), np.zeros(len(rows), dtype=bool)
-        self._see(rows, self._store(rows, image[rows], action, np.zeros(len(rows)), ~none, none))
+        self._see(rows, self._store(rows, image, action, np.zeros(len(rows)), ~none, none))
         self._is_first = self._is_first | to_device(torch.from_numpy(waiting), self.agent.device)
         self._begun |= waiting
 
@@ -130,7 +131,7 @@ class Collector:
         kept, rows = stepped & ~lost, self._rows
         if not kept.all():
             rows = self._rows[kept]
-            image, action, reward = image[rows], action[rows], reward[rows]
+            image, action, reward = _of_rows(image, rows), _of_rows(action, rows), reward[rows]
         self.counters.env_steps += int(np.sum(info["env_steps"]))
         self.counters.agent_steps += len(rows)
         self._returns[rows] += reward
@@ -190,8 +191,9 @@ class Collector:
             return []
         actions = [np.array(row) for row in self._actions]
         image, returns, ended = reenact(self.envs, self._begun, self._seeds.tolist(), actions)
-        same = (image == self.replay.newest(self._rows)).all(axis=(1, 2, 3)) & (returns == self._returns) & ~ended
-        self._see(self._rows, to_device(torch.from_numpy(image), device))
+        seen = (images_on_host(image) == self.replay.newest(self._rows)).all(axis=(1, 2, 3))
+        same = seen & (returns == self._returns) & ~ended
+        self._see(self._rows, images_on(image, device))
         self._is_first = torch.tensor([not row for row in self._actions], device=device)
         broken = self._begun & ~same
         self.counters.episodes += int(broken.sum())
@@ -217,13 +219,23 @@ class Collector:
     def _store(
         self,
         rows: np.ndarray,
-        image: np.ndarray,
+        image: Images,
         action: np.ndarray | Tensor,
         reward: np.ndarray,
         is_first: np.ndarray,
         is_terminal: np.ndarray,
     ) -> UInt8[Tensor, "N H W C"]:
-        """Append one frame for each of `rows` to replay; returns the images on the agent's device, sent there once."""
-        seen = to_device(torch.from_numpy(image), self.agent.device)
+        """Append one frame for each of `rows` to replay; returns the images on the agent's device.
+
+        They are sent there once, unless they were drawn there.
+        """
+        seen = images_on(image, self.agent.device)
         self.replay.append(rows, seen if self._shared else image, action, reward, is_first, is_terminal)
         return seen
+
+
+def _of_rows(values: np.ndarray | Tensor, rows: Int64[np.ndarray, " N"]) -> np.ndarray | Tensor:
+    """The `rows` of `values`, wherever they are; does not wait for a device."""
+    if isinstance(values, np.ndarray):
+        return values[rows]
+    return values[to_device(torch.from_numpy(rows), values.device)]

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 
 from dreamer_mpc.envs import reset_rows
 from dreamer_mpc.envs.rows import RowVectorEnv
+from dreamer_mpc.util.device import Images
 
 MOST_REPEATS = 3
 
@@ -16,7 +17,7 @@ def reenact(
     begun: Bool[np.ndarray, " B"],
     seeds: Sequence[int],
     actions: Sequence[Float[np.ndarray, "_ A"]],
-) -> tuple[UInt8[np.ndarray, "B H W C"], Float[np.ndarray, " B"], Bool[np.ndarray, " B"]]:
+) -> tuple[Images, Float[np.ndarray, " B"], Bool[np.ndarray, " B"]]:
     """Play the episode of each row of `begun` again from its seed and its recorded actions.
 
     Returns the last images, the returns, and the rows whose episode ended before the recorded actions did. A row is
@@ -37,7 +38,7 @@ def _play(
     begun: Bool[np.ndarray, " B"],
     seeds: Sequence[int],
     actions: Sequence[Float[np.ndarray, "_ A"]],
-) -> tuple[UInt8[np.ndarray, "B H W C"], Float[np.ndarray, " B"], Bool[np.ndarray, " B"], Bool[np.ndarray, " B"]]:
+) -> tuple[Images, Float[np.ndarray, " B"], Bool[np.ndarray, " B"], Bool[np.ndarray, " B"]]:
     """As `reenact`, once; also the rows whose process was lost, which count as ended."""
     lengths = np.array([len(row) for row in actions])
     returns = np.zeros(envs.num_envs)

@@ -17,7 +17,7 @@ from dreamer_mpc.report.progress import (
     results_table,
     table_console,
 )
-from dreamer_mpc.report.rows import to_comparison, to_evaluation
+from dreamer_mpc.report.rows import drawn_by, to_comparison, to_evaluation
 from dreamer_mpc.util.device import device_name
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import to_csv
@@ -48,7 +48,9 @@ def _evaluate(config: settings.EvalConfig, subject: Subject) -> int:
     elsewhere = f", trained on {trained_on}" if env != trained_on else ""
     steps = subject.checkpoint.counters.env_steps
     name = "" if _name(subject) == env else f": {_name(subject)}"
-    print_table(results_table(rows, f"{env}{name}{elsewhere}, {steps:,} env steps"))
+    quality, own = comparison.trained.render_quality, subject.trained.render_quality
+    world = drawn_by(quality, own)
+    print_table(results_table(rows, f"{env}{name}{elsewhere}, {steps:,} env steps{world}"))
     results = [
         {**to_evaluation(row), "returns": [episode["return"] for episode in episodes.of(row["planner"], name)]}
         for row in rows
@@ -57,6 +59,7 @@ def _evaluate(config: settings.EvalConfig, subject: Subject) -> int:
     record = {
         "checkpoint": str(subject.path),
         "env": env,
+        "render_quality": quality,
         "env_steps": subject.checkpoint.counters.env_steps,
         "seed": config.seed,
         "num_envs": rows[0]["num_envs"],
@@ -74,6 +77,12 @@ def _say_whose_settings(config: settings.PlaySettings, planners: dict[str, Plann
     for name in [name for name in planners if f"{name}-default" in settings.planner_presets()]:
         if planners[name] != settings.planner_from(config, f"{name}-default"):
             print(f"{name} has the settings of the checkpoint or the command; {name}-default has this version's")
+
+
+def _worlds(comparison: Comparison) -> str:
+    """What drew the episodes, and what drew those that the agents were trained in, if warp did either."""
+    own = sorted({subject.trained.render_quality for subject in comparison.subjects.values()})
+    return drawn_by(comparison.trained.render_quality, *own).removeprefix(", ")
 
 
 def _name(subject: Subject) -> str:
@@ -106,7 +115,7 @@ def _compare(config: settings.CompareConfig, subjects: list[Subject]) -> int:
         print(f"\ninterrupted: the same command {how}goes on from here", file=sys.stderr)
         return 130
     rows, record = comparison.rows(), comparison.record
-    print_table(comparison_table(rows), table_console(120))
+    print_table(comparison_table(rows, _worlds(comparison)), table_console(120))
     folder = record.folder
     record.keep()
     record.write(COMPARE, to_csv(map(to_comparison, rows)))

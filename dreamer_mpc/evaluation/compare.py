@@ -27,12 +27,12 @@ from dreamer_mpc.config.make import load_agent, make_envs, side_by_side_envs
 from dreamer_mpc.envs.dmc import ENDLESS_TASK_STEPS
 from dreamer_mpc.evaluation.episodes import Evaluation, evaluate
 from dreamer_mpc.evaluation.record import Episodes, Record
-from dreamer_mpc.evaluation.subject import Subject, same_task
+from dreamer_mpc.evaluation.subject import Subject, one_world, same_task
 from dreamer_mpc.evaluation.summary import summarise_scores
 from dreamer_mpc.evaluation.visualize import write_visuals
 from dreamer_mpc.planners import Planner
 from dreamer_mpc.report.progress import EpisodesProgress
-from dreamer_mpc.report.rows import Row
+from dreamer_mpc.report.rows import Row, drawn_by
 from dreamer_mpc.util.device import choose_device, device_name
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import output_path
@@ -124,6 +124,7 @@ class Comparison:
         """The comparison of the command `compare`: its folder may already hold some of the episodes."""
         device = choose_device(config.device)
         same_task(subjects)
+        one_world(subjects, config.render_quality)
         by_content = {hashlib.sha256(s.path.read_bytes()).hexdigest(): s for s in reversed(subjects)}
         by_content = {sha256: by_content[sha256] for sha256 in reversed(by_content)}  # each once, in their order
         planners, left_out = contestants(config, subjects)
@@ -195,7 +196,7 @@ class Comparison:
             video_steps = 0
 
     def _write_visuals(self, label: str, agent: Agent, result: Evaluation, progress: EpisodesProgress) -> None:
-        stem, title = self.record.stem(label), f"{self.trained.env}, {label}"
+        stem, title = self.record.stem(label), f"{self.trained.env}, {label}{drawn_by(self.trained.render_quality)}"
         for path in write_visuals(stem, agent, self.planners[label], label, result, title, progress.line):
             progress.line(f"wrote {path}")
 

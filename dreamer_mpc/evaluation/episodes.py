@@ -16,7 +16,7 @@ from dreamer_mpc.evaluation.summary import summarise_scores
 from dreamer_mpc.planners import Planner
 from dreamer_mpc.report.progress import plural
 from dreamer_mpc.report.rows import Row
-from dreamer_mpc.util.device import preserved_rng
+from dreamer_mpc.util.device import Images, images_on, images_on_host, preserved_rng
 from dreamer_mpc.util.encode import to_jpeg
 
 MOST_REPEATS = 3  # of one episode
@@ -36,10 +36,10 @@ class EpisodeRecording:
     facts: Facts = UNKNOWN
 
     def append(
-        self, image: np.ndarray, view: np.ndarray | None, before: Carry, act: Act, reward: float, is_first: bool
+        self, image: Images, view: np.ndarray | None, before: Carry, act: Act, reward: float, is_first: bool
     ) -> None:
         """Row 0 of a step; `view` is the frame at full size of what `image` shows to the agent."""
-        self.image.append(image)
+        self.image.append(images_on_host(image))
         self.view.append(None if view is None else to_jpeg(view))
         self.state.append(act.carry.state[0])
         self.action.append(act.action[0])
@@ -158,7 +158,7 @@ def _evaluate(
     repeats, next_episode = Repeats(), rows
     while (episode < episodes).any():
         start = time.perf_counter()
-        tensors = (torch.from_numpy(x).to(agent.device) for x in (image, is_first))
+        tensors = images_on(image, agent.device), torch.from_numpy(is_first).to(agent.device)
         act = agent.act(planner, carry, *tensors)
         executed = act.action.cpu().numpy()  # waits for the device
         times.append(time.perf_counter() - start)

@@ -18,6 +18,7 @@ from dreamer_mpc.envs.processes import belong_to_parent
 from dreamer_mpc.envs.rows import RowVectorEnv
 from dreamer_mpc.evaluation.episodes import EpisodeRecording, Evaluation, evaluate
 from dreamer_mpc.evaluation.visualize import write_visuals
+from dreamer_mpc.report.rows import drawn_by
 from dreamer_mpc.runs.checkpoint import load_checkpoint
 from dreamer_mpc.util.device import choose_device, preserved_rng
 from dreamer_mpc.util.errors import UserError, in_one_line
@@ -71,7 +72,8 @@ class Player:
         shown: list[Path] = []
         notes: list[str] = []
         if recorded:
-            title = f"{self._config.env}, {order.planner}, {order.env_steps:,} env steps"
+            world = drawn_by(self._config.render_quality)
+            title = f"{self._config.env}, {order.planner}, {order.env_steps:,} env steps{world}"
             shown = write_visuals(order.stem, self._agent, planner, order.planner, evaluation, title, notes.append)
         return Played(replace(evaluation, recording=EpisodeRecording()), shown, notes, time.monotonic() - began)
 

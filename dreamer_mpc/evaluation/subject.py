@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamer_mpc.config import Config, trained_config
+from dreamer_mpc.envs.scene import WARP
 from dreamer_mpc.runs.checkpoint import Checkpoint, load_checkpoint, load_newest
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.util.errors import UserError
@@ -60,3 +61,15 @@ def same_task(subjects: list[Subject]) -> None:
                     f"checkpoints of different tasks: {first.path} was trained with {key} {one}, {other.path} with "
                     f"{key} {another}; compare one task at a time"
                 )
+
+
+def one_world(subjects: list[Subject], asked: str | None) -> None:
+    """UserError where some were trained in pictures by warp and others not, unless a render quality is `asked` for."""
+    first = subjects[0]
+    for other in subjects[1:]:
+        one, another = first.trained.render_quality, other.trained.render_quality
+        if asked is None and (one == WARP) != (another == WARP):
+            raise UserError(
+                f"{first.path} was trained with render_quality {one}, {other.path} with {another}: name the one that "
+                "all of them play in with --render-quality"
+            )

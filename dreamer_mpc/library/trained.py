@@ -11,13 +11,15 @@ from torch import Tensor
 from dreamer_mpc.agents.protocol import Agent
 from dreamer_mpc.config import Config, check_runs, planner_from, preset_kind
 from dreamer_mpc.config.make import env_settings, load_agent
-from dreamer_mpc.envs import make_env
+from dreamer_mpc.envs import make_env, make_vector_env
+from dreamer_mpc.envs.scene import WARP
 from dreamer_mpc.evaluation.subject import Subject
 from dreamer_mpc.library.arrays import Array, read
 from dreamer_mpc.library.player import Bounds, Player
 from dreamer_mpc.planners import PLANNERS, Planner, make_planner
 from dreamer_mpc.planners.rollout import LatentNoise, draw_noise, joined, policy_rollout, rollout
 from dreamer_mpc.util.device import choose_device, preserved_rng
+from dreamer_mpc.world_model import ImageForm
 
 
 class Dream(NamedTuple):
@@ -58,7 +60,13 @@ class TrainedAgent:
 
     def make_env(self, **changes: Any) -> gymnasium.Env:
         """The environment that it was trained in, which takes actions in [-1, 1]; `changes` are those of `make_env`."""
-        return make_env(self.config.env, **env_settings(self.config) | changes)
+        settings = env_settings(self.config) | changes
+        if settings["render_quality"] != WARP:
+            return make_env(self.config.env, **settings)
+        from dreamer_mpc.rendering.env import DrawnEnv  # loads an optional package
+
+        form = ImageForm(settings["image_size"], 1 if settings["grayscale"] else 3, settings["frame_stack"])
+        return DrawnEnv(make_vector_env(self.config.env, 1, **settings), form, self.agent.device)
 
     def player(
         self, planner: str | Planner | None = None, *, seed: int = 0, bounds: Bounds | None = None, **settings: Any

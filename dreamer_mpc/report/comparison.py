@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dreamer_mpc.report.charts import WIDTH, new_figure, save
 from dreamer_mpc.report.progress import decided, plural
-from dreamer_mpc.report.rows import Row
+from dreamer_mpc.report.rows import Row, drawn_by
 from dreamer_mpc.report.styles import Style, styles
 from dreamer_mpc.util.intervals import FEWEST
 
@@ -164,11 +164,12 @@ def _explanation(rows, paired):
     return f"{words}Time: one call of observing and planning for {environments}, {', '.join(devices)}."
 
 
-def comparison_title(env: str, rows: Sequence[Row]) -> str:
+def comparison_title(env: str, rows: Sequence[Row], render_quality: str | None = None) -> str:
     """The title of a comparison's picture."""
     episodes, checkpoints = rows[0]["episodes"], rows[0]["checkpoints"]
     each = "each of " if checkpoints > 1 else ""
-    return f"{env}: {plural(episodes, 'episode')} of {each}{plural(checkpoints, 'checkpoint')}"
+    of = f"{each}{plural(checkpoints, 'checkpoint')}{drawn_by(render_quality)}"
+    return f"{env}: {plural(episodes, 'episode')} of {of}"
 
 
 def _plain_log_ticks(axis):

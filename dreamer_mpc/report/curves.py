@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dreamer_mpc.config import Config, load_saved
+from dreamer_mpc.report.rows import drawn_by
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.runs.logger import read_metrics
 from dreamer_mpc.util.errors import UserError, cannot_write, in_one_line
@@ -43,11 +44,15 @@ class Curve:
 
 
 def method_of(config: Config) -> str:
-    """The method's name: the planner's, but `dreamer` for the bare policy and `planet` for CEM without an actor."""
+    """The method's name: the planner's, but `dreamer` for the bare policy and `planet` for CEM without an actor.
+
+    Another planner in training is part of it, and pictures by warp.
+    """
     name = METHODS.get(config.planner, config.planner)
     if config.planner == "cem" and config.agent == "dreamer":
         name = "cem"
-    return name if config.trained_by == config.planner else f"{name}, trained with {config.trained_by}"
+    other = "" if config.trained_by == config.planner else f", trained with {config.trained_by}"
+    return f"{name}{other}{drawn_by(config.render_quality)}"
 
 
 def gather(

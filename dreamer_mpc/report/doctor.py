@@ -178,12 +178,30 @@ def check_loggers() -> Finding:
     return Finding("ok", text + (f" (optional: pip install {' '.join(missing)})" if missing else ""))
 
 
+def check_warp() -> Finding:
+    """The optional renderer of the quality `warp`, and the milliseconds of a frame and of 16 at once, on the device."""
+    from dreamer_mpc.envs import EnvError
+    from dreamer_mpc.envs.scene import check_installed
+
+    try:
+        check_installed()
+    except EnvError:
+        return Finding("ok", "none (optional: pip install -e '.[warp]')")
+    try:
+        one, many = (_drawing_milliseconds(count) for count in (1, 16))
+    except Exception as error:
+        return Finding("warn", f"--render-quality warp does not work here: {_one_line(error)}")
+    version = importlib.metadata.version("mujoco_warp")
+    return Finding("ok", f"mujoco-warp {version}, {one:.1f} ms a 64x64 frame, {many:.1f} for 16 at once")
+
+
 CHECKS: dict[str, Callable[[], Finding]] = {
     "python": check_python,
     "torch": check_torch,
     "dm_control": check_mujoco,
     "gymnasium": check_gymnasium,
     "OpenGL": check_gl,
+    "warp": check_warp,
     "video": _optional(check_video, "videos"),
     "pictures": _optional(check_pictures, "pictures"),
     "cores": check_cores,
@@ -213,6 +231,28 @@ def _frame_milliseconds(quality: str) -> float:
     milliseconds = 1000.0 * (time.perf_counter() - start) / FRAMES
     env.close()
     return milliseconds
+
+
+def _drawing_milliseconds(count: int) -> float:
+    """Of `count` frames that warp draws at once, on the GPU where there is one."""
+    import numpy as np
+
+    from dreamer_mpc.envs import make_vector_env
+    from dreamer_mpc.envs.scene import WARP
+    from dreamer_mpc.rendering.renderer import Renderer
+    from dreamer_mpc.util.device import choose_device
+
+    rows = make_vector_env("cheetah-run", 1, workers=False, render_quality=WARP)
+    scenes, _ = rows.reset(seed=0)
+    device = choose_device("auto")
+    renderer, scenes = Renderer(rows.stage(), count, 64, device), np.repeat(scenes, count, axis=0)
+    rows.close()
+    renderer.draw(scenes).cpu()
+    start = time.perf_counter()
+    for _ in range(FRAMES):
+        images = renderer.draw(scenes)
+    images.cpu()  # waits for the device
+    return 1000.0 * (time.perf_counter() - start) / FRAMES
 
 
 def _memory_gib() -> tuple[float, float] | None:

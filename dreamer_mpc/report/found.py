@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamer_mpc.config import Config, load_saved
+from dreamer_mpc.report.comparison import comparison_title
 from dreamer_mpc.report.rows import from_comparison
 from dreamer_mpc.runs.logger import read_metrics
 from dreamer_mpc.util.errors import UserError
@@ -40,6 +41,11 @@ class FoundComparison:
     @property
     def env(self) -> str:
         return self.made_with["env"]
+
+    @property
+    def title(self) -> str:
+        """Of its picture."""
+        return comparison_title(self.env, self.rows, self.made_with.get("render_quality"))
 
     def command(self) -> str:
         """The command that plays the same episodes under the same planners."""

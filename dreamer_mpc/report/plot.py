@@ -9,7 +9,7 @@ from rich.table import Table
 
 from dreamer_mpc.config import PlotConfig, parse
 from dreamer_mpc.report.charts import curves_picture
-from dreamer_mpc.report.comparison import comparison_picture, comparison_title
+from dreamer_mpc.report.comparison import comparison_picture
 from dreamer_mpc.report.curves import CURVES, Curve, gather, published, read_curves, write_curves
 from dreamer_mpc.report.found import COMPARE, FoundComparison
 from dreamer_mpc.report.progress import mean_and_spread, print_table, table_console
@@ -78,7 +78,7 @@ def draw_curves(folder: Path) -> Path:
 def draw_comparison(folder: Path) -> Path:
     """Draw compare.csv as compare.png, with a title from compare.json."""
     found = FoundComparison.read(folder)
-    return _draw(folder / "compare.png", comparison_picture, found.rows, comparison_title(found.env, found.rows))
+    return _draw(folder / "compare.png", comparison_picture, found.rows, found.title)
 
 
 def _draw(path: Path, picture, *content) -> Path:

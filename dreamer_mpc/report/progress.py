@@ -352,9 +352,10 @@ class EpisodesProgress(_Lines):
         self.line(f"{self._label}: mean return {mean:.1f} in {duration(self._clock() - self._started)}")
 
 
-def comparison_table(rows: list[Row]) -> Table:
+def comparison_table(rows: list[Row], subject: str = "") -> Table:
     """The table that `compare` prints, one row for each planner."""
     table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.title, table.title_justify = Text(subject) if subject else None, "left"
     table.add_column("planner", overflow="fold")
     columns = ("return\n[95 %]", "failed", "difference to\npolicy [95 %]", "ms per\naction", "model\nevals")
     for name in columns:

@@ -10,11 +10,12 @@ from typing import Any
 
 from dreamer_mpc.config import ReportConfig, parse, to_dict
 from dreamer_mpc.report.charts import curves_picture
-from dreamer_mpc.report.comparison import comparison_picture, comparison_title, figures
+from dreamer_mpc.report.comparison import comparison_picture, figures
 from dreamer_mpc.report.curves import Curve, method_of, published, read_run
 from dreamer_mpc.report.found import Found, FoundComparison, FoundEvaluation, FoundRun, find
 from dreamer_mpc.report.html import MB, Enclosures, card, code, heading, note, page, table
 from dreamer_mpc.report.progress import decided, mean_and_spread, plural
+from dreamer_mpc.report.rows import drawn_by
 from dreamer_mpc.report.styles import NAMES, style
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import user_path, write_text
@@ -125,7 +126,7 @@ def _interval(row: dict[str, Any], key: str) -> str:
 
 
 def _comparison(comparison: FoundComparison, enclosures: Enclosures, scratch: Path) -> str:
-    rows, title = comparison.rows, comparison_title(comparison.env, comparison.rows)
+    rows, title = comparison.rows, comparison.title
     picture = scratch / "compare.png"
     comparison_picture(picture, rows, title)
     paired = any(row["difference_mean"] is not None for row in rows)
@@ -147,7 +148,8 @@ def _comparison(comparison: FoundComparison, enclosures: Enclosures, scratch: Pa
 
 def _evaluation(evaluation: FoundEvaluation) -> str:
     record, rows = evaluation.record, evaluation.record["results"]
-    title = f"{record['env']}: {record['checkpoint']}, {record['env_steps']:,} env steps"
+    world = drawn_by(record.get("render_quality"))
+    title = f"{record['env']}: {record['checkpoint']}, {record['env_steps']:,} env steps{world}"
     titles = ("planner", "return ± standard deviation", "95 % interval", "ms per action", "episodes")
     cells = []
     for row in rows:
@@ -256,8 +258,7 @@ def _versions(found: Found) -> str:
         devices = ", ".join(dict.fromkeys(row["device"] for row in comparison.rows))
         checkpoints = [f"{name} (SHA-256 {sha[:12]})" for name, sha in comparison.made_with["checkpoints"].items()]
         words = f"Played on {devices}, agents {', '.join(checkpoints)}. The same episodes are played by:"
-        title = comparison_title(comparison.env, comparison.rows)
-        parts.append(heading(title) + note(words) + code(comparison.command()))
+        parts.append(heading(comparison.title) + note(words) + code(comparison.command()))
     for evaluation in found.evaluations:
         record = evaluation.record
         words = f"Played on {record.get('device')} with torch {record.get('torch')}, seed {record.get('seed')}."

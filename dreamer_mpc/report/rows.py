@@ -6,6 +6,8 @@
 import math
 from typing import Any, NotRequired, TypedDict, get_type_hints
 
+from dreamer_mpc.envs.scene import WARP
+
 
 class Row(TypedDict):
     """One planner. None: there are too few episodes for this value, or there is no planner to compare with."""
@@ -75,3 +77,15 @@ def _parsed(text: str, kind: Any) -> Any:
     if not math.isfinite(value):
         raise ValueError(f"{text} is no result")
     return value
+
+
+def drawn_by(quality: str | None, *trained: str) -> str:
+    """The end of a title of episodes with this render quality, of agents `trained` with those; empty without warp.
+
+    Pictures by warp are a world of their own, so every title says where it is played in, or an agent comes from it.
+    """
+    others = sorted({own for own in trained if (own == WARP) != (quality == WARP)})
+    if quality != WARP and not others:
+        return ""
+    drawn = "drawn by warp" if quality == WARP else f"drawn with {quality}"
+    return f", {drawn}" + (f" (trained with {', '.join(others)})" if others else "")

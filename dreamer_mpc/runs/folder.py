@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dreamer_mpc.envs.scene import WARP
 from dreamer_mpc.runs.payload import SUFFIX
 from dreamer_mpc.util.ending import TRACEBACKS
 from dreamer_mpc.util.errors import UserError, cannot_write
@@ -30,7 +31,8 @@ WRITTEN = (
 )  # fmt: skip
 PACKAGES = (
     "torch", "numpy", "dm_control", "mujoco", "gymnasium", "einops", "omegaconf", "tyro",
-    "opencv-python-headless", "opencv-python", "imageio", "imageio-ffmpeg", "matplotlib", "rich",
+    "opencv-python-headless", "opencv-python", "imageio", "imageio-ffmpeg", "matplotlib", "rich", "mujoco-warp",
+    "warp-lang",
 )  # fmt: skip
 
 
@@ -205,13 +207,16 @@ FAMILIES = {("gaussian", "dreamer"): "", ("categorical", "v3"): "-v3"}
 def default_run_dir(config: "Config") -> str:
     """runs/<env>-<planner>-seed<seed>; it also names the training planner and the agent's kinds if they are others.
 
+    So it does with pictures by warp, which are a world of their own.
+
     Runs of the preset quick have folders of their own, so that none is in the way of a run at full size.
     """
     other = f"-trained-by-{config.trained_by}" if config.trained_by != config.planner else ""
     kinds = (config.world_model.kind, config.behavior.kind)
     family = FAMILIES.get(kinds, f"-{'-'.join(kinds)}")
     quick = "-quick" if "quick" in config.config.split(",") else ""
-    return f"runs/{run_name(config.env, config.planner + other + family + quick, config.seed)}"
+    world = f"-{WARP}" if config.render_quality == WARP else ""
+    return f"runs/{run_name(config.env, config.planner + other + family + world + quick, config.seed)}"
 
 
 def run_name(env: str, planner: str, seed: int | str) -> str:

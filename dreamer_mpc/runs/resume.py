@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dreamer_mpc.config import Config, load_saved, trained_config
 from dreamer_mpc.data.storage import check_files
+from dreamer_mpc.envs.scene import WARP
 from dreamer_mpc.runs.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, load_newest
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.util.errors import UserError
@@ -41,6 +42,12 @@ class SavedRun:
                 raise UserError(
                     f"{flag} of {path} is {before} and cannot become {now}: leave it out, or start another run"
                 )
+        if (config.render_quality == WARP) != (self.config.render_quality == WARP):
+            raise UserError(
+                f"--render-quality of {path} is {self.config.render_quality} and cannot become "
+                f"{config.render_quality}, as pictures by warp are a world of their own: leave it out, or start "
+                "another run"
+            )
         self._check_seed_episodes(config)
         done = self.checkpoint.counters.env_steps if self.checkpoint else 0
         if done >= config.env_steps and self.checkpoint.training["finished"]:

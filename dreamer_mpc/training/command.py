@@ -34,6 +34,7 @@ def main(args: Sequence[str]) -> int:
 def _train(stop: Stop, args: Sequence[str], started: float) -> None:
     """Raises `Stopped` when `stop` requests it."""
     from dreamer_mpc.report.progress import print_table, results_table
+    from dreamer_mpc.report.rows import drawn_by
     from dreamer_mpc.training.setup import claim_folder
     from dreamer_mpc.training.trainer import Trainer
 
@@ -47,7 +48,8 @@ def _train(stop: Stop, args: Sequence[str], started: float) -> None:
         trainer.run()
         trainer.evaluator.on_step = lambda: stop.check(f"stopped; the run in {folder.path} is complete")
         rows = _final_rows(trainer)
-    print_table(results_table(rows, f"{config.env}, {trainer.counters.env_steps:,} env steps"))
+    world = drawn_by(config.render_quality)
+    print_table(results_table(rows, f"{config.env}, {trainer.counters.env_steps:,} env steps{world}"))
     if "quick" in config.config.split(","):
         print("quick shows that everything works: so short a run learns little, whatever its returns")
     print(f"run folder: {folder.path}")

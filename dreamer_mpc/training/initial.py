@@ -9,6 +9,7 @@ from torch import Tensor
 from dreamer_mpc.agents.protocol import Agent
 from dreamer_mpc.config import Config
 from dreamer_mpc.evaluation.subject import Subject
+from dreamer_mpc.report.rows import drawn_by
 from dreamer_mpc.util.errors import UserError
 
 PARTS = {"world_model": "world model", "actor": "actor", "critic": "critic"}  # first words of the names of weights
@@ -74,6 +75,7 @@ class Initial:
     ) -> str:
         loaded = dict.fromkeys(PARTS[_part(name)] for name in fitting)
         trained = f"{self.subject.trained.env}, {self.subject.checkpoint.counters.env_steps:,} env steps"
+        trained += drawn_by(self.subject.trained.render_quality)
         line = f"weights of {', '.join(loaded)} from {self.subject.path} ({trained})"
         fresh = [name for name in own if name not in fitting and not name.endswith(OWN)]
         if not fresh:

@@ -7,7 +7,14 @@ import torch
 
 from dreamer_mpc.agents.protocol import Agent
 from dreamer_mpc.config import Config, check_start, resolve, to_yaml, trained_config, training_planner
-from dreamer_mpc.config.make import env_settings, load_agent, make_agent, make_envs, replay_capacity
+from dreamer_mpc.config.make import (
+    env_settings,
+    load_agent,
+    make_agent,
+    make_envs,
+    replay_capacity,
+    try_renderer,
+)
 from dreamer_mpc.data.collect import Collector, Counters
 from dreamer_mpc.data.replay import Replay, check_storage, choose_storage, frame_bytes
 from dreamer_mpc.envs import try_env
@@ -43,6 +50,7 @@ def claim_folder(config: Config, owned: contextlib.ExitStack) -> RunFolder:
     check_storage(config.replay.storage, choose_device(config.device))
     length, episodes = config.replay.sequence_length, config.train.seed_episodes
     longest = try_env(config.env, config.num_envs, frames=max(length, 2), episodes=episodes, **env_settings(config))
+    try_renderer(config)
     if longest is not None and longest < length:
         raise UserError(_too_short(config, longest))
     check_backend(config.logger)

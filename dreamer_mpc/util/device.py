@@ -4,7 +4,10 @@ import contextlib
 import ctypes
 from collections.abc import Iterator
 
+import numpy as np
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 
 from dreamer_mpc.util.errors import UserError
 
@@ -67,3 +70,16 @@ def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
     if x.device.type == "cpu" and device.type == "cuda":
         return x.pin_memory().to(device, non_blocking=True)
     return x.to(device)
+
+
+Images = UInt8[np.ndarray, "*b H W C"] | UInt8[Tensor, "*b H W C"]  # as environments give them: arrays, or drawn there
+
+
+def images_on(images: Images, device: torch.device) -> UInt8[Tensor, "*b H W C"]:
+    """The images of environments on `device`; those that were drawn there stay where they are."""
+    return to_device(torch.from_numpy(images) if isinstance(images, np.ndarray) else images, device)
+
+
+def images_on_host(images: Images) -> UInt8[np.ndarray, "*b H W C"]:
+    """The images of environments as an array; waits for the device where they were drawn there."""
+    return images if isinstance(images, np.ndarray) else images.cpu().numpy()
