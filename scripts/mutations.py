@@ -377,7 +377,7 @@ MUTATIONS = [
         '"reward": self.config.reward_scale, "kl": self.config.kl_scale}',
         '"reward": self.config.kl_scale, "kl": self.config.reward_scale}',
     ),
-    world("image's gradient doubled", "world_model/gaussian", "torch.mul(error, g[", "torch.mul(2 * error, g["),
+    world("image's gradient doubled", "world_model/decoder", "torch.mul(error, g[", "torch.mul(2 * error, g["),
     world("training images not dequantised", "world_model/gaussian", "dequantize=True", "dequantize=False"),
     world("images quantised to four bits", "world_model/encoder", "BITS = 5", "BITS = 4"),
     world(
