@@ -154,9 +154,11 @@ PRETRAINED = {
     "acrobot-swingup": ("acrobot-swingup", "dream-mpc", 456_368),
     "cheetah-run": ("cheetah-run", "dream-mpc", 1_000_000),
     "cheetah-run-dreamer": ("cheetah-run", "policy", 814_064),
+    "cheetah-run-v3": ("cheetah-run", "dream-mpc", 250_024),
     "hopper-hop": ("hopper-hop", "dream-mpc", 500_000),
     "walker-run": ("walker-run", "dream-mpc", 1_000_000),
     "walker-run-dreamer": ("walker-run", "policy", 809_792),
+    "walker-run-v3": ("walker-run", "dream-mpc", 250_024),
 }
 
 
