@@ -265,7 +265,7 @@ def test_pixels_are_centred_for_the_encoder():
     world = make_world()
     white, black = (torch.full((1, 64, 64, 3), value, dtype=torch.uint8) for value in (255, 0))
     seen = []
-    world.encoder.layers.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    world.encoder.layers[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     world.encode(white), world.encode(black)
     assert seen[0].unique().tolist() == [0.5] and seen[1].unique().tolist() == [-0.5]
 
