@@ -1,0 +1,133 @@
+"""The phases of a short run, with evaluations that training waits for (`off`) and beside it (`on`), and a whole run.
+
+    python -m benchmarks.phases [--config v3] [--update-result update.json] [--out phases.json]
+
+`run.py --env cheetah-run --planner dream-mpc`, in a process of its own, three evaluations long. Rates are medians over
+rounds. A whole run of 1,000,000 env steps with 20 evaluations of 10 episodes is an extrapolation from them: set-up and
+seed episodes, the remaining env steps at the rate of a round, the evaluations as the later ones here took them, and the
+end. With `on`, training goes on during all of them but the last, at the rate that rounds had then. No update runs during
+set-up, seed episodes, checkpoints, evaluations that training waits for, and the end (the bare policy's evaluation and
+closing): `idle` is their share of the whole run. Within
+rounds updates share the GPU with rendering and planning; with `--update-result`, `updating` is the share of a round
+that its updates alone would take. The first run begins with an empty Triton cache, the second one has the first's.
+"""
+
+import os
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from benchmarks import common
+from benchmarks.end_to_end import start_run
+from dreamer_mpc.util.device import choose_device
+
+WHOLE_RUN, EVALUATIONS, EPISODES = 1_000_000, 20, 10
+Record = dict[str, Any]
+
+
+def phases(records: Sequence[Record], printed: dict[str, float]) -> Record:
+    """Rates and seconds of the phases of a run, from its metrics and the figures that it printed (`LINES`).
+
+    An evaluation's seconds are those from the record before it to its own; one that was played beside training, from
+    the end of the round at which it began. Its first one, which sets up environments and planner, is left out where
+    there are others.
+    """
+    rounds, evaluations, ends = [], [], {}
+    for before, record in zip([None, *records], records, strict=False):
+        if "train/env_steps_per_s" in record:
+            began = before["time_s"] if before else 0.0
+            rounds.append({"from": began, "to": record["time_s"], **record})
+            ends[record["env_steps"]] = record["time_s"]
+        elif "eval/return_mean" in record:
+            began = ends.get(record["env_steps"], before["time_s"] if before else 0.0)
+            evaluations.append((began, record["time_s"]))
+    # Until the first evaluation is over, the process that plays them is being set up.
+    free = [r for r in rounds if not evaluations or r["from"] >= evaluations[0][1]] or rounds
+    beside = [r for r in rounds if any(a <= r["from"] and r["to"] <= b for a, b in evaluations)]
+    alone = [r for r in free if not any(a < r["to"] and r["from"] < b for a, b in evaluations)]
+    took = [end - began for began, end in evaluations]
+    checkpoint = printed["saving_s"] / printed["checkpoints"] if printed.get("checkpoints") else 0.0
+    return {
+        "env_steps_per_s": _median(alone, "train/env_steps_per_s"),
+        "updates_per_s": _median(alone, "train/updates_per_s"),
+        "beside_env_steps_per_s": _median(beside, "train/env_steps_per_s"),
+        "beside_updates_per_s": _median(beside, "train/updates_per_s"),
+        "evaluation_s": statistics.median(took[1:-1] or took[1:] or took) if took else None,
+        "last_evaluation_s": took[-1] if took else None,
+        "checkpoint_s": checkpoint,
+        "seed_env_steps": records[0]["env_steps"] if records else 0,
+        **{key: printed[key] for key in ("set_up_s", "seed_episodes_s", "memory_gib") if key in printed},
+    }
+
+
+def _median(rounds: Sequence[Record], key: str) -> float | None:
+    return statistics.median(record[key] for record in rounds) if rounds else None
+
+
+def whole_run(row: Record, beside: bool, env_steps: int = WHOLE_RUN, evaluations: int = EVALUATIONS) -> Record:
+    """Minutes of a run with these phases, and the share of them in which no update runs; None where a rate is unknown."""
+    alone, during, one = row["env_steps_per_s"], row["beside_env_steps_per_s"], row["evaluation_s"]
+    if not alone or one is None:
+        return {"whole_run_min": None, "idle": None}
+    idle = sum(row.get(key, 0.0) for key in ("set_up_s", "seed_episodes_s", "end_s"))
+    steps = env_steps - row["seed_env_steps"]
+    if beside and during:
+        idle += evaluations * row["checkpoint_s"] + row["last_evaluation_s"]
+        shared = min((evaluations - 1) * one * during, steps)
+        # Checkpoints are within the rounds that `during` was taken from.
+        total = idle - evaluations * row["checkpoint_s"] + shared / during + (steps - shared) / alone
+    else:
+        idle += evaluations * one  # each with its checkpoint
+        total = idle + steps / alone
+    return {"whole_run_min": total / 60, "idle": idle / total}
+
+
+def measure(beside: str, words: Sequence[str], update_ms: float | None, folder: Path | None) -> Record:
+    """The row of a run with `--eval.beside` as given."""
+    wall, printed, records = start_run(common.overlay(words, eval__beside=beside), folder)
+    row = {"beside": beside, "wall_s": wall, **phases(records, printed)}
+    row["end_s"] = wall - printed.get("trained_s", wall)
+    if update_ms and row["updates_per_s"]:
+        row["updating"] = 1e-3 * update_ms * row["updates_per_s"]
+    return row
+
+
+def main(argv: Sequence[str] | None = None) -> Record:
+    """Measure, print, write."""
+    parser = common.parser(__doc__)
+    parser.add_argument("--beside", nargs="+", choices=("off", "on"), default=["off", "on"])
+    parser.add_argument("--every", type=int, help="env steps between evaluations; 3 times as many are trained")
+    parser.add_argument("--update-result", type=Path, help="JSON of benchmarks.update on the same machine")
+    args, rest = parser.parse_known_args(argv)
+    device = choose_device(common.parse_settings(rest).device)
+    every = args.every or (10_000 if device.type == "cuda" else 2000)
+    defaults = {"--env": "cheetah-run", "--planner": "dream-mpc", "--eval.episodes": str(EPISODES)}
+    words = [word for name, value in defaults.items() if name not in rest for word in (name, value)] + rest
+    words = common.overlay(words, eval__video=None, eval__no_video=(), env_steps=str(3 * every), eval__every=str(every))
+    update_ms = common.read(args.update_result)["rows"][0]["ms"] if args.update_result else None
+    beside_out = args.out.absolute().parent if args.out else None
+    rows = []
+    with tempfile.TemporaryDirectory() as cache, mock.patch.dict(os.environ, TRITON_CACHE_DIR=cache):
+        for beside in args.beside:
+            rows.append(row := measure(beside, words, update_ms, beside_out))
+            if len(rows) > 1:  # the rate without evaluations is that of the run that has none beside
+                row |= {key: rows[0][key] for key in ("env_steps_per_s", "updates_per_s") if rows[0][key]}
+            row |= whole_run(row, beside == "on")
+            print(f"--eval.beside {beside}: {common.show(row['env_steps_per_s'])} env steps/s", flush=True)
+    record = {"benchmark": "phases", **common.describe(device), "rows": rows}
+    record |= {"env_steps": 3 * every, "whole_run": {"env_steps": WHOLE_RUN, "evaluations": EVALUATIONS}}
+    columns = {"beside": "--eval.beside", "set_up_s": "set-up, s", "env_steps_per_s": "env steps/s"}
+    columns |= {"updates_per_s": "updates/s", "beside_env_steps_per_s": "env steps/s during an evaluation"}
+    columns |= {"evaluation_s": "evaluation, s", "updating": "updating", "idle": "idle, whole run"}
+    columns |= {"whole_run_min": "whole run, min (extrapolated)", "memory_gib": "memory, GiB"}
+    footer = f"{WHOLE_RUN:,} env steps with {EVALUATIONS} evaluations are an extrapolation from {3 * every:,} env steps"
+    common.print_table(f"Phases of a run: {record['device']}", columns, rows, footer)
+    common.write(args.out, record)
+    return record
+
+
+if __name__ == "__main__":
+    main()
