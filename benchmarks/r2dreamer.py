@@ -190,7 +190,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
     parser.add_argument("--size", default="12M", help="a name of its configs/model/size*.yaml")
     parser.add_argument("--set", nargs="+", default=[], help="settings of its configuration: model.deter=64")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16], help="environments that are acted in at once")
-    parser.add_argument("--limit", type=float, help="seconds for the compiled update; 0: do not compile")
+    parser.add_argument("--only", choices=("plain", "compiled"), help="default: both")
+    parser.add_argument("--limit", type=float, help="seconds for the process of the compiled update; default: no limit")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     args.checkout = args.checkout.resolve()
@@ -202,13 +203,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
         return None
     if not all((args.checkout / name).is_file() for name in FILES):
         R2Dreamer(args.checkout, device, args.size, False, args.set)  # says what it lacks
-    rows = run_worker(PLAIN, args, argv, None)
-    record = {"benchmark": "r2dreamer", **common.describe(device)}
-    record |= {"peer": {"repository": "https://github.com/NM512/r2dreamer"}, "rows": rows}
-    record["peer"]["blobs"] = {name: blob(args.checkout / name) for name in FILES}
-    record["peer"] |= {"size": args.size, "set": args.set}
-    common.write(args.out, record)  # what is known, should this process be ended while it compiles
-    if args.limit != 0:
+    source = {"repository": "https://github.com/NM512/r2dreamer", "size": args.size, "set": args.set}
+    source["blobs"] = {name: blob(args.checkout / name) for name in FILES}
+    rows: list[dict[str, Any]] = []
+    record = {"benchmark": "r2dreamer", **common.describe(device), "peer": source, "rows": rows}
+    if args.only != "compiled":
+        rows += run_worker(PLAIN, args, argv, None)
+        common.write(args.out, record)  # what is known, should this process be ended while it compiles
+    if args.only != "plain":
         rows += run_worker(COMPILED, args, argv, args.limit)
         common.write(args.out, record)
     columns = {"name": "peer", "ms": "ms, median", "p10_ms": "10 %", "p90_ms": "90 %", "repeats": "calls"}
