@@ -3,9 +3,9 @@
     python -m benchmarks [--peer CHECKOUT] [--r2dreamer CHECKOUT] [--gpus 0 1] [--out results/benchmarks]
 
 Writes <card>/<part>.json for each part and <card>/table.md; records that are measured anew go to <card>/earlier/. With
-several GPUs, parts run on all of them at the same time: the peer's torch.compile on the second, runs and rendering on the
-third. A part that fails, or whose turn comes after `--minutes`, is named in the table, and the others continue. Settings
-of a run (`--device cpu`, `--config quick`) are passed to every part but the peers.
+several GPUs, parts run on all of them at the same time (`lanes.py`): runs and rendering, and the peer's torch.compile,
+on the second and third. A part that fails, or whose turn comes after `--minutes`, is named in the table, and the others
+continue. Settings of a run (`--device cpu`, `--config quick`) are passed to every part but the peers.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import common, lanes, tables, targets
-from benchmarks.parts import NAMES, chosen, words_for
+from benchmarks.parts import NAMES, Part, chosen, words_for
 from dreamer_mpc.util.device import choose_device, device_name
 
 
@@ -81,8 +81,8 @@ def main(argv: Sequence[str] | None = None) -> targets.Results:
     tables.put_aside(folder, [part.name for part in parts])
     minutes = args.minutes or (10.0 if cuda and not args.env_steps else float("inf"))
 
-    def words_of(part, left):
-        return words_for(part, args, rest, folder, cuda, left)
+    def words_of(part: Part, left: float, quiet: Path | None) -> list[str]:
+        return words_for(part, args, rest, folder, cuda, left, quiet)
 
     results, seconds = lanes.run_all(parts, gpus, words_of, folder, minutes, args.part_limit)
     run = {

@@ -1,4 +1,4 @@
-"""The parts of `python -m benchmarks`: what each is called with, and the GPU that it runs on where there are several."""
+"""The parts of `python -m benchmarks`: what each is called with, and the lane that it runs in."""
 
 import argparse
 import shlex
@@ -16,9 +16,10 @@ class Part:
 
     name: str
     module: str
-    lane: int = 0  # of the GPUs in use; where there are fewer, the first
+    lane: int = 0  # what it runs in turn with, where there are several GPUs
     v3: bool = False  # of the second agent
     asked: bool = False  # only if it is asked for
+    least_s: float = 5.0  # it is not begun with less time
 
 
 # In the order in which they run on one GPU: what the deadline cuts off stands last.
@@ -32,8 +33,8 @@ PARTS = (
     Part("r2dreamer", "r2dreamer"),
     Part("rendering", "rendering", lane=2),
     Part("phases", "phases", lane=2),
-    Part("phases_v3", "phases", lane=2, v3=True),
-    Part("r2dreamer_compiled", "r2dreamer", lane=1),
+    Part("phases_v3", "phases", lane=2, v3=True, least_s=60),
+    Part("r2dreamer_compiled", "r2dreamer", lane=1, least_s=30),
     Part("collect", "collect", lane=2, asked=True),
     Part("end_to_end", "end_to_end", lane=2, asked=True),
 )
@@ -50,9 +51,9 @@ def chosen(args: argparse.Namespace, cuda: bool) -> list[Part]:
 
 
 def words_for(
-    part: Part, args: argparse.Namespace, rest: Sequence[str], out: Path, cuda: bool, left: float
+    part: Part, args: argparse.Namespace, rest: Sequence[str], out: Path, cuda: bool, left: float, quiet: Path | None
 ) -> list[str]:
-    """The command line of a part, which has `left` seconds."""
+    """The command line of a part, which has `left` seconds; `quiet` is there when its GPU is its own."""
     name, words = part.module, list(rest)
     device = option(rest, "device")
     on = ["--device", device] if device else []
@@ -66,7 +67,12 @@ def words_for(
         words += ["--ways", "default", "--processes", str(args.processes if cuda else 1)]
         words += ["--seconds", "3" if cuda else "40"]
     elif name == "plan":
-        planners = ["policy", "dream-mpc", "dream-mpc-paper", *([] if part.v3 else ["cem" if cuda else "dream-mpc-cpu"])]
+        planners = [
+            "policy",
+            "dream-mpc",
+            "dream-mpc-paper",
+            *([] if part.v3 else ["cem" if cuda else "dream-mpc-cpu"]),
+        ]
         words += ["--planners", *planners, "--kernels-off", "--batches", *("1", "8", "16")[: None if cuda else 1]]
         words += ["--seconds", "1" if cuda else "5"]
     elif name == "r2dreamer":
@@ -74,13 +80,14 @@ def words_for(
         limit = min(args.peer_limit or left, left - MARGIN_S)
         words = [str(args.r2dreamer.resolve()), *on, "--only", "compiled" if compiled else "plain"]
         words += ["--limit", str(limit)] if compiled and limit < float("inf") else []
+        words += ["--after", str(quiet)] if compiled and quiet else []
     elif name == "rendering":
         words = [*on, *(["--env", found] if (found := option(rest, "env")) else []), "--quality", *QUALITIES]
         words += ["--num-envs", *("1", "8", "16")[: None if cuda else 1], "--seconds", "2"]
     elif name == "phases":
         update = out / f"update{'_v3' * part.v3}.json"
         words += ["--update-result", str(update)] if update.exists() else []
-        words += ["--beside", "on", *(["--every", "4000"] if cuda else [])] if part.v3 else []
+        words += ["--beside", "on", *(["--every", "5500"] if cuda else [])] if part.v3 else []
     elif name == "collect":
         words += ["--num-envs", "1", "8", "16", "--qualities", "full", "--seconds", "2.5"]
     elif name == "end_to_end":

@@ -2,14 +2,14 @@
 
     python -m benchmarks.phases [--config v3] [--update-result update.json] [--out phases.json]
 
-`run.py --env cheetah-run --planner dream-mpc`, in a process of its own, three evaluations long. Rates are medians over
-rounds. A whole run of 1,000,000 env steps with 20 evaluations of 10 episodes is an extrapolation from them: set-up and
-seed episodes, the remaining env steps at the rate of a round, the evaluations as the later ones here took them, and the
-end. With `on`, training goes on during all of them but the last, at the rate that rounds had then. No update runs during
-set-up, seed episodes, checkpoints, evaluations that training waits for, and the end (the bare policy's evaluation and
-closing): `idle` is their share of the whole run. Within
-rounds updates share the GPU with rendering and planning; with `--update-result`, `updating` is the share of a round
-that its updates alone would take. The first run begins with an empty Triton cache, the second one has the first's.
+`run.py --env cheetah-run --planner dream-mpc`, in processes of its own, a few rounds long. Rates are medians of rounds.
+A whole run of 1,000,000 env steps with 20 evaluations of 10 episodes is an extrapolation from them: set-up and seed
+episodes, the remaining env steps at the rate of a round, the evaluations as the later ones here took them, and the end.
+With `on`, training goes on during all of them but the last, at the rate that rounds had then. No update runs during
+set-up, seed episodes, checkpoints, evaluations that training waits for, and the end (the bare policy's evaluation, and
+closing): `idle` is their share of the whole run. Within rounds, updates share the GPU with rendering and planning; with
+`--update-result`, `updating` is the share of a round that its updates alone would take. The first run begins with an
+empty Triton cache, the second one has the first's.
 """
 
 import os
@@ -25,6 +25,8 @@ from benchmarks.end_to_end import start_run
 from dreamer_mpc.util.device import choose_device
 
 WHOLE_RUN, EVALUATIONS, EPISODES = 1_000_000, 20, 10
+# Evaluations of a run: the first one sets up, and training does not go on during the last.
+EVALUATED = {"off": 2, "on": 3}
 Record = dict[str, Any]
 
 
@@ -68,7 +70,7 @@ def _median(rounds: Sequence[Record], key: str) -> float | None:
 
 
 def whole_run(row: Record, beside: bool, env_steps: int = WHOLE_RUN, evaluations: int = EVALUATIONS) -> Record:
-    """Minutes of a run with these phases, and the share of them in which no update runs; None where a rate is unknown."""
+    """Minutes of a run with these phases, and the share in which no update runs; None where a rate is unknown."""
     alone, during, one = row["env_steps_per_s"], row["beside_env_steps_per_s"], row["evaluation_s"]
     if not alone or one is None:
         return {"whole_run_min": None, "idle": None}
@@ -85,10 +87,12 @@ def whole_run(row: Record, beside: bool, env_steps: int = WHOLE_RUN, evaluations
     return {"whole_run_min": total / 60, "idle": idle / total}
 
 
-def measure(beside: str, words: Sequence[str], update_ms: float | None, folder: Path | None) -> Record:
-    """The row of a run with `--eval.beside` as given."""
-    wall, printed, records = start_run(common.overlay(words, eval__beside=beside), folder)
-    row = {"beside": beside, "wall_s": wall, **phases(records, printed)}
+def measure(beside: str, every: int, words: Sequence[str], update_ms: float | None, folder: Path | None) -> Record:
+    """The row of a run with `--eval.beside` as given and an evaluation every so many env steps."""
+    env_steps = EVALUATED[beside] * every
+    words = common.overlay(words, eval__video=None, eval__no_video=(), eval__beside=beside, eval__every=str(every))
+    wall, printed, records = start_run(common.overlay(words, env_steps=str(env_steps)), folder)
+    row = {"beside": beside, "env_steps": env_steps, "wall_s": wall, **phases(records, printed)}
     row["end_s"] = wall - printed.get("trained_s", wall)
     if update_ms and row["updates_per_s"]:
         row["updating"] = 1e-3 * update_ms * row["updates_per_s"]
@@ -99,31 +103,30 @@ def main(argv: Sequence[str] | None = None) -> Record:
     """Measure, print, write."""
     parser = common.parser(__doc__)
     parser.add_argument("--beside", nargs="+", choices=("off", "on"), default=["off", "on"])
-    parser.add_argument("--every", type=int, help="env steps between evaluations; 3 times as many are trained")
+    parser.add_argument("--every", type=int, help="env steps between evaluations; default: 7,000 on a GPU")
     parser.add_argument("--update-result", type=Path, help="JSON of benchmarks.update on the same machine")
     args, rest = parser.parse_known_args(argv)
     device = choose_device(common.parse_settings(rest).device)
-    every = args.every or (10_000 if device.type == "cuda" else 2000)
+    every = args.every or (7000 if device.type == "cuda" else 2000)
     defaults = {"--env": "cheetah-run", "--planner": "dream-mpc", "--eval.episodes": str(EPISODES)}
     words = [word for name, value in defaults.items() if name not in rest for word in (name, value)] + rest
-    words = common.overlay(words, eval__video=None, eval__no_video=(), env_steps=str(3 * every), eval__every=str(every))
     update_ms = common.read(args.update_result)["rows"][0]["ms"] if args.update_result else None
     beside_out = args.out.absolute().parent if args.out else None
     rows = []
     with tempfile.TemporaryDirectory() as cache, mock.patch.dict(os.environ, TRITON_CACHE_DIR=cache):
         for beside in args.beside:
-            rows.append(row := measure(beside, words, update_ms, beside_out))
+            rows.append(row := measure(beside, every, words, update_ms, beside_out))
             if len(rows) > 1:  # the rate without evaluations is that of the run that has none beside
                 row |= {key: rows[0][key] for key in ("env_steps_per_s", "updates_per_s") if rows[0][key]}
             row |= whole_run(row, beside == "on")
             print(f"--eval.beside {beside}: {common.show(row['env_steps_per_s'])} env steps/s", flush=True)
     record = {"benchmark": "phases", **common.describe(device), "rows": rows}
-    record |= {"env_steps": 3 * every, "whole_run": {"env_steps": WHOLE_RUN, "evaluations": EVALUATIONS}}
+    record |= {"every": every, "whole_run": {"env_steps": WHOLE_RUN, "evaluations": EVALUATIONS}}
     columns = {"beside": "--eval.beside", "set_up_s": "set-up, s", "env_steps_per_s": "env steps/s"}
     columns |= {"updates_per_s": "updates/s", "beside_env_steps_per_s": "env steps/s during an evaluation"}
     columns |= {"evaluation_s": "evaluation, s", "updating": "updating", "idle": "idle, whole run"}
     columns |= {"whole_run_min": "whole run, min (extrapolated)", "memory_gib": "memory, GiB"}
-    footer = f"{WHOLE_RUN:,} env steps with {EVALUATIONS} evaluations are an extrapolation from {3 * every:,} env steps"
+    footer = f"{WHOLE_RUN:,} env steps with {EVALUATIONS} evaluations: an extrapolation from a few rounds"
     common.print_table(f"Phases of a run: {record['device']}", columns, rows, footer)
     common.write(args.out, record)
     return record

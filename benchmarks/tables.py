@@ -84,7 +84,9 @@ def notes(results: Results) -> list[str]:
     run = results.get(RUN, {})
     if run:
         lines.append(f"command: `{run['command']}`")
-        lines.append("time of the parts: " + ", ".join(f"{name} {taken:.0f} s" for name, taken in run["seconds"].items()))
+        lines.append(
+            "time of the parts: " + ", ".join(f"{name} {taken:.0f} s" for name, taken in run["seconds"].items())
+        )
         if run["gpus"] > 1:
             lines.append(f"the parts ran on {run['gpus']} GPUs of one host at the same time, and shared its cores")
     lines += [f"{name} {record['error']}" for name, record in results.items() if "error" in record]

@@ -102,7 +102,7 @@ def _plan(part: str, planner: str, batch: int, key: str = "ms") -> Callable[[Res
 
 
 def _peer(*parts: str, **wanted: str) -> Callable[[Results], Found]:
-    """ms of the paper's base code, in the first of `parts` that has it; joined with ours, its names begin with 'peer'."""
+    """ms of the paper's base code, in the first of `parts` that has it; beside ours its names begin with 'peer'."""
 
     def measured(results: Results) -> Found:
         for part in parts:
@@ -169,8 +169,10 @@ def _of_runs(agent: str, suffix: str, ways: Sequence[str], floor: float | None, 
                             _phase(part, way, "idle", 100), note=" (extrapolated)"))  # fmt: skip
         lines.append(Target(f"{agent}: whole run, {whole}, {said}", part, "min", _phase(part, way, "whole_run_min"),
                             floor, aim, note=" (extrapolated)"))  # fmt: skip
+    goals = (60, 20) if floor else (None, None)
     lines.append(Target(f"{agent}: set-up of a run before its first update, without a cache", part, "s",
-                        _phase(part, ways[0], "set_up_s"), 60, 20))  # fmt: skip
+                        _phase(part, ways[0], "set_up_s"), *goals))  # fmt: skip
+    lines.append(Target(f"{agent}: peak GPU memory of a run", part, GIB, _phase(part, ways[0], "memory_gib")))
     return lines
 
 
@@ -185,7 +187,7 @@ GPU = [
     Target("paper: set-up of the agent before its first update, without a cache", "update", "s",
            _update("update", "set_up_s"), 60, 20),
     Target("v3: set-up of the agent before its first update, without a cache", "update_v3", "s",
-           _update("update_v3", "set_up_s"), 60, 20),
+           _update("update_v3", "set_up_s")),
     Target("paper: two runs on one GPU, updates/s together", "update", "updates/s",
            _several("update", "together_per_s", 2), at_least=True),
     Target("paper: two runs on one GPU, updates/s together over one alone", "update", "x",
