@@ -13,7 +13,7 @@ ended, and its row says so. It has no planner; its acting step is not compiled t
 """
 
 import argparse
-import importlib.util
+import importlib
 import json
 import os
 import signal
@@ -51,13 +51,19 @@ class Columns(dict):
 
 
 def stand_ins() -> dict[str, types.ModuleType]:
-    """Modules in place of those that are imported there and not installed here."""
+    """Modules in place of those that are imported there and cannot be here: not installed, or for another torch."""
+    columns = types.ModuleType("tensordict")
+    columns.TensorDict = Columns
+    offered = {
+        "tensordict": columns,
+        "torch.utils.tensorboard": mock.MagicMock(),
+    }  # that writes logs; nothing does here
     found = {}
-    if importlib.util.find_spec("tensordict") is None:
-        found["tensordict"] = types.ModuleType("tensordict")
-        found["tensordict"].TensorDict = Columns
-    if importlib.util.find_spec("tensorboard") is None:  # it writes logs, which nothing here does
-        found["torch.utils.tensorboard"] = mock.MagicMock()
+    for name, module in offered.items():
+        try:
+            importlib.import_module(name)
+        except Exception:  # of a package of others, which fails in its own way
+            found[name] = module
     return found
 
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -438,6 +439,17 @@ def test_r2dreamer(tmp_path):
     plain, one, many, compiled = record["rows"]
     assert plain["ms"] > 0 and plain["first_calls_s"] > 0 and one["ms"] > 0 and many["name"] == "acting step, batch 16"
     assert compiled == {"name": "update", "ms": None, "text": "not compiled after 1 s"}
+
+
+def test_r2dreamer_has_stand_ins_for_what_cannot_be_imported(monkeypatch):
+    for name in ("tensordict", "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, name, None)
+    found = r2dreamer.stand_ins()
+    assert found.keys() == {"tensordict", "torch.utils.tensorboard"}
+    batch = found["tensordict"].TensorDict({"reward": torch.zeros(2, 3, 1)}, (2, 3))
+    assert batch.shape == batch.batch_size == torch.Size((2, 3)) and batch["reward"].shape == (2, 3, 1)
+    monkeypatch.setitem(sys.modules, "tensordict", types.ModuleType("tensordict"))
+    assert r2dreamer.stand_ins().keys() == {"torch.utils.tensorboard"}
 
 
 def test_r2dreamer_refuses_a_folder_without_it(tmp_path):
