@@ -4,9 +4,7 @@ A lane is a GPU, except that two GPUs have three lanes: the peer's torch.compile
 has the second GPU together with the lane of runs and rendering, and begins to time when that lane is done.
 """
 
-import contextlib
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +18,7 @@ from typing import Any
 
 from benchmarks import common
 from benchmarks.parts import Part
+from benchmarks.together import end
 
 
 def run_part(part: Part, words: Sequence[str], out: Path, limit: float, gpu: str | None, label: bool) -> dict[str, Any]:
@@ -49,12 +48,6 @@ def run_part(part: Part, words: Sequence[str], out: Path, limit: float, gpu: str
         error = f"failed: longer than {limit:.0f} s" if late else f"failed: {last}"[:200]
         return {"error": error, **(common.read(out) if out.exists() else {})}
     return common.read(out)
-
-
-def end(process: subprocess.Popen) -> None:
-    """Kill a part and all processes that it started in its session."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
 
 
 def lanes_of(gpus: Sequence[str]) -> list[str | None]:

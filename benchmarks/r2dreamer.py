@@ -16,7 +16,6 @@ import argparse
 import importlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -31,6 +30,7 @@ import torch
 
 from benchmarks import common
 from benchmarks.peers import blob
+from benchmarks.together import end
 
 GIB = 2**30
 FILES = (
@@ -183,7 +183,7 @@ def run_worker(name: str, args: argparse.Namespace, words: Sequence[str], limit:
                 return [{"name": name, "ms": None, "text": late or f"not compiled after {limit:.0f} s"}]
             finally:
                 if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)  # it compiles in processes of its own
+                    end(process)  # it compiles in processes of its own
                     process.wait()
         print(text := said.read_text(), end="", flush=True)
         if failed:

@@ -106,7 +106,7 @@ def rows(args: argparse.Namespace) -> list[dict]:
     """Frames per second of every number of environments and quality; in words where a quality cannot be drawn here."""
     from dreamer_mpc.envs import EnvError
     from dreamer_mpc.envs.scene import check_installed
-    from dreamer_mpc.util.errors import UserError
+    from dreamer_mpc.util.errors import in_one_line
 
     found = []
     for num_envs in args.num_envs:
@@ -120,8 +120,8 @@ def rows(args: argparse.Namespace) -> list[dict]:
                 )
                 if quality == WARP:
                     row["drawing_alone"] = drawn_per_s(args.env, num_envs, args.device, args.seconds)
-            except (EnvError, UserError) as error:
-                row["text"] = f"skipped: {error}"
+            except Exception as error:  # whatever a driver or a renderer raises, the other rows are measured
+                row["text"] = f"skipped: {error if isinstance(error, EnvError) else in_one_line(error)}"
             rate = row["frames_per_s"]
             text = row.get("text") or f"{rate:.1f} frames/s"
             text += f", drawing alone {row['drawing_alone']:.1f}" if "drawing_alone" in row else ""

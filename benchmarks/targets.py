@@ -172,7 +172,7 @@ def _of_runs(agent: str, suffix: str, ways: Sequence[str], floor: float | None, 
     goals = (60, 20) if floor else (None, None)
     lines.append(Target(f"{agent}: set-up of a run before its first update, without a cache", part, "s",
                         _phase(part, ways[0], "set_up_s"), *goals))  # fmt: skip
-    lines.append(Target(f"{agent}: peak GPU memory of a run", part, GIB, _phase(part, ways[0], "memory_gib")))
+    lines.append(Target(f"{agent}: peak GPU memory of a short run", part, GIB, _phase(part, ways[0], "memory_gib")))
     return lines
 
 

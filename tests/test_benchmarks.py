@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -35,6 +36,7 @@ from benchmarks import (
     sweep,
     tables,
     targets,
+    together,
     update,
 )
 from benchmarks.parts import PARTS
@@ -371,6 +373,17 @@ def test_one_gpu_runs_all_in_turn_until_the_time_is_over(monkeypatch, tmp_path):
     assert results["r2dreamer_compiled"] == {"rows": []}, "what needs less time still has it"
     assert lanes.lanes_of([]) == [None] and lanes.lanes_of("01") == ["0", "1", "1"]
     assert lanes.lanes_of("0123") == ["0", "1", "2"]
+
+
+def test_what_a_part_started_in_sessions_of_its_own_ends_with_it():
+    code = "import subprocess as s; p = s.Popen(['sleep', '60'], start_new_session=True); print(p.pid, flush=True)"
+    code += "; p.wait()"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    started = psutil.Process(int(process.stdout.readline()))
+    together.end(process)
+    assert process.wait(10) == -9
+    psutil.wait_procs([started], 10)
+    assert not started.is_running() or started.status() == psutil.STATUS_ZOMBIE
 
 
 def record_of_phases():
