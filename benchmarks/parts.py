@@ -9,6 +9,10 @@ from pathlib import Path
 from benchmarks import common
 from dreamer_mpc.config import option
 
+QUALITIES = ("full", "small-shadows", "fast", "warp")
+MARGIN_S = 20.0  # for the record of a peer that did not compile in time
+EVALUATIONS = 20  # of a whole run, as in `phases`
+
 
 @dataclass(frozen=True)
 class Part:
@@ -41,13 +45,22 @@ PARTS = (
 NAMES = [part.name for part in PARTS]
 
 
+NEEDS = {"peers": "peer", "r2dreamer": "r2dreamer", "r2dreamer_compiled": "r2dreamer", "end_to_end": "env_steps"}
+SLOW_ON_CPUS = ("phases", "phases_v3", "r2dreamer_compiled")  # tens of minutes: there only if they are named
+
+
 def chosen(args: argparse.Namespace, cuda: bool) -> list[Part]:
-    """The parts that the options ask for."""
-    missing = {"peers": args.peer is None, "r2dreamer": args.r2dreamer is None}
-    missing["r2dreamer_compiled"] = args.r2dreamer is None or not (cuda or args.peer_limit)
-    missing["end_to_end"] = not args.env_steps
-    wanted = args.only or [part.name for part in PARTS if not part.asked or (args.env_steps and not missing[part.name])]
-    return [part for part in PARTS if part.name in wanted and part.name not in args.skip and not missing.get(part.name)]
+    """The parts that the options ask for; SystemExit where --only names one that lacks an option."""
+    lacking = {name: option for name, option in NEEDS.items() if not getattr(args, option)}
+    for name in args.only or ():
+        if name in lacking:
+            raise SystemExit(f"error: --only {name} needs --{lacking[name].replace('_', '-')}")
+    wanted = args.only or [part.name for part in PARTS if not part.asked]
+    if args.env_steps and not args.only:
+        wanted = [*wanted, "end_to_end"]
+    if not (cuda or args.only):
+        lacking |= dict.fromkeys(SLOW_ON_CPUS, "only")
+    return [part for part in PARTS if part.name in wanted and part.name not in {*args.skip, *lacking}]
 
 
 def words_for(
@@ -67,12 +80,8 @@ def words_for(
         words += ["--ways", "default", "--processes", str(args.processes if cuda else 1)]
         words += ["--seconds", "3" if cuda else "40"]
     elif name == "plan":
-        planners = [
-            "policy",
-            "dream-mpc",
-            "dream-mpc-paper",
-            *([] if part.v3 else ["cem" if cuda else "dream-mpc-cpu"]),
-        ]
+        planners = ["policy", "dream-mpc", "dream-mpc-paper"]
+        planners += [] if part.v3 else ["cem" if cuda else "dream-mpc-cpu"]
         words += ["--planners", *planners, "--kernels-off", "--batches", *("1", "8", "16")[: None if cuda else 1]]
         words += ["--seconds", "1" if cuda else "5"]
     elif name == "r2dreamer":
@@ -85,8 +94,6 @@ def words_for(
         words = [*on, *(["--env", found] if (found := option(rest, "env")) else []), "--quality", *QUALITIES]
         words += ["--num-envs", *("1", "8", "16")[: None if cuda else 1], "--seconds", "2"]
     elif name == "phases":
-        update = out / f"update{'_v3' * part.v3}.json"
-        words += ["--update-result", str(update)] if update.exists() else []
         words += ["--beside", "on", *(["--every", "5500"] if cuda else [])] if part.v3 else []
     elif name == "collect":
         words += ["--num-envs", "1", "8", "16", "--qualities", "full", "--seconds", "2.5"]
@@ -96,8 +103,3 @@ def words_for(
         words += ["--update-result", str(out / "update.json")] if (out / "update.json").exists() else []
         words += ["--run-dir", str(args.run_dir)] if args.run_dir else []
     return words + shlex.split(getattr(args, f"{part.name}_extra"))
-
-
-QUALITIES = ("full", "small-shadows", "fast", "warp")
-MARGIN_S = 20.0  # for the record of a peer that did not compile in time
-EVALUATIONS = 20  # of a whole run, as in `phases`

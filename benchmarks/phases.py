@@ -1,14 +1,14 @@
 """The phases of a short run, with evaluations that training waits for (`off`) and beside it (`on`), and a whole run.
 
-    python -m benchmarks.phases [--config v3] [--update-result update.json] [--out phases.json]
+    python -m benchmarks.phases [--config v3] [--beside off on] [--out phases.json]
 
 `run.py --env cheetah-run --planner dream-mpc`, in processes of its own, a few rounds long. Rates are medians of rounds.
 A whole run of 1,000,000 env steps with 20 evaluations of 10 episodes is an extrapolation from them: set-up and seed
 episodes, the remaining env steps at the rate of a round, the evaluations as the later ones here took them, and the end.
 With `on`, training goes on during all of them but the last, at the rate that rounds had then. No update runs during
 set-up, seed episodes, checkpoints, evaluations that training waits for, and the end (the bare policy's evaluation, and
-closing): `idle` is their share of the whole run. Within rounds, updates share the GPU with rendering and planning; with
-`--update-result`, `updating` is the share of a round that its updates alone would take. The first run begins with an
+closing): `idle` is their share of the whole run. Within rounds, updates share the GPU with rendering and planning; the
+table of `python -m benchmarks` says which part of a round its updates alone would take. The first run begins with an
 empty Triton cache, the second one has the first's.
 """
 
@@ -87,15 +87,13 @@ def whole_run(row: Record, beside: bool, env_steps: int = WHOLE_RUN, evaluations
     return {"whole_run_min": total / 60, "idle": idle / total}
 
 
-def measure(beside: str, every: int, words: Sequence[str], update_ms: float | None, folder: Path | None) -> Record:
+def measure(beside: str, every: int, words: Sequence[str], folder: Path | None) -> Record:
     """The row of a run with `--eval.beside` as given and an evaluation every so many env steps."""
     env_steps = EVALUATED[beside] * every
     words = common.overlay(words, eval__video=None, eval__no_video=(), eval__beside=beside, eval__every=str(every))
     wall, printed, records = start_run(common.overlay(words, env_steps=str(env_steps)), folder)
     row = {"beside": beside, "env_steps": env_steps, "wall_s": wall, **phases(records, printed)}
     row["end_s"] = wall - printed.get("trained_s", wall)
-    if update_ms and row["updates_per_s"]:
-        row["updating"] = 1e-3 * update_ms * row["updates_per_s"]
     return row
 
 
@@ -104,18 +102,16 @@ def main(argv: Sequence[str] | None = None) -> Record:
     parser = common.parser(__doc__)
     parser.add_argument("--beside", nargs="+", choices=("off", "on"), default=["off", "on"])
     parser.add_argument("--every", type=int, help="env steps between evaluations; default: 7,000 on a GPU")
-    parser.add_argument("--update-result", type=Path, help="JSON of benchmarks.update on the same machine")
     args, rest = parser.parse_known_args(argv)
     device = choose_device(common.parse_settings(rest).device)
     every = args.every or (7000 if device.type == "cuda" else 2000)
     defaults = {"--env": "cheetah-run", "--planner": "dream-mpc", "--eval.episodes": str(EPISODES)}
     words = [word for name, value in defaults.items() if name not in rest for word in (name, value)] + rest
-    update_ms = common.read(args.update_result)["rows"][0]["ms"] if args.update_result else None
     beside_out = args.out.absolute().parent if args.out else None
     rows = []
     with tempfile.TemporaryDirectory() as cache, mock.patch.dict(os.environ, TRITON_CACHE_DIR=cache):
         for beside in args.beside:
-            rows.append(row := measure(beside, every, words, update_ms, beside_out))
+            rows.append(row := measure(beside, every, words, beside_out))
             if len(rows) > 1:  # the rate without evaluations is that of the run that has none beside
                 row |= {key: rows[0][key] for key in ("env_steps_per_s", "updates_per_s") if rows[0][key]}
             row |= whole_run(row, beside == "on")
@@ -124,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> Record:
     record |= {"every": every, "whole_run": {"env_steps": WHOLE_RUN, "evaluations": EVALUATIONS}}
     columns = {"beside": "--eval.beside", "set_up_s": "set-up, s", "env_steps_per_s": "env steps/s"}
     columns |= {"updates_per_s": "updates/s", "beside_env_steps_per_s": "env steps/s during an evaluation"}
-    columns |= {"evaluation_s": "evaluation, s", "updating": "updating", "idle": "idle, whole run"}
+    columns |= {"evaluation_s": "evaluation, s", "idle": "idle, whole run"}
     columns |= {"whole_run_min": "whole run, min (extrapolated)", "memory_gib": "memory, GiB"}
     footer = f"{WHOLE_RUN:,} env steps with {EVALUATIONS} evaluations: an extrapolation from a few rounds"
     common.print_table(f"Phases of a run: {record['device']}", columns, rows, footer)

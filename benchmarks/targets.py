@@ -94,7 +94,7 @@ def _plan(part: str, planner: str, batch: int, key: str = "ms") -> Callable[[Res
         rows = [row for row in results[part]["rows"] if row.get("kernels") == "auto" and row["batch"] == batch]
         named = {row["planner"]: row for row in rows}
         earlier = named.get(DEFAULT, {}).get("model_evaluations") == PAPER_EVALUATIONS
-        if earlier and planner in (DEFAULT, PAPER):
+        if earlier and PAPER not in named and planner in (DEFAULT, PAPER):
             return named[DEFAULT][key] if planner == PAPER else None
         return named[planner][key]
 
@@ -160,6 +160,9 @@ def _of_runs(agent: str, suffix: str, ways: Sequence[str], floor: float | None, 
     part, whole, lines = f"phases{suffix}", "1M env steps of cheetah-run, 20 evaluations of 10 episodes", []
     lines.append(Target(f"{agent}: env steps a second in rounds", part, STEPS, _phase(part, ways[0], "env_steps_per_s"),
                         at_least=True))  # fmt: skip
+    lines.append(Target(f"{agent}: time of a round that its updates alone would take", part, "%",
+                        lambda results: 0.1 * _update(f"update{suffix}")(results)
+                        * _phase(part, ways[0], "updates_per_s")(results)))  # fmt: skip
     for way in ways:
         said = f"--eval.beside {way}"
         if way == "on":

@@ -39,7 +39,7 @@ from benchmarks import (
     together,
     update,
 )
-from benchmarks.parts import PARTS
+from benchmarks.parts import PARTS, chosen
 from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.agents.protocol import Act, Carry
 from dreamer_mpc.config import Config, load_presets
@@ -257,7 +257,9 @@ def test_targets_say_what_is_reached():
             "rows": [{"name": "update, not compiled", "ms": 487.0}, {"name": "acting step, batch 1", "ms": 3.0}]
         },
         "r2dreamer_compiled": {"rows": [{"name": "update", "ms": None, "text": "not compiled after 540 s"}]},
-        "phases": {"rows": [{"beside": "off", "idle": 0.25, "whole_run_min": 25.0, "set_up_s": 70.0}]},
+        "phases": {
+            "rows": [{"beside": "off", "idle": 0.25, "whole_run_min": 25.0, "set_up_s": 70.0, "updates_per_s": 80.0}]
+        },
         "end_to_end": {"rows": [{"env_steps": 1_000_000, "wall_min": 19.0}]},
     }
     rows = {row["what"]: row for row in targets.table(results, targets.GPU)}
@@ -272,6 +274,7 @@ def test_targets_say_what_is_reached():
     assert said["v3: Dream-MPC plan, batch 1"] == ("not run", "-")
     assert said["paper: two runs on one GPU, updates/s together over one alone"] == ("1.2 x", "")
     assert said["paper: set-up of the agent before its first update, without a cache"] == ("30 s", "yes")
+    assert said["paper: time of a round that its updates alone would take"] == ("48 %", "")
     idle = "paper: time of a whole run in which no update runs, --eval.beside "
     assert said[idle + "off"] == ("25 % (extrapolated)", "") and said[idle + "on"] == ("not measured", "-")
     assert said["paper: set-up of a run before its first update, without a cache"] == ("70 s", "no")
@@ -326,6 +329,31 @@ def test_frames_of_qualities_are_a_table():
         {"render quality": "full", "1 environments": "100", "16 environments": "1,600"},
         {"render quality": "warp", "1 environments": "2 (drawing alone 3)", "16 environments": "skipped: not there"},
     ]
+
+
+def test_gpus_to_use(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert everything.visible_gpus(None, True, "auto") == ["0", "1", "2"]
+    assert everything.visible_gpus(["3"], True, "cuda") == ["3"]
+    assert everything.visible_gpus(None, True, "cuda:1") == everything.visible_gpus(None, False, "auto") == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert everything.visible_gpus(None, True, "auto") == ["5", "7"]
+
+
+def test_parts_that_need_what_is_not_given_are_not_run():
+    def names(*words, cuda=True):
+        return [part.name for part in chosen(everything.make_parser().parse_args(words), cuda)]
+
+    default = ["ceilings", "update", "update_v3", "plan", "plan_v3", "rendering", "phases", "phases_v3"]
+    assert names() == default and names(cuda=False) == default[:-2], "of a run on a CPU, whose updates take seconds"
+    assert set(names("--peer", "a", "--r2dreamer", "b")) - set(default) == {"peers", "r2dreamer", "r2dreamer_compiled"}
+    assert "r2dreamer_compiled" not in names("--r2dreamer", "b", cuda=False)
+    assert names("--r2dreamer", "b", "--only", "r2dreamer_compiled", cuda=False) == ["r2dreamer_compiled"]
+    assert names("--env-steps", "1000")[-1] == "end_to_end" and "collect" not in names("--env-steps", "1000")
+    assert names("--only", "collect", "plan", "--skip", "plan") == ["collect"]
+    with pytest.raises(SystemExit, match="error: --only end_to_end needs --env-steps"):
+        names("--only", "end_to_end")
 
 
 def test_words_of_a_command_line_are_replaced():
