@@ -48,6 +48,24 @@ def parse_settings(args: Sequence[str]) -> Config:
         raise SystemExit(f"error: {error}") from error
 
 
+def overlay(words: Sequence[str], **settings: str | Sequence[str] | None) -> list[str]:
+    """Words of a command line with `settings` (`eval__every` is --eval.every) in place of what they say of these.
+
+    A setting has its values behind it; None: it is only taken away.
+    """
+    kept, dropping = [], False
+    names = {name.replace("__", ".").replace("_", "-"): values for name, values in settings.items()}
+    for word in words:
+        if word.startswith("--"):
+            dropping = word[2:].split("=")[0].replace("_", "-") in names
+        if not dropping:
+            kept.append(word)
+    for name, values in names.items():
+        if values is not None:
+            kept += [f"--{name}", *([values] if isinstance(values, str) else values)]
+    return kept
+
+
 def synchronize(device: torch.device) -> None:
     """Wait for the device."""
     if device.type == "cuda":

@@ -26,6 +26,7 @@ from dreamer_mpc.util.device import choose_device
 LINES = {
     "set_up_s": r"set-up before the first update: ([\d.]+) s",
     "seed_episodes_s": r"beside ([\d.]+) s of seed episodes",
+    "checkpoints": r"(\d+) checkpoints? took",
     "saving_s": r"checkpoints? took ([\d.]+) s",
     "memory_gib": r"peak GPU memory ([\d.]+) GiB",
 }
@@ -42,12 +43,29 @@ def run(command: list[str]) -> tuple[float, dict[str, float]]:
             for key, pattern in LINES.items():
                 if match := re.search(pattern, line):
                     found[key] = float(match[1])
+                    if key == "saving_s":  # the last line of training; the bare policy's episodes follow
+                        found["trained_s"] = time.perf_counter() - start
         if process.wait():
             raise SystemExit(f"error: the run ended with {process.returncode}: {' '.join(filter(None, tail))}")
     finally:
         process.kill()
         process.wait()
     return time.perf_counter() - start, found
+
+
+def start_run(
+    words: Sequence[str], beside: Path | None, run_dir: Path | None = None
+) -> tuple[float, dict[str, float], list[dict[str, Any]]]:
+    """Wall seconds of `run.py train` with `words`, the figures that it prints, and its metrics.
+
+    In `run_dir`, or in a folder in `beside` (default: where temporary files are) that is deleted.
+    """
+    if beside:
+        beside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="run-", dir=beside) as folder:
+        path = run_dir.absolute() if run_dir else Path(folder) / "run"
+        wall, found = run([sys.executable, "run.py", "train", *words, "--run-dir", str(path)])
+        return wall, found, [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
 def rounds(records: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -87,13 +105,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     defaults = {"--env": "cheetah-run", "--planner": "dream-mpc"}
     given = [word for option, value in defaults.items() if option not in rest for word in (option, value)]
     given += ["--env-steps", str(steps), *rest]
-    beside = args.out.absolute().parent if args.out else None
-    if beside:
-        beside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="run-", dir=beside) as folder:
-        path = args.run_dir.absolute() if args.run_dir else Path(folder) / "run"
-        wall, found = run([sys.executable, "run.py", "train", *given, "--run-dir", str(path)])
-        records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    wall, found, records = start_run(given, args.out.absolute().parent if args.out else None, args.run_dir)
     row = {"name": " ".join(["run.py", *given]), "wall_s": wall, "wall_min": wall / 60, **found, **rounds(records)}
     if "set_up_s" in row:
         row["first_update_s"] = row["set_up_s"] + row["seed_episodes_s"]

@@ -1,7 +1,7 @@
 """Frames per second of rendering without an agent: the ceiling of collecting.
 
     python -m benchmarks.rendering --processes 1 4 8 16 [--quality full] [--seconds 3]
-    python -m benchmarks.rendering --num-envs 1 4 8 16 32 --quality full warp [--device auto] [--seconds 3]
+    python -m benchmarks.rendering --num-envs 1 4 8 16 32 --quality full warp [--device auto] [--seconds 3] [--out FILE]
 
 Random actions in cheetah-run. With `--processes`, processes that step, render and wait for nothing; every one starts
 counting when all are ready, and the sum is printed. With `--num-envs`, rows of environments in workers that wait for
@@ -102,6 +102,42 @@ def drawn_per_s(env: str, num_envs: int, device: str, seconds: float) -> float:
     return num_envs * _rate(step, seconds)
 
 
+def rows(args: argparse.Namespace) -> list[dict]:
+    """Frames per second of every number of environments and quality; in words where a quality cannot be drawn here."""
+    from dreamer_mpc.envs import EnvError
+    from dreamer_mpc.envs.scene import check_installed
+    from dreamer_mpc.util.errors import in_one_line
+
+    found = []
+    for num_envs in args.num_envs:
+        for quality in args.quality:
+            found.append(row := {"num_envs": num_envs, "quality": quality, "frames_per_s": None})
+            try:
+                if quality == WARP:
+                    check_installed()
+                row["frames_per_s"] = rows_per_s(
+                    args.env, quality, num_envs, args.device, args.seconds, args.action_repeat
+                )
+                if quality == WARP:
+                    row["drawing_alone"] = drawn_per_s(args.env, num_envs, args.device, args.seconds)
+            except Exception as error:  # whatever a driver or a renderer raises, the other rows are measured
+                row["text"] = f"skipped: {error if isinstance(error, EnvError) else in_one_line(error)}"
+            rate = row["frames_per_s"]
+            text = row.get("text") or f"{rate:.1f} frames/s"
+            text += f", drawing alone {row['drawing_alone']:.1f}" if "drawing_alone" in row else ""
+            print(f"{num_envs:3d} environments, {quality:14}{text}", flush=True)
+    return found
+
+
+def write(args: argparse.Namespace, found: list[dict]) -> None:
+    """The rows, with machine and versions, as JSON."""
+    from benchmarks import common
+    from dreamer_mpc.util.device import choose_device
+
+    device = choose_device(args.device)
+    common.write(args.out, {"benchmark": "rendering", **common.describe(device), "env": args.env, "rows": found})
+
+
 def main(argv: Sequence[str] | None = None) -> list[dict]:
     """Measure and print; the rows of `--num-envs`."""
     argv = sys.argv[1:] if argv is None else list(argv)
@@ -113,6 +149,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict]:
     parser.add_argument("--processes", nargs="+", type=int, default=[])
     parser.add_argument("--num-envs", nargs="+", type=int, default=[])
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, help="JSON file to write, of the rows of --num-envs")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.worker:
@@ -125,17 +162,10 @@ def main(argv: Sequence[str] | None = None) -> list[dict]:
         choose_gl_backend()  # the processes inherit the choice
     for processes in args.processes or ([] if args.num_envs else [1]):
         print(f"{processes} processes, {args.quality[0]}: {frames_per_s(argv, processes):.1f} frames/s", flush=True)
-    rows = []
-    for num_envs in args.num_envs:
-        for quality in args.quality:
-            rate = rows_per_s(args.env, quality, num_envs, args.device, args.seconds, args.action_repeat)
-            row = {"num_envs": num_envs, "quality": quality, "frames_per_s": rate}
-            if quality == WARP:
-                row["drawing_alone"] = drawn_per_s(args.env, num_envs, args.device, args.seconds)
-            drawing = f", drawing alone {row['drawing_alone']:.1f}" if quality == WARP else ""
-            print(f"{num_envs:3d} environments, {quality:14}{rate:10.1f} frames/s{drawing}", flush=True)
-            rows.append(row)
-    return rows
+    found = rows(args)
+    if args.out:
+        write(args, found)
+    return found
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """Rates of several processes that count over the same time. This module imports nothing slow."""
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,6 +35,18 @@ def total_rate(module: str, words: Sequence[str], processes: int) -> float:
                 worker.kill()
                 worker.wait()
         return sum(float(path.read_text()) for path in folder.glob("*.rate"))
+
+
+def end(process: subprocess.Popen) -> None:
+    """Kill a process that was started as a session of its own, and all that it started, in whatever session."""
+    import psutil
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for started in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                started.kill()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def wait_for_start(folder: Path, name: str) -> None:

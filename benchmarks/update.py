@@ -99,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
     """Measure, print, write."""
     parser = common.parser(__doc__)
     parser.add_argument("--peer", type=Path, help="checkout of the peer to time as well, or a JSON of benchmarks.peers")
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), help="rows of ours")
     parser.add_argument("--processes", type=int, default=1, help="also count updates/s of so many at once")
     parser.add_argument("--window", type=float, default=4.0, help="seconds over which those are counted")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
@@ -112,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
     with tempfile.TemporaryDirectory() as cache, mock.patch.dict(os.environ, TRITON_CACHE_DIR=cache):
         rows = []
         for name, changes in WAYS.items():
-            if not cuda and "compile" in changes:
+            if name not in args.ways or (not cuda and "compile" in changes):
                 continue
             rows.append({"name": name, **measure(replace(config, **changes), device, args)})
             print(f"{name}: {common.show(rows[-1]['ms'])} ms", flush=True)

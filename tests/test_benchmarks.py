@@ -2,12 +2,16 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
+import types
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -20,19 +24,26 @@ from benchmarks import (
     common,
     end_to_end,
     heads,
+    lanes,
     peers,
+    phases,
     pixels,
     plan,
+    r2dreamer,
+    rendering,
     roofline,
     saving,
     sweep,
+    tables,
     targets,
+    together,
     update,
 )
+from benchmarks.parts import PARTS, chosen
 from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.agents.protocol import Act, Carry
 from dreamer_mpc.config import Config, load_presets
-from dreamer_mpc.envs import make_vector_env
+from dreamer_mpc.envs import EnvError, make_vector_env
 from dreamer_mpc.planners import CEM, DreamMPC, GradMPC, Policy
 from dreamer_mpc.world_model import WorldModelConfig
 from tests.support import agents
@@ -40,6 +51,7 @@ from tests.support.planning import PAPER
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER = os.environ.get("DREAMER_MPC_PEER", "/tmp/peer")
+R2DREAMER = os.environ.get("DREAMER_MPC_R2DREAMER", "/tmp/r2dreamer")
 TINY = [
     *agents.TINY, *agents.CHEAP, "--device", "cpu", "--replay.batch-size", "2", "--cem.iterations", "10",
 ]  # fmt: skip
@@ -116,17 +128,27 @@ def test_collect(tmp_path):
 
 def test_end_to_end_and_all_in_one_run(tmp_path):
     """`python -m benchmarks`: a part that fails is named, the others continue, and the table is written."""
-    words = [*TINY, "--skip", "update", "plan", "collect", "--ceilings-extra", "--no-such-option"]
-    words += ["--end-to-end-steps", "16"]
+    words = common.overlay(TINY, env_steps="16")
+    words += ["--only", "ceilings", "end_to_end", "--ceilings-extra", "--no-such-option"]
+    folder = tmp_path / "cpu"
+    folder.mkdir()
+    (folder / "update.json").write_text(json.dumps({"roofline": {"floor_ms": 0.1}, "rows": [{"ms": 1.0}]}))
+    (folder / "end_to_end.json").write_text(
+        json.dumps({"date": "2026-01-02", "commit": "0123456789-dirty", "rows": []})
+    )
     everything.main(["--out", str(tmp_path), *words])
-    run = common.read(tmp_path / "end_to_end.json")
+    run = common.read(folder / "end_to_end.json")
     (row,) = run["rows"]
     assert row["env_steps"] == 16 and row["updates"] == 1 and row["evaluations"] == 1
     assert row["wall_s"] > row["set_up_s"] > 0 and row["first_update_s"] >= row["set_up_s"]
     assert run["command"].startswith("python -m benchmarks.end_to_end") and len(run["metrics"]) >= 2
-    table = (tmp_path / "table.md").read_text()
+    assert row["updating_share"] == pytest.approx(1e-3 / row["wall_s"]), "the record of updates is passed on"
+    assert "--eval.every 1 " in row["name"] + " "  # a twentieth
+    table = (folder / "table.md").read_text()
     assert "one update" in table and "not run" in table and "ceilings failed: error: " in table
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["end_to_end.json", "table.md"]
+    aside = folder / "earlier" / "2026-01-02-0123456-dirty" / "end_to_end.json"
+    there = {path for path in folder.rglob("*") if path.is_file()}
+    assert there == {aside, *(folder / name for name in ("end_to_end.json", "update.json", "run.json", "table.md"))}
 
 
 def test_rounds_are_those_of_training():
@@ -225,31 +247,255 @@ def test_floor_is_the_larger_time():
 
 
 def test_targets_say_what_is_reached():
+    update = {"date": "2026-01-01", "commit": "0123456789", "several": {"processes": 2, "ratio": 1.2}}
+    update["rows"] = [{"name": "default", "ms": 6.0, "set_up_s": 30.0}, {"name": "peer, update", "ms": 130.0}]
     results = {
-        "update": {
-            "rows": [{"name": "default", "ms": 6.0, "set_up_s": 30.0}, {"name": "peer, update", "ms": 130.0}],
-            "several": {"ratio": 1.2},
-        },
+        "update": update,
+        "update_v3": {"rows": [{"name": "default", "ms": 9.0}]},
         "plan": {"error": "failed: out of memory"},
-        "end_to_end": {"rows": [{"env_steps": 1_000_000, "wall_min": 25.0, "set_up_s": 70.0}]},
+        "r2dreamer": {
+            "rows": [{"name": "update, not compiled", "ms": 487.0}, {"name": "acting step, batch 1", "ms": 3.0}]
+        },
+        "r2dreamer_compiled": {"rows": [{"name": "update", "ms": None, "text": "not compiled after 540 s"}]},
+        "phases": {
+            "rows": [{"beside": "off", "idle": 0.25, "whole_run_min": 25.0, "set_up_s": 70.0, "updates_per_s": 80.0}]
+        },
+        "end_to_end": {"rows": [{"env_steps": 1_000_000, "wall_min": 19.0}]},
     }
     rows = {row["what"]: row for row in targets.table(results, targets.GPU)}
-    met = [row["met"] for row in rows.values()]
-    assert met == ["aim", "-", "-", "-", "-", "yes", "no", "no"]
-    first, second, *_ = rows.values()
-    assert first["peer"] == "130 ms" and first["measured"] == "6 ms" and second["measured"] == "failed: out of memory"
-    results["end_to_end"]["rows"][0]["env_steps"] = 1000  # not a whole run
-    assert targets.table(results, targets.GPU)[5]["met"] == "-"
-    update_row, *_ = targets.table(results, targets.CPU)
-    assert update_row["measured"] == "21.7 x" and update_row["met"] == "yes"
+    said = {what: (row["now"], row["met"]) for what, row in rows.items()}
+    paper, v3 = rows["paper: one update, 50x50x64x64x3"], rows["v3: one update, 16x64 frames (peer: r2dreamer)"]
+    assert (paper["now"], paper["met"], paper["peer"], paper["measured"]) == (
+        "6 ms", "aim", "130 ms", "2026-01-01, 0123456"
+    )  # fmt: skip
+    assert (v3["now"], v3["met"]) == ("9 ms", "no")
+    assert v3["peer"] == "not compiled after 540 s; not compiled: 487 ms"
+    assert said["paper: CEM plan, batch 1"] == ("failed: out of memory", "-")
+    assert said["v3: Dream-MPC plan, batch 1"] == ("not run", "-")
+    assert said["paper: two runs on one GPU, updates/s together over one alone"] == ("1.2 x", "")
+    assert said["paper: set-up of the agent before its first update, without a cache"] == ("30 s", "yes")
+    assert said["paper: time of a round that its updates alone would take"] == ("48 %", "")
+    idle = "paper: time of a whole run in which no update runs, --eval.beside "
+    assert said[idle + "off"] == ("25 % (extrapolated)", "") and said[idle + "on"] == ("not measured", "-")
+    assert said["paper: set-up of a run before its first update, without a cache"] == ("70 s", "no")
+    assert said["paper: whole run, 1M env steps of cheetah-run, measured"] == ("19 min", "aim")
+    assert rows["v3: acting step of the policy, batch 1 (peer: r2dreamer)"]["peer"] == "3 ms"
+    results["end_to_end"]["rows"][0]["env_steps"] = 1000
+    assert targets.table(results, targets.GPU)[-1]["now"] == "not measured: 1,000 env steps"
+    results["r2dreamer_compiled"]["rows"] = [{"name": "update", "ms": 20.0, "first_calls_s": 510.0}]
+    assert targets.table(results, targets.GPU)[1]["peer"] == "20 ms (first calls 510 s); not compiled: 487 ms"
+    ratio = {row["what"]: row for row in targets.table(results, targets.CPU)}[
+        "paper: one update, times as fast as the peer's"
+    ]
+    assert ratio["now"] == "21.7 x" and ratio["met"] == "yes"
 
 
 def test_the_table_can_be_made_from_files(tmp_path):
-    record = {"device": "CPU", "cuda": None}
-    record["rows"] = [{"planner": "dream-mpc-paper", "kernels": "auto", "batch": 1, "ms": 9.0}]
-    (tmp_path / "plan.json").write_text(json.dumps(record))
-    everything.main(["--table", "--out", str(tmp_path), "--device", "cpu"])
-    assert "| 9 ms | yes |" in (tmp_path / "table.md").read_text()
+    """Figures of earlier code stand apart, with date and commit; the default of that time has its name of today."""
+    folder, aside = tmp_path / "cpu", tmp_path / "cpu" / "earlier" / "2026-01-01-abcdef0"
+    aside.mkdir(parents=True)
+    row = {"planner": "dream-mpc-paper", "kernels": "auto", "batch": 1, "model_evaluations": 75, "ms": 9.0}
+    now = {"device": "CPU", "cuda": None, "date": "2026-02-03", "commit": "1234567890", "rows": [row]}
+    then = now | {"date": "2026-01-01", "commit": "abcdef0123"}
+    then["rows"] = [row | {"planner": "dream-mpc", "ms": 30.0}]
+    (folder / "plan.json").write_text(json.dumps(now))
+    (aside / "plan.json").write_text(json.dumps(then))
+    everything.main(["--table", "--out", str(tmp_path)])
+    today, earlier = (folder / "table.md").read_text().split("## Earlier figures")
+    line = "paper: Dream-MPC plan, the paper's settings, batch 1"
+    assert f"| {line} | 9 ms | <= 20 ms |  | yes |  | 2026-02-03, 1234567 |" in today
+    assert f"| {line} | 30 ms |  | 2026-01-01, abcdef0 |" in earlier and "30 ms" not in today
+
+
+def test_the_tables_in_the_repository_are_those_of_its_files(tmp_path):
+    source = ROOT / "results" / "benchmarks"
+    for folder in (path for path in source.iterdir() if path.is_dir()):
+        copy = tmp_path / folder.name
+        shutil.copytree(folder, copy)
+        tables.write(copy)
+        assert (copy / "table.md").read_text() == (folder / "table.md").read_text(), "python -m benchmarks --table"
+
+
+def test_cards():
+    names = {"NVIDIA H200": "h200", "NVIDIA H100 80GB HBM3": "h100-80gb-hbm3", "CPU, 2 threads": "cpu"}
+    assert {name: tables.card(name) for name in names} == names
+
+
+def test_frames_of_qualities_are_a_table():
+    rows = [{"quality": "full", "num_envs": n, "frames_per_s": 100.0 * n} for n in (1, 16)]
+    rows += [{"quality": "warp", "num_envs": 1, "frames_per_s": 2.0, "drawing_alone": 3.0}]
+    rows += [{"quality": "warp", "num_envs": 16, "frames_per_s": None, "text": "skipped: not there"}]
+    assert tables.frames({"rows": rows}) == [
+        {"render quality": "full", "1 environments": "100", "16 environments": "1,600"},
+        {"render quality": "warp", "1 environments": "2 (drawing alone 3)", "16 environments": "skipped: not there"},
+    ]
+
+
+def test_gpus_to_use(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert everything.visible_gpus(None, True, "auto") == ["0", "1", "2"]
+    assert everything.visible_gpus(["3"], True, "cuda") == ["3"]
+    assert everything.visible_gpus(None, True, "cuda:1") == everything.visible_gpus(None, False, "auto") == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert everything.visible_gpus(None, True, "auto") == ["5", "7"]
+
+
+def test_parts_that_need_what_is_not_given_are_not_run():
+    def names(*words, cuda=True):
+        return [part.name for part in chosen(everything.make_parser().parse_args(words), cuda)]
+
+    default = ["ceilings", "update", "update_v3", "plan", "plan_v3", "rendering", "phases", "phases_v3"]
+    assert names() == default and names(cuda=False) == default[:-2], "of a run on a CPU, whose updates take seconds"
+    assert set(names("--peer", "a", "--r2dreamer", "b")) - set(default) == {"peers", "r2dreamer", "r2dreamer_compiled"}
+    assert "r2dreamer_compiled" not in names("--r2dreamer", "b", cuda=False)
+    assert names("--r2dreamer", "b", "--only", "r2dreamer_compiled", cuda=False) == ["r2dreamer_compiled"]
+    assert names("--env-steps", "1000")[-1] == "end_to_end" and "collect" not in names("--env-steps", "1000")
+    assert names("--only", "collect", "plan", "--skip", "plan") == ["collect"]
+    with pytest.raises(SystemExit, match="error: --only end_to_end needs --env-steps"):
+        names("--only", "end_to_end")
+
+
+def test_words_of_a_command_line_are_replaced():
+    words = ["--a", "1", "2", "--eval.every=3", "--flag", "--b", "4"]
+    assert common.overlay(words, eval__every="5", a=None, flag=()) == ["--b", "4", "--eval.every", "5", "--flag"]
+
+
+class Lanes:
+    """`lanes.run_all` with parts that take the given seconds, and what it did."""
+
+    def __init__(self, monkeypatch, tmp_path, seconds):
+        self.seconds, self.ran, self.folder, self.alone = seconds, [], tmp_path, None
+        monkeypatch.setattr(lanes, "run_part", self.run_part)
+
+    def run_part(self, part, words, out, limit, gpu, label):
+        self.ran.append((part.name, gpu))
+        time.sleep(min(self.seconds.get(part.name, 0), limit))
+        if part.name == "r2dreamer_compiled" and words:
+            while not (there := words[0].exists()):
+                time.sleep(0.01)
+            self.alone = there and ("phases_v3", gpu) in self.ran
+        return {"rows": []}
+
+    def __call__(self, gpus, minutes=1.0):
+        words = lambda part, left, quiet: [quiet] if quiet else []  # noqa: E731
+        parts = [part for part in PARTS if not part.asked]
+        return lanes.run_all(parts, gpus, words, self.folder, minutes, 600.0)
+
+
+def test_two_gpus_run_at_once_and_the_compiled_peer_is_timed_alone(monkeypatch, tmp_path):
+    run = Lanes(monkeypatch, tmp_path, {"phases": 0.2})
+    results, seconds = run(["3", "5"], minutes=2.0)
+    assert results.keys() == seconds.keys() == {name for name, _ in run.ran} and run.alone
+    second = {"rendering", "phases", "phases_v3", "r2dreamer_compiled"}
+    assert {name for name, gpu in run.ran if gpu == "5"} == second
+    assert {gpu for name, gpu in run.ran if name not in second} == {"3"}
+
+
+def test_one_gpu_runs_all_in_turn_until_the_time_is_over(monkeypatch, tmp_path):
+    run = Lanes(monkeypatch, tmp_path, {"plan": 0.7})
+    results, _ = run(["0"], minutes=61 / 60)
+    assert [name for name, _ in run.ran][:3] == ["ceilings", "peers", "update"] and {g for _, g in run.ran} == {"0"}
+    results, _ = run(["0"], minutes=60.5 / 60)
+    assert results["phases_v3"] == {"error": "not run: of 1.00833 minutes, 60 s were left"}
+    assert results["r2dreamer_compiled"] == {"rows": []}, "what needs less time still has it"
+    assert lanes.lanes_of([]) == [None] and lanes.lanes_of("01") == ["0", "1", "1"]
+    assert lanes.lanes_of("0123") == ["0", "1", "2"]
+
+
+def test_what_a_part_started_in_sessions_of_its_own_ends_with_it():
+    code = "import subprocess as s; p = s.Popen(['sleep', '60'], start_new_session=True); print(p.pid, flush=True)"
+    code += "; p.wait()"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    started = psutil.Process(int(process.stdout.readline()))
+    together.end(process)
+    assert process.wait(10) == -9
+    psutil.wait_procs([started], 10)
+    assert not started.is_running() or started.status() == psutil.STATUS_ZOMBIE
+
+
+def record_of_phases():
+    """Rounds of 1000 env steps, and evaluations of 20, 21 and 4 s; training waits for the last one."""
+    rounds = [(1000, 10), (2000, 20), (3000, 30), (4000, 40), (5000, 60), (6000, 70)]
+    records = [{"env_steps": n, "time_s": t, "train/env_steps_per_s": 1000 / 10 if n != 5000 else 50.0,
+                "train/updates_per_s": 10.0} for n, t in rounds]  # fmt: skip
+    for record, fast in zip(records[2:5], (40.0, 45.0, 50.0), strict=True):
+        record["train/env_steps_per_s"] = fast
+    evaluations = [
+        {"env_steps": n, "time_s": t, "eval/return_mean": 1.0} for n, t in ((2000, 40), (4000, 61), (6000, 74))
+    ]
+    seeds = {"env_steps": 500, "time_s": 2.0, "train/return": 1.0}
+    return [seeds, *sorted([*records, *evaluations], key=lambda record: record["time_s"])]
+
+
+def test_phases_of_a_run_and_the_whole_run_by_hand():
+    printed = {"set_up_s": 30.0, "seed_episodes_s": 2.0, "saving_s": 3.0, "checkpoints": 3.0}
+    row = phases.phases(record_of_phases(), printed) | {"end_s": 8.0}
+    assert row["beside_env_steps_per_s"] == 45, "rounds within 20 to 40 s and 40 to 61 s"
+    assert row["env_steps_per_s"] == 100 and row["seed_env_steps"] == 500
+    assert row["evaluation_s"] == 21 and row["last_evaluation_s"] == 4 and row["checkpoint_s"] == 1
+    whole = phases.whole_run(row, True, 100_500, 3)
+    seconds = 30 + 2 + 8 + 4 + 2 * 21 + (100_000 - 2 * 21 * 45) / 100
+    assert whole["whole_run_min"] == pytest.approx(seconds / 60)
+    assert whole["idle"] == pytest.approx((30 + 2 + 8 + 4 + 3 * 1) / seconds)
+    waiting = phases.whole_run(row | {"evaluation_s": 6.0}, False, 100_500, 3)
+    seconds = 30 + 2 + 8 + 3 * 6 + 100_000 / 100
+    assert waiting == {"whole_run_min": pytest.approx(seconds / 60), "idle": pytest.approx(58 / seconds)}
+    assert phases.whole_run(row | {"env_steps_per_s": None}, False) == {"whole_run_min": None, "idle": None}
+
+
+def test_phases(tmp_path):
+    out = tmp_path / "phases.json"
+    record = phases.main([*TINY, "--num-envs", "2", "--every", "24", "--beside", "off", "--out", str(out)])
+    check_about(record, out)
+    (row,) = record["rows"]
+    assert row["env_steps"] == 48 and row["set_up_s"] > 0 and row["end_s"] > 0 and row["evaluation_s"] > 0
+    assert row["whole_run_min"] > phases.WHOLE_RUN / row["env_steps_per_s"] / 60 * 0.99 and 0 < row["idle"] < 1
+
+
+def test_rendering_names_a_quality_that_cannot_be_drawn(tmp_path, monkeypatch):
+    def missing():
+        raise EnvError("render_quality warp needs mujoco-warp")
+
+    monkeypatch.setattr("dreamer_mpc.envs.scene.check_installed", missing)
+    out = tmp_path / "rendering.json"
+    words = ["--env", "tests.example_env:make", "--num-envs", "1", "--quality", "full", "warp", "--device", "cpu"]
+    rows = rendering.main([*words, "--seconds", "0.1", "--out", str(out)])
+    check_about(common.read(out), out)
+    assert rows[0]["frames_per_s"] > 0
+    assert rows[1]["frames_per_s"] is None and rows[1]["text"] == "skipped: render_quality warp needs mujoco-warp"
+
+
+TOY = ["batch_size=2", "batch_length=3", "model.deter=64", "model.hidden=16", "model.units=16", "model.discrete=4",
+       "model.depth=4", "model.imag_horizon=2"]  # fmt: skip
+
+
+@pytest.mark.skipif(not Path(R2DREAMER, "rssm.py").exists(), reason="no checkout: DREAMER_MPC_R2DREAMER=path")
+def test_r2dreamer(tmp_path):
+    """Its own update and acting step; a compilation that is too long is a row in words."""
+    out = tmp_path / "r2dreamer.json"
+    record = r2dreamer.main([R2DREAMER, "--device", "cpu", "--repeats", "2", "--limit", "1", "--set", *TOY, "--out",
+                             str(out)])  # fmt: skip
+    check_about(record, out)
+    plain, one, many, compiled = record["rows"]
+    assert plain["ms"] > 0 and plain["first_calls_s"] > 0 and one["ms"] > 0 and many["name"] == "acting step, batch 16"
+    assert compiled == {"name": "update", "ms": None, "text": "not compiled after 1 s"}
+
+
+def test_r2dreamer_has_stand_ins_for_what_cannot_be_imported(monkeypatch):
+    for name in ("tensordict", "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, name, None)
+    found = r2dreamer.stand_ins()
+    assert found.keys() == {"tensordict", "torch.utils.tensorboard"}
+    batch = found["tensordict"].TensorDict({"reward": torch.zeros(2, 3, 1)}, (2, 3))
+    assert batch.shape == batch.batch_size == torch.Size((2, 3)) and batch["reward"].shape == (2, 3, 1)
+    monkeypatch.setitem(sys.modules, "tensordict", types.ModuleType("tensordict"))
+    assert r2dreamer.stand_ins().keys() == {"torch.utils.tensorboard"}
+
+
+def test_r2dreamer_refuses_a_folder_without_it(tmp_path):
+    with pytest.raises(SystemExit, match="is no checkout of r2dreamer: it lacks dreamer.py"):
+        r2dreamer.main([str(tmp_path), "--device", "cpu"])
 
 
 def small() -> Config:
