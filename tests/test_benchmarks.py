@@ -272,13 +272,13 @@ def test_targets_say_what_is_reached():
     assert v3["peer"] == "not compiled after 540 s; not compiled: 487 ms"
     assert said["paper: CEM plan, batch 1"] == ("failed: out of memory", "-")
     assert said["v3: Dream-MPC plan, batch 1"] == ("not run", "-")
-    assert said["paper: two runs on one GPU, updates/s together over one alone"] == ("1.2 x", "")
+    assert said["paper: two runs on one GPU, updates/s together over one alone"] == ("1.2 x", "yes")
     assert said["paper: set-up of the agent before its first update, without a cache"] == ("30 s", "yes")
     assert said["paper: time of a round that its updates alone would take"] == ("48 %", "")
     idle = "paper: time of a whole run in which no update runs, --eval.beside "
-    assert said[idle + "off"] == ("25 % (extrapolated)", "") and said[idle + "on"] == ("not measured", "-")
+    assert said[idle + "off"] == ("25 % (extrapolated)", "yes") and said[idle + "on"] == ("not measured", "-")
     assert said["paper: set-up of a run before its first update, without a cache"] == ("70 s", "no")
-    assert said["paper: whole run, 1M env steps of cheetah-run, measured"] == ("19 min", "aim")
+    assert said["paper: whole run, 1M env steps of cheetah-run, measured"] == ("19 min", "no")
     assert rows["v3: acting step of the policy, batch 1 (peer: r2dreamer)"]["peer"] == "3 ms"
     results["end_to_end"]["rows"][0]["env_steps"] = 1000
     assert targets.table(results, targets.GPU)[-1]["now"] == "not measured: 1,000 env steps"
