@@ -82,7 +82,9 @@ def check_gl() -> Finding:
     except EnvError as error:
         return Finding("FAIL", str(error))
     full, fast = _frame_milliseconds("full"), _frame_milliseconds("fast")
-    advice = "; software OpenGL: --render-quality fast helps" if full > SLOW_FRAME_MILLISECONDS else ""
+    advice = (
+        "; software OpenGL: new runs are faster with --render-quality fast" if full > SLOW_FRAME_MILLISECONDS else ""
+    )
     return Finding("ok", f"MUJOCO_GL={backend}, {full:.1f} ms a 64x64 frame ({fast:.1f} at fast){advice}")
 
 
