@@ -15,6 +15,7 @@ from dreamer_mpc.envs.errors import EnvError
 
 WARP = "warp"  # the render quality
 PACKAGES = ("warp", "mujoco_warp")
+INSTALL = "pip install -c constraints.txt -e '.[warp]'"  # what installs them, in the tested versions
 VISIBLE_GROUPS = 3  # of geoms, sites and tendons, MuJoCo draws the first three
 TENDON_PARTS = 32  # capsules that one tendon is drawn with; a slack one hangs in 28
 DEFAULT_COLOR = np.float32([0.5, 0.5, 0.5, 1.0])  # means the color of the material, if there is one
@@ -53,7 +54,7 @@ class Stage(NamedTuple):
 def check_installed() -> None:
     """EnvError unless the packages of the quality `warp` are there; they are not imported."""
     if not all(importlib.util.find_spec(name) for name in PACKAGES):
-        raise EnvError("render_quality warp needs mujoco-warp: pip install -e '.[warp]', or use another quality")
+        raise EnvError(f"render_quality warp needs mujoco-warp: {INSTALL}, or use another quality")
 
 
 def undrawable(model: Any, camera: int, fixed: bool) -> list[str]:

@@ -88,3 +88,10 @@ def test_a_little_memory_and_disk_warn(monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 2**30}))
     assert module.check_memory().status == "warn"
     assert module.check_disk().status == "warn"
+
+
+def test_fast_pictures_are_advised_for_new_runs_alone(monkeypatch):
+    monkeypatch.setattr(module, "_frame_milliseconds", lambda quality: 14.0 if quality == "full" else 1.0)
+    assert "new runs are faster with --render-quality fast" in module.check_gl().text
+    monkeypatch.setattr(module, "_frame_milliseconds", lambda quality: 0.5)
+    assert "--render-quality" not in module.check_gl().text

@@ -18,7 +18,7 @@ from dreamer_mpc.config import Config
 from dreamer_mpc.config.make import make_envs
 from dreamer_mpc.envs import EnvError, make_env, reset_rows
 from dreamer_mpc.envs.frames import Frames, to_gray
-from dreamer_mpc.envs.scene import PACKAGES, TENDON_PARTS, Layout
+from dreamer_mpc.envs.scene import INSTALL, PACKAGES, TENDON_PARTS, Layout
 from dreamer_mpc.evaluation.subject import Subject
 from dreamer_mpc.library import load
 from dreamer_mpc.report.curves import method_of
@@ -32,7 +32,7 @@ from tests.support.commands import ROOT, quietly, records, train
 from tests.support.drawings import TASKS, drawing, stored
 
 installed = all(importlib.util.find_spec(name) for name in PACKAGES)
-warped = pytest.mark.skipif(not installed, reason="needs mujoco-warp: pip install -e '.[warp]'")
+warped = pytest.mark.skipif(not installed, reason=f"needs mujoco-warp: {INSTALL}")
 CPU = torch.device("cpu")
 # Mean absolute differences to dm_control's own pictures, of 255, which must not grow: a bit above what they are now.
 BOUNDS = {
@@ -264,7 +264,7 @@ def test_a_missing_package_is_named_with_its_remedy(lacking, monkeypatch, tmp_pa
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *at: None if name == lacking else there(name, *at))
     done = quietly(*BRIEF, "--env", "cheetah-run", "--render-quality", "warp", "--run-dir", tmp_path / "run")
     assert done.code == 2 and done.err.count("\n") == 1
-    assert "pip install -e '.[warp]'" in done.err and not (tmp_path / "run").exists()
+    assert INSTALL in done.err and not (tmp_path / "run").exists()
 
 
 @warped
@@ -465,4 +465,8 @@ def test_doctor_draws_a_frame(monkeypatch):
 def test_doctor_does_without(monkeypatch):
     there = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *at: None if name == "warp" else there(name, *at))
-    assert check_warp().status == "ok" and "pip install -e '.[warp]'" in check_warp().text
+    assert check_warp().status == "ok" and INSTALL in check_warp().text
+
+
+def test_messages_name_the_command_of_the_docs():
+    assert f"\n    {INSTALL}\n" in (ROOT / "docs" / "environments.md").read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ from dreamer_mpc.config.make import make_envs
 from dreamer_mpc.data.collect import Collector, Counters
 from dreamer_mpc.data.replay import Replay
 from dreamer_mpc.envs import make_vector_env
-from dreamer_mpc.envs.scene import PACKAGES
+from dreamer_mpc.envs.scene import INSTALL, PACKAGES
 from dreamer_mpc.planners import make_planner
 from dreamer_mpc.training.trainer import Trainer
 from tests.support.agents import BRIEF, CHEAP
@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
     pytest.mark.skipif(
         not all(importlib.util.find_spec(name) for name in PACKAGES),
-        reason="needs mujoco-warp: pip install -e '.[warp]'",
+        reason=f"needs mujoco-warp: {INSTALL}",
     ),
 ]
 GPU = torch.device("cuda", 0)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from dreamer_mpc.envs.scene import Stage
+from dreamer_mpc.envs.scene import INSTALL, Stage
 from dreamer_mpc.util.device import to_device
 from dreamer_mpc.util.errors import UserError, in_one_line
 
@@ -101,7 +101,6 @@ def load_warp() -> tuple[ModuleType, ModuleType]:
         import mujoco_warp  # after that, as it says more
     except Exception as error:
         raise UserError(
-            f"render_quality warp: mujoco_warp cannot be loaded ({in_one_line(error)}): "
-            "pip install -c constraints.txt -e '.[warp]'"
+            f"render_quality warp: mujoco_warp cannot be loaded ({in_one_line(error)}): {INSTALL}"
         ) from error
     return warp, mujoco_warp

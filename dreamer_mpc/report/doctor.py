@@ -82,7 +82,9 @@ def check_gl() -> Finding:
     except EnvError as error:
         return Finding("FAIL", str(error))
     full, fast = _frame_milliseconds("full"), _frame_milliseconds("fast")
-    advice = "; software OpenGL: --render-quality fast helps" if full > SLOW_FRAME_MILLISECONDS else ""
+    advice = (
+        "; software OpenGL: new runs are faster with --render-quality fast" if full > SLOW_FRAME_MILLISECONDS else ""
+    )
     return Finding("ok", f"MUJOCO_GL={backend}, {full:.1f} ms a 64x64 frame ({fast:.1f} at fast){advice}")
 
 
@@ -91,9 +93,7 @@ def check_mujoco() -> Finding:
     try:
         mujoco, dm_control = (importlib.metadata.version(name) for name in ("mujoco", "dm_control"))
     except importlib.metadata.PackageNotFoundError as error:
-        return Finding(
-            "FAIL", f"{error.name} is not installed: pip install 'dm_control>=1.0.50' 'mujoco>=3.17,<4'"
-        )
+        return Finding("FAIL", f"{error.name} is not installed: pip install 'dm_control>=1.0.50' 'mujoco>=3.17,<4'")
     pair = f"mujoco {mujoco}, dm_control {dm_control}"
     if not mujoco.split(".")[0].isdecimal() or int(mujoco.split(".")[0]) >= 4:
         return Finding("FAIL", f"{pair}: mujoco 4 breaks dm_control; pip install 'mujoco>=3.17,<4'")
@@ -181,12 +181,12 @@ def check_loggers() -> Finding:
 def check_warp() -> Finding:
     """The optional renderer of the quality `warp`, and the milliseconds of a frame and of 16 at once, on the device."""
     from dreamer_mpc.envs import EnvError
-    from dreamer_mpc.envs.scene import check_installed
+    from dreamer_mpc.envs.scene import INSTALL, check_installed
 
     try:
         check_installed()
     except EnvError:
-        return Finding("ok", "none (optional: pip install -e '.[warp]')")
+        return Finding("ok", f"none (optional: {INSTALL})")
     try:
         one, many = (_drawing_milliseconds(count) for count in (1, 16))
     except Exception as error:
