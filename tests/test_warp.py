@@ -419,7 +419,8 @@ def test_a_program_of_ones_own_plays_what_eval_plays(whole, tmp_path):
 
 
 def test_what_titles_say():
-    assert drawn_by("full") == drawn_by("fast", "full") == drawn_by(None) == ""
+    assert drawn_by("full") == drawn_by("fast", "fast") == drawn_by(None) == ""
+    assert drawn_by("fast", "full", "fast") == ", drawn with fast (trained with full)"
     assert drawn_by("warp") == drawn_by("warp", "warp") == ", drawn by warp"
     assert drawn_by("warp", "full", "warp") == ", drawn by warp (trained with full)"
     assert drawn_by("full", "warp") == ", drawn with full (trained with warp)"

@@ -80,7 +80,7 @@ def _say_whose_settings(config: settings.PlaySettings, planners: dict[str, Plann
 
 
 def _worlds(comparison: Comparison) -> str:
-    """What drew the episodes, and what drew those that the agents were trained in, if warp did either."""
+    """What drew the episodes and those that the agents were trained in, if the two differ or warp did both."""
     own = sorted({subject.trained.render_quality for subject in comparison.subjects.values()})
     return drawn_by(comparison.trained.render_quality, *own).removeprefix(", ")
 

@@ -80,11 +80,12 @@ def _parsed(text: str, kind: Any) -> Any:
 
 
 def drawn_by(quality: str | None, *trained: str) -> str:
-    """The end of a title of episodes with this render quality, of agents `trained` with those; empty without warp.
+    """The end of a title of episodes with this render quality, of agents `trained` with those; mostly empty.
 
-    Pictures by warp are a world of their own, so every title says where it is played in, or an agent comes from it.
+    Pictures by warp are a world of their own, so that every title names them. Of other qualities it says where an
+    agent plays in one that it was not trained in, as that may cost it some of its return.
     """
-    others = sorted({own for own in trained if (own == WARP) != (quality == WARP)})
+    others = sorted({own for own in trained if own != quality})
     if quality != WARP and not others:
         return ""
     drawn = "drawn by warp" if quality == WARP else f"drawn with {quality}"
