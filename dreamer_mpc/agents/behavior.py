@@ -81,7 +81,12 @@ class Learned(NamedTuple):
 
 @runtime_checkable
 class Behavior(Protocol):
-    """Trains actor and critic of a model; `state_dict` is what it needs beside their weights to go on."""
+    """Trains actor and critic of a model; `state_dict` is what it needs beside their weights to go on.
+
+    `lane` names the stream of `learn` on a GPU, see `kernels.graphs.Aside`.
+    """
+
+    lane: str
 
     def learn(self, states: Float[Tensor, "T B S"], batch: Batch) -> Learned:
         """Gradients from imagination that starts in the inferred `states` of a batch."""

@@ -189,7 +189,8 @@ class Dreamer:
         """
         world = self.model.world_model
         inference = world.infer(batch, self._amp())
-        aside, learned = Aside(self.device), Learned({}, {})
+        aside = Aside(self.device, "beside" if self.learner is None else self.learner.lane)
+        learned = Learned({}, {})
         cut = Cut(inference, world)
         model_loss, metrics = world.loss(batch, cut.copy, self._amp())
         metrics["model_loss"] = model_loss.detach()

@@ -25,6 +25,8 @@ class DynamicsBehavior:
     `bf16` the states are rounded for them.
     """
 
+    lane = "beside"
+
     def __init__(self, config: BehaviorConfig, model: Latents, amp: Callable[[], torch.autocast], bf16: bool = False):
         self.config, self.model, self.amp, self.bf16 = config, model, amp, bf16
 

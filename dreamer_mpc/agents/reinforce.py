@@ -26,6 +26,8 @@ class ReinforceBehavior:
     of the value heads is a second target for them, a regulariser; returns bootstrap from the heads themselves.
     """
 
+    lane = "imagination"
+
     def __init__(
         self, config: BehaviorConfig, model: ReturnLatents, amp: Callable[[], torch.autocast], bf16: bool = False
     ):
@@ -39,19 +41,21 @@ class ReinforceBehavior:
         What the world model waits for, the gradient in the states, comes beside the rest.
         """
         model, config = self.model, self.config
-        replayed = Aside(states.device, lane=1)
+        replayed, later = Aside(states.device, "replay"), Aside(states.device, "later")
         with replayed, self.amp():
             seen, slow = model.critic.predict(states[:-1]), self._slow_values(states[:-1])  # [K, T-1, B]
+        critic, mask = list(model.critic.parameters()), model.critic.mask(batch.index)  # [K, T, B]
         with torch.no_grad(), self.amp():
             imagined, actions = self._imagine(states.detach().flatten(0, 1))  # [H+1, M, S], [H, M, A]
-            rewards, continues = model.reward(imagined), model.continues(imagined)  # [H+1, M]
-        with self.amp():
+        later.follow()
+        with later, self.amp():  # the way back runs there too, behind what the world model waits for
             predicted = model.critic.predict(imagined)  # [K, H+1, M]
-        values = predicted._replace(logits=predicted.logits.detach()).mean  # [K, H+1, M]
-        value = values.mean(0)
+            values = predicted._replace(logits=predicted.logits.detach()).mean  # [K, H+1, M]
+            value = values.mean(0)
+        with torch.no_grad(), self.amp():
+            rewards, continues = model.reward(imagined), model.continues(imagined)  # [H+1, M]
+        later.join()
         returns = lambda_return(rewards[1:], value[1:], config.discount, config.return_lambda, continues[1:])  # [H, M]
-        mask = model.critic.mask(batch.index)  # [K, T, B]
-        critic = list(model.critic.parameters())
         replayed.follow()
         with replayed:
             replay_loss = self._replay_loss(seen, slow, batch, returns[0].view(batch.reward.shape), mask)
@@ -59,30 +63,35 @@ class ReinforceBehavior:
             # The sum over heads would reach the world model with their number of times the gradient of one.
             states_gradient = states_gradient / len(values)
         ready = replayed.mark()
-        with self.amp():
-            policy = model.policy(imagined[:-1])
-        weight = arrival(continues[:-1], config.discount)  # [H, M]
-        self._bounds = self.returns.propose(returns)
-        advantage = (returns - value[:-1]) / self.returns.scale(self._bounds)
-        policy_loss = actor_loss(policy.log_prob(actions), policy.entropy(), advantage, weight, config.entropy_scale)
-        slow = self._slow_values(imagined[:-1])
-        value_loss = self._value_loss(_first(predicted), slow, returns, weight, mask.flatten(1))
-        value_grads = torch.autograd.grad(value_loss, critic)
-        actor_grads = torch.autograd.grad(policy_loss, list(model.actor.parameters()))
-        replayed.join()
-        metrics = {
-            "actor_loss": policy_loss.detach(),
-            "critic_loss": value_loss.detach() / len(values),
-            "replay_value_loss": replay_loss.detach() / len(values),
-            "value_mean": value.mean(),
-            "value_spread": values.std(0, correction=0).mean(),
-            "imagined_reward": rewards.mean(),
-            "imagined_continue": continues.mean(),
-            "actor_std": policy.std.mean().detach(),
-            "actor_entropy": policy.entropy().mean().detach(),
-            "return_scale": self.returns.scale(self._bounds),
-        }
-        critic_grads = tuple(torch._foreach_add(value_grads, replay_grads))
+        later.follow()
+        with later:
+            with self.amp():
+                policy = model.policy(imagined[:-1])
+            weight = arrival(continues[:-1], config.discount)  # [H, M]
+            self._bounds = self.returns.propose(returns)
+            scale = self.returns.scale(self._bounds)
+            advantage = (returns - value[:-1]) / scale
+            log_prob, entropy = policy.log_prob(actions), policy.entropy()
+            policy_loss = actor_loss(log_prob, entropy, advantage, weight, config.entropy_scale)
+            slow = self._slow_values(imagined[:-1])
+            value_loss = self._value_loss(_first(predicted), slow, returns, weight, mask.flatten(1))
+            value_grads = torch.autograd.grad(value_loss, critic)
+            actor_grads = torch.autograd.grad(policy_loss, list(model.actor.parameters()))
+            replayed.join()
+            metrics = {
+                "actor_loss": policy_loss.detach(),
+                "critic_loss": value_loss.detach() / len(values),
+                "replay_value_loss": replay_loss.detach() / len(values),
+                "value_mean": value.mean(),
+                "value_spread": values.std(0, correction=0).mean(),
+                "imagined_reward": rewards.mean(),
+                "imagined_continue": continues.mean(),
+                "actor_std": policy.std.mean().detach(),
+                "actor_entropy": entropy.mean().detach(),
+                "return_scale": scale,
+            }
+            critic_grads = tuple(torch._foreach_add(value_grads, replay_grads))
+        later.join()
         return Learned({"actor": actor_grads, "critic": critic_grads}, metrics, states_gradient, ready)
 
     def commit(self, skipped: Bool[Tensor, ""]) -> None:

@@ -78,10 +78,10 @@ class Aside:
 
     Results of the context may be used after `join`, and results of the work outside in the context after `follow`.
     `mark` is between two of its results: whoever waits for it does not wait for what comes later.
-    Several at once are numbered, `lane` 0, 1, ... On a CPU it changes nothing: all runs in sequence.
+    Several at once have names, `lane`. On a CPU it changes nothing: all runs in sequence.
     """
 
-    def __init__(self, device: torch.device, lane: int = 0):
+    def __init__(self, device: torch.device, lane: str = "beside"):
         self._stream = _side_stream(device, lane) if device.type == "cuda" else None
         self.follow()
 
@@ -120,7 +120,7 @@ class Mark:
 
 
 @functools.cache  # one stream of each lane for the process: memory freed on a stream is reused on that stream
-def _side_stream(device: torch.device, lane: int) -> torch.cuda.Stream:
+def _side_stream(device: torch.device, lane: str) -> torch.cuda.Stream:
     # Parameters get gradients from several streams on purpose; recent versions of torch warn of each.
     quiet = getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None)
     if quiet is not None:

@@ -136,7 +136,7 @@ class BlockRSSM(nn.Module):
         # the posterior's first layer with the embedding.
         moved = self._see_action(torch.where(first, 0.0, action))  # [T, B, hidden]
         linear, norm = self.posterior_hidden.linear, self.posterior_hidden.norm
-        aside = Aside(embed.device, lane=2)
+        aside = Aside(embed.device, "weights")
         with aside:
             deter_weight, embed_weight = linear.weight.split([self.deter, embed.shape[-1]], dim=1)
             weights = self._weights(deter_weight) if self.kernels else None

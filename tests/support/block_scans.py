@@ -30,7 +30,7 @@ def scan_both(monkeypatch, sizes, steps, rows, unimix=0.01, bf16=False, device="
     found = []
     for teams in kinds:
         monkeypatch.setattr(block_scan, "team", choose if teams else lambda *_: None)
-        aside = Aside(noise.device, lane=2)
+        aside = Aside(noise.device, "weights")
         outputs = scan((*given, noise, is_first), unimix, 1e-4, bf16 and teams, weights, aside)
         value = sum((x * g).sum() for x, g in zip(outputs, grads, strict=True))
         found.append((*outputs, *torch.autograd.grad(value, (*given, *weights))))
