@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 WARMUP_CALLS = 3
+OWN = -1  # priority of a graph's own stream; lower ones go first wherever kernels of several streams wait for a GPU
+PRIORITIES = {"beside": OWN, "imagination": -2, "replay": -3, "weights": 0, "later": 0}  # of the streams of `Aside`
 
 
 class Captured:
@@ -68,7 +70,7 @@ class _Recording:
     def _record(self, inputs: list[Any]) -> None:
         self.inputs = [_copy(x) for x in inputs]
         graph = torch.cuda.CUDAGraph()
-        with _no_garbage_collection(), torch.cuda.graph(graph):
+        with _no_garbage_collection(), torch.cuda.graph(graph, stream=_own_stream(torch.cuda.current_device())):
             self.outputs = self.function(*pytree.tree_unflatten(self.inputs, self.spec))
         self.graph = graph
 
@@ -78,7 +80,8 @@ class Aside:
 
     Results of the context may be used after `join`, and results of the work outside in the context after `follow`.
     `mark` is between two of its results: whoever waits for it does not wait for what comes later.
-    Several at once have names, `lane`. On a CPU it changes nothing: all runs in sequence.
+    Several at once have names, `lane`, with `PRIORITIES`: what more work waits for goes first. A captured graph keeps
+    them. On a CPU it changes nothing: all runs in sequence.
     """
 
     def __init__(self, device: torch.device, lane: str = "beside"):
@@ -125,7 +128,12 @@ def _side_stream(device: torch.device, lane: str) -> torch.cuda.Stream:
     quiet = getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None)
     if quiet is not None:
         quiet(False)
-    return torch.cuda.Stream(device)
+    return torch.cuda.Stream(device, priority=PRIORITIES[lane])
+
+
+@functools.cache
+def _own_stream(device: int) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device, priority=OWN)
 
 
 @contextlib.contextmanager
