@@ -88,7 +88,10 @@ class Behavior(Protocol):
 
     lane: str
 
-    def learn(self, states: Float[Tensor, "T B S"], batch: Batch) -> Learned:
+    def prepare(self, batch: Batch) -> Any:
+        """What `learn` needs and what does not depend on the batch's states; None if there is nothing."""
+
+    def learn(self, states: Float[Tensor, "T B S"], batch: Batch, prepared: Any = None) -> Learned:
         """Gradients from imagination that starts in the inferred `states` of a batch."""
 
     def commit(self, skipped: Bool[Tensor, ""]) -> None:

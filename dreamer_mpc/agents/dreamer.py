@@ -188,6 +188,9 @@ class Dreamer:
         `skipped_updates`.
         """
         world = self.model.world_model
+        early = Aside(self.device, "later")
+        with early:
+            prepared = None if self.learner is None else self.learner.prepare(batch)
         inference = world.infer(batch, self._amp())
         aside = Aside(self.device, "beside" if self.learner is None else self.learner.lane)
         learned = Learned({}, {})
@@ -197,7 +200,8 @@ class Dreamer:
         cut.back(model_loss)
         if self.learner is not None:
             with aside:  # it needs only the posterior states, not the world model's gradients
-                learned = self.learner.learn(inference.states, batch)
+                early.join()
+                learned = self.learner.learn(inference.states, batch, prepared)
         if learned.states_gradient is not None:
             (learned.ready or aside).join()
         world_grads = cut.through(inference.states, learned.states_gradient)

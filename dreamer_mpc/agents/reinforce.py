@@ -14,7 +14,7 @@ from dreamer_mpc.agents.return_scale import ReturnScale
 from dreamer_mpc.agents.returns import lambda_return
 from dreamer_mpc.kernels.graphs import Aside
 from dreamer_mpc.networks.two_hot import TwoHot
-from dreamer_mpc.planners.rollout import closed_loop
+from dreamer_mpc.planners.rollout import closed_loop, prepare_loop
 from dreamer_mpc.world_model import Batch
 
 
@@ -35,7 +35,11 @@ class ReinforceBehavior:
         self.slow = copy.deepcopy(model.critic).requires_grad_(False)
         self.returns = ReturnScale(config.return_rate).to(self.slow.bins.device)
 
-    def learn(self, states: Float[Tensor, "T B S"], batch: Batch) -> Learned:
+    def prepare(self, batch: Batch) -> Any:
+        """Noise and weights of imagination, on a GPU."""
+        return prepare_loop(self.model, batch.reward.numel(), self.config.horizon)
+
+    def learn(self, states: Float[Tensor, "T B S"], batch: Batch, prepared: Any = None) -> Learned:
         """Gradients from imagination that starts in every state of the batch, and from the batch's own rewards.
 
         What the world model waits for, the gradient in the states, comes beside the rest.
@@ -46,7 +50,7 @@ class ReinforceBehavior:
             seen, slow = model.critic.predict(states[:-1]), self._slow_values(states[:-1])  # [K, T-1, B]
         critic, mask = list(model.critic.parameters()), model.critic.mask(batch.index)  # [K, T, B]
         with torch.no_grad(), self.amp():
-            imagined, actions = self._imagine(states.detach().flatten(0, 1))  # [H+1, M, S], [H, M, A]
+            imagined, actions = self._imagine(states.detach().flatten(0, 1), prepared)  # [H+1, M, S], [H, M, A]
         later.follow()
         with later, self.amp():  # the way back runs there too, behind what the world model waits for
             predicted = model.critic.predict(imagined)  # [K, H+1, M]
@@ -112,7 +116,9 @@ class ReinforceBehavior:
         if "returns" in state:
             self.returns.load_state_dict(state["returns"])
 
-    def _imagine(self, start: Float[Tensor, "M S"]) -> tuple[Float[Tensor, "h M S"], Float[Tensor, "H M A"]]:
+    def _imagine(
+        self, start: Float[Tensor, "M S"], prepared: Any
+    ) -> tuple[Float[Tensor, "h M S"], Float[Tensor, "H M A"]]:
         """States s_0 .. s_H, h = H + 1, under samples of the policy, and these samples before their clipping."""
         samples = []
 
@@ -121,7 +127,8 @@ class ReinforceBehavior:
             return samples[-1]
 
         precision = torch.bfloat16 if self.bf16 else start.dtype  # rounded once for all heads
-        states = closed_loop(self.model, start, self.config.horizon, act, precision=precision).states  # [M, H, S]
+        given = {"precision": precision, "prepared": prepared}
+        states = closed_loop(self.model, start, self.config.horizon, act, **given).states  # [M, H, S]
         return torch.cat([start.to(precision)[None], states.transpose(0, 1)]), torch.stack(samples)
 
     def _slow_values(self, states: Float[Tensor, "*b S"]) -> Float[Tensor, "K *b"]:

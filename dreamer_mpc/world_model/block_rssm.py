@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dreamer_mpc.kernels import block_cell
-from dreamer_mpc.kernels.block_cell import BlockWeights, cast_weights
+from dreamer_mpc.kernels.block_cell import BlockWeights
 from dreamer_mpc.kernels.block_scan import scan
-from dreamer_mpc.kernels.block_walk import PriorWeights, Walk, WalkBack, cast_prior, walk
+from dreamer_mpc.kernels.block_walk import Prepared, PriorWeights, Walk, WalkBack, WalkWeights, walk, walk_weights
 from dreamer_mpc.kernels.graphs import Aside
 from dreamer_mpc.kernels.norm import fuses
 from dreamer_mpc.networks.block_linear import BlockLinear
@@ -175,13 +175,14 @@ class BlockRSSM(nn.Module):
         self,
         state: Float[Tensor, "M S"],
         act: Callable[[int, Float[Tensor, "M S"]], Float[Tensor, "M A"]],
-        noise: Float[Tensor, "T M Z"],
+        noise: Float[Tensor, "T M Z"] | Prepared,
         save: bool,
         precision: torch.dtype | None = None,
     ) -> tuple[Float[Tensor, "T M A"], Walk]:
         """T times `prior_step` with any rule `act(step, state)` in the loop: its actions, and the walk.
 
-        `save` keeps what `differentiable_states` needs. States are given in `precision`, to the rule too.
+        `save` keeps what `differentiable_states` needs. States are given in `precision`, to the rule too. `noise` may
+        be `prepared`.
         """
         taken, kind = [], state.device.type
         outside = torch.is_autocast_enabled(kind)
@@ -192,10 +193,14 @@ class BlockRSSM(nn.Module):
             return self._moved(taken[-1])
 
         deter, stoch = state.split([self.deter, self.noise_dim], dim=-1)
-        noise = gumbel(self._by_variable(noise))
+        prepared = noise if isinstance(noise, Prepared) else self.prepared(noise)
         with full_precision(state):  # the walk chooses the precision of its products itself
-            walked = walk(deter, stoch, move, noise, *self._constants(), self.unimix, NORM_EPS, save, precision)
+            walked = walk(deter, stoch, move, prepared, self.unimix, NORM_EPS, save, precision)
         return torch.stack(taken), walked
+
+    def prepared(self, noise: Float[Tensor, "T M Z"]) -> Prepared:
+        """What a walk along standard normal draws needs but its start."""
+        return Prepared(gumbel(self._by_variable(noise)), self._constants())
 
     def differentiable_states(
         self, state: Float[Tensor, "M S"], action: Float[Tensor, "T M A"], walked: Walk
@@ -203,7 +208,7 @@ class BlockRSSM(nn.Module):
         """The states of a saved walk, differentiable in state and actions; the weights are constants."""
         deter, stoch = state.split([self.deter, self.noise_dim], dim=-1)
         moved, classes = self._moved(action).to(state.dtype), (self.stoch, self.classes)
-        return WalkBack.apply(deter, stoch, moved, walked, *self._constants(), classes, self.unimix, NORM_EPS)
+        return WalkBack.apply(deter, stoch, moved, walked, self._constants(), classes, self.unimix, NORM_EPS)
 
     def _moved(self, action: Float[Tensor, "*b A"]) -> Float[Tensor, "*b hidden"]:
         """The action's layer as a walk computes it; without gradients one kernel on a GPU."""
@@ -216,7 +221,7 @@ class BlockRSSM(nn.Module):
             return self._see_action(action)
 
     @torch.no_grad()
-    def _constants(self) -> tuple[BlockWeights, PriorWeights]:
+    def _constants(self) -> WalkWeights:
         """The weights of a walk in the precision of products."""
         posterior = self.posterior_hidden.linear.weight[:, : self.deter]
         (first, second), last = self.prior_logits.hidden, self.prior_logits.last
@@ -224,7 +229,7 @@ class BlockRSSM(nn.Module):
             first.linear.weight, first.linear.bias, first.norm.weight,
             second.linear.weight, second.linear.bias, second.norm.weight, last.weight, last.bias,
         )  # fmt: skip
-        return cast_weights(self._weights(posterior), self.bf16), cast_prior(prior, self.bf16)
+        return walk_weights(self._weights(posterior), prior, self.bf16)
 
     def prior(self, deter: Float[Tensor, "*b D"]) -> Float[Tensor, "*b K C"]:
         """p(stoch | deter), before the image is seen."""
