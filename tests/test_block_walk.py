@@ -81,6 +81,17 @@ def test_any_rule_may_choose_the_actions():
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("wanted", [False, True])
+def test_a_loop_may_begin_with_its_start(wanted):
+    for model in make_pair():
+        state, _, noise = inputs()
+        found = []
+        for kind in ({"with_start": True}, {}):
+            with torch.set_grad_enabled(wanted):
+                found.append(closed_loop(model, state, H, lambda now: now[..., :A], noise=noise[:, 0], **kind).states)
+        assert torch.equal(found[0], torch.cat([state[:, None], found[1]], dim=1))
+
+
 def test_noise_and_weights_may_be_prepared_before_a_loop():
     """On a CPU the loop draws for itself, in the order of the plain loop."""
     model = make_pair()[0]

@@ -180,6 +180,7 @@ class WalkedWorld(LatentWorld, FusedClosedLoops):
         noise: Float[Tensor, "*b H Z"] | None = None,
         precision: torch.dtype | None = None,
         prepared: Prepared | None = None,
+        with_start: bool = False,
     ) -> Proposals:
         """`step` with the rule `act` in the loop; differentiable in the actions."""
         rssm, batch, rows = self.world_model.rssm, state.shape[:-1], state.detach().reshape(-1, state.shape[-1])
@@ -192,10 +193,11 @@ class WalkedWorld(LatentWorld, FusedClosedLoops):
         wanted = torch.is_grad_enabled()
         taken, walked = rssm.walk(rows, of_rows, prepared or noise, wanted, precision)
         actions = taken.transpose(0, 1).unflatten(0, batch)
-        states = walked.states
+        states = walked.path if with_start else walked.states
         if wanted:
             actions = actions.detach().requires_grad_()
             states = rssm.differentiable_states(rows, _time_first(actions), walked)
+            states = torch.cat([rows[None], states]) if with_start else states
         return Proposals((actions,), states.transpose(0, 1).unflatten(0, batch))
 
 

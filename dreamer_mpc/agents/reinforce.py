@@ -127,9 +127,9 @@ class ReinforceBehavior:
             return samples[-1]
 
         precision = torch.bfloat16 if self.bf16 else start.dtype  # rounded once for all heads
-        given = {"precision": precision, "prepared": prepared}
-        states = closed_loop(self.model, start, self.config.horizon, act, **given).states  # [M, H, S]
-        return torch.cat([start.to(precision)[None], states.transpose(0, 1)]), torch.stack(samples)
+        given = {"precision": precision, "prepared": prepared, "with_start": True}
+        states = closed_loop(self.model, start, self.config.horizon, act, **given).states  # [M, H+1, S]
+        return states.transpose(0, 1).contiguous(), torch.stack(samples)  # of a walk, they are already
 
     def _slow_values(self, states: Float[Tensor, "*b S"]) -> Float[Tensor, "K *b"]:
         with torch.no_grad(), self.amp():

@@ -78,10 +78,15 @@ class PriorStep(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """States after each step, and the steps themselves where they are kept."""
+    """The states from the start to that after the last step, and the steps themselves where they are kept."""
 
-    states: Float[Tensor, "T M S"]
+    path: Float[Tensor, "T1 M S"]
     steps: list[PriorStep]
+
+    @property
+    def states(self) -> Float[Tensor, "T M S"]:
+        """States after each step."""
+        return self.path[1:]
 
 
 @torch.no_grad()
@@ -104,15 +109,15 @@ def walk(
     precision, dtype = precision or deter.dtype, w.own.dtype
     sizes = [deter.shape[1], stoch.shape[1]]
     deter = deter.contiguous()
-    states = deter.new_empty(len(noise), len(deter), sum(sizes), dtype=precision)
-    state, steps = torch.empty_like(states[0]), []
+    path = deter.new_empty(len(noise) + 1, len(deter), sum(sizes), dtype=precision)
+    state, steps = path[0], []
     state[:, : sizes[0]], state[:, sizes[0] :] = deter, stoch
     given, stoch = deter.to(dtype), stoch.to(dtype)
     layers = _layers_of_deter(prepared.weights)
     _, deter_pre = layers(given)
     for k in range(len(noise)):
         moved = move(k, state)
-        state = states[k]
+        state = path[k + 1]
         deter_into, stoch_into = state.split(sizes, dim=-1)
         recurrent, given = recur(deter, given, stoch, deter_pre, moved.to(dtype), w, eps, deter_into)
         deter = recurrent.deter
@@ -123,7 +128,7 @@ def walk(
         stoch = draw_into(stoch_into, logits, noise[k], unimix, dtype)
         if save:
             steps.append(PriorStep(recurrent, first_pre, second_pre, logits))
-    return Walk(states, steps)
+    return Walk(path, steps)
 
 
 def _layers_of_deter(

@@ -26,7 +26,10 @@ class OffersNoise(Protocol):
 
 
 class Proposals(NamedTuple):
-    """The actions of a rollout and the states s_1 .. s_H that they led to, differentiable in the actions."""
+    """The actions of a rollout and the states s_1 .. s_H that they led to, differentiable in the actions.
+
+    `closed_loop` may give s_0 in front of the states.
+    """
 
     leaves: tuple[Float[Tensor, "*b h A"], ...]  # H steps in total: one per leaf, or all in one leaf
     states: Float[Tensor, "*b H S"]
@@ -58,10 +61,12 @@ class FusedClosedLoops(FusedRollouts):
         noise: Float[Tensor, "*b H Z"] | None,
         precision: torch.dtype | None,
         prepared: Any,
+        with_start: bool,
     ) -> Proposals:
         """States under the actions that `act(k, state)` gives for step k, differentiable in the actions.
 
-        Both see states rounded to `precision`, which then have no gradient. `prepared`: see `prepare_loop`.
+        Both see states rounded to `precision`, which then have no gradient. `prepared`, `with_start`: see
+        `closed_loop`.
         """
 
 
@@ -135,11 +140,13 @@ def closed_loop(
     noise: Float[Tensor, "*b H Z"] | None = None,
     precision: torch.dtype | None = None,
     prepared: Any = None,
+    with_start: bool = False,
 ) -> Proposals:
     """Like `policy_rollout`, but with actions from any rule `act`, clamped to [-1, 1].
 
     Without gradients, states may be asked for in another `precision`, in which the rule sees them too. `prepared` is
-    what `prepare_loop` gave for the sizes of this call.
+    what `prepare_loop` gave for the sizes of this call. `with_start` asks for s_0 in
+    front of the states; without gradients a walk has it there already.
     """
 
     @torch.no_grad()
@@ -151,8 +158,8 @@ def closed_loop(
         return action.clamp(-1, 1)
 
     if isinstance(model, FusedClosedLoops):
-        return model.walk_closed(state, horizon, blended, noise, precision, prepared)
-    leaves, states = [], []
+        return model.walk_closed(state, horizon, blended, noise, precision, prepared, with_start)
+    leaves, states = [], [state.to(precision or state.dtype)] if with_start else []
     for k in range(horizon):
         leaf = blended(k, state.detach().to(precision or state.dtype))[..., None, :]
         leaves.append(leaf.requires_grad_(torch.is_grad_enabled()))
