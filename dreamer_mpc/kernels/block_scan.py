@@ -6,10 +6,10 @@ alone; those of the weights are one product each, over all steps. On a GPU both 
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
@@ -63,20 +63,53 @@ class _Gains(NamedTuple):
     posterior: Float[Tensor, " h"]
 
 
+class Ready(NamedTuple):
+    """What a scan needs but its start and the images: see `ready`."""
+
+    aside: Aside
+    box: list[Any]  # of `Deferred`
+    deferred: tuple[Tensor, ...]  # `BlockWeights`
+    moved: Float[Tensor, "T B h"]
+    noise: Float[Tensor, "T B K C"]
+    is_first: Bool[Tensor, "T B"]
+    bf16: bool
+    how: dict[str, int] | None  # of teams; and what they read
+    given: "tuple[Tensor, Tensor, kernels.Prepared] | None"
+
+
+def ready(
+    moved: Float[Tensor, "T B h"], noise: Float[Tensor, "T B K C"], is_first: Bool[Tensor, "T B"],
+    weights: BlockWeights, bf16: bool, aside: Aside,
+) -> Ready:  # fmt: skip
+    """Prepare a `scan` in `aside`, where its weights' gradients are computed too; call it there.
+
+    `moved` is the action's layer, `noise` Gumbel noise, `bf16` asks for products of bf16 numbers.
+    """
+    box = []
+    deferred, how, given = Deferred.apply(box, *weights), team(weights.deter, noise, weights, bf16), None
+    if how is not None:
+        with torch.no_grad():
+            w = kernels.prepare(cast_weights(weights, bf16))
+            given = moved.to(w.own.dtype), (~is_first).to(weights.deter.dtype), w
+    return Ready(aside, box, deferred, moved, noise, is_first, bf16, how, given)
+
+
 class BlockScan(torch.autograd.Function):
     """deter [T, B, D], stoch [T, B, Z] and posterior [T, B, K, C] of a sequence, as `BlockRSSM.observe` defines them.
 
-    Inputs: the state before (`deter`, `stoch`), the action's layer `moved` [T, B, h], the embedding's part of the
-    posterior's first layer with its bias, `seen` [T, B, h], Gumbel `noise` [T, B, K, C], `is_first` [T, B], `unimix`,
-    the norms' `eps`, `bf16` (products of bf16 numbers), and the `BlockWeights` as `Deferred` gives them, with its box.
+    Inputs: the state before (`deter`, `stoch`), the embedding's part of the posterior's first layer with its bias,
+    `seen` [T, B, h], `unimix`, the norms' `eps`, what is `ready`, and its `moved` and weights.
     """
 
     @staticmethod
-    def forward(ctx, deter, stoch, moved, seen, noise, is_first, unimix, eps, bf16, box, *weights):
-        ctx.box, ctx.settings, ctx.how = box, (unimix, eps, bf16), team(deter, noise, BlockWeights(*weights), bf16)
-        inputs = (deter, stoch, moved, seen, noise, is_first, BlockWeights(*weights), *ctx.settings)
-        saved, *outputs = _scan(*inputs) if ctx.how is None else _scan_in_teams(*inputs, ctx.how)
-        ctx.save_for_backward(is_first, *saved, *weights)
+    def forward(ctx, deter, stoch, seen, unimix, eps, ready, moved, *weights):
+        ctx.box, ctx.settings, ctx.how = ready.box, (unimix, eps, ready.bf16), ready.how
+        if ctx.how is None:
+            inputs = (deter, stoch, moved, seen, ready.noise, ready.is_first, BlockWeights(*weights), *ctx.settings)
+            saved, *outputs = _scan(*inputs)
+        else:
+            saved, *outputs = _scan_in_teams(deter, stoch, seen, ready.noise, ready.given, unimix, eps, ctx.how)
+        ctx.save_for_backward(ready.is_first, *saved, *weights)
         return tuple(outputs)
 
     @staticmethod
@@ -90,28 +123,26 @@ class BlockScan(torch.autograd.Function):
         leave(ctx.box, _weight_gradients, grads, gains, saved, weights, ctx.settings[2])
         deter, stoch, moved = state
         of_seen = grads.posterior_pre.to(deter.dtype)
-        return deter, stoch, moved.to(deter.dtype), of_seen, *[None] * 6, *placeholders(weights)
+        return deter, stoch, of_seen, *[None] * 3, moved.to(deter.dtype), *placeholders(weights)
 
 
 def scan(
-    given: Sequence[Tensor], unimix: float, eps: float, bf16: bool, weights: BlockWeights, aside: Aside
-) -> tuple[Float[Tensor, "T B D"], Float[Tensor, "T B Z"], Float[Tensor, "T B K C"]]:
-    """`BlockScan` of its tensors, `given`; the gradients of its weights are computed in `aside`.
+    deter: Float[Tensor, "B D"], stoch: Float[Tensor, "B Z"], seen: Float[Tensor, "T B h"], unimix: float, eps: float,
+    ready: Ready,
+) -> tuple[Float[Tensor, "T B D"], Float[Tensor, "T B Z"], Float[Tensor, "T B K C"]]:  # fmt: skip
+    """`BlockScan`; on the way back, gradients of its weights are computed beside what goes on before the scan."""
+    ready.aside.join()
+    return BlockScan.apply(deter, stoch, seen, unimix, eps, ready, ready.moved, *ready.deferred)
 
-    So they are computed beside what goes on before the scan, if the weights, too, are used in `aside` first.
+
+def team(like: Tensor, noise: Float[Tensor, "T B K C"], w: BlockWeights, bf16: bool) -> dict | None:
+    """How teams of programs scan such a sequence, of states `like` that tensor, in one kernel each way.
+
+    None where they cannot.
     """
-    box = []
-    with aside:
-        deferred = Deferred.apply(box, *weights)
-    aside.join()
-    return BlockScan.apply(*given, unimix, eps, bf16, box, *deferred)
-
-
-def team(deter: Float[Tensor, "B D"], noise: Float[Tensor, "T B K C"], w: BlockWeights, bf16: bool) -> dict | None:
-    """How teams of programs scan such a sequence in one kernel each way; None where they cannot."""
-    if kernels is None or not deter.is_cuda or deter.dtype != torch.float32:
+    if kernels is None or not like.is_cuda or like.dtype != torch.float32:
         return None
-    return kernels.launch(sizes_of(noise, w), deter.device, bf16)
+    return kernels.launch(sizes_of(noise, w), like.device, bf16)
 
 
 def sizes_of(noise: Float[Tensor, "T B K C"], w: BlockWeights) -> "kernels.Sizes":
@@ -170,9 +201,8 @@ def _back(g_deter, g_stoch, g_posterior, first, saved, weights, unimix, eps, bf1
     return each, gains, saved, deter, stoch, g.shared[..., -len(w.deter) :]
 
 
-def _scan_in_teams(deter, stoch, moved, seen, noise, is_first, weights, unimix, eps, bf16, how) -> tuple:
-    w, keep = kernels.prepare(cast_weights(weights, bf16)), (~is_first).to(deter.dtype)
-    moved = moved.to(w.own.dtype)
+def _scan_in_teams(deter, stoch, seen, noise, given, unimix, eps, how) -> tuple:
+    moved, keep, w = given
     scanned, posteriors = kernels.forward(deter, stoch, moved, seen, noise, keep, w, unimix, eps, how)
     saved = [keep, moved, seen, *scanned, *w]
     return saved, scanned.deter[1:], scanned.stoch[1:].to(deter.dtype), posteriors

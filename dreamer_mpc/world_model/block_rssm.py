@@ -5,6 +5,7 @@ Distributions of stoch are tensors of log-probabilities [*, K, C].
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,8 +14,9 @@ from torch.nn import functional as F
 
 from dreamer_mpc.kernels import block_cell
 from dreamer_mpc.kernels.block_cell import BlockWeights
-from dreamer_mpc.kernels.block_scan import scan
+from dreamer_mpc.kernels.block_scan import Ready, ready, scan
 from dreamer_mpc.kernels.block_walk import Prepared, PriorWeights, Walk, WalkBack, WalkWeights, walk, walk_weights
+from dreamer_mpc.kernels.blocks import product_dtype
 from dreamer_mpc.kernels.graphs import Aside
 from dreamer_mpc.kernels.norm import fuses
 from dreamer_mpc.networks.block_linear import BlockLinear
@@ -51,6 +53,18 @@ def sample(log_probs: Float[Tensor, "*b K C"], noise: Float[Tensor, "*b K C"]) -
     best = (log_probs.detach() + noise).argmax(dim=-1, keepdim=True)
     one_hot = torch.zeros_like(probs).scatter_(-1, best, 1.0)
     return one_hot + (probs - probs.detach())
+
+
+class Unseen(NamedTuple):
+    """What the inference of a sequence needs beside its images and the state before: see `BlockRSSM.before_images`."""
+
+    aside: Aside
+    embed_weight: Float[Tensor, "hidden E"]  # of the posterior's first layer, in the precision of products
+    embed_bias: Float[Tensor, " hidden"]
+    scan: Ready | None  # with kernels; without, the rest
+    moved: Float[Tensor, "T B hidden"] | None = None  # the action's layer
+    noise: Float[Tensor, "T B K C"] | None = None
+    deter_weight: Float[Tensor, "hidden D"] | None = None
 
 
 class BlockRSSM(nn.Module):
@@ -126,37 +140,54 @@ class BlockRSSM(nn.Module):
         is_first: Bool[Tensor, "T B"],
         state: Float[Tensor, "B S"] | None = None,
         noise: Float[Tensor, "T B Z"] | None = None,
+        unseen: Unseen | None = None,
     ) -> tuple[Float[Tensor, "T B S"], Float[Tensor, "T B K C"]]:
-        """Infer states over a sequence that begins after `state`: samples and posterior."""
+        """Infer states over a sequence that begins after `state`: samples and posterior.
+
+        What `before_images` gives for the same arguments may be handed in as `unseen`.
+        """
         state = self.initial(embed.shape[1]) if state is None else state
-        if noise is None:
-            noise = torch.randn(*embed.shape[:2], self.noise_dim, device=state.device, dtype=state.dtype)
-        noise, first = gumbel(self._by_variable(noise)), is_first[..., None]  # [T, B, K, C], [T, B, 1]
-        # What does not depend on the state is computed for all steps at once: the action's layer, and the product of
-        # the posterior's first layer with the embedding.
-        moved = self._see_action(torch.where(first, 0.0, action))  # [T, B, hidden]
-        linear, norm = self.posterior_hidden.linear, self.posterior_hidden.norm
-        aside = Aside(embed.device, "weights")
-        with aside:
-            deter_weight, embed_weight = linear.weight.split([self.deter, embed.shape[-1]], dim=1)
-            weights = self._weights(deter_weight) if self.kernels else None
-        aside.join()
-        seen = F.linear(embed, embed_weight, linear.bias)  # [T, B, hidden]
-        if self.kernels:
+        unseen = self.before_images(action, is_first, noise) if unseen is None else unseen
+        unseen.aside.join()
+        seen = F.linear(embed, unseen.embed_weight, unseen.embed_bias)  # [T, B, hidden]
+        if unseen.scan is not None:
             deter, stoch = state.split([self.deter, self.noise_dim], dim=-1)
-            inputs = (deter, stoch, moved.to(state.dtype), seen.to(state.dtype), noise, is_first)
             with full_precision(state):  # it chooses the precision of its products itself
-                deter, stoch, posterior = scan(inputs, self.unimix, NORM_EPS, self.bf16, weights, aside)
+                found = scan(deter, stoch, seen.to(state.dtype), self.unimix, NORM_EPS, unseen.scan)
+            deter, stoch, posterior = found
             return torch.cat([deter, stoch], dim=-1), posterior
-        states, posteriors = [], []
+        states, posteriors, norm = [], [], self.posterior_hidden.norm
         for t in range(len(embed)):
-            deter = self._recur(torch.where(first[t], 0.0, state), moved[t])
-            hidden = norm_silu(norm, seen[t] + F.linear(deter, deter_weight))
+            deter = self._recur(torch.where(is_first[t, :, None], 0.0, state), unseen.moved[t])
+            hidden = norm_silu(norm, seen[t] + F.linear(deter, unseen.deter_weight))
             posterior = self._posterior(hidden)
-            state = torch.cat([deter, sample(posterior, noise[t]).flatten(-2)], dim=-1)
+            state = torch.cat([deter, sample(posterior, unseen.noise[t]).flatten(-2)], dim=-1)
             states.append(state)
             posteriors.append(posterior)
         return torch.stack(states), torch.stack(posteriors)
+
+    def before_images(
+        self, action: Float[Tensor, "T B A"], is_first: Bool[Tensor, "T B"], noise: Float[Tensor, "T B Z"] | None = None
+    ) -> Unseen:
+        """What `observe` needs beside images and state, on a GPU on a stream of its own."""
+        weight = self.posterior_hidden.linear.weight
+        aside = Aside(weight.device, "weights")
+        with aside:
+            if noise is None:
+                noise = torch.randn(*is_first.shape, self.noise_dim, device=weight.device, dtype=weight.dtype)
+            noise = gumbel(self._by_variable(noise))  # [T, B, K, C]
+            # What does not depend on the state is computed for all steps at once: the action's layer, and in `observe`
+            # the product of the posterior's first layer with the embedding.
+            moved = self._see_action(torch.where(is_first[..., None], 0.0, action))  # [T, B, hidden]
+            deter_weight, embed_weight = weight.split([self.deter, weight.shape[1] - self.deter], dim=1)
+            dtype = product_dtype(weight)
+            embed = embed_weight.to(dtype), self.posterior_hidden.linear.bias.to(dtype)
+            if not self.kernels:
+                return Unseen(aside, *embed, None, moved, noise, deter_weight)
+            weights = self._weights(deter_weight)
+            with full_precision(weight):
+                scan = ready(moved.to(weight.dtype), noise, is_first, weights, self.bf16, aside)
+        return Unseen(aside, *embed, scan)
 
     def _weights(self, deter_weight: Float[Tensor, "hidden D"]) -> BlockWeights:
         units = self.deter // self.blocks

@@ -139,8 +139,9 @@ class CategoricalWorldModel(nn.Module):
     def infer(self, batch: Batch, amp: torch.autocast) -> Inference:
         """Posterior and prior of a batch that begins after `batch.state`, by default after the initial state."""
         with amp:
+            unseen = self.rssm.before_images(batch.action, batch.is_first)
             embed = self.encoder(batch.image)
-            states, posterior = self.rssm.observe(embed, batch.action, batch.is_first, batch.state)
+            states, posterior = self.rssm.observe(embed, batch.action, batch.is_first, batch.state, unseen=unseen)
             prior = self.rssm.prior(states[..., : self.rssm.deter])
         return Inference(embed, states, posterior, prior)
 
