@@ -100,10 +100,17 @@ class Aside:
         if self._stream:
             self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
 
-    def join(self) -> None:
-        """Make later work wait for the work inside the context."""
+    def join(self, *results: Tensor) -> None:
+        """Make later work wait for the work inside the context.
+
+        `results` are those that later work may still read when nothing refers to them any more: autograd drops what it
+        kept as soon as its kernels are launched, and the context could take such memory for other numbers.
+        """
         if self._stream:
-            torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
+            stream = torch.cuda.current_stream(self._stream.device)
+            stream.wait_stream(self._stream)
+            for result in results:
+                result.record_stream(stream)
 
     def mark(self) -> "Mark":
         """All work inside the context so far."""

@@ -148,7 +148,7 @@ class BlockRSSM(nn.Module):
         """
         state = self.initial(embed.shape[1]) if state is None else state
         unseen = self.before_images(action, is_first, noise) if unseen is None else unseen
-        unseen.aside.join()
+        unseen.aside.join(unseen.embed_weight, unseen.embed_bias)
         seen = F.linear(embed, unseen.embed_weight, unseen.embed_bias)  # [T, B, hidden]
         if unseen.scan is not None:
             deter, stoch = state.split([self.deter, self.noise_dim], dim=-1)
