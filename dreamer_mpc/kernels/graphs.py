@@ -12,7 +12,14 @@ from torch.utils import _pytree as pytree
 
 WARMUP_CALLS = 3
 OWN = -1  # priority of a graph's own stream; lower ones go first wherever kernels of several streams wait for a GPU
-PRIORITIES = {"beside": OWN, "imagination": -2, "replay": -3, "weights": 0, "later": 0}  # of the streams of `Aside`
+PRIORITIES = {
+    "beside": OWN,
+    "imagination": -2,
+    "replay": -3,
+    "weights": 0,
+    "encoder": 0,
+    "later": 0,
+}  # of the streams of `Aside`
 
 
 class Captured:
@@ -123,10 +130,12 @@ class Mark:
     def __init__(self, event: torch.cuda.Event | None):
         self._event = event
 
-    def join(self) -> None:
-        """Make later work wait for it."""
+    def join(self, *results: Tensor) -> None:
+        """Make later work wait for it; `results`: see `Aside.join`."""
         if self._event:
             torch.cuda.current_stream().wait_event(self._event)
+            for result in results:
+                result.record_stream(torch.cuda.current_stream())
 
 
 @functools.cache  # one stream of each lane for the process: memory freed on a stream is reused on that stream
