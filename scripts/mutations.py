@@ -329,12 +329,12 @@ MUTATIONS = [
         "torch.ones_like(excess)", REINFORCE,
     ),
     world(
-        "v3: the state before a batch forgotten", "world_model/categorical", "batch.is_first, batch.state)",
-        "batch.is_first)", REINFORCE,
+        "v3: the state before a batch forgotten", "world_model/categorical", "batch.is_first, batch.state,",
+        "batch.is_first,", REINFORCE,
     ),
     world(
         "v3: action not reset at an episode's first image", "world_model/block_rssm",
-        "torch.where(first, 0.0, action)", "action", REINFORCE,
+        "torch.where(is_first[..., None], 0.0, action)", "action", REINFORCE,
     ),
     world(
         "v3: an infinite reward learned from the last bin", "networks/two_hot", " + 0 * target", "", NOT_FINITE,

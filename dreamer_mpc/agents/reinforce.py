@@ -73,8 +73,7 @@ class ReinforceBehavior:
                 policy = model.policy(imagined[:-1])
             weight = arrival(continues[:-1], config.discount)  # [H, M]
             self._bounds = self.returns.propose(returns)
-            scale = self.returns.scale(self._bounds)
-            advantage = (returns - value[:-1]) / scale
+            advantage = (returns - value[:-1]) / self.returns.scale(self._bounds)
             log_prob, entropy = policy.log_prob(actions), policy.entropy()
             policy_loss = actor_loss(log_prob, entropy, advantage, weight, config.entropy_scale)
             slow = self._slow_values(imagined[:-1])
@@ -92,7 +91,7 @@ class ReinforceBehavior:
                 "imagined_continue": continues.mean(),
                 "actor_std": policy.std.mean().detach(),
                 "actor_entropy": entropy.mean().detach(),
-                "return_scale": scale,
+                "return_scale": self.returns.scale(self._bounds),
             }
             critic_grads = tuple(torch._foreach_add(value_grads, replay_grads))
         later.join()
