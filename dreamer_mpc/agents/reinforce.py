@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,6 +16,13 @@ from dreamer_mpc.kernels.graphs import Aside
 from dreamer_mpc.networks.two_hot import TwoHot
 from dreamer_mpc.planners.rollout import closed_loop, prepare_loop
 from dreamer_mpc.world_model import Batch
+
+
+class Prepared(NamedTuple):
+    """What imagination needs but the states that it starts from."""
+
+    loop: Any  # see `prepare_loop`
+    draws: Float[Tensor, "H M A"]  # standard normal, of the policy
 
 
 class ReinforceBehavior:
@@ -35,11 +42,16 @@ class ReinforceBehavior:
         self.slow = copy.deepcopy(model.critic).requires_grad_(False)
         self.returns = ReturnScale(config.return_rate).to(self.slow.bins.device)
 
-    def prepare(self, batch: Batch) -> Any:
-        """Noise and weights of imagination, on a GPU."""
-        return prepare_loop(self.model, batch.reward.numel(), self.config.horizon)
+    def prepare(self, batch: Batch) -> Prepared | None:
+        """Noise and weights of imagination, on a GPU; on a CPU None, as the order of draws counts there."""
+        rows, horizon = batch.reward.numel(), self.config.horizon
+        like = self.slow.bins
+        if not like.is_cuda:
+            return None
+        draws = torch.randn(horizon, rows, self.model.action_dim, device=like.device, dtype=like.dtype)
+        return Prepared(prepare_loop(self.model, rows, horizon), draws)
 
-    def learn(self, states: Float[Tensor, "T B S"], batch: Batch, prepared: Any = None) -> Learned:
+    def learn(self, states: Float[Tensor, "T B S"], batch: Batch, prepared: Prepared | None = None) -> Learned:
         """Gradients from imagination that starts in every state of the batch, and from the batch's own rewards.
 
         What the world model waits for, the gradient in the states, comes beside the rest.
@@ -116,18 +128,19 @@ class ReinforceBehavior:
             self.returns.load_state_dict(state["returns"])
 
     def _imagine(
-        self, start: Float[Tensor, "M S"], prepared: Any
+        self, start: Float[Tensor, "M S"], prepared: Prepared | None
     ) -> tuple[Float[Tensor, "h M S"], Float[Tensor, "H M A"]]:
         """States s_0 .. s_H, h = H + 1, under samples of the policy, and these samples before their clipping."""
-        samples = []
+        samples, horizon = [], self.config.horizon
+        loop, draws = prepared or (None, [None] * horizon)
 
         def act(state: Float[Tensor, "M S"]) -> Float[Tensor, "M A"]:
-            samples.append(self.model.policy(state).sample())
+            samples.append(self.model.policy(state).sample(draws[len(samples)]))
             return samples[-1]
 
         precision = torch.bfloat16 if self.bf16 else start.dtype  # rounded once for all heads
-        given = {"precision": precision, "prepared": prepared, "with_start": True}
-        states = closed_loop(self.model, start, self.config.horizon, act, **given).states  # [M, H+1, S]
+        given = {"precision": precision, "prepared": loop, "with_start": True}
+        states = closed_loop(self.model, start, horizon, act, **given).states  # [M, H+1, S]
         return states.transpose(0, 1).contiguous(), torch.stack(samples)  # of a walk, they are already
 
     def _slow_values(self, states: Float[Tensor, "*b S"]) -> Float[Tensor, "K *b"]:
