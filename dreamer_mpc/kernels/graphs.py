@@ -65,7 +65,7 @@ class _Recording:
             if isinstance(value, Tensor):
                 buffer.copy_(value, non_blocking=True)
         self.graph.replay()
-        return pytree.tree_map(_copy, self.outputs)
+        return self.outputs.copy()
 
     def _warm_up(self, inputs: list[Any]) -> Any:
         self.stream.wait_stream(torch.cuda.current_stream())
@@ -78,8 +78,31 @@ class _Recording:
         self.inputs = [_copy(x) for x in inputs]
         graph = torch.cuda.CUDAGraph()
         with _no_garbage_collection(), torch.cuda.graph(graph, stream=_own_stream(torch.cuda.current_device())):
-            self.outputs = self.function(*pytree.tree_unflatten(self.inputs, self.spec))
+            self.outputs = _Outputs(self.function(*pytree.tree_unflatten(self.inputs, self.spec)))
         self.graph = graph
+
+
+class _Outputs:
+    """What a function gave, to be copied after each replay; numbers of one kind lie side by side, for one copy."""
+
+    def __init__(self, outputs: Any):
+        leaves, self._spec = pytree.tree_flatten(outputs)
+        self._numbers: dict[tuple, list[int]] = {}  # places of tensors [] among the leaves
+        for place, leaf in enumerate(leaves):
+            if isinstance(leaf, Tensor) and leaf.dim() == 0:
+                self._numbers.setdefault((leaf.dtype, leaf.device), []).append(place)
+        stacks = [torch.stack([leaves[place].detach() for place in places]) for places in self._numbers.values()]
+        numbers = {place for places in self._numbers.values() for place in places}
+        self._leaves = [*stacks, *(None if place in numbers else leaf for place, leaf in enumerate(leaves))]
+
+    def copy(self) -> Any:
+        """The outputs in new memory."""
+        copies = [_copy(x) for x in self._leaves]
+        leaves = copies[len(self._numbers) :]
+        for stack, places in zip(copies, self._numbers.values(), strict=False):
+            for place, number in zip(places, stack.unbind(), strict=True):
+                leaves[place] = number
+        return pytree.tree_unflatten(leaves, self._spec)
 
 
 class Aside:
