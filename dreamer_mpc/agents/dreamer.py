@@ -188,11 +188,12 @@ class Dreamer:
         `skipped_updates`.
         """
         world = self.model.world_model
-        early = Aside(self.device, "later")
-        with early:
-            prepared = None if self.learner is None else self.learner.prepare(batch)
-        inference = world.infer(batch, self._amp())
         aside = Aside(self.device, "beside" if self.learner is None else self.learner.lane)
+        early = Aside(self.device, "later")
+        if self.learner is not None:
+            with early:
+                prepared = self.learner.prepare(batch)
+        inference = world.infer(batch, self._amp(), aside)
         learned, norms = Learned({}, {}), {}
         cut = Cut(inference, world)
         model_loss, metrics = world.loss(batch, cut.copy, self._amp())
