@@ -63,7 +63,7 @@ class FusedClosedLoops(FusedRollouts):
         prepared: Any,
         with_start: bool,
     ) -> Proposals:
-        """States under the actions that `act(k, state)` gives for step k, differentiable in the actions.
+        """States under the actions that `act(k, state)` gives for step k, clamped, differentiable in the actions.
 
         Both see states rounded to `precision`, which then have no gradient. `prepared`, `with_start`: see
         `closed_loop`.
@@ -155,13 +155,13 @@ def closed_loop(
         if previous is not None:
             share = weight[..., k, None]
             action = share * previous[..., k, :] + (1 - share) * action
-        return action.clamp(-1, 1)
+        return action
 
     if isinstance(model, FusedClosedLoops):
         return model.walk_closed(state, horizon, blended, noise, precision, prepared, with_start)
     leaves, states = [], [state.to(precision or state.dtype)] if with_start else []
     for k in range(horizon):
-        leaf = blended(k, state.detach().to(precision or state.dtype))[..., None, :]
+        leaf = blended(k, state.detach().to(precision or state.dtype)).clamp(-1, 1)[..., None, :]
         leaves.append(leaf.requires_grad_(torch.is_grad_enabled()))
         state = latent_step(model, state, leaf[..., 0, :], _at(noise, k))
         states.append(state.to(precision or state.dtype))

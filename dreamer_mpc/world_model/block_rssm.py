@@ -210,7 +210,7 @@ class BlockRSSM(nn.Module):
         save: bool,
         precision: torch.dtype | None = None,
     ) -> tuple[Float[Tensor, "T M A"], Walk]:
-        """T times `prior_step` with any rule `act(step, state)` in the loop: its actions, and the walk.
+        """T times `prior_step` with any rule `act(step, state)` in the loop: its actions in [-1, 1], and the walk.
 
         `save` keeps what `differentiable_states` needs. States are given in `precision`, to the rule too. `noise` may
         be `prepared`.
@@ -227,7 +227,7 @@ class BlockRSSM(nn.Module):
         prepared = noise if isinstance(noise, Prepared) else self.prepared(noise)
         with full_precision(state):  # the walk chooses the precision of its products itself
             walked = walk(deter, stoch, move, prepared, self.unimix, NORM_EPS, save, precision)
-        return torch.stack(taken), walked
+        return torch.stack(taken).clamp(-1, 1), walked  # the action's layer brings them to the border by itself
 
     def prepared(self, noise: Float[Tensor, "T M Z"]) -> Prepared:
         """What a walk along standard normal draws needs but its start."""
