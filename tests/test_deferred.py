@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dreamer_mpc.kernels.deferred import Convolution, Deferred
+from dreamer_mpc.kernels.deferred import Convolution, Deferred, Linear
 
 
 @pytest.mark.parametrize("differentiable", [True, False])
@@ -22,5 +22,20 @@ def test_a_convolution_has_the_gradients_of_torch(stride, padding, differentiabl
             y = F.conv2d(x, given, None, stride, padding)
         g = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)
         found.append((y, *torch.autograd.grad(y, [weight, x][: 1 + differentiable], g)))
+    for own, expected in zip(*found, strict=True):
+        torch.testing.assert_close(own, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("differentiable", [True, False])
+def test_a_linear_layer_has_the_gradients_of_torch(differentiable):
+    torch.manual_seed(1)
+    x = torch.randn(3, 2, 5, dtype=torch.float64, requires_grad=differentiable)
+    weight, bias = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((4, 5), (4,)))
+    found = []
+    for deferred in (True, False):
+        layer, box = (weight.exp(), bias), []
+        y = Linear.apply(x, *Deferred.apply(box, *layer), box) if deferred else F.linear(x, *layer)
+        g = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)
+        found.append((y, *torch.autograd.grad(y, [weight, bias, x][: 2 + differentiable], g)))
     for own, expected in zip(*found, strict=True):
         torch.testing.assert_close(own, expected, rtol=1e-12, atol=1e-12)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
@@ -41,6 +42,28 @@ def placeholders(weights: tuple[Tensor, ...]) -> list[Tensor]:
     """Gradients in the shapes of the weights, which nothing reads."""
     anything = weights[0].new_empty(())
     return [anything.expand_as(weight) for weight in weights]
+
+
+class Linear(torch.autograd.Function):
+    """`F.linear` of x [*, I], whose weight [O, I] and bias [O] `Deferred` gives, with its `box`; of one precision."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, box):
+        ctx.save_for_backward(x, weight)
+        ctx.box = box
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        x, weight = ctx.saved_tensors
+        leave(ctx.box, _of_linear, g.flatten(0, -2), x.flatten(0, -2))
+        of_x = g @ weight if ctx.needs_input_grad[0] else None
+        return of_x, *placeholders((weight, weight[:, 0])), None
+
+
+def _of_linear(g: Float[Tensor, "M O"], x: Float[Tensor, "M I"]) -> tuple[Float[Tensor, "O I"], Float[Tensor, " O"]]:
+    return g.t() @ x, g.sum(0)
 
 
 class Convolution(torch.autograd.Function):

@@ -5,7 +5,7 @@ Distributions of stoch are tensors of log-probabilities [*, K, C].
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,6 +17,7 @@ from dreamer_mpc.kernels.block_cell import BlockWeights
 from dreamer_mpc.kernels.block_scan import Ready, ready, scan
 from dreamer_mpc.kernels.block_walk import Prepared, PriorWeights, Walk, WalkBack, WalkWeights, walk, walk_weights
 from dreamer_mpc.kernels.blocks import product_dtype
+from dreamer_mpc.kernels.deferred import Deferred, Linear
 from dreamer_mpc.kernels.graphs import Aside
 from dreamer_mpc.kernels.norm import fuses
 from dreamer_mpc.networks.block_linear import BlockLinear
@@ -61,6 +62,7 @@ class Unseen(NamedTuple):
     aside: Aside
     embed_weight: Float[Tensor, "hidden E"]  # of the posterior's first layer, in the precision of products
     embed_bias: Float[Tensor, " hidden"]
+    embed_box: list[Any] | None  # where their gradients are computed in `aside`, see `Deferred`
     scan: Ready | None  # with kernels; without, the rest
     moved: Float[Tensor, "T B hidden"] | None = None  # the action's layer
     noise: Float[Tensor, "T B K C"] | None = None
@@ -149,7 +151,11 @@ class BlockRSSM(nn.Module):
         state = self.initial(embed.shape[1]) if state is None else state
         unseen = self.before_images(action, is_first, noise) if unseen is None else unseen
         unseen.aside.join(unseen.embed_weight, unseen.embed_bias)
-        seen = F.linear(embed, unseen.embed_weight, unseen.embed_bias)  # [T, B, hidden]
+        layer = unseen.embed_weight, unseen.embed_bias
+        if unseen.embed_box is None:
+            seen = F.linear(embed, *layer)  # [T, B, hidden]
+        else:
+            seen = Linear.apply(embed.to(layer[0].dtype), *layer, unseen.embed_box)
         if unseen.scan is not None:
             deter, stoch = state.split([self.deter, self.noise_dim], dim=-1)
             with full_precision(state):  # it chooses the precision of its products itself
@@ -181,13 +187,16 @@ class BlockRSSM(nn.Module):
             moved = self._see_action(torch.where(is_first[..., None], 0.0, action))  # [T, B, hidden]
             deter_weight, embed_weight = weight.split([self.deter, weight.shape[1] - self.deter], dim=1)
             dtype = product_dtype(weight)
-            embed = embed_weight.to(dtype), self.posterior_hidden.linear.bias.to(dtype)
+            box, embed = None, (embed_weight.to(dtype), self.posterior_hidden.linear.bias.to(dtype))
+            if self.kernels and fuses(weight):
+                box = []
+                embed = Deferred.apply(box, *embed)
             if not self.kernels:
-                return Unseen(aside, *embed, None, moved, noise, deter_weight)
+                return Unseen(aside, *embed, box, None, moved, noise, deter_weight)
             weights = self._weights(deter_weight)
             with full_precision(weight):
                 scan = ready(moved.to(weight.dtype), noise, is_first, weights, self.bf16, aside)
-        return Unseen(aside, *embed, scan)
+        return Unseen(aside, *embed, box, scan)
 
     def _weights(self, deter_weight: Float[Tensor, "hidden D"]) -> BlockWeights:
         units = self.deter // self.blocks
