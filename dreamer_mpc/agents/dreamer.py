@@ -195,16 +195,18 @@ class Dreamer:
                 prepared = self.learner.prepare(batch)
         inference = world.infer(batch, self._amp(), aside)
         learned, norms = Learned({}, {}), {}
-        cut = Cut(inference, world)
-        model_loss, metrics = world.loss(batch, cut.copy, self._amp())
-        metrics["model_loss"] = model_loss.detach()
-        cut.back(model_loss)
-        cut.ahead(inference.states)  # it need not wait for the learner's gradient in them
+        cut, modelled = Cut(inference, world), Aside(self.device, "loss")
+        with modelled:
+            model_loss, metrics = world.loss(batch, cut.copy, self._amp())
+            metrics["model_loss"] = model_loss.detach()
+            cut.back(model_loss)
+            cut.ahead(inference.states)  # it need not wait for the learner's gradient in them
         if self.learner is not None:
             with aside:  # it needs only the posterior states, not the world model's gradients
                 early.join()
                 learned = self.learner.learn(inference.states, batch, prepared)
                 norms = self._take(learned.gradients)
+        modelled.join()
         if learned.states_gradient is not None:
             (learned.ready or aside).join()
         world_grads = cut.through(inference.states, learned.states_gradient)

@@ -11,15 +11,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 WARMUP_CALLS = 3
-OWN = -1  # priority of a graph's own stream; lower ones go first wherever kernels of several streams wait for a GPU
-PRIORITIES = {
-    "beside": OWN,
-    "imagination": -2,
-    "replay": -3,
-    "weights": 0,
-    "encoder": 0,
-    "later": 0,
-}  # of the streams of `Aside`
+OWN = -3  # priority of a graph's own stream; lower ones go first wherever kernels of several streams wait for a GPU
+PRIORITIES = {  # of the streams of `Aside`
+    "replay": -3, "imagination": -2, "later": -2, "loss": 0, "beside": 0, "weights": 0, "encoder": 0
+}  # fmt: skip
 
 
 class Captured:
