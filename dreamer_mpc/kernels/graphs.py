@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 WARMUP_CALLS = 3
 OWN = -3  # priority of a graph's own stream; lower ones go first wherever kernels of several streams wait for a GPU
-PRIORITIES = {  # of the streams of `Aside`
+PRIORITIES: dict[str, int | None] = {  # of the streams of `Aside`; None: in sequence with the rest
     "replay": -3, "imagination": -2, "later": -2, "loss": 0, "beside": 0, "weights": 0, "encoder": 0
 }  # fmt: skip
 
@@ -110,7 +110,8 @@ class Aside:
     """
 
     def __init__(self, device: torch.device, lane: str = "beside"):
-        self._stream = _side_stream(device, lane) if device.type == "cuda" else None
+        beside = device.type == "cuda" and PRIORITIES[lane] is not None
+        self._stream = _side_stream(device, lane) if beside else None
         self.follow()
 
     def __enter__(self) -> None:
