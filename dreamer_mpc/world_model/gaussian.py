@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
+from dreamer_mpc.kernels.graphs import Aside
 from dreamer_mpc.networks import MLP
 from dreamer_mpc.networks.heads import Bernoulli, Prediction, UnitNormal
 from dreamer_mpc.world_model.config import WorldModelConfig
@@ -119,16 +120,18 @@ class GaussianWorldModel(nn.Module):
         """Mean images of latent states."""
         return to_image(self.decoder(state).float())
 
-    def infer(self, batch: Batch, amp: torch.autocast) -> Inference:
+    def infer(self, batch: Batch, amp: torch.autocast, aside: Aside | None = None) -> Inference:
         """Posterior and prior of a batch that begins after `batch.state`, by default after the initial state.
 
-        `amp` covers the convolutions.
+        `amp` covers the convolutions; `aside`: see the protocol.
         """
         target = preprocess(batch.image, dequantize=True)  # [T, B, C, H, W]
         with amp:
             embed = self.encoder(target)
         embed = embed.to(batch.action.dtype)
         states, posterior, prior = self.rssm.observe(embed, batch.action, batch.is_first, batch.state)
+        if aside is not None:
+            aside.follow()
         return Inference(target, states, posterior, prior)
 
     def loss(
