@@ -82,11 +82,17 @@ def test_a_policy_has_any_number_of_layers(layers, monkeypatch):
     assert_near(*walk_both("policy", 2, monkeypatch, steps=2, sizes=SMALL._replace(layers=layers)), 1e-5)
 
 
-@pytest.mark.parametrize("kind", ["observe", "policy"])
-def test_a_team_of_four_does_what_one_program_does(kind, monkeypatch):
-    """Programs take turns at each access to the team's counter, so a program that does not wait reads old values."""
-    processors(FOUR, monkeypatch)
-    assert cell_triton._launch(20, 20, torch.device("cpu"), False, alone=False)["G"] == 4
+@pytest.mark.parametrize("memory, whole", [(101_376, True), (8_000, False)])
+@pytest.mark.parametrize("team, count", [(4, FOUR), (13, THIRTEEN)])
+@pytest.mark.parametrize("kind", ["observe", "rollout", "policy"])
+def test_a_team_does_what_one_program_does(kind, team, count, memory, whole, monkeypatch):
+    """Programs take turns at each access to the team's counter, so a program that does not wait reads old values.
+
+    Where a product's inputs fit one block, members compute the layers of few inputs as a whole.
+    """
+    monkeypatch.setattr(cell_triton, "_hardware", lambda device: (count, memory))
+    launch = cell_triton._launch(20, 23, torch.device("cpu"), False, alone=False)
+    assert launch["G"] == team and cell_triton._wholes(launch, 23)["WHOLE"] == whole
     assert_near(*walk_both(kind, 20, monkeypatch, steps=2, sizes=SMALL), 1e-5)
 
 

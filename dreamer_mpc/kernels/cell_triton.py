@@ -138,6 +138,12 @@ def _small_matmul(
 
 
 @triton.jit
+def _own(cols, member, SIZE: tl.constexpr, SHARE: tl.constexpr):
+    """Which of all columns of a layer are this member's."""
+    return (cols < SIZE) & (cols >= member * SHARE) & (cols < (member + 1) * SHARE)
+
+
+@triton.jit
 def _meet(counter, target, G: tl.constexpr):
     """Wait until every program of the team has stored its results."""
     tl.debug_barrier()
@@ -159,7 +165,8 @@ def _forward(
     KEEP: tl.constexpr, SAVE: tl.constexpr, BLEND: tl.constexpr, MODE_STEPS: tl.constexpr, G: tl.constexpr,
     SD: tl.constexpr,
     SX: tl.constexpr, SU: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, BX: tl.constexpr, BU: tl.constexpr,
-    ZP: tl.constexpr, AP: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
+    XP: tl.constexpr, WHOLE: tl.constexpr, ZP: tl.constexpr, AP: tl.constexpr, BK: tl.constexpr,
+    STAGES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     team, member = tl.program_id(0), tl.program_id(1)
     counter = counters + team
@@ -173,6 +180,8 @@ def _forward(
     ur = (tl.arange(0, BU) < SU) & (us < U)
     zs, acts = tl.arange(0, ZP), tl.arange(0, AP)
     zr, ar = zs < Z, acts < A
+    every = tl.arange(0, XP)
+    real = every < X
     z = _load(stoch, at, live, zs, zr, Z)  # [BM, ZP]
     kept = tl.full([BM, 1], 1.0, tl.float32)
     for t in range(T):
@@ -221,11 +230,19 @@ def _forward(
             kept = tl.load(keep + now, mask=live, other=0.0)[:, None]  # [BM, 1]
             z = z * kept
             a = a * kept
-        # Input layer
-        h = tl.zeros([BM, BX], tl.float32)
-        h = _small_matmul(h, z, w_in, zs, Z, xs, xr, 1, Z + A, PRECISION)
-        h = _small_matmul(h, a, w_in + Z, acts, A, xs, xr, 1, Z + A, PRECISION)
-        _store(x, _elu(h + _bias(b_in, xs, xr)), saved, live, xs, xr, X)
+        # Input layer: of few inputs, so that a member computes all of it where it has the registers, without a meeting
+        if WHOLE:
+            h = tl.zeros([BM, XP], tl.float32)
+            h = _small_matmul(h, z, w_in, zs, Z, every, real, 1, Z + A, PRECISION)
+            h = _small_matmul(h, a, w_in + Z, acts, A, every, real, 1, Z + A, PRECISION)
+            h = _elu(h + _bias(b_in, every, real))
+            if SAVE:
+                _store(x, h, saved, live, every, _own(every, member, X, SX), X)
+        else:
+            h = tl.zeros([BM, BX], tl.float32)
+            h = _small_matmul(h, z, w_in, zs, Z, xs, xr, 1, Z + A, PRECISION)
+            h = _small_matmul(h, a, w_in + Z, acts, A, xs, xr, 1, Z + A, PRECISION)
+            _store(x, _elu(h + _bias(b_in, xs, xr)), saved, live, xs, xr, X)
         # GRU
         before = _load(deter, now, live, ds, dr, D)
         if KEEP:
@@ -237,9 +254,14 @@ def _forward(
         r, u, gh = _matmul3(
             r, u, gh, deter, w_hh, kept, now, live, ds, dr, D, D, KEEP, BK, STAGES, PRECISION
         )
-        met += G
-        _meet(counter, met, G)
-        r, u, n = _matmul3(r, u, n, x, w_ih, kept, saved, live, ds, dr, X, D, False, BK, STAGES, PRECISION)
+        if WHOLE:
+            r = _small_matmul(r, h, w_ih, every, X, ds, dr, 1, X, PRECISION)
+            u = _small_matmul(u, h, w_ih + D * X, every, X, ds, dr, 1, X, PRECISION)
+            n = _small_matmul(n, h, w_ih + 2 * D * X, every, X, ds, dr, 1, X, PRECISION)
+        else:
+            met += G
+            _meet(counter, met, G)
+            r, u, n = _matmul3(r, u, n, x, w_ih, kept, saved, live, ds, dr, X, D, False, BK, STAGES, PRECISION)
         r = tl.sigmoid(r + _bias(b_ih, ds, dr) + _bias(b_hh, ds, dr))
         u = tl.sigmoid(u + _bias(b_ih + D, ds, dr) + _bias(b_hh + D, ds, dr))
         gh += _bias(b_hh + 2 * D, ds, dr)
@@ -286,7 +308,8 @@ def _backward(
     d_action, d_deter0, d_stoch0, d_x, d_gi, d_gh, d_hidden, d_stats, counters, T, M,
     D: tl.constexpr, Z: tl.constexpr, A: tl.constexpr, X: tl.constexpr, KEEP: tl.constexpr, SAVE: tl.constexpr,
     G: tl.constexpr, SD: tl.constexpr, SX: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, BX: tl.constexpr,
-    ZP: tl.constexpr, AP: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
+    XP: tl.constexpr, WHOLE: tl.constexpr, ZP: tl.constexpr, AP: tl.constexpr, BK: tl.constexpr,
+    STAGES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     team, member = tl.program_id(0), tl.program_id(1)
     counter = counters + team
@@ -299,6 +322,8 @@ def _backward(
     xr = (tl.arange(0, BX) < SX) & (xs < X)
     zs, acts = tl.arange(0, ZP), tl.arange(0, AP)
     zr, ar = zs < Z, acts < A
+    every = tl.arange(0, XP)
+    real = every < X
     dd = tl.zeros([BM, BD], tl.float32)
     dz = tl.zeros([BM, ZP], tl.float32)
     for i in range(T):
@@ -315,11 +340,19 @@ def _backward(
             d_raw += _load(g_stats + Z, now, live, zs, zr, 2 * Z)
             _store(d_stats, d_mean, saved, first, zs, zr, 2 * Z)
             _store(d_stats + Z, d_raw, saved, first, zs, zr, 2 * Z)
-        h = tl.zeros([BM, BX], tl.float32)
-        h = _small_matmul(h, d_mean, w_out, zs, Z, xs, xr, X, 1, PRECISION)
-        h = _small_matmul(h, d_raw, w_out + Z * X, zs, Z, xs, xr, X, 1, PRECISION)
-        h *= _elu_slope(_load(hidden, now, live, xs, xr, X))
-        _store(d_hidden, h, saved, live, xs, xr, X)
+        if WHOLE:  # without a meeting, as the input layer of `_forward`
+            h = tl.zeros([BM, XP], tl.float32)
+            h = _small_matmul(h, d_mean, w_out, zs, Z, every, real, X, 1, PRECISION)
+            h = _small_matmul(h, d_raw, w_out + Z * X, zs, Z, every, real, X, 1, PRECISION)
+            h *= _elu_slope(_load(hidden, now, live, every, real, X))
+            if SAVE:
+                _store(d_hidden, h, saved, live, every, _own(every, member, X, SX), X)
+        else:
+            h = tl.zeros([BM, BX], tl.float32)
+            h = _small_matmul(h, d_mean, w_out, zs, Z, xs, xr, X, 1, PRECISION)
+            h = _small_matmul(h, d_raw, w_out + Z * X, zs, Z, xs, xr, X, 1, PRECISION)
+            h *= _elu_slope(_load(hidden, now, live, xs, xr, X))
+            _store(d_hidden, h, saved, live, xs, xr, X)
         # What the GRU needs of the forward pass, read while the team meets
         before = _load(deter, now, live, ds, dr, D)
         kept = tl.full([BM, 1], 1.0, tl.float32)
@@ -330,9 +363,12 @@ def _backward(
         u = _load(gates + D, now, live, ds, dr, 4 * D)
         n = _load(gates + 2 * D, now, live, ds, dr, 4 * D)
         gh = _load(gates + 3 * D, now, live, ds, dr, 4 * D)
-        met += G
-        _meet(counter, met, G)
-        dd = _matmul(dd, d_hidden, w_hidden_t, saved, live, ds, dr, X, X, X, BK, STAGES, PRECISION)
+        if WHOLE:
+            dd = _small_matmul(dd, h, w_hidden_t, every, X, ds, dr, 1, X, PRECISION)
+        else:
+            met += G
+            _meet(counter, met, G)
+            dd = _matmul(dd, d_hidden, w_hidden_t, saved, live, ds, dr, X, X, X, BK, STAGES, PRECISION)
         # GRU
         d_n = dd * (1 - u) * (1 - n * n)
         d_u = dd * (before - n) * u * (1 - u)
@@ -406,6 +442,11 @@ def _slices(launch: dict[str, int], **sizes: int) -> dict[str, int]:
     return {f"S{n}": share for n, share in shares.items()} | {f"B{n}": _block(share) for n, share in shares.items()}
 
 
+def _wholes(launch: dict[str, int], hidden: int) -> dict[str, int | bool]:
+    """Whether each member of a team computes all of a hidden layer with few inputs, and the block that holds it."""
+    return {"WHOLE": launch["G"] > 1 and launch["BK"] >= hidden, "XP": _block(hidden)}
+
+
 def _product(weights: list[Tensor], bf16: bool) -> list[Tensor]:
     return [w.to(torch.bfloat16) for w in weights] if bf16 else weights
 
@@ -446,7 +487,8 @@ def forward(
         w_in, b_in, w_ih, b_ih, w_hh, b_hh, w_hidden, w_out, b_out,
         actor_in, actor_mid, actor_out, actor_bias, actor_noise, previous, weight, scratch,
         _counters(teams, noise.device), steps, rows, *scalars,
-        **sizes, **launch, **policy, **_slices(launch, D=sizes["D"], X=sizes["X"], U=policy["U"]),
+        **sizes, **launch, **policy, **_wholes(launch, sizes["X"]),
+        **_slices(launch, D=sizes["D"], X=sizes["X"], U=policy["U"]),
         MIN_STD=min_std, HIDDEN_STRIDE=w_hidden.stride(0), STEP_ADD=add.dim() == 3, KEEP=keep is not None,
         SAVE=gates is not None, PRECISION=_precision(),
     )  # fmt: skip
@@ -486,7 +528,7 @@ def backward(
         g_deter, g_stoch, g_stats, deter, noise, keep, x, gates, hidden, stats,
         *transposed, *_product([w_out], bf16),
         d_action, d_deter0, d_stoch0, d_x, d_gi, d_gh, d_hidden, d_stats, _counters(teams, noise.device), steps, rows,
-        **_sizes(d, z, actions, width), **launch, **_slices(launch, D=d, X=width), KEEP=keep is not None,
-        SAVE=g_stats is not None, PRECISION=_precision(),
+        **_sizes(d, z, actions, width), **launch, **_wholes(launch, width), **_slices(launch, D=d, X=width),
+        KEEP=keep is not None, SAVE=g_stats is not None, PRECISION=_precision(),
     )  # fmt: skip
     return d_action, d_deter0, d_stoch0, d_x, d_gi, d_gh, d_hidden, d_stats
