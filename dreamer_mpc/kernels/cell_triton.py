@@ -202,6 +202,8 @@ def _forward(
                 h = _elu(h + _bias(actor_bias + (layer + 1) * U, us, ur))
             buffer = scratch + ((LAYERS - 1) % 2) * M * U
             _store(buffer, h, at, live, us, ur, U)
+            if MODE_STEPS == 0:
+                act_noise = _load(actor_noise, now, live, acts, ar, A)  # read while the team meets
             met += G
             _meet(counter, met, G)
             mean = tl.zeros([BM, AP], tl.float32)
@@ -217,7 +219,7 @@ def _forward(
             if MODE_STEPS > 0:
                 a = _tanh_normal_mode(mean, std, MODE_STEPS)
             else:
-                a = _tanh(mean + std * _load(actor_noise, now, live, acts, ar, A))
+                a = _tanh(mean + std * act_noise)
             if BLEND:
                 share = tl.load(weight + now, mask=live, other=0.0)[:, None]
                 a = share * _load(previous, now, live, acts, ar, A) + (1 - share) * a
@@ -272,15 +274,16 @@ def _forward(
             _store(gates + D, u, saved, live, ds, dr, 4 * D)
             _store(gates + 2 * D, n, saved, live, ds, dr, 4 * D)
             _store(gates + 3 * D, gh, saved, live, ds, dr, 4 * D)
-        met += G
-        _meet(counter, met, G)
-        # Prior or posterior
+        # Prior or posterior; what it needs beside the state is read while the team meets
+        drawn = _load(noise, now, live, zs, zr, Z)
         h = tl.zeros([BM, BX], tl.float32)
-        h = _matmul(h, deter, w_hidden, now + M, live, xs, xr, D, D, HIDDEN_STRIDE, BK, STAGES, PRECISION)
         if STEP_ADD:
             h += _load(add, now, live, xs, xr, X)
         else:
             h += _bias(add, xs, xr)
+        met += G
+        _meet(counter, met, G)
+        h = _matmul(h, deter, w_hidden, now + M, live, xs, xr, D, D, HIDDEN_STRIDE, BK, STAGES, PRECISION)
         _store(hidden, _elu(h), saved, live, xs, xr, X)
         met += G
         _meet(counter, met, G)
@@ -292,7 +295,7 @@ def _forward(
         )  # fmt: skip
         mean += _bias(b_out, zs, zr)
         raw += _bias(b_out + Z, zs, zr)
-        z = mean + (_softplus(raw) + MIN_STD) * _load(noise, now, live, zs, zr, Z)
+        z = mean + (_softplus(raw) + MIN_STD) * drawn
         z = tl.where(zr[None, :], z, 0.0)
         first = live & (member == 0)
         _store(stoch, z, now + M, first, zs, zr, Z)
