@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from dreamer_mpc.kernels import graphs
 from dreamer_mpc.kernels.choice import choose_forms, misfit
 
 PAPER = {"deter": 200, "stoch": 30, "hidden": 200, "action": 6, "units": 200}
@@ -34,3 +35,14 @@ def test_without_triton_that_is_the_reason():
     (reason,) = choose_forms(torch.device("cuda"), **ALL | {"has_triton": False}, **PAPER).reasons
     assert "Triton is not installed" in reason
     assert misfit(256, 64, 256, 64, 256) is None
+
+
+def test_a_replay_s_outputs_are_copied_whatever_they_are():
+    outputs = {"loss": torch.tensor(1.5), "rest": (torch.ones(3, 4).t(), torch.tensor(True), None, 3, torch.arange(5))}
+    copies = graphs._copies(outputs)
+    torch.testing.assert_close(copies["loss"], outputs["loss"])
+    for found, given in zip(copies["rest"], outputs["rest"], strict=True):
+        assert torch.equal(found, given) if isinstance(given, torch.Tensor) else found == given
+    outputs["loss"].zero_()
+    outputs["rest"][0].zero_()
+    assert copies["loss"] == 1.5 and copies["rest"][0].all(), "the next replay overwrites what it returned"
