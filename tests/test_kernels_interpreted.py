@@ -21,6 +21,8 @@ from dreamer_mpc.agents.returns import lambda_return
 from dreamer_mpc.kernels import (
     block_cell,
     block_walk,
+from dreamer_mpc.kernels import (
+    block_cell,
     blocks,
     cell,
     cell_triton,
@@ -33,6 +35,12 @@ from dreamer_mpc.kernels import (
 )
 from dreamer_mpc.kernels import returns as returns_kernel
 from dreamer_mpc.networks import mlp, norm_mlp, normal_actor
+    kl,
+    norm,
+    pooled_norm,
+    two_hot,
+)
+from dreamer_mpc.networks import mlp
 from dreamer_mpc.networks.critic import Critic
 from dreamer_mpc.networks.normal_actor import NormalActor
 from dreamer_mpc.networks.two_hot import TwoHot, symexp_bins
@@ -40,6 +48,7 @@ from dreamer_mpc.world_model import ImageForm, block_rssm, decoder, norm_decoder
 from dreamer_mpc.world_model.block_rssm import BlockRSSM
 from dreamer_mpc.world_model.encoder import preprocess
 from dreamer_mpc.world_model.norm_encoder import NormEncoder
+from dreamer_mpc.world_model.rssm import Gaussian, gaussian_kl
 from tests.support import interpreter
 from tests.support.agents import CATEGORICAL, make_agent, make_batch
 from tests.support.cell_walks import KINDS, Sizes, assert_near, walk_both
@@ -543,6 +552,22 @@ def test_the_decoder_s_error_is_half_the_squared_distance_of_its_images(monkeypa
 @pytest.mark.parametrize("measured", [False, True])
 def test_laprop_s_kernels_are_their_torch_form(measured, warmup, monkeypatch):
     """Tensors of several blocks and of one number, in two groups; clipped gradients and others; two skipped steps."""
+@pytest.mark.parametrize("shape", [(5, 7, 11), (16, 4)])
+def test_the_kl_of_gaussians_and_its_gradients_are_the_plain_ones(shape, monkeypatch):
+    """Means are parts of wider rows, and the last block of rows is only partly filled, or full."""
+    torch.manual_seed(11)
+    leaves, found = [torch.randn(*shape[:-1], 2 * shape[-1]).requires_grad_() for _ in range(2)], []
+    g = torch.linspace(-1, 2, leaves[0].shape[:-1].numel()).view(shape[:-1])
+    for used in (True, False):
+        monkeypatch.setattr(kl, "fuses", lambda x, used=used: used)
+        p, q = (Gaussian(mean, raw.exp()) for mean, raw in (leaf.chunk(2, dim=-1) for leaf in leaves))
+        value = gaussian_kl(p, q)
+        found.append((value, *torch.autograd.grad(value, leaves, g)))
+    assert_near(*found, 1e-5)
+
+
+def test_laprop_s_kernel_is_its_torch_form(monkeypatch):
+    """Tensors of several blocks and of one number; clipped gradients and others; two steps that are skipped."""
     monkeypatch.setattr(laprop.kernels, "BLOCK", 32)
     monkeypatch.setattr(laprop.kernels, "MANY", 2)
     found = []

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dreamer_mpc.kernels import kl
 from dreamer_mpc.kernels.cell import Acting, Cell, Observe, Rollout, Trace, unroll
 
 
@@ -19,6 +20,8 @@ class Gaussian(NamedTuple):
 
 def gaussian_kl(p: Gaussian, q: Gaussian) -> Float[Tensor, "*b"]:
     """KL(p || q) in nats, summed over the last dimension."""
+    if kl.fuses(p.mean):
+        return kl.GaussianKL.apply(*p, *q)
     ratio = (p.std / q.std).square()
     distance = ((p.mean - q.mean) / q.std).square()
     return 0.5 * (ratio + distance - 1 - ratio.log()).sum(-1)
