@@ -329,15 +329,18 @@ def _backward(
     real = every < X
     dd = tl.zeros([BM, BD], tl.float32)
     dz = tl.zeros([BM, ZP], tl.float32)
+    last = at + (T - 1) * M
+    g_z, eps = _load(g_stoch, last, live, zs, zr, Z), _load(noise, last, live, zs, zr, Z)
+    spread = _load(stats + Z, last, live, zs, zr, 2 * Z)
     for i in range(T):
         t = T - 1 - i
         now = at + t * M
         saved = now if SAVE else at  # what only the weights' gradients need again
-        dd += _load(g_deter, now, live, ds, dr, D)
-        dz += _load(g_stoch, now, live, zs, zr, Z)
+        g_d = _load(g_deter, now, live, ds, dr, D)
+        dz += g_z
         # Prior or posterior
         d_mean = dz
-        d_raw = dz * _load(noise, now, live, zs, zr, Z) * tl.sigmoid(_load(stats + Z, now, live, zs, zr, 2 * Z))
+        d_raw = dz * eps * tl.sigmoid(spread)
         if SAVE:
             d_mean += _load(g_stats, now, live, zs, zr, 2 * Z)
             d_raw += _load(g_stats + Z, now, live, zs, zr, 2 * Z)
@@ -356,6 +359,7 @@ def _backward(
             h = _small_matmul(h, d_raw, w_out + Z * X, zs, Z, xs, xr, X, 1, PRECISION)
             h *= _elu_slope(_load(hidden, now, live, xs, xr, X))
             _store(d_hidden, h, saved, live, xs, xr, X)
+        dd += g_d
         # What the GRU needs of the forward pass, read while the team meets
         before = _load(deter, now, live, ds, dr, D)
         kept = tl.full([BM, 1], 1.0, tl.float32)
@@ -391,6 +395,10 @@ def _backward(
             h, dd, d_gi, d_gh, w_ih_t, w_hh_t, saved, live, xs, xr, ds, dr, 3 * D, False, BK, STAGES, PRECISION
         )
         _store(d_x, h * slope, saved, live, xs, xr, X)
+        # What the next step begins with, read while the team meets
+        ahead = at + tl.maximum(t - 1, 0) * M
+        g_z, eps = _load(g_stoch, ahead, live, zs, zr, Z), _load(noise, ahead, live, zs, zr, Z)
+        spread = _load(stats + Z, ahead, live, zs, zr, 2 * Z)
         met += G
         _meet(counter, met, G)
         # Input layer
