@@ -459,7 +459,9 @@ def _wholes(launch: dict[str, int], hidden: int) -> dict[str, int | bool]:
 
 
 def _product(weights: list[Tensor], bf16: bool) -> list[Tensor]:
-    return [w.to(torch.bfloat16) for w in weights] if bf16 else weights
+    """Weights for products, in rows; a transposed one is rounded and rearranged in one pass."""
+    layout = {"memory_format": torch.contiguous_format}
+    return [w.to(torch.bfloat16, **layout) if bf16 else w.contiguous() for w in weights]
 
 
 def _precision() -> str:
@@ -534,7 +536,7 @@ def backward(
         noise.new_empty(kept if i else steps, rows, size) for i, size in enumerate(sizes)
     )
     d_deter0, d_stoch0 = noise.new_empty(rows, d), noise.new_empty(rows, z)
-    transposed = _product([w.t().contiguous() for w in (w_in, w_ih, w_hh, w_hidden)], bf16)
+    transposed = _product([w.t() for w in (w_in, w_ih, w_hh, w_hidden)], bf16)
     _backward[(teams, launch["G"])](
         g_deter, g_stoch, g_stats, deter, noise, keep, x, gates, hidden, stats,
         *transposed, *_product([w_out], bf16),
