@@ -2,8 +2,9 @@
 
 A team of G programs processes BM rows of the batch through all time steps. Each program computes its slice of every
 layer's columns, so it reads a G-th of the weights. Activations pass between layers through the buffers that the
-backward pass needs anyway; after each layer the team synchronises at a counter in memory. Teams never wait for each
-other. All programs of a team must be on the GPU at once, so there are never more programs than multiprocessors unless
+backward pass needs anyway; after each layer the team synchronises at a counter in memory. A layer of few inputs is
+computed as a whole by each member, where the next product takes it in one block. Teams never wait for each other.
+All programs of a team must be on the GPU at once, so there are never more programs than multiprocessors unless
 G is 1. In an update two of these kernels may run concurrently, so those that save for the backward pass use at most
 half of the GPU; otherwise one would wait for the multiprocessors of the other.
 """
