@@ -21,13 +21,12 @@ from dreamer_mpc.agents.returns import lambda_return
 from dreamer_mpc.kernels import (
     block_cell,
     block_walk,
-from dreamer_mpc.kernels import (
-    block_cell,
     blocks,
     cell,
     cell_triton,
     fused,
     image_error,
+    kl,
     norm,
     pixels,
     pooled_norm,
@@ -35,12 +34,6 @@ from dreamer_mpc.kernels import (
 )
 from dreamer_mpc.kernels import returns as returns_kernel
 from dreamer_mpc.networks import mlp, norm_mlp, normal_actor
-    kl,
-    norm,
-    pooled_norm,
-    two_hot,
-)
-from dreamer_mpc.networks import mlp
 from dreamer_mpc.networks.critic import Critic
 from dreamer_mpc.networks.normal_actor import NormalActor
 from dreamer_mpc.networks.two_hot import TwoHot, symexp_bins
@@ -548,10 +541,6 @@ def test_the_decoder_s_error_is_half_the_squared_distance_of_its_images(monkeypa
     assert_near(*found, 1e-4)
 
 
-@pytest.mark.parametrize("warmup", [0, 2])
-@pytest.mark.parametrize("measured", [False, True])
-def test_laprop_s_kernels_are_their_torch_form(measured, warmup, monkeypatch):
-    """Tensors of several blocks and of one number, in two groups; clipped gradients and others; two skipped steps."""
 @pytest.mark.parametrize("shape", [(5, 7, 11), (16, 4)])
 def test_the_kl_of_gaussians_and_its_gradients_are_the_plain_ones(shape, monkeypatch):
     """Means are parts of wider rows, and the last block of rows is only partly filled, or full."""
@@ -566,8 +555,10 @@ def test_the_kl_of_gaussians_and_its_gradients_are_the_plain_ones(shape, monkeyp
     assert_near(*found, 1e-5)
 
 
-def test_laprop_s_kernel_is_its_torch_form(monkeypatch):
-    """Tensors of several blocks and of one number; clipped gradients and others; two steps that are skipped."""
+@pytest.mark.parametrize("warmup", [0, 2])
+@pytest.mark.parametrize("measured", [False, True])
+def test_laprop_s_kernels_are_their_torch_form(measured, warmup, monkeypatch):
+    """Tensors of several blocks and of one number, in two groups; clipped gradients and others; two skipped steps."""
     monkeypatch.setattr(laprop.kernels, "BLOCK", 32)
     monkeypatch.setattr(laprop.kernels, "MANY", 2)
     found = []
