@@ -27,6 +27,7 @@ from dreamer_mpc.world_model.decoder import Decoder
 from dreamer_mpc.world_model.encoder import Encoder, preprocess
 from dreamer_mpc.world_model.norm_decoder import NormDecoder
 from dreamer_mpc.world_model.norm_encoder import NormEncoder
+from dreamer_mpc.world_model.rssm import Gaussian, gaussian_kl
 from tests.support.agents import TINY, make_batch
 from tests.support.block_scans import Sizes as ScanSizes
 from tests.support.block_scans import scan_both
@@ -600,6 +601,17 @@ def test_heads_in_bf16_are_near_those_on_the_cpu(make):
         g = torch.linspace(0.5, 1.5, y.numel(), device=device).view_as(y)
         results.append([x.cpu() for x in (y, *torch.autograd.grad(y, [given, *net.parameters()], g))])
     assert_near(*results, 3e-2)
+
+
+def test_the_kl_of_gaussians_on_the_gpu_is_that_on_the_cpu():
+    torch.manual_seed(0)
+    leaves, g, found = [torch.randn(50, 7, 60) for _ in range(2)], torch.linspace(-1, 2, 350).view(50, 7), []
+    for device in ("cuda", "cpu"):
+        given = [x.to(device).requires_grad_() for x in leaves]
+        p, q = (Gaussian(mean, raw.exp()) for mean, raw in (x.chunk(2, dim=-1) for x in given))
+        value = gaussian_kl(p, q)
+        found.append([x.cpu() for x in (value, *torch.autograd.grad(value, given, g.to(device)))])
+    assert_near(*found, 1e-5)
 
 
 def test_images_are_dequantised_as_on_the_cpu():
