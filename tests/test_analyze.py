@@ -5,13 +5,14 @@ import json
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace as Fake
 
 import cv2
 import pytest
 import torch
 
 import dreamer_mpc.analysis.true_gain
-from dreamer_mpc.analysis.analysis import MEASURES
+from dreamer_mpc.analysis.analysis import MEASURES, Analysis
 from dreamer_mpc.analysis.ledger import Ledger
 from dreamer_mpc.runs.checkpoint import save_checkpoint
 from dreamer_mpc.util.errors import UserError
@@ -407,3 +408,14 @@ def test_a_ledger_refuses_a_folder_of_rows_without_settings(tmp_path):
     (tmp_path / "rows.csv").write_text("unit\n")
     with pytest.raises(UserError, match="analysis.json is damaged or missing"):
         Ledger(tmp_path, {}, {})
+
+
+@pytest.mark.parametrize("asked, own, said", [
+    (None, ("full", "small-shadows"), ""),  # each plays in its own
+    (None, ("warp", "warp"), ", drawn by warp"),
+    ("full", ("full", "small-shadows"), ", drawn with full (trained with small-shadows)"),
+    ("fast", ("fast",), ""),
+])  # fmt: skip
+def test_a_title_says_what_drew_the_episodes_of_agents_of_different_qualities(asked, own, said):
+    subjects = {str(i): Fake(trained=Fake(render_quality=quality)) for i, quality in enumerate(own)}
+    assert Analysis.world(Fake(config=Fake(render_quality=asked), subjects=subjects)) == said

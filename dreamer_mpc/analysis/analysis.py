@@ -142,9 +142,10 @@ class Analysis:
         return f"{self.config.what}: {', '.join(tasks)}; {counts}{self.world()}"
 
     def world(self) -> str:
-        """What drew the episodes, if warp did; as the end of a line."""
-        own = sorted({subject.trained.render_quality for subject in self.subjects.values()})
-        return drawn_by(self.config.render_quality or own[0], *own)
+        """What drew the episodes, if warp did or another quality was asked for; as the end of a line."""
+        own = [subject.trained.render_quality for subject in self.subjects.values()]
+        asked = self.config.render_quality  # else each plays in its own: all by warp, or none
+        return drawn_by(asked, *own) if asked else drawn_by(own[0])
 
     @property
     def _measure(self) -> Measure:

@@ -81,7 +81,7 @@ def _say_whose_settings(config: settings.PlaySettings, planners: dict[str, Plann
 
 def _worlds(comparison: Comparison) -> str:
     """What drew the episodes and those that the agents were trained in, if the two differ or warp did both."""
-    own = sorted({subject.trained.render_quality for subject in comparison.subjects.values()})
+    own = [subject.trained.render_quality for subject in comparison.subjects.values()]
     return drawn_by(comparison.trained.render_quality, *own).removeprefix(", ")
 
 

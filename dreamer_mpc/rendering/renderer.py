@@ -45,10 +45,8 @@ class Renderer:
                 samples_per_pixel=SAMPLES,
                 use_fast_math=False,
             )
-        self._pixels = self._warp.to_torch(self._context.rgb_data).view(
-            torch.uint8
-        )  # [B, 4 H W]: blue, green, red, alpha
-
+        # [B, 4 H W]: blue, green, red, alpha
+        self._pixels = self._warp.to_torch(self._context.rgb_data).view(torch.uint8)
         self._refit, self._render = mujoco_warp.refit_bvh, mujoco_warp.render
 
     def draw(self, scenes: Float[np.ndarray, "B F"]) -> UInt8[Tensor, "B H W 3"]:
