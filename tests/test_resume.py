@@ -31,6 +31,7 @@ from tests.support.checkpoints import as_version_2
 from tests.support.commands import ROOT, records, train
 from tests.support.counting_env import CountingEnv
 from tests.support.replays import as_before
+from tests.support.stops import stop
 
 # Two seed episodes of 8 steps, rounds of 8 env steps and 3 updates, an evaluation every 24 env steps.
 PLAN = [*CHEAP, "--env-steps", "56", "--train.seed-episodes", "2", "--train.updates", "3", "--eval.every", "24"]
@@ -70,21 +71,6 @@ def uninterrupted(tmp_path_factory):
 def kind(request, uninterrupted):
     """Arguments of a run, and the folder of an uninterrupted one."""
     return KINDS[request.param], uninterrupted(request.param)
-
-
-ADVANCE = Trainer._advance
-
-
-def stop(patch, number, sent=signal.SIGTERM):
-    """A signal interrupts the n-th update, step or evaluation from now on."""
-    calls = itertools.count(1)
-
-    def counted(self, due):
-        if next(calls) == number:
-            os.kill(os.getpid(), sent)
-        ADVANCE(self, due)
-
-    patch.setattr(Trainer, "_advance", counted)
 
 
 @pytest.fixture

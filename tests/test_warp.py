@@ -25,11 +25,11 @@ from dreamer_mpc.report.curves import method_of
 from dreamer_mpc.report.doctor import check_warp
 from dreamer_mpc.report.rows import drawn_by
 from dreamer_mpc.runs.folder import default_run_dir
-from dreamer_mpc.training.trainer import Trainer
 from scripts.soak import differences
 from tests.support.agents import BRIEF, CHEAP
 from tests.support.commands import ROOT, quietly, records, train
 from tests.support.drawings import TASKS, drawing, stored
+from tests.support.stops import stop
 
 installed = all(importlib.util.find_spec(name) for name in PACKAGES)
 warped = pytest.mark.skipif(not installed, reason=f"needs mujoco-warp: {INSTALL}")
@@ -319,15 +319,7 @@ def test_a_run_repeats_itself_bit_for_bit(whole, name, tmp_path):
 @pytest.mark.parametrize("name", RUNS)
 def test_a_stopped_run_goes_on_bit_for_bit(whole, name, tmp_path, monkeypatch):
     args, folder = whole[name]
-    advance, calls = Trainer._advance, []
-
-    def counted(self, due):
-        calls.append(due)
-        if len(calls) == 21:
-            os.kill(os.getpid(), signal.SIGTERM)
-        advance(self, due)
-
-    monkeypatch.setattr(Trainer, "_advance", counted)
+    stop(monkeypatch, 21)
     assert "stopped at" in train(*args, "--run-dir", tmp_path / "run")
     assert "could not be repeated" not in train("--resume", tmp_path / "run")
     assert differences(tmp_path / "run", folder, leave_out=["/random/python"]) == []

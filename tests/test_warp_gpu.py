@@ -1,8 +1,6 @@
 """Pictures by warp on a GPU: those of a CPU, the same each time, and they stay there; skipped without one."""
 
 import importlib.util
-import os
-import signal
 
 import numpy as np
 import pytest
@@ -15,10 +13,10 @@ from dreamer_mpc.data.replay import Replay
 from dreamer_mpc.envs import make_vector_env
 from dreamer_mpc.envs.scene import INSTALL, PACKAGES
 from dreamer_mpc.planners import make_planner
-from dreamer_mpc.training.trainer import Trainer
 from tests.support.agents import BRIEF, CHEAP
 from tests.support.commands import train
 from tests.support.drawings import TASKS, drawing, stored
+from tests.support.stops import stop
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
@@ -82,15 +80,7 @@ def test_drawing_does_not_wait_for_the_gpu():
 
 @pytest.mark.parametrize("num_envs", [1, 2])
 def test_a_run_repeats_its_episodes_on_resume(num_envs, tmp_path, monkeypatch):
-    advance, calls = Trainer._advance, []
-
-    def counted(self, due):
-        calls.append(due)
-        if len(calls) == 21:
-            os.kill(os.getpid(), signal.SIGTERM)
-        advance(self, due)
-
-    monkeypatch.setattr(Trainer, "_advance", counted)
+    stop(monkeypatch, 21)
     plan = [*CHEAP, "--env-steps", "40", "--train.seed-episodes", "2", "--train.updates", "2", "--eval.every", "24"]
     args = [*BRIEF, *plan, "--env", "cheetah-run", "--render-quality", "warp", "--device", "cuda"]
     args += ["--num-envs", num_envs, "--planner", "policy", "--run-dir", tmp_path / "run"]
