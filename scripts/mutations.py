@@ -36,9 +36,7 @@ EVALUATION = "tests/test_train_evaluation.py::"
 MISFIT_ROW = "tests/test_compare.py::test_a_row_that_is_not_of_this_comparison_is_refused_by_its_line"
 FAULTS = "tests/test_faults.py::"
 ACCIDENTS = "tests/test_accidents.py::"
-BESIDE = (
-    "tests/test_beside.py::test_a_run_is_the_same_though_its_training_is_always_faster_than_its_evaluations"
-)
+BESIDE = "tests/test_beside.py::test_a_run_is_the_same_though_its_training_is_always_faster_than_its_evaluations"
 
 
 @dataclass(frozen=True)
@@ -150,8 +148,8 @@ MUTATIONS = [
     ),
     behavior("Adam's epsilon left at its default", "agents/optimizers", '"eps": config.eps', '"eps": 1e-8'),
     agent(
-        "a non-finite update is applied", "optimizer.found_inf = skipped.float()",
-        "optimizer.found_inf = torch.zeros_like(skipped.float())",
+        "a non-finite update is applied", "optimizer.found_inf = flag",
+        "optimizer.found_inf = torch.zeros_like(flag)",
         "tests/test_agent.py::test_a_batch_that_is_not_finite_changes_nothing_and_is_counted",
     ),
     behavior(
@@ -244,8 +242,8 @@ MUTATIONS = [
     reinforce("v3: entropy penalised", "+ entropy_scale * entropy", "- entropy_scale * entropy"),
     reinforce("v3: actor's steps not weighted", "-(weight * (log_prob", "-(1 * (log_prob"),
     reinforce(
-        "v3: samples clipped before their density is taken", "self.model.policy(state).sample())",
-        "self.model.policy(state).sample().clamp(-1, 1))",
+        "v3: samples clipped before their density is taken", "self.model.policy(state).sample(draws[len(samples)]))",
+        "self.model.policy(state).sample(draws[len(samples)]).clamp(-1, 1))",
     ),
     reinforce(
         "v3: imagination starts in another order than its frames", "states.detach().flatten(0, 1)",
@@ -308,8 +306,8 @@ MUTATIONS = [
         "torch.where(skipped, self.bounds, bounds)", "bounds", NOT_FINITE,
     ),
     agent(
-        "v3: a non-finite update is applied", "optimizer.found_inf = skipped.float()",
-        "optimizer.found_inf = torch.zeros_like(skipped.float())", NOT_FINITE,
+        "v3: a non-finite update is applied", "optimizer.found_inf = flag",
+        "optimizer.found_inf = torch.zeros_like(flag)", NOT_FINITE,
     ),
     loop(
         "v3: quantiles of 10 % and 90 %", "agents/return_scale", "torch.tensor([0.05, 0.95])",
@@ -329,12 +327,12 @@ MUTATIONS = [
         "torch.ones_like(excess)", REINFORCE,
     ),
     world(
-        "v3: the state before a batch forgotten", "world_model/categorical", "batch.is_first, batch.state)",
-        "batch.is_first)", REINFORCE,
+        "v3: the state before a batch forgotten", "world_model/categorical", "batch.is_first, batch.state,",
+        "batch.is_first,", REINFORCE,
     ),
     world(
         "v3: action not reset at an episode's first image", "world_model/block_rssm",
-        "torch.where(first, 0.0, action)", "action", REINFORCE,
+        "torch.where(is_first[..., None], 0.0, action)", "action", REINFORCE,
     ),
     world(
         "v3: an infinite reward learned from the last bin", "networks/two_hot", " + 0 * target", "", NOT_FINITE,

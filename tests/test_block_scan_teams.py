@@ -7,11 +7,24 @@ import torch
 
 pytest.importorskip("triton", reason="needs Triton, which CPU builds of torch lack: docs/architecture.md says how")
 
-from dreamer_mpc.kernels import block_scan, cell_triton
+from dreamer_mpc.agents import laprop
+from dreamer_mpc.kernels import (
+    block_cell,
+    block_scan,
+    block_walk,
+    cell_triton,
+    image_error,
+    norm,
+    pooled_norm,
+    two_hot,
+)
 from dreamer_mpc.kernels.block_scan_triton import Sizes as Shape
 from dreamer_mpc.kernels.block_scan_triton import launch
+from dreamer_mpc.networks import norm_mlp
+from dreamer_mpc.world_model import block_rssm, norm_decoder, norm_encoder
 from tests.support import interpreter
-from tests.support.block_scans import Sizes, make_scan, scan_both
+from tests.support.agents import CATEGORICAL, make_agent, make_batch
+from tests.support.block_scans import Sizes, choose, make_scan, scan_both
 from tests.support.cell_walks import assert_near
 
 GPU = torch.cuda.is_available()
@@ -56,6 +69,29 @@ def test_without_unimix_teams_do_what_the_loop_does(programs, monkeypatch):
 def test_bf16_products_are_near_fp32(programs, monkeypatch):
     """The interpreter truncates numbers where a GPU rounds them, so the error may be twice as large."""
     assert_near(*scan_both(monkeypatch, *CASES["3 programs"], bf16=True), 6e-2)
+
+
+@interpreted
+def test_an_update_with_all_kernels_is_the_plain_one(programs, monkeypatch):
+    """With what is prepared before the scan, and what is left for behind it."""
+    cut_up = (norm, two_hot, pooled_norm, image_error)
+    others = (block_cell, block_walk, block_rssm, norm_mlp, norm_encoder, norm_decoder, laprop)
+    for module in cut_up:
+        monkeypatch.setattr(module.kernels, "PROGRAMS", 2, raising=False)
+        monkeypatch.setattr(module.kernels, "ELEMENTS", 2**17)  # the interpreter's time is that of single operations
+    found = []
+    for used in (True, False):
+        for module in (*cut_up, *others):
+            monkeypatch.setattr(module, "fuses", lambda x, used=used: used)
+        monkeypatch.setattr(block_scan, "team", choose if used else lambda *_: None)
+        agent = make_agent(behavior={"kind": "v3"}, world=CATEGORICAL, kind="laprop", lr=1e-3, warmup=0)
+        with torch.no_grad():
+            for p in agent.model.parameters():
+                p.add_(0.02 * torch.randn_like(p))
+        torch.manual_seed(17)
+        update = agent.update(make_batch())
+        found.append([*update.metrics.values(), update.states, *(p.detach() for p in agent.model.parameters())])
+    assert_near(*found, 2e-3)
 
 
 def test_a_team_has_as_many_programs_as_there_are_units_for(monkeypatch):

@@ -5,7 +5,7 @@ import torch
 
 from dreamer_mpc.agents.behavior import BehaviorConfig
 from dreamer_mpc.agents.latents import make_latents
-from dreamer_mpc.planners.rollout import closed_loop, joined, policy_rollout, rollout
+from dreamer_mpc.planners.rollout import closed_loop, joined, policy_rollout, prepare_loop, rollout
 from dreamer_mpc.world_model import WorldModelConfig, make_world_model
 
 A, B, N, H = 2, 2, 3, 4
@@ -79,6 +79,29 @@ def test_any_rule_may_choose_the_actions():
     assert (found[0][0].abs() <= 1).all()
     for got, expected in zip(*found, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_a_loop_may_begin_with_its_start(wanted):
+    for model in make_pair():
+        state, _, noise = inputs()
+        found = []
+        for kind in ({"with_start": True}, {}):
+            with torch.set_grad_enabled(wanted):
+                found.append(closed_loop(model, state, H, lambda now: now[..., :A], noise=noise[:, 0], **kind).states)
+        assert torch.equal(found[0], torch.cat([state[:, None], found[1]], dim=1))
+
+
+def test_noise_and_weights_may_be_prepared_before_a_loop():
+    """On a CPU the loop draws for itself, in the order of the plain loop."""
+    model = make_pair()[0]
+    state, _, noise = inputs()
+    prepared = model.world_model.rssm.prepared(noise[:, 0].movedim(1, 0))
+    given = [{"noise": noise[:, 0]}, {"prepared": prepared}]
+    with torch.no_grad():
+        found = [closed_loop(model, state, H, lambda now: now[..., :A] * 3, **kind).states for kind in given]
+    assert torch.equal(*found)
+    assert prepare_loop(model, len(state), H) is None
 
 
 def test_states_may_be_rounded_while_the_walk_is_not():

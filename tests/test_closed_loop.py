@@ -16,6 +16,7 @@ from dreamer_mpc.agents.behavior import BehaviorConfig
 from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.agents.dynamics import DynamicsBehavior
 from dreamer_mpc.agents.optimizers import OptimizerConfig
+from dreamer_mpc.kernels.graphs import Aside
 from dreamer_mpc.world_model import WorldModelConfig
 from scripts.mutations import MUTATIONS
 from tests.support.agents import make_batch
@@ -93,7 +94,8 @@ def learned_by(kind, seed=0):
     ]
     for _ in range(UPDATES):
         gradients, metrics, *_ = agent.learner.learn(start, batch)
-        agent._descend(gradients, torch.stack([metrics["actor_loss"], metrics["critic_loss"]]), batch.index)
+        losses = torch.stack([metrics["actor_loss"], metrics["critic_loss"]])
+        agent._descend(losses, agent._take(gradients), batch.index, Aside(agent.device))
         for schedule in schedules:
             schedule.step()
     return model

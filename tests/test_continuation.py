@@ -9,6 +9,7 @@ from torch import nn
 from dreamer_mpc.agents.behavior import BehaviorConfig
 from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.agents.optimizers import OptimizerConfig
+from dreamer_mpc.kernels.graphs import Aside
 from dreamer_mpc.planners.objective import Objective
 from dreamer_mpc.planners.protocol import Terminating
 from dreamer_mpc.planners.rollout import rollout
@@ -74,7 +75,7 @@ def learned(kind, seed):
     for _ in range(UPDATES):
         learned = agent.learner.learn(states, batch)
         losses = torch.stack([learned.metrics["actor_loss"], learned.metrics["critic_loss"]])
-        agent._descend(learned.gradients, losses, batch.index)
+        agent._descend(losses, agent._take(learned.gradients), batch.index, Aside(agent.device))
     return model
 
 

@@ -13,8 +13,8 @@ from dreamer_mpc.agents.latents import make_latents
 from dreamer_mpc.agents.optimizers import OptimizerConfig
 from dreamer_mpc.agents.returns import lambda_return
 from dreamer_mpc.config import load_presets
-from dreamer_mpc.kernels import block_cell, cell, fused, norm, pixels, pooled_norm
-from dreamer_mpc.kernels.graphs import Captured
+from dreamer_mpc.kernels import block_cell, cell, fused, graphs, norm, pixels, pooled_norm
+from dreamer_mpc.kernels.graphs import OWN, PRIORITIES, Aside, Captured
 from dreamer_mpc.networks import MLP, Critic
 from dreamer_mpc.networks.norm_mlp import NormEnsemble, NormMLP
 from dreamer_mpc.networks.two_hot import TwoHot, symexp_bins
@@ -27,6 +27,7 @@ from dreamer_mpc.world_model.decoder import Decoder
 from dreamer_mpc.world_model.encoder import Encoder, preprocess
 from dreamer_mpc.world_model.norm_decoder import NormDecoder
 from dreamer_mpc.world_model.norm_encoder import NormEncoder
+from dreamer_mpc.world_model.rssm import Gaussian, gaussian_kl
 from tests.support.agents import TINY, make_batch
 from tests.support.block_scans import Sizes as ScanSizes
 from tests.support.block_scans import scan_both
@@ -112,6 +113,49 @@ def test_captured_update_is_eager_update(settings):
             torch.testing.assert_close(metrics[0][name], metrics[1][name], rtol=2e-2, atol=2e-2, msg=f"{step} {name}")
     for (name, p), q in zip(captured.model.named_parameters(), eager.model.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-2, atol=4e-3, msg=name)
+
+
+def test_streams_have_the_priorities_that_were_asked_for():
+    """Also the own stream of a graph, while it is recorded."""
+    found = {}
+
+    def note(x):
+        found["own"] = torch.cuda.current_stream().priority
+        for lane in PRIORITIES:
+            aside = Aside(x.device, lane)
+            with aside:
+                found[lane] = torch.cuda.current_stream().priority
+                y = x + 1
+            aside.join()
+        return y
+
+    captured, x = Captured(note), torch.zeros(3, device="cuda")
+    for _ in range(5):
+        y = captured(x)
+    assert found == PRIORITIES | {"own": OWN} and bool((y == 1).all())
+
+
+@pytest.mark.parametrize("capture", [False, True])
+def test_streams_change_no_numbers(capture, monkeypatch):
+    """Five updates of the preset's size, three of them before a graph is recorded, beside each other and in sequence.
+
+    Memory that is taken before another stream has read it shows here.
+    """
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    config, found = load_presets("v3"), []
+    batches = [make_batch(seed, 64, 16, ACTION_DIM, [(0, 0), (9, 3)], "cuda") for seed in range(5)]
+    for beside in (True, False):
+        with monkeypatch.context() as patch:
+            if not beside:
+                patch.setattr(graphs, "PRIORITIES", dict.fromkeys(PRIORITIES))
+            torch.manual_seed(0)
+            settings = config.world_model, config.behavior, config.optimizer
+            agent = Dreamer(ACTION_DIM, *settings, device="cuda:0", capture=capture)
+            updates = [agent.update(batch) for batch in batches]
+        found.append([*(x for u in updates for x in (*u.metrics.values(), u.states)), *agent.model.parameters()])
+        del agent
+    assert_near(*found, 1e-4)
 
 
 def test_bf16_is_near_fp32():
@@ -557,6 +601,17 @@ def test_heads_in_bf16_are_near_those_on_the_cpu(make):
         g = torch.linspace(0.5, 1.5, y.numel(), device=device).view_as(y)
         results.append([x.cpu() for x in (y, *torch.autograd.grad(y, [given, *net.parameters()], g))])
     assert_near(*results, 3e-2)
+
+
+def test_the_kl_of_gaussians_on_the_gpu_is_that_on_the_cpu():
+    torch.manual_seed(0)
+    leaves, g, found = [torch.randn(50, 7, 60) for _ in range(2)], torch.linspace(-1, 2, 350).view(50, 7), []
+    for device in ("cuda", "cpu"):
+        given = [x.to(device).requires_grad_() for x in leaves]
+        p, q = (Gaussian(mean, raw.exp()) for mean, raw in (x.chunk(2, dim=-1) for x in given))
+        value = gaussian_kl(p, q)
+        found.append([x.cpu() for x in (value, *torch.autograd.grad(value, given, g.to(device)))])
+    assert_near(*found, 1e-5)
 
 
 def test_images_are_dequantised_as_on_the_cpu():

@@ -26,6 +26,7 @@ from dreamer_mpc.kernels import (
     cell_triton,
     fused,
     image_error,
+    kl,
     norm,
     pixels,
     pooled_norm,
@@ -40,6 +41,7 @@ from dreamer_mpc.world_model import ImageForm, block_rssm, decoder, norm_decoder
 from dreamer_mpc.world_model.block_rssm import BlockRSSM
 from dreamer_mpc.world_model.encoder import preprocess
 from dreamer_mpc.world_model.norm_encoder import NormEncoder
+from dreamer_mpc.world_model.rssm import Gaussian, gaussian_kl
 from tests.support import interpreter
 from tests.support.agents import CATEGORICAL, make_agent, make_batch
 from tests.support.cell_walks import KINDS, Sizes, assert_near, walk_both
@@ -82,11 +84,17 @@ def test_a_policy_has_any_number_of_layers(layers, monkeypatch):
     assert_near(*walk_both("policy", 2, monkeypatch, steps=2, sizes=SMALL._replace(layers=layers)), 1e-5)
 
 
-@pytest.mark.parametrize("kind", ["observe", "policy"])
-def test_a_team_of_four_does_what_one_program_does(kind, monkeypatch):
-    """Programs take turns at each access to the team's counter, so a program that does not wait reads old values."""
-    processors(FOUR, monkeypatch)
-    assert cell_triton._launch(20, 20, torch.device("cpu"), False, alone=False)["G"] == 4
+@pytest.mark.parametrize("memory, whole", [(101_376, True), (8_000, False)])
+@pytest.mark.parametrize("team, count", [(4, FOUR), (13, THIRTEEN)])
+@pytest.mark.parametrize("kind", ["observe", "rollout", "policy"])
+def test_a_team_does_what_one_program_does(kind, team, count, memory, whole, monkeypatch):
+    """Programs take turns at each access to the team's counter, so a program that does not wait reads old values.
+
+    Where a product's inputs fit one block, members compute the layers of few inputs as a whole.
+    """
+    monkeypatch.setattr(cell_triton, "_hardware", lambda device: (count, memory))
+    launch = cell_triton._launch(20, 23, torch.device("cpu"), False, alone=False)
+    assert launch["G"] == team and cell_triton._wholes(launch, 23)["WHOLE"] == whole
     assert_near(*walk_both(kind, 20, monkeypatch, steps=2, sizes=SMALL), 1e-5)
 
 
@@ -531,6 +539,20 @@ def test_the_decoder_s_error_is_half_the_squared_distance_of_its_images(monkeypa
         error = net.error(state, image.movedim(-1, -3))
         found.append((error, *torch.autograd.grad(error, list(net.parameters()), torch.tensor([[1.0, -2]]))))
     assert_near(*found, 1e-4)
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 11), (16, 4)])
+def test_the_kl_of_gaussians_and_its_gradients_are_the_plain_ones(shape, monkeypatch):
+    """Means are parts of wider rows, and the last block of rows is only partly filled, or full."""
+    torch.manual_seed(11)
+    leaves, found = [torch.randn(*shape[:-1], 2 * shape[-1]).requires_grad_() for _ in range(2)], []
+    g = torch.linspace(-1, 2, leaves[0].shape[:-1].numel()).view(shape[:-1])
+    for used in (True, False):
+        monkeypatch.setattr(kl, "fuses", lambda x, used=used: used)
+        p, q = (Gaussian(mean, raw.exp()) for mean, raw in (leaf.chunk(2, dim=-1) for leaf in leaves))
+        value = gaussian_kl(p, q)
+        found.append((value, *torch.autograd.grad(value, leaves, g)))
+    assert_near(*found, 1e-5)
 
 
 @pytest.mark.parametrize("warmup", [0, 2])

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from dreamer_mpc.agents.reinforce import Prepared
 from dreamer_mpc.planners import make_planner
 from dreamer_mpc.world_model import WorldModelConfig
 from tests.support import agents
@@ -133,6 +134,24 @@ def same_numbers(found, expected):
     for name in expected:
         pair = found[name].detach().double(), torch.as_tensor(expected[name]).detach()
         torch.testing.assert_close(*pair, **EXACT, msg=lambda words: f"{name}: {words}")
+
+
+def test_what_was_drawn_before_is_what_imagination_would_have_drawn():
+    """A GPU draws before it knows the states; on a CPU nothing is prepared."""
+    agent, batch = make_agent(), make_batch(0)
+    states = agent.model.world_model.infer(batch, agent._amp()).states.detach().requires_grad_()
+    assert agent.learner.prepare(batch) is None
+    torch.manual_seed(1)
+    plain = agent.learner.learn(states, batch)
+    torch.manual_seed(1)
+    noise = torch.randn(HORIZON, LENGTH * ROWS, agent.model.noise_dim)
+    draws = torch.stack([torch.randn(LENGTH * ROWS, ACTIONS) for _ in range(HORIZON)])
+    loop = agent.model.world_model.rssm.prepared(noise)
+    torch.manual_seed(2)
+    prepared = agent.learner.learn(states, batch, Prepared(loop, draws))
+    for part in ("actor", "critic"):
+        assert all(map(torch.equal, prepared.gradients[part], plain.gradients[part]))
+    assert torch.equal(prepared.states_gradient, plain.states_gradient)
 
 
 @each_size

@@ -81,9 +81,17 @@ class Learned(NamedTuple):
 
 @runtime_checkable
 class Behavior(Protocol):
-    """Trains actor and critic of a model; `state_dict` is what it needs beside their weights to go on."""
+    """Trains actor and critic of a model; `state_dict` is what it needs beside their weights to go on.
 
-    def learn(self, states: Float[Tensor, "T B S"], batch: Batch) -> Learned:
+    `lane` names the stream of `learn` on a GPU, see `kernels.graphs.Aside`.
+    """
+
+    lane: str
+
+    def prepare(self, batch: Batch) -> Any:
+        """What `learn` needs and what does not depend on the batch's states; None if there is nothing."""
+
+    def learn(self, states: Float[Tensor, "T B S"], batch: Batch, prepared: Any = None) -> Learned:
         """Gradients from imagination that starts in the inferred `states` of a batch."""
 
     def commit(self, skipped: Bool[Tensor, ""]) -> None:

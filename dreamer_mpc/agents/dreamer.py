@@ -188,42 +188,69 @@ class Dreamer:
         `skipped_updates`.
         """
         world = self.model.world_model
-        inference = world.infer(batch, self._amp())
-        aside, learned = Aside(self.device), Learned({}, {})
-        cut = Cut(inference, world)
-        model_loss, metrics = world.loss(batch, cut.copy, self._amp())
-        metrics["model_loss"] = model_loss.detach()
-        cut.back(model_loss)
+        aside = Aside(self.device, "beside" if self.learner is None else self.learner.lane)
+        early = Aside(self.device, "later")
+        if self.learner is not None:
+            with early:
+                prepared = self.learner.prepare(batch)
+        inference = world.infer(batch, self._amp(), aside)
+        learned, norms = Learned({}, {}), {}
+        cut, modelled = Cut(inference, world), Aside(self.device, "loss")
+        with modelled:
+            model_loss, metrics = world.loss(batch, cut.copy, self._amp())
+            metrics["model_loss"] = model_loss.detach()
+            cut.back(model_loss)
+            cut.ahead(inference.states)  # it need not wait for the learner's gradient in them
         if self.learner is not None:
             with aside:  # it needs only the posterior states, not the world model's gradients
-                learned = self.learner.learn(inference.states, batch)
+                early.join()
+                learned = self.learner.learn(inference.states, batch, prepared)
+                norms = self._take(learned.gradients)
+        modelled.join()
         if learned.states_gradient is not None:
             (learned.ready or aside).join()
         world_grads = cut.through(inference.states, learned.states_gradient)
+        norms = self._take({"world_model": world_grads}) | norms
         aside.join()
         metrics |= learned.metrics
         losses = torch.stack([value for name, value in metrics.items() if name.endswith("_loss")])
-        metrics |= self._descend({"world_model": world_grads, **learned.gradients}, losses, batch.index)
+        metrics |= norms | self._descend(losses, norms, batch.index, aside)
         return Update(metrics, inference.states.detach())
 
-    def _descend(
-        self, gradients: dict[str, tuple[Tensor, ...]], losses: Float[Tensor, " L"], index: Int64[Tensor, "T B"]
-    ) -> dict[str, Float[Tensor, ""]]:
-        """Clip and apply gradients; all steps are skipped together where a loss or gradient is not finite. No sync."""
+    def _take(self, gradients: dict[str, tuple[Tensor, ...]]) -> dict[str, Float[Tensor, ""]]:
+        """Give the gradients of parts to their parameters, clipped; their norms before."""
         norms = {}
         for name, grads in gradients.items():
             for parameter, grad in zip(self._parameters(name), grads, strict=True):
                 parameter.grad = grad.contiguous()  # fused Adam wants the parameter's strides
             norms[f"{name}_grad_norm"] = self._clip(name)
+        return norms
+
+    def _descend(
+        self,
+        losses: Float[Tensor, " L"],
+        norms: dict[str, Float[Tensor, ""]],
+        index: Int64[Tensor, "T B"],
+        aside: Aside,
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Apply gradients; all steps are skipped together where a loss or gradient is not finite. No sync.
+
+        Actor and critic make theirs in `aside`, beside the world model.
+        """
         skipped = ~torch.cat([losses, torch.stack(list(norms.values()))]).isfinite().all()
-        self._skipped.note(skipped, index)
-        for optimizer in self.optimizers.values():
-            optimizer.found_inf = skipped.float()  # fused Adam leaves parameters and moments alone where this is 1
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        flag = skipped.float()  # fused Adam leaves parameters and moments alone where this is 1
+        aside.follow()
+        for name, optimizer in self.optimizers.items():
+            with contextlib.nullcontext() if name == "world_model" else aside:
+                optimizer.found_inf = flag
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
         if self.learner is not None:
-            self.learner.commit(skipped)
-        return norms | {"skipped": skipped.float()}
+            with aside:
+                self.learner.commit(skipped)
+        self._skipped.note(skipped, index)
+        aside.join()
+        return {"skipped": flag}
 
     def _clip(self, name: str) -> Float[Tensor, ""]:
         """Clip the gradient of a part, unless its optimizer clips by itself; its norm before."""

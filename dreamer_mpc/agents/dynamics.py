@@ -25,10 +25,15 @@ class DynamicsBehavior:
     `bf16` the states are rounded for them.
     """
 
+    lane = "beside"
+
     def __init__(self, config: BehaviorConfig, model: Latents, amp: Callable[[], torch.autocast], bf16: bool = False):
         self.config, self.model, self.amp, self.bf16 = config, model, amp, bf16
 
-    def learn(self, states: Float[Tensor, "T B S"], batch: Batch) -> Learned:
+    def prepare(self, batch: Batch) -> None:
+        """Nothing."""
+
+    def learn(self, states: Float[Tensor, "T B S"], batch: Batch, prepared: None = None) -> Learned:
         """Gradients from imagination that starts in every state of the batch."""
         model, config = self.model, self.config
         imagined = imagine(model, states.detach().flatten(0, 1), config.horizon, self.bf16)  # [H, M, S]

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dreamer_mpc.agents.behavior import BehaviorConfig
+from dreamer_mpc.kernels.block_walk import Prepared
 from dreamer_mpc.kernels.cell import Acting, joined_states
 from dreamer_mpc.networks import Actor, Critic, TanhNormal
 from dreamer_mpc.networks.normal_actor import BoundedNormal, NormalActor
@@ -164,6 +165,13 @@ class WalkedWorld(LatentWorld, FusedClosedLoops):
         states = rssm.differentiable_states(rows, action, walked) if wanted else walked.states
         return states.transpose(0, 1).unflatten(0, actions.shape[:-2])
 
+    def prepare_closed(self, rows: int, horizon: int) -> Prepared | None:
+        """Noise and weights of `walk_closed` on a GPU; on a CPU None, as the order of draws counts there."""
+        like = self.world_model.initial(1)
+        if not like.is_cuda:
+            return None
+        return self.world_model.rssm.prepared(_draw(horizon, like.expand(rows, -1), self.noise_dim))
+
     def walk_closed(
         self,
         state: Float[Tensor, "*b S"],
@@ -171,21 +179,25 @@ class WalkedWorld(LatentWorld, FusedClosedLoops):
         act: Callable[[int, Float[Tensor, "*b S"]], Float[Tensor, "*b A"]],
         noise: Float[Tensor, "*b H Z"] | None = None,
         precision: torch.dtype | None = None,
+        prepared: Prepared | None = None,
+        with_start: bool = False,
     ) -> Proposals:
         """`step` with the rule `act` in the loop; differentiable in the actions."""
         rssm, batch, rows = self.world_model.rssm, state.shape[:-1], state.detach().reshape(-1, state.shape[-1])
-        noise = _draw(horizon, rows, self.noise_dim) if noise is None else _time_first(noise)
+        if prepared is None:
+            noise = _draw(horizon, rows, self.noise_dim) if noise is None else _time_first(noise)
 
         def of_rows(k: int, now: Float[Tensor, "M S"]) -> Float[Tensor, "M A"]:
             return act(k, now.view(*batch, -1)).reshape(len(now), -1)
 
         wanted = torch.is_grad_enabled()
-        taken, walked = rssm.walk(rows, of_rows, noise, wanted, precision)
+        taken, walked = rssm.walk(rows, of_rows, prepared or noise, wanted, precision)
         actions = taken.transpose(0, 1).unflatten(0, batch)
-        states = walked.states
+        states = walked.path if with_start else walked.states
         if wanted:
             actions = actions.detach().requires_grad_()
             states = rssm.differentiable_states(rows, _time_first(actions), walked)
+            states = torch.cat([rows[None], states]) if with_start else states
         return Proposals((actions,), states.transpose(0, 1).unflatten(0, batch))
 
 

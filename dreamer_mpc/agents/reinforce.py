@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,8 +14,15 @@ from dreamer_mpc.agents.return_scale import ReturnScale
 from dreamer_mpc.agents.returns import lambda_return
 from dreamer_mpc.kernels.graphs import Aside
 from dreamer_mpc.networks.two_hot import TwoHot
-from dreamer_mpc.planners.rollout import closed_loop
+from dreamer_mpc.planners.rollout import closed_loop, prepare_loop
 from dreamer_mpc.world_model import Batch
+
+
+class Prepared(NamedTuple):
+    """What imagination needs but the states that it starts from."""
+
+    loop: Any  # see `prepare_loop`
+    draws: Float[Tensor, "H M A"]  # standard normal, of the policy
 
 
 class ReinforceBehavior:
@@ -26,6 +33,8 @@ class ReinforceBehavior:
     of the value heads is a second target for them, a regulariser; returns bootstrap from the heads themselves.
     """
 
+    lane = "imagination"
+
     def __init__(
         self, config: BehaviorConfig, model: ReturnLatents, amp: Callable[[], torch.autocast], bf16: bool = False
     ):
@@ -33,25 +42,36 @@ class ReinforceBehavior:
         self.slow = copy.deepcopy(model.critic).requires_grad_(False)
         self.returns = ReturnScale(config.return_rate).to(self.slow.bins.device)
 
-    def learn(self, states: Float[Tensor, "T B S"], batch: Batch) -> Learned:
+    def prepare(self, batch: Batch) -> Prepared | None:
+        """Noise and weights of imagination, on a GPU; on a CPU None, as the order of draws counts there."""
+        rows, horizon = batch.reward.numel(), self.config.horizon
+        like = self.slow.bins
+        if not like.is_cuda:
+            return None
+        draws = torch.randn(horizon, rows, self.model.action_dim, device=like.device, dtype=like.dtype)
+        return Prepared(prepare_loop(self.model, rows, horizon), draws)
+
+    def learn(self, states: Float[Tensor, "T B S"], batch: Batch, prepared: Prepared | None = None) -> Learned:
         """Gradients from imagination that starts in every state of the batch, and from the batch's own rewards.
 
         What the world model waits for, the gradient in the states, comes beside the rest.
         """
         model, config = self.model, self.config
-        replayed = Aside(states.device, lane=1)
+        replayed, later = Aside(states.device, "replay"), Aside(states.device, "later")
         with replayed, self.amp():
             seen, slow = model.critic.predict(states[:-1]), self._slow_values(states[:-1])  # [K, T-1, B]
+        critic, mask = list(model.critic.parameters()), model.critic.mask(batch.index)  # [K, T, B]
         with torch.no_grad(), self.amp():
-            imagined, actions = self._imagine(states.detach().flatten(0, 1))  # [H+1, M, S], [H, M, A]
-            rewards, continues = model.reward(imagined), model.continues(imagined)  # [H+1, M]
-        with self.amp():
+            imagined, actions = self._imagine(states.detach().flatten(0, 1), prepared)  # [H+1, M, S], [H, M, A]
+        later.follow()
+        with later, self.amp():  # the way back runs there too, behind what the world model waits for
             predicted = model.critic.predict(imagined)  # [K, H+1, M]
-        values = predicted._replace(logits=predicted.logits.detach()).mean  # [K, H+1, M]
-        value = values.mean(0)
+            values = predicted._replace(logits=predicted.logits.detach()).mean  # [K, H+1, M]
+            value = values.mean(0)
+        with torch.no_grad(), self.amp():
+            rewards, continues = model.reward(imagined), model.continues(imagined)  # [H+1, M]
+        later.join()
         returns = lambda_return(rewards[1:], value[1:], config.discount, config.return_lambda, continues[1:])  # [H, M]
-        mask = model.critic.mask(batch.index)  # [K, T, B]
-        critic = list(model.critic.parameters())
         replayed.follow()
         with replayed:
             replay_loss = self._replay_loss(seen, slow, batch, returns[0].view(batch.reward.shape), mask)
@@ -59,30 +79,34 @@ class ReinforceBehavior:
             # The sum over heads would reach the world model with their number of times the gradient of one.
             states_gradient = states_gradient / len(values)
         ready = replayed.mark()
-        with self.amp():
-            policy = model.policy(imagined[:-1])
-        weight = arrival(continues[:-1], config.discount)  # [H, M]
-        self._bounds = self.returns.propose(returns)
-        advantage = (returns - value[:-1]) / self.returns.scale(self._bounds)
-        policy_loss = actor_loss(policy.log_prob(actions), policy.entropy(), advantage, weight, config.entropy_scale)
-        slow = self._slow_values(imagined[:-1])
-        value_loss = self._value_loss(_first(predicted), slow, returns, weight, mask.flatten(1))
-        value_grads = torch.autograd.grad(value_loss, critic)
-        actor_grads = torch.autograd.grad(policy_loss, list(model.actor.parameters()))
-        replayed.join()
-        metrics = {
-            "actor_loss": policy_loss.detach(),
-            "critic_loss": value_loss.detach() / len(values),
-            "replay_value_loss": replay_loss.detach() / len(values),
-            "value_mean": value.mean(),
-            "value_spread": values.std(0, correction=0).mean(),
-            "imagined_reward": rewards.mean(),
-            "imagined_continue": continues.mean(),
-            "actor_std": policy.std.mean().detach(),
-            "actor_entropy": policy.entropy().mean().detach(),
-            "return_scale": self.returns.scale(self._bounds),
-        }
-        critic_grads = tuple(torch._foreach_add(value_grads, replay_grads))
+        later.follow()
+        with later:
+            with self.amp():
+                policy = model.policy(imagined[:-1])
+            weight = arrival(continues[:-1], config.discount)  # [H, M]
+            self._bounds = self.returns.propose(returns)
+            advantage = (returns - value[:-1]) / self.returns.scale(self._bounds)
+            log_prob, entropy = policy.log_prob(actions), policy.entropy()
+            policy_loss = actor_loss(log_prob, entropy, advantage, weight, config.entropy_scale)
+            slow = self._slow_values(imagined[:-1])
+            value_loss = self._value_loss(_first(predicted), slow, returns, weight, mask.flatten(1))
+            value_grads = torch.autograd.grad(value_loss, critic)
+            actor_grads = torch.autograd.grad(policy_loss, list(model.actor.parameters()))
+            replayed.join()
+            metrics = {
+                "actor_loss": policy_loss.detach(),
+                "critic_loss": value_loss.detach() / len(values),
+                "replay_value_loss": replay_loss.detach() / len(values),
+                "value_mean": value.mean(),
+                "value_spread": values.std(0, correction=0).mean(),
+                "imagined_reward": rewards.mean(),
+                "imagined_continue": continues.mean(),
+                "actor_std": policy.std.mean().detach(),
+                "actor_entropy": entropy.mean().detach(),
+                "return_scale": self.returns.scale(self._bounds),
+            }
+            critic_grads = tuple(torch._foreach_add(value_grads, replay_grads))
+        later.join()
         return Learned({"actor": actor_grads, "critic": critic_grads}, metrics, states_gradient, ready)
 
     def commit(self, skipped: Bool[Tensor, ""]) -> None:
@@ -103,17 +127,21 @@ class ReinforceBehavior:
         if "returns" in state:
             self.returns.load_state_dict(state["returns"])
 
-    def _imagine(self, start: Float[Tensor, "M S"]) -> tuple[Float[Tensor, "h M S"], Float[Tensor, "H M A"]]:
+    def _imagine(
+        self, start: Float[Tensor, "M S"], prepared: Prepared | None
+    ) -> tuple[Float[Tensor, "h M S"], Float[Tensor, "H M A"]]:
         """States s_0 .. s_H, h = H + 1, under samples of the policy, and these samples before their clipping."""
-        samples = []
+        samples, horizon = [], self.config.horizon
+        loop, draws = prepared or (None, [None] * horizon)
 
         def act(state: Float[Tensor, "M S"]) -> Float[Tensor, "M A"]:
-            samples.append(self.model.policy(state).sample())
+            samples.append(self.model.policy(state).sample(draws[len(samples)]))
             return samples[-1]
 
         precision = torch.bfloat16 if self.bf16 else start.dtype  # rounded once for all heads
-        states = closed_loop(self.model, start, self.config.horizon, act, precision=precision).states  # [M, H, S]
-        return torch.cat([start.to(precision)[None], states.transpose(0, 1)]), torch.stack(samples)
+        given = {"precision": precision, "prepared": loop, "with_start": True}
+        states = closed_loop(self.model, start, horizon, act, **given).states  # [M, H+1, S]
+        return states.transpose(0, 1).contiguous(), torch.stack(samples)  # of a walk, they are already
 
     def _slow_values(self, states: Float[Tensor, "*b S"]) -> Float[Tensor, "K *b"]:
         with torch.no_grad(), self.amp():

@@ -5,11 +5,12 @@ alone; those of the weights are one product each, over all steps. On a GPU both 
 (`block_scan_triton.py`).
 """
 
+import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
@@ -63,20 +64,55 @@ class _Gains(NamedTuple):
     posterior: Float[Tensor, " h"]
 
 
+class Ready(NamedTuple):
+    """What a scan needs but its start and the images: see `ready`."""
+
+    aside: Aside
+    box: list[Any]  # of `Deferred`
+    deferred: tuple[Tensor, ...]  # the action's layer [T, B, h] and the `BlockWeights`
+    noise: Float[Tensor, "T B K C"]
+    is_first: Bool[Tensor, "T B"]
+    bf16: bool
+    how: dict[str, int] | None  # of teams; and what they read
+    given: "tuple[Tensor, Tensor, kernels.Prepared] | None"
+    learns: bool  # whether there will be a way back
+
+
+def ready(
+    moved: Float[Tensor, "T B h"], noise: Float[Tensor, "T B K C"], is_first: Bool[Tensor, "T B"],
+    weights: BlockWeights, bf16: bool, aside: Aside,
+) -> Ready:  # fmt: skip
+    """Prepare a `scan` in `aside`, where its weights' gradients are computed too; call it there.
+
+    `moved` is the action's layer, `noise` Gumbel noise, `bf16` asks for products of bf16 numbers.
+    """
+    box = []
+    deferred, how, given = Deferred.apply(box, moved, *weights), team(weights.deter, noise, weights, bf16), None
+    if how is not None:
+        with torch.no_grad():
+            w = kernels.prepare(cast_weights(weights, bf16))
+            given = moved.to(w.own.dtype), (~is_first).to(weights.deter.dtype), w
+    return Ready(aside, box, deferred, noise, is_first, bf16, how, given, torch.is_grad_enabled())
+
+
 class BlockScan(torch.autograd.Function):
     """deter [T, B, D], stoch [T, B, Z] and posterior [T, B, K, C] of a sequence, as `BlockRSSM.observe` defines them.
 
-    Inputs: the state before (`deter`, `stoch`), the action's layer `moved` [T, B, h], the embedding's part of the
-    posterior's first layer with its bias, `seen` [T, B, h], Gumbel `noise` [T, B, K, C], `is_first` [T, B], `unimix`,
-    the norms' `eps`, `bf16` (products of bf16 numbers), and the `BlockWeights` as `Deferred` gives them, with its box.
+    Inputs: the state before (`deter`, `stoch`), the embedding's part of the posterior's first layer with its bias,
+    `seen` [T, B, h], `unimix`, the norms' `eps`, what is `ready`, and what it defers: `moved`, the action's layer, and
+    the weights.
     """
 
     @staticmethod
-    def forward(ctx, deter, stoch, moved, seen, noise, is_first, unimix, eps, bf16, box, *weights):
-        ctx.box, ctx.settings, ctx.how = box, (unimix, eps, bf16), team(deter, noise, BlockWeights(*weights), bf16)
-        inputs = (deter, stoch, moved, seen, noise, is_first, BlockWeights(*weights), *ctx.settings)
-        saved, *outputs = _scan(*inputs) if ctx.how is None else _scan_in_teams(*inputs, ctx.how)
-        ctx.save_for_backward(is_first, *saved, *weights)
+    def forward(ctx, deter, stoch, seen, unimix, eps, ready, moved, *weights):
+        ctx.box, ctx.settings, ctx.how = ready.box, (unimix, eps, ready.bf16), ready.how
+        if ctx.how is None:
+            inputs = (deter, stoch, moved, seen, ready.noise, ready.is_first, BlockWeights(*weights), *ctx.settings)
+            saved, *outputs = _scan(*inputs)
+        else:
+            saved, *outputs = _scan_in_teams(deter, stoch, seen, ready, unimix, eps)
+        ctx.completed = ready.aside.mark()
+        ctx.save_for_backward(ready.is_first, *saved, *weights)
         return tuple(outputs)
 
     @staticmethod
@@ -85,33 +121,34 @@ class BlockScan(torch.autograd.Function):
         count = len(BlockWeights._fields)
         first, *saved = ctx.saved_tensors
         saved, weights = saved[:-count], BlockWeights(*saved[-count:])
-        inputs = (*gradients, first[..., None], saved, weights, *ctx.settings)
-        grads, gains, saved, *state = _back(*inputs) if ctx.how is None else _back_in_teams(*inputs, ctx.how)
-        leave(ctx.box, _weight_gradients, grads, gains, saved, weights, ctx.settings[2])
-        deter, stoch, moved = state
-        of_seen = grads.posterior_pre.to(deter.dtype)
-        return deter, stoch, moved.to(deter.dtype), of_seen, *[None] * 6, *placeholders(weights)
+        if ctx.how is None:
+            deter, stoch, seen, *left = _back(*gradients, first[..., None], saved, weights, *ctx.settings)
+        else:
+            ctx.completed.join()
+            deter, stoch, seen, *left = _back_in_teams(*gradients, saved, weights, *ctx.settings, ctx.how)
+        leave(ctx.box, *left)
+        given = (deter.new_empty(()).expand(*seen.shape), *weights)
+        return deter, stoch, seen.to(deter.dtype), *[None] * 3, *placeholders(given)
 
 
 def scan(
-    given: Sequence[Tensor], unimix: float, eps: float, bf16: bool, weights: BlockWeights, aside: Aside
-) -> tuple[Float[Tensor, "T B D"], Float[Tensor, "T B Z"], Float[Tensor, "T B K C"]]:
-    """`BlockScan` of its tensors, `given`; the gradients of its weights are computed in `aside`.
+    deter: Float[Tensor, "B D"], stoch: Float[Tensor, "B Z"], seen: Float[Tensor, "T B h"], unimix: float, eps: float,
+    ready: Ready,
+) -> tuple[Float[Tensor, "T B D"], Float[Tensor, "T B Z"], Float[Tensor, "T B K C"]]:  # fmt: skip
+    """`BlockScan`; on the way back, gradients of its weights are computed beside what goes on before the scan."""
+    moved, keep, w = ready.given or (ready.noise, ready.noise, ())
+    ready.aside.join(ready.noise, moved, keep, *w)
+    return BlockScan.apply(deter, stoch, seen, unimix, eps, ready, *ready.deferred)
 
-    So they are computed beside what goes on before the scan, if the weights, too, are used in `aside` first.
+
+def team(like: Tensor, noise: Float[Tensor, "T B K C"], w: BlockWeights, bf16: bool) -> dict | None:
+    """How teams of programs scan such a sequence, of states `like` that tensor, in one kernel each way.
+
+    None where they cannot.
     """
-    box = []
-    with aside:
-        deferred = Deferred.apply(box, *weights)
-    aside.join()
-    return BlockScan.apply(*given, unimix, eps, bf16, box, *deferred)
-
-
-def team(deter: Float[Tensor, "B D"], noise: Float[Tensor, "T B K C"], w: BlockWeights, bf16: bool) -> dict | None:
-    """How teams of programs scan such a sequence in one kernel each way; None where they cannot."""
-    if kernels is None or not deter.is_cuda or deter.dtype != torch.float32:
+    if kernels is None or not like.is_cuda or like.dtype != torch.float32:
         return None
-    return kernels.launch(sizes_of(noise, w), deter.device, bf16)
+    return kernels.launch(sizes_of(noise, w), like.device, bf16)
 
 
 def sizes_of(noise: Float[Tensor, "T B K C"], w: BlockWeights) -> "kernels.Sizes":
@@ -167,25 +204,39 @@ def _back(g_deter, g_stoch, g_posterior, first, saved, weights, unimix, eps, bf1
         gain(g.hidden_out, x.hidden_pre, w.hidden_gain),
         gain(each.posterior_out, saved.posterior_pre, w.posterior_gain),
     )  # fmt: skip
-    return each, gains, saved, deter, stoch, g.shared[..., -len(w.deter) :]
+    return deter, stoch, each.posterior_pre, _of_deferred, each, gains, saved, weights, bf16
 
 
-def _scan_in_teams(deter, stoch, moved, seen, noise, is_first, weights, unimix, eps, bf16, how) -> tuple:
-    w, keep = kernels.prepare(cast_weights(weights, bf16)), (~is_first).to(deter.dtype)
-    moved = moved.to(w.own.dtype)
-    scanned, posteriors = kernels.forward(deter, stoch, moved, seen, noise, keep, w, unimix, eps, how)
-    saved = [keep, moved, seen, *scanned, *w]
+def _scan_in_teams(deter, stoch, seen, ready, unimix, eps) -> tuple:
+    (moved, keep, w), how, aside = ready.given, ready.how, ready.aside
+    scanned, posteriors = kernels.forward(deter, stoch, moved, seen, ready.noise, keep, w, unimix, eps, how)
+    saved = []
+    if ready.learns:
+        aside.follow()
+        with aside:  # long before the way back reads it
+            inverses = kernels.inverses(scanned, eps)
+            completed = _completed(scanned, moved, seen, ready.is_first[..., None], w, eps)
+        # `seen` stays until the way back, so that its memory is not taken before it is read here.
+        saved = [seen, keep, inverses, *scanned, *w, *completed.recurrent, *completed[1:]]
     return saved, scanned.deter[1:], scanned.stoch[1:].to(deter.dtype), posteriors
 
 
-def _back_in_teams(g_deter, g_stoch, g_posterior, first, saved, weights, unimix, eps, bf16, how) -> tuple:
-    keep, moved, seen, *saved = saved
-    count, hidden = len(kernels.Scanned._fields), len(weights.deter)
-    scanned, w = kernels.Scanned(*saved[:count]), kernels.Prepared(*saved[count:])
-    saved = _completed(scanned, moved, seen, first, w, eps)
+def _back_in_teams(g_deter, g_stoch, g_posterior, saved, weights, unimix, eps, bf16, how) -> tuple:
+    _, keep, inverses, *saved = saved
+    first, second, third = itertools.accumulate(len(x._fields) for x in (kernels.Scanned, kernels.Prepared, Recurrent))
+    scanned, w = kernels.Scanned(*saved[:first]), kernels.Prepared(*saved[first:second])
+    saved = _Saved(Recurrent(*saved[second:third]), *saved[third:])
     x, posterior_pre = saved.recurrent, saved.posterior_pre
     pre = (posterior_pre, x.deter_pre, x.stoch_pre)
-    passed = kernels.backward(g_deter, g_stoch, g_posterior, keep, scanned, *pre, w, unimix, eps, how)
+    passed = kernels.backward(g_deter, g_stoch, g_posterior, keep, inverses, scanned, *pre, w, unimix, eps, how)
+    out = passed.out_parts.sum(1)
+    seen = norm_back(out.flatten(0, 1), posterior_pre.flatten(0, 1), w.posterior_gain, eps).view(out.shape)
+    return passed.deter, passed.stoch, seen, _of_deferred_in_teams, passed, out, seen, saved, weights, w, eps, bf16
+
+
+def _of_deferred_in_teams(passed, out, of_posterior, saved, weights, w, eps, bf16) -> tuple[Tensor, ...]:
+    """`_of_deferred` with what lies between the kernel's results and it."""
+    x, hidden = saved.recurrent, len(w.deter_gain)
 
     def back(g: Float[Tensor, "T B N"], x: Float[Tensor, "T B N"], gain: Float[Tensor, " N"]) -> tuple[Tensor, Tensor]:
         of_x, of_gain = norm_silu_backward(g.flatten(0, 1), x.flatten(0, 1), gain, eps)
@@ -193,16 +244,16 @@ def _back_in_teams(g_deter, g_stoch, g_posterior, first, saved, weights, unimix,
 
     hidden_pre, hidden_gain = back(passed.hidden_out, x.hidden_pre, w.hidden_gain)
     shared = hidden_pre @ w.shared  # [T, B, I]
-    deter_out, stoch_out, of_moved = shared.split(hidden, dim=-1)
+    deter_out, stoch_out, _ = shared.split(hidden, dim=-1)
     deter_pre, deter_gain = back(deter_out, x.deter_pre, w.deter_gain)
     stoch_pre, stoch_gain = back(stoch_out, x.stoch_pre, w.stoch_gain)
     gates = passed.gates.unflatten(-1, (len(w.own), -1)).transpose(1, 2)  # [T, G, B, Y]
     of = (deter_out, deter_pre, stoch_out, stoch_pre, shared, passed.hidden_out, hidden_pre, gates)
-    out = passed.out_parts.sum(1)
-    of_posterior, posterior_gain = back(out, posterior_pre, w.posterior_gain)
+    rows = out.flatten(0, 1), saved.posterior_pre.flatten(0, 1)
+    _, posterior_gain = norm_silu_backward(*rows, w.posterior_gain, eps, of_x=False)
     grads = _Gradients(RecurrentGradients(*of), out, of_posterior, passed.logits)
     gains = _Gains(deter_gain, stoch_gain, hidden_gain, posterior_gain)
-    return grads, gains, saved, passed.deter, passed.stoch, of_moved
+    return _of_deferred(grads, gains, saved, weights, bf16)
 
 
 def _completed(scanned, moved, seen, first, w, eps) -> _Saved:
@@ -230,10 +281,10 @@ def stacked(steps: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
     return [torch.stack(part) for part in zip(*steps, strict=True)]
 
 
-def _weight_gradients(
+def _of_deferred(
     g: _Gradients, gains: _Gains, saved: _Saved, w: BlockWeights, bf16: bool
-) -> BlockWeights:  # fmt: skip
-    """Gradients of all parameters, each in one product over all steps."""
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Gradients of the action's layer, and of all parameters, each in one product over all steps."""
     blocks = len(w.gates)
 
     def product(left: Float[Tensor, "T B O"], right: Float[Tensor, "T B N"]) -> Float[Tensor, "O N"]:
@@ -249,7 +300,8 @@ def _weight_gradients(
         return torch.bmm(_product_dtype(left, bf16), _product_dtype(right, bf16)).to(w.deter.dtype)
 
     hidden_pre = g.recurrent.hidden_pre.unflatten(-1, (blocks, -1))  # [T, B, G, X]
-    return BlockWeights(
+    of_moved = g.recurrent.shared[..., -len(w.deter) :].to(w.deter.dtype)
+    return of_moved, *BlockWeights(
         deter=product(g.recurrent.deter_pre, saved.recurrent.before),
         deter_bias=total(g.recurrent.deter_pre),
         deter_gain=gains.deter,

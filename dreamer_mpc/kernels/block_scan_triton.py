@@ -506,15 +506,20 @@ def forward(
     return scanned, log_probs
 
 
+def inverses(scanned: Scanned, eps: float) -> Tensor:
+    """Of the root mean squares of the hidden layer [T, B]."""
+    return torch.rsqrt(scanned.squares.sum(-1) / scanned.hidden_pre.shape[-1] + eps)
+
+
 def backward(
-    g_deter: Tensor, g_stoch: Tensor, g_posterior: Tensor, keep: Tensor, scanned: Scanned, posterior_pre: Tensor,
-    deter_pre: Tensor, stoch_pre: Tensor, w: Prepared, unimix: float, eps: float, how: dict[str, int],
+    g_deter: Tensor, g_stoch: Tensor, g_posterior: Tensor, keep: Tensor, inverses: Tensor, scanned: Scanned,
+    posterior_pre: Tensor, deter_pre: Tensor, stoch_pre: Tensor, w: Prepared, unimix: float, eps: float,
+    how: dict[str, int],
 ) -> Passed:  # fmt: skip
     """The way back of the gradients of states after each step and of log-probabilities; `*_pre` [T, B, h] are the
-    layers before norm and activation."""
+    layers before norm and activation; `inverses`: see the function."""
     steps, rows, size = g_deter.shape
     new = g_deter.new_empty
-    inverses = torch.rsqrt(scanned.squares.sum(-1) / size + eps)
     hidden_out, d_normed = torch.empty_like(scanned.hidden_pre), torch.empty_like(scanned.hidden_pre)
     passed = Passed(
         new(rows, size), torch.empty_like(g_stoch[0]), torch.empty_like(scanned.logits),

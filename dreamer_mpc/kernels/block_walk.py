@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from dreamer_mpc.kernels.block_cell import (
     BlockWeights,
     Recurrent,
+    cast_weights,
     draw_backward,
     draw_into,
     norm_back,
@@ -37,10 +38,34 @@ class PriorWeights(NamedTuple):
     logits_bias: Float[Tensor, " Z"]
 
 
-def cast_prior(w: PriorWeights, bf16: bool) -> PriorWeights:
+def _cast_prior(w: PriorWeights, bf16: bool) -> PriorWeights:
     """Weights of products in bf16, but for the logits' layer; gains stay as they are."""
     names = ("first", "first_bias", "second", "second_bias")
     return w._replace(**{name: getattr(w, name).bfloat16() for name in names}) if bf16 else w
+
+
+class WalkWeights(NamedTuple):
+    """The weights of a walk in the precision of products."""
+
+    cell: BlockWeights
+    prior: PriorWeights
+    joined: tuple[Float[Tensor, "h2 D"], Float[Tensor, " h2"]] | None  # what reads the same deter, on a GPU
+
+
+def walk_weights(cell: BlockWeights, prior: PriorWeights, bf16: bool) -> WalkWeights:
+    """Of the parameters; on a GPU the prior's first layer and the GRU's layer of deter are also one layer."""
+    w, prior = cast_weights(cell, bf16), _cast_prior(prior, bf16)
+    if not fuses(w.deter):
+        return WalkWeights(w, prior, None)
+    joined = torch.cat([prior.first, w.deter]), torch.cat([prior.first_bias, w.deter_bias])
+    return WalkWeights(w, prior, joined)
+
+
+class Prepared(NamedTuple):
+    """What a walk needs but its start: Gumbel noise and weights."""
+
+    noise: Float[Tensor, "T M K C"]
+    weights: WalkWeights
 
 
 class PriorStep(NamedTuple):
@@ -53,10 +78,15 @@ class PriorStep(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """States after each step, and the steps themselves where they are kept."""
+    """The states from the start to that after the last step, and the steps themselves where they are kept."""
 
-    states: Float[Tensor, "T M S"]
+    path: Float[Tensor, "T1 M S"]
     steps: list[PriorStep]
+
+    @property
+    def states(self) -> Float[Tensor, "T M S"]:
+        """States after each step."""
+        return self.path[1:]
 
 
 @torch.no_grad()
@@ -64,9 +94,7 @@ def walk(
     deter: Float[Tensor, "M D"],
     stoch: Float[Tensor, "M Z"],
     move: Callable[[int, Float[Tensor, "M S"]], Float[Tensor, "M h"]],
-    noise: Float[Tensor, "T M K C"],
-    w: BlockWeights,
-    prior: PriorWeights,
+    prepared: Prepared,
     unimix: float,
     eps: float,
     save: bool,
@@ -77,18 +105,19 @@ def walk(
     States are given in `precision`, by default that of `deter`; the walk itself keeps that of `deter`. On a GPU kept
     steps may be views of the states.
     """
+    noise, (w, prior, _) = prepared
     precision, dtype = precision or deter.dtype, w.own.dtype
     sizes = [deter.shape[1], stoch.shape[1]]
     deter = deter.contiguous()
-    states = deter.new_empty(len(noise), len(deter), sum(sizes), dtype=precision)
-    state, steps = torch.empty_like(states[0]), []
+    path = deter.new_empty(len(noise) + 1, len(deter), sum(sizes), dtype=precision)
+    state, steps = path[0], []
     state[:, : sizes[0]], state[:, sizes[0] :] = deter, stoch
     given, stoch = deter.to(dtype), stoch.to(dtype)
-    layers = _layers_of_deter(w, prior)
+    layers = _layers_of_deter(prepared.weights)
     _, deter_pre = layers(given)
     for k in range(len(noise)):
         moved = move(k, state)
-        state = states[k]
+        state = path[k + 1]
         deter_into, stoch_into = state.split(sizes, dim=-1)
         recurrent, given = recur(deter, given, stoch, deter_pre, moved.to(dtype), w, eps, deter_into)
         deter = recurrent.deter
@@ -99,31 +128,31 @@ def walk(
         stoch = draw_into(stoch_into, logits, noise[k], unimix, dtype)
         if save:
             steps.append(PriorStep(recurrent, first_pre, second_pre, logits))
-    return Walk(states, steps)
+    return Walk(path, steps)
 
 
 def _layers_of_deter(
-    w: BlockWeights, prior: PriorWeights
+    weights: WalkWeights,
 ) -> Callable[[Float[Tensor, "M D"]], tuple[Float[Tensor, "M h"], Float[Tensor, "M h"]]]:
     """The prior's first layer and the GRU's layer of deter, both before norm and activation; on a GPU one product."""
-    if not fuses(w.deter):
+    w, prior, joined = weights
+    if joined is None:
         return lambda deter: (F.linear(deter, prior.first, prior.first_bias), F.linear(deter, w.deter, w.deter_bias))
-    weight, bias = torch.cat([prior.first, w.deter]), torch.cat([prior.first_bias, w.deter_bias])
-    return lambda deter: F.linear(deter, weight, bias).split([len(prior.first), len(w.deter)], dim=-1)
+    return lambda deter: F.linear(deter, *joined).split([len(prior.first), len(w.deter)], dim=-1)
 
 
 class WalkBack(torch.autograd.Function):
     """The states of a saved walk, differentiable in deter and stoch before it and in the action's layer [T, M, h]."""
 
     @staticmethod
-    def forward(ctx, deter, stoch, moved, walked, w, prior, classes, unimix, eps):
-        ctx.walked, ctx.weights, ctx.settings = walked, (w, prior), (classes, unimix, eps)
+    def forward(ctx, deter, stoch, moved, walked, weights, classes, unimix, eps):
+        ctx.walked, ctx.weights, ctx.settings = walked, weights, (classes, unimix, eps)
         return walked.states.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        (w, prior), (classes, unimix, eps) = ctx.weights, ctx.settings
+        (w, prior, _), (classes, unimix, eps) = ctx.weights, ctx.settings
         g_deter, g_stoch = g.split([w.deter.shape[1], w.stoch.shape[1]], dim=-1)
         deter, stoch, moved = g.new_zeros(g_deter[0].shape), g.new_zeros(g_stoch[0].shape), []
         unread = g.new_zeros(len(stoch), *classes)  # nothing reads a draw's log-probabilities
@@ -134,4 +163,4 @@ class WalkBack(torch.autograd.Function):
             first = norm_back(second @ prior.second, step.first_pre, prior.first_gain, eps)
             grads, deter, stoch = recur_back(g_deter[k] + deter + first @ prior.first, step.recurrent, w, eps)
             moved.append(grads.shared[:, -len(w.deter) :])
-        return deter, stoch, torch.stack(moved[::-1]).to(deter.dtype), *[None] * 6
+        return deter, stoch, torch.stack(moved[::-1]).to(deter.dtype), *[None] * 5

@@ -23,12 +23,12 @@ UPSAMPLED_SIDE = 4  # pixels a side of a block of `upsample_blocks`
 
 def convolve(
     x: Float[Tensor, "M h w I"],
-    weight: Tensor,
-    bias: Tensor,
+    weight: Float[Tensor, "O k l I"],
+    bias: Float[Tensor, " O"],
     padding: int = 0,
     side: int = 1,
     crop: int | None = None,
-) -> Float[Tensor, "M H W O"]:
+) -> Float[Tensor, "M H W N"]:
     """`F.conv2d` and ReLU, channels last; with `side`, into blocks, or with `crop`, out of them."""
     y = _product(x, weight, padding)
     m, height, width, channels = y.shape
@@ -38,9 +38,9 @@ def convolve(
     return out.view(m, height, width, channels) if side == 1 else out
 
 
-def _product(x: Float[Tensor, "M h w I"], weight: Tensor, padding: int) -> Float[Tensor, "M H W O"]:
-    weight = weight.contiguous(memory_format=torch.channels_last)
-    return F.conv2d(x.permute(0, 3, 1, 2), weight, padding=padding).permute(0, 2, 3, 1).contiguous()
+def _product(x: Float[Tensor, "M h w I"], weight: Float[Tensor, "O k l I"], padding: int) -> Float[Tensor, "M H W O"]:
+    y = F.conv2d(x.permute(0, 3, 1, 2), weight.permute(0, 3, 1, 2), padding=padding)
+    return y.permute(0, 2, 3, 1).contiguous()
 
 
 def image_convolution(image: Float[Tensor, "M H H C"], layer: nn.Conv2d) -> Float[Tensor, "M h h O4"]:
@@ -67,7 +67,7 @@ def _patches(image: Float[Tensor, "M H H C"]) -> Float[Tensor, "M h h 2 2 4 16"]
 
 def block_convolution(x: Float[Tensor, "M h2 w2 I4"], layer: nn.Conv2d, to_blocks: bool) -> Float[Tensor, "M h w O"]:
     """`layer` (4x4, stride 2) and ReLU on blocks of its input: 2x2 taps, stride 1. The output may be in blocks too."""
-    weight = rearrange(layer.weight, "o i (k p) (l q) -> o (p q i) k l", p=2, q=2)
+    weight = rearrange(layer.weight, "o i (k p) (l q) -> o k l (p q i)", p=2, q=2)
     return convolve(x, weight, layer.bias, side=2 if to_blocks else 1)
 
 
@@ -87,7 +87,7 @@ def upsample(x: Float[Tensor, "M h w I"], layer: nn.ConvTranspose2d, out_of_bloc
     size = layer.kernel_size[0]
     taps = (size + 1) // 2
     kernel = F.pad(layer.weight, (0, size % 2, 0, size % 2))
-    kernel = rearrange(kernel, "i o (m p) (n q) -> (p q o) i m n", p=2, q=2).flip(2, 3)
+    kernel = rearrange(kernel, "i o (m p) (n q) -> (p q o) m n i", p=2, q=2).flip(1, 2)
     blocks = {"side": 2, "crop": 2 * x.shape[1] + size - 2} if out_of_blocks else {}
     return convolve(x, kernel, layer.bias.repeat(4), padding=taps - 1, **blocks)
 
@@ -108,7 +108,7 @@ def upsampled_product(x: Float[Tensor, "M h2 w2 I4"], layer: nn.ConvTranspose2d)
     """
     rows = _kernel_rows(x.device)
     kernel = F.pad(layer.weight, (0, 1, 0, 1)).index_select(2, rows).index_select(3, rows)
-    kernel = rearrange(kernel, "i o (u a p) (v b q) -> (u v o) (p q i) a b", u=4, v=4, a=2, b=2)
+    kernel = rearrange(kernel, "i o (u a p) (v b q) -> (u v o) a b (p q i)", u=4, v=4, a=2, b=2)
     return _product(x, kernel, padding=1)
 
 

@@ -2,8 +2,9 @@
 
 A team of G programs processes BM rows of the batch through all time steps. Each program computes its slice of every
 layer's columns, so it reads a G-th of the weights. Activations pass between layers through the buffers that the
-backward pass needs anyway; after each layer the team synchronises at a counter in memory. Teams never wait for each
-other. All programs of a team must be on the GPU at once, so there are never more programs than multiprocessors unless
+backward pass needs anyway; after each layer the team synchronises at a counter in memory. A layer of few inputs is
+computed as a whole by each member, where the next product takes it in one block. Teams never wait for each other.
+All programs of a team must be on the GPU at once, so there are never more programs than multiprocessors unless
 G is 1. In an update two of these kernels may run concurrently, so those that save for the backward pass use at most
 half of the GPU; otherwise one would wait for the multiprocessors of the other.
 """
@@ -138,6 +139,12 @@ def _small_matmul(
 
 
 @triton.jit
+def _own(cols, member, SIZE: tl.constexpr, SHARE: tl.constexpr):
+    """Which of all columns of a layer are this member's."""
+    return (cols < SIZE) & (cols >= member * SHARE) & (cols < (member + 1) * SHARE)
+
+
+@triton.jit
 def _meet(counter, target, G: tl.constexpr):
     """Wait until every program of the team has stored its results."""
     tl.debug_barrier()
@@ -159,7 +166,8 @@ def _forward(
     KEEP: tl.constexpr, SAVE: tl.constexpr, BLEND: tl.constexpr, MODE_STEPS: tl.constexpr, G: tl.constexpr,
     SD: tl.constexpr,
     SX: tl.constexpr, SU: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, BX: tl.constexpr, BU: tl.constexpr,
-    ZP: tl.constexpr, AP: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
+    XP: tl.constexpr, WHOLE: tl.constexpr, ZP: tl.constexpr, AP: tl.constexpr, BK: tl.constexpr,
+    STAGES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     team, member = tl.program_id(0), tl.program_id(1)
     counter = counters + team
@@ -173,6 +181,8 @@ def _forward(
     ur = (tl.arange(0, BU) < SU) & (us < U)
     zs, acts = tl.arange(0, ZP), tl.arange(0, AP)
     zr, ar = zs < Z, acts < A
+    every = tl.arange(0, XP)
+    real = every < X
     z = _load(stoch, at, live, zs, zr, Z)  # [BM, ZP]
     kept = tl.full([BM, 1], 1.0, tl.float32)
     for t in range(T):
@@ -193,6 +203,8 @@ def _forward(
                 h = _elu(h + _bias(actor_bias + (layer + 1) * U, us, ur))
             buffer = scratch + ((LAYERS - 1) % 2) * M * U
             _store(buffer, h, at, live, us, ur, U)
+            if MODE_STEPS == 0:
+                act_noise = _load(actor_noise, now, live, acts, ar, A)  # read while the team meets
             met += G
             _meet(counter, met, G)
             mean = tl.zeros([BM, AP], tl.float32)
@@ -208,7 +220,7 @@ def _forward(
             if MODE_STEPS > 0:
                 a = _tanh_normal_mode(mean, std, MODE_STEPS)
             else:
-                a = _tanh(mean + std * _load(actor_noise, now, live, acts, ar, A))
+                a = _tanh(mean + std * act_noise)
             if BLEND:
                 share = tl.load(weight + now, mask=live, other=0.0)[:, None]
                 a = share * _load(previous, now, live, acts, ar, A) + (1 - share) * a
@@ -221,11 +233,19 @@ def _forward(
             kept = tl.load(keep + now, mask=live, other=0.0)[:, None]  # [BM, 1]
             z = z * kept
             a = a * kept
-        # Input layer
-        h = tl.zeros([BM, BX], tl.float32)
-        h = _small_matmul(h, z, w_in, zs, Z, xs, xr, 1, Z + A, PRECISION)
-        h = _small_matmul(h, a, w_in + Z, acts, A, xs, xr, 1, Z + A, PRECISION)
-        _store(x, _elu(h + _bias(b_in, xs, xr)), saved, live, xs, xr, X)
+        # Input layer: of few inputs, so that a member computes all of it where it has the registers, without a meeting
+        if WHOLE:
+            h = tl.zeros([BM, XP], tl.float32)
+            h = _small_matmul(h, z, w_in, zs, Z, every, real, 1, Z + A, PRECISION)
+            h = _small_matmul(h, a, w_in + Z, acts, A, every, real, 1, Z + A, PRECISION)
+            h = _elu(h + _bias(b_in, every, real))
+            if SAVE:
+                _store(x, h, saved, live, every, _own(every, member, X, SX), X)
+        else:
+            h = tl.zeros([BM, BX], tl.float32)
+            h = _small_matmul(h, z, w_in, zs, Z, xs, xr, 1, Z + A, PRECISION)
+            h = _small_matmul(h, a, w_in + Z, acts, A, xs, xr, 1, Z + A, PRECISION)
+            _store(x, _elu(h + _bias(b_in, xs, xr)), saved, live, xs, xr, X)
         # GRU
         before = _load(deter, now, live, ds, dr, D)
         if KEEP:
@@ -237,9 +257,14 @@ def _forward(
         r, u, gh = _matmul3(
             r, u, gh, deter, w_hh, kept, now, live, ds, dr, D, D, KEEP, BK, STAGES, PRECISION
         )
-        met += G
-        _meet(counter, met, G)
-        r, u, n = _matmul3(r, u, n, x, w_ih, kept, saved, live, ds, dr, X, D, False, BK, STAGES, PRECISION)
+        if WHOLE:
+            r = _small_matmul(r, h, w_ih, every, X, ds, dr, 1, X, PRECISION)
+            u = _small_matmul(u, h, w_ih + D * X, every, X, ds, dr, 1, X, PRECISION)
+            n = _small_matmul(n, h, w_ih + 2 * D * X, every, X, ds, dr, 1, X, PRECISION)
+        else:
+            met += G
+            _meet(counter, met, G)
+            r, u, n = _matmul3(r, u, n, x, w_ih, kept, saved, live, ds, dr, X, D, False, BK, STAGES, PRECISION)
         r = tl.sigmoid(r + _bias(b_ih, ds, dr) + _bias(b_hh, ds, dr))
         u = tl.sigmoid(u + _bias(b_ih + D, ds, dr) + _bias(b_hh + D, ds, dr))
         gh += _bias(b_hh + 2 * D, ds, dr)
@@ -250,15 +275,16 @@ def _forward(
             _store(gates + D, u, saved, live, ds, dr, 4 * D)
             _store(gates + 2 * D, n, saved, live, ds, dr, 4 * D)
             _store(gates + 3 * D, gh, saved, live, ds, dr, 4 * D)
-        met += G
-        _meet(counter, met, G)
-        # Prior or posterior
+        # Prior or posterior; what it needs beside the state is read while the team meets
+        drawn = _load(noise, now, live, zs, zr, Z)
         h = tl.zeros([BM, BX], tl.float32)
-        h = _matmul(h, deter, w_hidden, now + M, live, xs, xr, D, D, HIDDEN_STRIDE, BK, STAGES, PRECISION)
         if STEP_ADD:
             h += _load(add, now, live, xs, xr, X)
         else:
             h += _bias(add, xs, xr)
+        met += G
+        _meet(counter, met, G)
+        h = _matmul(h, deter, w_hidden, now + M, live, xs, xr, D, D, HIDDEN_STRIDE, BK, STAGES, PRECISION)
         _store(hidden, _elu(h), saved, live, xs, xr, X)
         met += G
         _meet(counter, met, G)
@@ -270,7 +296,7 @@ def _forward(
         )  # fmt: skip
         mean += _bias(b_out, zs, zr)
         raw += _bias(b_out + Z, zs, zr)
-        z = mean + (_softplus(raw) + MIN_STD) * _load(noise, now, live, zs, zr, Z)
+        z = mean + (_softplus(raw) + MIN_STD) * drawn
         z = tl.where(zr[None, :], z, 0.0)
         first = live & (member == 0)
         _store(stoch, z, now + M, first, zs, zr, Z)
@@ -286,7 +312,8 @@ def _backward(
     d_action, d_deter0, d_stoch0, d_x, d_gi, d_gh, d_hidden, d_stats, counters, T, M,
     D: tl.constexpr, Z: tl.constexpr, A: tl.constexpr, X: tl.constexpr, KEEP: tl.constexpr, SAVE: tl.constexpr,
     G: tl.constexpr, SD: tl.constexpr, SX: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, BX: tl.constexpr,
-    ZP: tl.constexpr, AP: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
+    XP: tl.constexpr, WHOLE: tl.constexpr, ZP: tl.constexpr, AP: tl.constexpr, BK: tl.constexpr,
+    STAGES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     team, member = tl.program_id(0), tl.program_id(1)
     counter = counters + team
@@ -299,27 +326,41 @@ def _backward(
     xr = (tl.arange(0, BX) < SX) & (xs < X)
     zs, acts = tl.arange(0, ZP), tl.arange(0, AP)
     zr, ar = zs < Z, acts < A
+    every = tl.arange(0, XP)
+    real = every < X
     dd = tl.zeros([BM, BD], tl.float32)
     dz = tl.zeros([BM, ZP], tl.float32)
+    last = at + (T - 1) * M
+    g_z, eps = _load(g_stoch, last, live, zs, zr, Z), _load(noise, last, live, zs, zr, Z)
+    spread = _load(stats + Z, last, live, zs, zr, 2 * Z)
     for i in range(T):
         t = T - 1 - i
         now = at + t * M
         saved = now if SAVE else at  # what only the weights' gradients need again
-        dd += _load(g_deter, now, live, ds, dr, D)
-        dz += _load(g_stoch, now, live, zs, zr, Z)
+        g_d = _load(g_deter, now, live, ds, dr, D)
+        dz += g_z
         # Prior or posterior
         d_mean = dz
-        d_raw = dz * _load(noise, now, live, zs, zr, Z) * tl.sigmoid(_load(stats + Z, now, live, zs, zr, 2 * Z))
+        d_raw = dz * eps * tl.sigmoid(spread)
         if SAVE:
             d_mean += _load(g_stats, now, live, zs, zr, 2 * Z)
             d_raw += _load(g_stats + Z, now, live, zs, zr, 2 * Z)
             _store(d_stats, d_mean, saved, first, zs, zr, 2 * Z)
             _store(d_stats + Z, d_raw, saved, first, zs, zr, 2 * Z)
-        h = tl.zeros([BM, BX], tl.float32)
-        h = _small_matmul(h, d_mean, w_out, zs, Z, xs, xr, X, 1, PRECISION)
-        h = _small_matmul(h, d_raw, w_out + Z * X, zs, Z, xs, xr, X, 1, PRECISION)
-        h *= _elu_slope(_load(hidden, now, live, xs, xr, X))
-        _store(d_hidden, h, saved, live, xs, xr, X)
+        if WHOLE:  # without a meeting, as the input layer of `_forward`
+            h = tl.zeros([BM, XP], tl.float32)
+            h = _small_matmul(h, d_mean, w_out, zs, Z, every, real, X, 1, PRECISION)
+            h = _small_matmul(h, d_raw, w_out + Z * X, zs, Z, every, real, X, 1, PRECISION)
+            h *= _elu_slope(_load(hidden, now, live, every, real, X))
+            if SAVE:
+                _store(d_hidden, h, saved, live, every, _own(every, member, X, SX), X)
+        else:
+            h = tl.zeros([BM, BX], tl.float32)
+            h = _small_matmul(h, d_mean, w_out, zs, Z, xs, xr, X, 1, PRECISION)
+            h = _small_matmul(h, d_raw, w_out + Z * X, zs, Z, xs, xr, X, 1, PRECISION)
+            h *= _elu_slope(_load(hidden, now, live, xs, xr, X))
+            _store(d_hidden, h, saved, live, xs, xr, X)
+        dd += g_d
         # What the GRU needs of the forward pass, read while the team meets
         before = _load(deter, now, live, ds, dr, D)
         kept = tl.full([BM, 1], 1.0, tl.float32)
@@ -330,9 +371,12 @@ def _backward(
         u = _load(gates + D, now, live, ds, dr, 4 * D)
         n = _load(gates + 2 * D, now, live, ds, dr, 4 * D)
         gh = _load(gates + 3 * D, now, live, ds, dr, 4 * D)
-        met += G
-        _meet(counter, met, G)
-        dd = _matmul(dd, d_hidden, w_hidden_t, saved, live, ds, dr, X, X, X, BK, STAGES, PRECISION)
+        if WHOLE:
+            dd = _small_matmul(dd, h, w_hidden_t, every, X, ds, dr, 1, X, PRECISION)
+        else:
+            met += G
+            _meet(counter, met, G)
+            dd = _matmul(dd, d_hidden, w_hidden_t, saved, live, ds, dr, X, X, X, BK, STAGES, PRECISION)
         # GRU
         d_n = dd * (1 - u) * (1 - n * n)
         d_u = dd * (before - n) * u * (1 - u)
@@ -352,6 +396,10 @@ def _backward(
             h, dd, d_gi, d_gh, w_ih_t, w_hh_t, saved, live, xs, xr, ds, dr, 3 * D, False, BK, STAGES, PRECISION
         )
         _store(d_x, h * slope, saved, live, xs, xr, X)
+        # What the next step begins with, read while the team meets
+        ahead = at + tl.maximum(t - 1, 0) * M
+        g_z, eps = _load(g_stoch, ahead, live, zs, zr, Z), _load(noise, ahead, live, zs, zr, Z)
+        spread = _load(stats + Z, ahead, live, zs, zr, 2 * Z)
         met += G
         _meet(counter, met, G)
         # Input layer
@@ -406,8 +454,15 @@ def _slices(launch: dict[str, int], **sizes: int) -> dict[str, int]:
     return {f"S{n}": share for n, share in shares.items()} | {f"B{n}": _block(share) for n, share in shares.items()}
 
 
+def _wholes(launch: dict[str, int], hidden: int) -> dict[str, int | bool]:
+    """Whether each member of a team computes all of a hidden layer with few inputs, and the block that holds it."""
+    return {"WHOLE": launch["G"] > 1 and launch["BK"] >= hidden, "XP": _block(hidden)}
+
+
 def _product(weights: list[Tensor], bf16: bool) -> list[Tensor]:
-    return [w.to(torch.bfloat16) for w in weights] if bf16 else weights
+    """Weights for products, in rows; a transposed one is rounded and rearranged in one pass."""
+    layout = {"memory_format": torch.contiguous_format}
+    return [w.to(torch.bfloat16, **layout) if bf16 else w.contiguous() for w in weights]
 
 
 def _precision() -> str:
@@ -446,7 +501,8 @@ def forward(
         w_in, b_in, w_ih, b_ih, w_hh, b_hh, w_hidden, w_out, b_out,
         actor_in, actor_mid, actor_out, actor_bias, actor_noise, previous, weight, scratch,
         _counters(teams, noise.device), steps, rows, *scalars,
-        **sizes, **launch, **policy, **_slices(launch, D=sizes["D"], X=sizes["X"], U=policy["U"]),
+        **sizes, **launch, **policy, **_wholes(launch, sizes["X"]),
+        **_slices(launch, D=sizes["D"], X=sizes["X"], U=policy["U"]),
         MIN_STD=min_std, HIDDEN_STRIDE=w_hidden.stride(0), STEP_ADD=add.dim() == 3, KEEP=keep is not None,
         SAVE=gates is not None, PRECISION=_precision(),
     )  # fmt: skip
@@ -481,12 +537,12 @@ def backward(
         noise.new_empty(kept if i else steps, rows, size) for i, size in enumerate(sizes)
     )
     d_deter0, d_stoch0 = noise.new_empty(rows, d), noise.new_empty(rows, z)
-    transposed = _product([w.t().contiguous() for w in (w_in, w_ih, w_hh, w_hidden)], bf16)
+    transposed = _product([w.t() for w in (w_in, w_ih, w_hh, w_hidden)], bf16)
     _backward[(teams, launch["G"])](
         g_deter, g_stoch, g_stats, deter, noise, keep, x, gates, hidden, stats,
         *transposed, *_product([w_out], bf16),
         d_action, d_deter0, d_stoch0, d_x, d_gi, d_gh, d_hidden, d_stats, _counters(teams, noise.device), steps, rows,
-        **_sizes(d, z, actions, width), **launch, **_slices(launch, D=d, X=width), KEEP=keep is not None,
-        SAVE=g_stats is not None, PRECISION=_precision(),
+        **_sizes(d, z, actions, width), **launch, **_wholes(launch, width), **_slices(launch, D=d, X=width),
+        KEEP=keep is not None, SAVE=g_stats is not None, PRECISION=_precision(),
     )  # fmt: skip
     return d_action, d_deter0, d_stoch0, d_x, d_gi, d_gh, d_hidden, d_stats

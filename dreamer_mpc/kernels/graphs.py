@@ -11,6 +11,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 WARMUP_CALLS = 3
+OWN = -3  # priority of a graph's own stream; lower ones go first wherever kernels of several streams wait for a GPU
+PRIORITIES: dict[str, int | None] = {  # of the streams of `Aside`; None: in sequence with the rest
+    "replay": -3, "imagination": -2, "later": -2, "loss": 0, "beside": 0, "weights": 0, "encoder": 0
+}  # fmt: skip
 
 
 class Captured:
@@ -56,7 +60,7 @@ class _Recording:
             if isinstance(value, Tensor):
                 buffer.copy_(value, non_blocking=True)
         self.graph.replay()
-        return pytree.tree_map(_copy, self.outputs)
+        return self.outputs.copy()
 
     def _warm_up(self, inputs: list[Any]) -> Any:
         self.stream.wait_stream(torch.cuda.current_stream())
@@ -68,9 +72,32 @@ class _Recording:
     def _record(self, inputs: list[Any]) -> None:
         self.inputs = [_copy(x) for x in inputs]
         graph = torch.cuda.CUDAGraph()
-        with _no_garbage_collection(), torch.cuda.graph(graph):
-            self.outputs = self.function(*pytree.tree_unflatten(self.inputs, self.spec))
+        with _no_garbage_collection(), torch.cuda.graph(graph, stream=_own_stream(torch.cuda.current_device())):
+            self.outputs = _Outputs(self.function(*pytree.tree_unflatten(self.inputs, self.spec)))
         self.graph = graph
+
+
+class _Outputs:
+    """What a function gave, to be copied after each replay; numbers of one kind lie side by side, for one copy."""
+
+    def __init__(self, outputs: Any):
+        leaves, self._spec = pytree.tree_flatten(outputs)
+        self._numbers: dict[tuple, list[int]] = {}  # places of tensors [] among the leaves
+        for place, leaf in enumerate(leaves):
+            if isinstance(leaf, Tensor) and leaf.dim() == 0:
+                self._numbers.setdefault((leaf.dtype, leaf.device), []).append(place)
+        stacks = [torch.stack([leaves[place].detach() for place in places]) for places in self._numbers.values()]
+        numbers = {place for places in self._numbers.values() for place in places}
+        self._leaves = [*stacks, *(None if place in numbers else leaf for place, leaf in enumerate(leaves))]
+
+    def copy(self) -> Any:
+        """The outputs in new memory."""
+        copies = [_copy(x) for x in self._leaves]
+        leaves = copies[len(self._numbers) :]
+        for stack, places in zip(copies, self._numbers.values(), strict=False):
+            for place, number in zip(places, stack.unbind(), strict=True):
+                leaves[place] = number
+        return pytree.tree_unflatten(leaves, self._spec)
 
 
 class Aside:
@@ -78,11 +105,13 @@ class Aside:
 
     Results of the context may be used after `join`, and results of the work outside in the context after `follow`.
     `mark` is between two of its results: whoever waits for it does not wait for what comes later.
-    Several at once are numbered, `lane` 0, 1, ... On a CPU it changes nothing: all runs in sequence.
+    Several at once have names, `lane`, with `PRIORITIES`: what more work waits for goes first. A captured graph keeps
+    them. On a CPU it changes nothing: all runs in sequence.
     """
 
-    def __init__(self, device: torch.device, lane: int = 0):
-        self._stream = _side_stream(device, lane) if device.type == "cuda" else None
+    def __init__(self, device: torch.device, lane: str = "beside"):
+        beside = device.type == "cuda" and PRIORITIES[lane] is not None
+        self._stream = _side_stream(device, lane) if beside else None
         self.follow()
 
     def __enter__(self) -> None:
@@ -97,10 +126,17 @@ class Aside:
         if self._stream:
             self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
 
-    def join(self) -> None:
-        """Make later work wait for the work inside the context."""
+    def join(self, *results: Tensor) -> None:
+        """Make later work wait for the work inside the context.
+
+        `results` are those that later work may still read when nothing refers to them any more: autograd drops what it
+        kept as soon as its kernels are launched, and the context could take such memory for other numbers.
+        """
         if self._stream:
-            torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
+            stream = torch.cuda.current_stream(self._stream.device)
+            stream.wait_stream(self._stream)
+            for result in results:
+                result.record_stream(stream)
 
     def mark(self) -> "Mark":
         """All work inside the context so far."""
@@ -113,19 +149,26 @@ class Mark:
     def __init__(self, event: torch.cuda.Event | None):
         self._event = event
 
-    def join(self) -> None:
-        """Make later work wait for it."""
+    def join(self, *results: Tensor) -> None:
+        """Make later work wait for it; `results`: see `Aside.join`."""
         if self._event:
             torch.cuda.current_stream().wait_event(self._event)
+            for result in results:
+                result.record_stream(torch.cuda.current_stream())
 
 
 @functools.cache  # one stream of each lane for the process: memory freed on a stream is reused on that stream
-def _side_stream(device: torch.device, lane: int) -> torch.cuda.Stream:
+def _side_stream(device: torch.device, lane: str) -> torch.cuda.Stream:
     # Parameters get gradients from several streams on purpose; recent versions of torch warn of each.
     quiet = getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None)
     if quiet is not None:
         quiet(False)
-    return torch.cuda.Stream(device)
+    return torch.cuda.Stream(device, priority=PRIORITIES[lane])
+
+
+@functools.cache
+def _own_stream(device: int) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device, priority=OWN)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Pixels as the first convolution on blocks wants them (`upsampled.blocked_convolution`), in one pass on a GPU."""
+"""Pixels as the first convolution on blocks wants them (`upsampled.blocked_weight`), in one pass on a GPU."""
 
 import torch
 from jaxtyping import Float, UInt8

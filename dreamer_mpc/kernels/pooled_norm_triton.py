@@ -122,10 +122,10 @@ def forward(x: Tensor, bias: Tensor, gain: Tensor, eps: float, pool: int, blocks
 
 def backward(
     dy: Tensor, x: Tensor, bias: Tensor, gain: Tensor, eps: float, pool: int, blocks: bool, into: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, bias and gain."""
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x, and of bias and gain, in parts [P, 2, C] to be added up."""
     _, pixels, grid, sizes = _blocks(x, pool, blocks, into)
     dx = torch.empty_like(x)
     sums = torch.empty(grid[0], 2, len(gain), dtype=torch.float32, device=x.device)
     _backward[grid](dy, x, bias, gain, dx, sums, pixels, eps, **sizes)
-    return dx, *sums.sum(0)
+    return dx, sums

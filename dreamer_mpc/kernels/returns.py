@@ -10,7 +10,7 @@ try:  # torch builds for CUDA include Triton
 except ImportError:
     kernels = None
 
-LONGEST = 256  # steps, which are unrolled
+LONGEST = 256  # steps, which a program reads at once
 
 
 class LambdaReturn(torch.autograd.Function):

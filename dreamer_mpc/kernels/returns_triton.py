@@ -1,6 +1,6 @@
 """Triton kernels of `returns.py`: recursions over time for every column, in one launch.
 
-Their loops are unrolled, so that what is read does not wait for what is computed.
+A program reads all steps of its columns at once. Recursions are linear, x_k = a_k + b_k x_{k-1}, and so associative.
 """
 
 import torch
@@ -8,50 +8,60 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-COLUMNS = 64  # of a program
+COLUMNS = 8  # of a program
+
+
+@triton.jit
+def _linear(a, b, c, d):
+    """x -> a + b x, then x -> c + d x."""
+    return c + d * a, b * d
+
+
+@triton.jit
+def _place(columns, steps, T: tl.constexpr, B: tl.constexpr):
+    """Steps [T, 1] and where the numbers of a program are [T, B]; of what, and which of them exist."""
+    k, cols = tl.arange(0, T)[:, None], tl.program_id(0) * B + tl.arange(0, B)[None, :]
+    return k, k * columns + cols, (k < steps) & (cols < columns)
 
 
 @triton.jit
 def _discount(c, at, kept, discount, CONTINUES: tl.constexpr):
-    d = discount
+    """The discount after each step; 0 where there is none."""
     if CONTINUES:
-        d = discount * tl.load(c + at, mask=kept, other=0.0)
-    return d
+        return discount * tl.load(c + at, mask=kept, other=0.0)
+    return tl.where(kept, discount, 0.0)
 
 
 @triton.jit
-def _forward(r, v, c, out, columns, discount, lambda_, T: tl.constexpr, CONTINUES: tl.constexpr, B: tl.constexpr):
-    cols = tl.program_id(0) * B + tl.arange(0, B)
-    kept = cols < columns
-    last = tl.load(v + (T - 1) * columns + cols, mask=kept, other=0.0)
-    for k in tl.static_range(T):
-        at = (T - 1 - k) * columns + cols
-        after = (1 - lambda_) * tl.load(v + at, mask=kept, other=0.0) + lambda_ * last
-        last = tl.load(r + at, mask=kept, other=0.0) + _discount(c, at, kept, discount, CONTINUES) * after
-        tl.store(out + at, last, mask=kept)
+def _forward(
+    r, v, c, out, columns, steps, discount, lambda_, T: tl.constexpr, CONTINUES: tl.constexpr, B: tl.constexpr
+):  # fmt: skip
+    k, at, kept = _place(columns, steps, T, B)
+    d = _discount(c, at, kept, discount, CONTINUES)
+    share = tl.where(k < steps - 1, 1 - lambda_, 1.0)  # of the value after a step
+    first = tl.load(r + at, mask=kept, other=0.0) + d * share * tl.load(v + at, mask=kept, other=0.0)
+    found, _ = tl.associative_scan((first, lambda_ * d), 0, _linear, reverse=True)
+    tl.store(out + at, found, mask=kept)
 
 
 @triton.jit
 def _backward(
-    g, v, c, out, dr, dv, dc, columns, discount, lambda_, T: tl.constexpr, CONTINUES: tl.constexpr, B: tl.constexpr
+    g, v, c, out, dr, dv, dc, columns, steps, discount, lambda_, T: tl.constexpr, CONTINUES: tl.constexpr,
+    B: tl.constexpr,
 ):  # fmt: skip
-    cols = tl.program_id(0) * B + tl.arange(0, B)
-    kept = cols < columns
-    carried = tl.zeros([B], tl.float32)
-    for k in tl.static_range(T):  # a return counts for itself, and by its share in the one before
-        at = k * columns + cols
-        total = tl.load(g + at, mask=kept, other=0.0) + carried
-        d = _discount(c, at, kept, discount, CONTINUES)
-        carried = lambda_ * d * total
-        tl.store(dr + at, total, mask=kept)
-        of_value = (1 - lambda_) * d * total
-        tl.store(dv + at, of_value + carried if k == T - 1 else of_value, mask=kept)
-        if CONTINUES:
-            value = tl.load(v + at, mask=kept, other=0.0)
-            after = value
-            if k < T - 1:
-                after = tl.load(out + at + columns, mask=kept, other=0.0)
-            tl.store(dc + at, discount * ((1 - lambda_) * value + lambda_ * after) * total, mask=kept)
+    k, at, kept = _place(columns, steps, T, B)
+    d = _discount(c, at, kept, discount, CONTINUES)
+    before = lambda_ * _discount(c, at - columns, kept & (k > 0), discount, CONTINUES)
+    # a return counts for itself, and by its share in the one before
+    total, _ = tl.associative_scan((tl.load(g + at, mask=kept, other=0.0), before), 0, _linear)
+    last = k == steps - 1
+    share = tl.where(last, 1.0, 1 - lambda_)
+    tl.store(dr + at, total, mask=kept)
+    tl.store(dv + at, share * d * total, mask=kept)
+    if CONTINUES:
+        after = share * tl.load(v + at, mask=kept, other=0.0)
+        after += lambda_ * tl.load(out + at + columns, mask=kept & (k < steps - 1), other=0.0)
+        tl.store(dc + at, discount * after * total, mask=kept)
 
 
 def forward(r: Tensor, v: Tensor, c: Tensor | None, discount: float, lambda_: float) -> Tensor:
@@ -73,5 +83,6 @@ def backward(
 
 def _launch(kernel, tensors: tuple[Tensor, ...], discount: float, lambda_: float, continues: bool) -> None:
     steps, columns = len(tensors[0]), tensors[0][0].numel()
+    sizes = {"T": triton.next_power_of_2(steps), "CONTINUES": continues, "B": COLUMNS}
     grid = (triton.cdiv(columns, COLUMNS),)
-    kernel[grid](*tensors, columns, discount, lambda_, T=steps, CONTINUES=continues, B=COLUMNS, num_warps=2)
+    kernel[grid](*tensors, columns, steps, discount, lambda_, **sizes, num_warps=2)

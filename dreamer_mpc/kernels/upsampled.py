@@ -53,7 +53,7 @@ def upsampled_blocks(
 
 
 def prefers_blocks(layer: nn.Conv2d, side: int) -> bool:
-    """Whether a GPU is faster with `blocked_convolution` for `layer`, of maps of `side` pixels a side.
+    """Whether a GPU is faster with `blocked_weight` for `layer`, of maps of `side` pixels a side.
 
     For DreamerV3's second layer, 32 to 48 channels, cuDNN takes kernels for older GPUs on an H200, forward and for both
     gradients, at less than two thirds of the rate of its layer of 64 to 64. Blocks have 4 times as many channels: 128
@@ -63,15 +63,18 @@ def prefers_blocks(layer: nn.Conv2d, side: int) -> bool:
     return fits and (layer.in_channels % EVEN > 0 or layer.out_channels % EVEN > 0)
 
 
-def blocked_convolution(x: Float[Tensor, "M I4 h w"], layer: nn.Conv2d) -> Float[Tensor, "M O4 h w"]:
-    """The product of `layer` (5x5, padding 2) without its bias, from blocks, filled up or not, to blocks."""
+def blocked_weight(x: Float[Tensor, "M I4 h w"], layer: nn.Conv2d) -> Float[Tensor, "O4 I4 3 3"]:
+    """The weight of `layer` (5x5, padding 2) for a convolution with padding 1 from blocks to blocks.
+
+    `x` is what it multiplies, in blocks that are filled up or not.
+    """
     # Row k of a window is row 2 a + r of the 3x3 blocks, 6 rows, for pixel p = 2 a + r - k of a block.
     weight = F.pad(layer.weight, (1, 1, 1, 1)).unfold(2, 6, 1).unfold(3, 6, 1).flip(2, 3)  # [O, I, p, q, 6, 6]
     weight = weight.unflatten(5, (3, 2)).unflatten(4, (3, 2))  # [O, I, p, q, a, r, b, s]
     weight = weight.permute(2, 3, 0, 4, 6, 5, 7, 1).flatten(6).flatten(0, 2)  # [4 O, a, b, r, 2 I]
     missing = x.shape[1] // 2 - weight.shape[-1]
     weight = (F.pad(weight, (0, missing)) if missing else weight).flatten(3)
-    return F.conv2d(x, weight.movedim(-1, 1), padding=1)
+    return weight.movedim(-1, 1)
 
 
 def to_blocks(x: Float[Tensor, "M I H W"]) -> Float[Tensor, "M I4 h w"]:

@@ -31,10 +31,13 @@ class BoundedNormal(NamedTuple):
         """Where the Gaussian's density is highest: its mean."""
         return self.mean
 
-    def sample(self) -> Float[Tensor, "*b A"]:
-        """A sample before the clipping, without gradient: what `log_prob` takes. It may lie outside [-1, 1]."""
+    def sample(self, noise: Float[Tensor, "*b A"] | None = None) -> Float[Tensor, "*b A"]:
+        """A sample before the clipping, without gradient: what `log_prob` takes. It may lie outside [-1, 1].
+
+        `noise` is standard normal, drawn here if None.
+        """
         with torch.no_grad():
-            return self._draw()
+            return self._draw(noise)
 
     def rsample(self) -> Float[Tensor, "*b A"]:
         """A reparameterised sample in [-1, 1]; its gradient is 0 where it was clipped."""
@@ -53,8 +56,8 @@ class BoundedNormal(NamedTuple):
         """Differential entropy before the clipping, summed over A."""
         return (self.std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
-    def _draw(self) -> Float[Tensor, "*b A"]:
-        noise = torch.randn_like(self.mean)
+    def _draw(self, noise: Float[Tensor, "*b A"] | None = None) -> Float[Tensor, "*b A"]:
+        noise = torch.randn_like(self.mean) if noise is None else noise
         if noise.is_cuda:
             return torch.addcmul(self.mean, self.std, noise)  # one kernel; it rounds once
         return self.mean + self.std * noise

@@ -6,7 +6,7 @@ inherits from `FusedRollouts` uses its own methods. Methods that merely have the
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -26,7 +26,10 @@ class OffersNoise(Protocol):
 
 
 class Proposals(NamedTuple):
-    """The actions of a rollout and the states s_1 .. s_H that they led to, differentiable in the actions."""
+    """The actions of a rollout and the states s_1 .. s_H that they led to, differentiable in the actions.
+
+    `closed_loop` may give s_0 in front of the states.
+    """
 
     leaves: tuple[Float[Tensor, "*b h A"], ...]  # H steps in total: one per leaf, or all in one leaf
     states: Float[Tensor, "*b H S"]
@@ -46,6 +49,10 @@ class FusedClosedLoops(FusedRollouts):
     """The same for a model whose rollouts may ask any rule for their actions."""
 
     @abstractmethod
+    def prepare_closed(self, rows: int, horizon: int) -> Any:
+        """See `prepare_loop`."""
+
+    @abstractmethod
     def walk_closed(
         self,
         state: Float[Tensor, "*b S"],
@@ -53,10 +60,13 @@ class FusedClosedLoops(FusedRollouts):
         act: Callable[[int, Float[Tensor, "*b S"]], Float[Tensor, "*b A"]],
         noise: Float[Tensor, "*b H Z"] | None,
         precision: torch.dtype | None,
+        prepared: Any,
+        with_start: bool,
     ) -> Proposals:
-        """States under the actions that `act(k, state)` gives for step k, differentiable in the actions.
+        """States under the actions that `act(k, state)` gives for step k, clamped, differentiable in the actions.
 
-        Both see states rounded to `precision`, which then have no gradient.
+        Both see states rounded to `precision`, which then have no gradient. `prepared`, `with_start`: see
+        `closed_loop`.
         """
 
 
@@ -129,10 +139,14 @@ def closed_loop(
     weight: Float[Tensor, "*b H"] | None = None,
     noise: Float[Tensor, "*b H Z"] | None = None,
     precision: torch.dtype | None = None,
+    prepared: Any = None,
+    with_start: bool = False,
 ) -> Proposals:
     """Like `policy_rollout`, but with actions from any rule `act`, clamped to [-1, 1].
 
-    Without gradients, states may be asked for in another `precision`, in which the rule sees them too.
+    Without gradients, states may be asked for in another `precision`, in which the rule sees them too. `prepared` is
+    what `prepare_loop` gave for the sizes of this call. `with_start` asks for s_0 in
+    front of the states; without gradients a walk has it there already.
     """
 
     @torch.no_grad()
@@ -141,17 +155,25 @@ def closed_loop(
         if previous is not None:
             share = weight[..., k, None]
             action = share * previous[..., k, :] + (1 - share) * action
-        return action.clamp(-1, 1)
+        return action
 
     if isinstance(model, FusedClosedLoops):
-        return model.walk_closed(state, horizon, blended, noise, precision)
-    leaves, states = [], []
+        return model.walk_closed(state, horizon, blended, noise, precision, prepared, with_start)
+    leaves, states = [], [state.to(precision or state.dtype)] if with_start else []
     for k in range(horizon):
-        leaf = blended(k, state.detach().to(precision or state.dtype))[..., None, :]
+        leaf = blended(k, state.detach().to(precision or state.dtype)).clamp(-1, 1)[..., None, :]
         leaves.append(leaf.requires_grad_(torch.is_grad_enabled()))
         state = latent_step(model, state, leaf[..., 0, :], _at(noise, k))
         states.append(state.to(precision or state.dtype))
     return Proposals(tuple(leaves), torch.stack(states, dim=-2))
+
+
+def prepare_loop(model: LatentDynamics, rows: int, horizon: int) -> Any:
+    """Noise and weights of a `closed_loop` over `horizon` steps from `rows` states, before these are known.
+
+    None where the loop draws and reads them itself: on a CPU, and for a model without loops of its own.
+    """
+    return model.prepare_closed(rows, horizon) if isinstance(model, FusedClosedLoops) else None
 
 
 def imagine(

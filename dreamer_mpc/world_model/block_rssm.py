@@ -5,6 +5,7 @@ Distributions of stoch are tensors of log-probabilities [*, K, C].
 """
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dreamer_mpc.kernels import block_cell
-from dreamer_mpc.kernels.block_cell import BlockWeights, cast_weights
-from dreamer_mpc.kernels.block_scan import scan
-from dreamer_mpc.kernels.block_walk import PriorWeights, Walk, WalkBack, cast_prior, walk
+from dreamer_mpc.kernels.block_cell import BlockWeights
+from dreamer_mpc.kernels.block_scan import Ready, ready, scan
+from dreamer_mpc.kernels.block_walk import Prepared, PriorWeights, Walk, WalkBack, WalkWeights, walk, walk_weights
+from dreamer_mpc.kernels.blocks import product_dtype
+from dreamer_mpc.kernels.deferred import Deferred, Linear
 from dreamer_mpc.kernels.graphs import Aside
 from dreamer_mpc.kernels.norm import fuses
 from dreamer_mpc.networks.block_linear import BlockLinear
@@ -51,6 +54,19 @@ def sample(log_probs: Float[Tensor, "*b K C"], noise: Float[Tensor, "*b K C"]) -
     best = (log_probs.detach() + noise).argmax(dim=-1, keepdim=True)
     one_hot = torch.zeros_like(probs).scatter_(-1, best, 1.0)
     return one_hot + (probs - probs.detach())
+
+
+class Unseen(NamedTuple):
+    """What the inference of a sequence needs beside its images and the state before: see `BlockRSSM.before_images`."""
+
+    aside: Aside
+    embed_weight: Float[Tensor, "hidden E"]  # of the posterior's first layer, in the precision of products
+    embed_bias: Float[Tensor, " hidden"]
+    embed_box: list[Any] | None  # where their gradients are computed in `aside`, see `Deferred`
+    scan: Ready | None  # with kernels; without, the rest
+    moved: Float[Tensor, "T B hidden"] | None = None  # the action's layer
+    noise: Float[Tensor, "T B K C"] | None = None
+    deter_weight: Float[Tensor, "hidden D"] | None = None
 
 
 class BlockRSSM(nn.Module):
@@ -126,37 +142,61 @@ class BlockRSSM(nn.Module):
         is_first: Bool[Tensor, "T B"],
         state: Float[Tensor, "B S"] | None = None,
         noise: Float[Tensor, "T B Z"] | None = None,
+        unseen: Unseen | None = None,
     ) -> tuple[Float[Tensor, "T B S"], Float[Tensor, "T B K C"]]:
-        """Infer states over a sequence that begins after `state`: samples and posterior."""
+        """Infer states over a sequence that begins after `state`: samples and posterior.
+
+        What `before_images` gives for the same arguments may be handed in as `unseen`.
+        """
         state = self.initial(embed.shape[1]) if state is None else state
-        if noise is None:
-            noise = torch.randn(*embed.shape[:2], self.noise_dim, device=state.device, dtype=state.dtype)
-        noise, first = gumbel(self._by_variable(noise)), is_first[..., None]  # [T, B, K, C], [T, B, 1]
-        # What does not depend on the state is computed for all steps at once: the action's layer, and the product of
-        # the posterior's first layer with the embedding.
-        moved = self._see_action(torch.where(first, 0.0, action))  # [T, B, hidden]
-        linear, norm = self.posterior_hidden.linear, self.posterior_hidden.norm
-        aside = Aside(embed.device, lane=2)
-        with aside:
-            deter_weight, embed_weight = linear.weight.split([self.deter, embed.shape[-1]], dim=1)
-            weights = self._weights(deter_weight) if self.kernels else None
-        aside.join()
-        seen = F.linear(embed, embed_weight, linear.bias)  # [T, B, hidden]
-        if self.kernels:
+        unseen = self.before_images(action, is_first, noise) if unseen is None else unseen
+        unseen.aside.join(unseen.embed_weight, unseen.embed_bias)
+        layer = unseen.embed_weight, unseen.embed_bias
+        if unseen.embed_box is None:
+            seen = F.linear(embed, *layer)  # [T, B, hidden]
+        else:
+            seen = Linear.apply(embed.to(layer[0].dtype), *layer, unseen.embed_box)
+        if unseen.scan is not None:
             deter, stoch = state.split([self.deter, self.noise_dim], dim=-1)
-            inputs = (deter, stoch, moved.to(state.dtype), seen.to(state.dtype), noise, is_first)
             with full_precision(state):  # it chooses the precision of its products itself
-                deter, stoch, posterior = scan(inputs, self.unimix, NORM_EPS, self.bf16, weights, aside)
+                found = scan(deter, stoch, seen.to(state.dtype), self.unimix, NORM_EPS, unseen.scan)
+            deter, stoch, posterior = found
             return torch.cat([deter, stoch], dim=-1), posterior
-        states, posteriors = [], []
+        states, posteriors, norm = [], [], self.posterior_hidden.norm
         for t in range(len(embed)):
-            deter = self._recur(torch.where(first[t], 0.0, state), moved[t])
-            hidden = norm_silu(norm, seen[t] + F.linear(deter, deter_weight))
+            deter = self._recur(torch.where(is_first[t, :, None], 0.0, state), unseen.moved[t])
+            hidden = norm_silu(norm, seen[t] + F.linear(deter, unseen.deter_weight))
             posterior = self._posterior(hidden)
-            state = torch.cat([deter, sample(posterior, noise[t]).flatten(-2)], dim=-1)
+            state = torch.cat([deter, sample(posterior, unseen.noise[t]).flatten(-2)], dim=-1)
             states.append(state)
             posteriors.append(posterior)
         return torch.stack(states), torch.stack(posteriors)
+
+    def before_images(
+        self, action: Float[Tensor, "T B A"], is_first: Bool[Tensor, "T B"], noise: Float[Tensor, "T B Z"] | None = None
+    ) -> Unseen:
+        """What `observe` needs beside images and state, on a GPU on a stream of its own."""
+        weight = self.posterior_hidden.linear.weight
+        aside = Aside(weight.device, "weights")
+        with aside:
+            if noise is None:
+                noise = torch.randn(*is_first.shape, self.noise_dim, device=weight.device, dtype=weight.dtype)
+            noise = gumbel(self._by_variable(noise))  # [T, B, K, C]
+            # What does not depend on the state is computed for all steps at once: the action's layer, and in `observe`
+            # the product of the posterior's first layer with the embedding.
+            moved = self._see_action(torch.where(is_first[..., None], 0.0, action))  # [T, B, hidden]
+            deter_weight, embed_weight = weight.split([self.deter, weight.shape[1] - self.deter], dim=1)
+            dtype = product_dtype(weight)
+            box, embed = None, (embed_weight.to(dtype), self.posterior_hidden.linear.bias.to(dtype))
+            if self.kernels and fuses(weight):
+                box = []
+                embed = Deferred.apply(box, *embed)
+            if not self.kernels:
+                return Unseen(aside, *embed, box, None, moved, noise, deter_weight)
+            weights = self._weights(deter_weight)
+            with full_precision(weight):
+                scan = ready(moved.to(weight.dtype), noise, is_first, weights, self.bf16, aside)
+        return Unseen(aside, *embed, box, scan)
 
     def _weights(self, deter_weight: Float[Tensor, "hidden D"]) -> BlockWeights:
         units = self.deter // self.blocks
@@ -175,13 +215,14 @@ class BlockRSSM(nn.Module):
         self,
         state: Float[Tensor, "M S"],
         act: Callable[[int, Float[Tensor, "M S"]], Float[Tensor, "M A"]],
-        noise: Float[Tensor, "T M Z"],
+        noise: Float[Tensor, "T M Z"] | Prepared,
         save: bool,
         precision: torch.dtype | None = None,
     ) -> tuple[Float[Tensor, "T M A"], Walk]:
-        """T times `prior_step` with any rule `act(step, state)` in the loop: its actions, and the walk.
+        """T times `prior_step` with any rule `act(step, state)` in the loop: its actions in [-1, 1], and the walk.
 
-        `save` keeps what `differentiable_states` needs. States are given in `precision`, to the rule too.
+        `save` keeps what `differentiable_states` needs. States are given in `precision`, to the rule too. `noise` may
+        be `prepared`.
         """
         taken, kind = [], state.device.type
         outside = torch.is_autocast_enabled(kind)
@@ -192,10 +233,14 @@ class BlockRSSM(nn.Module):
             return self._moved(taken[-1])
 
         deter, stoch = state.split([self.deter, self.noise_dim], dim=-1)
-        noise = gumbel(self._by_variable(noise))
+        prepared = noise if isinstance(noise, Prepared) else self.prepared(noise)
         with full_precision(state):  # the walk chooses the precision of its products itself
-            walked = walk(deter, stoch, move, noise, *self._constants(), self.unimix, NORM_EPS, save, precision)
-        return torch.stack(taken), walked
+            walked = walk(deter, stoch, move, prepared, self.unimix, NORM_EPS, save, precision)
+        return torch.stack(taken).clamp(-1, 1), walked  # the action's layer brings them to the border by itself
+
+    def prepared(self, noise: Float[Tensor, "T M Z"]) -> Prepared:
+        """What a walk along standard normal draws needs but its start."""
+        return Prepared(gumbel(self._by_variable(noise)), self._constants())
 
     def differentiable_states(
         self, state: Float[Tensor, "M S"], action: Float[Tensor, "T M A"], walked: Walk
@@ -203,7 +248,7 @@ class BlockRSSM(nn.Module):
         """The states of a saved walk, differentiable in state and actions; the weights are constants."""
         deter, stoch = state.split([self.deter, self.noise_dim], dim=-1)
         moved, classes = self._moved(action).to(state.dtype), (self.stoch, self.classes)
-        return WalkBack.apply(deter, stoch, moved, walked, *self._constants(), classes, self.unimix, NORM_EPS)
+        return WalkBack.apply(deter, stoch, moved, walked, self._constants(), classes, self.unimix, NORM_EPS)
 
     def _moved(self, action: Float[Tensor, "*b A"]) -> Float[Tensor, "*b hidden"]:
         """The action's layer as a walk computes it; without gradients one kernel on a GPU."""
@@ -216,7 +261,7 @@ class BlockRSSM(nn.Module):
             return self._see_action(action)
 
     @torch.no_grad()
-    def _constants(self) -> tuple[BlockWeights, PriorWeights]:
+    def _constants(self) -> WalkWeights:
         """The weights of a walk in the precision of products."""
         posterior = self.posterior_hidden.linear.weight[:, : self.deter]
         (first, second), last = self.prior_logits.hidden, self.prior_logits.last
@@ -224,7 +269,7 @@ class BlockRSSM(nn.Module):
             first.linear.weight, first.linear.bias, first.norm.weight,
             second.linear.weight, second.linear.bias, second.norm.weight, last.weight, last.bias,
         )  # fmt: skip
-        return cast_weights(self._weights(posterior), self.bf16), cast_prior(prior, self.bf16)
+        return walk_weights(self._weights(posterior), prior, self.bf16)
 
     def prior(self, deter: Float[Tensor, "*b D"]) -> Float[Tensor, "*b K C"]:
         """p(stoch | deter), before the image is seen."""

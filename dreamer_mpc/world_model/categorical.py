@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
+from dreamer_mpc.kernels.graphs import Aside
 from dreamer_mpc.networks.heads import Bernoulli, Prediction
 from dreamer_mpc.networks.mlp import full_precision
 from dreamer_mpc.networks.norm_mlp import NormMLP, init_weight
@@ -136,11 +137,17 @@ class CategoricalWorldModel(nn.Module):
         """Mean images of latent states."""
         return (self.decoder(state).movedim(-3, -1) * 255).round().to(torch.uint8)
 
-    def infer(self, batch: Batch, amp: torch.autocast) -> Inference:
-        """Posterior and prior of a batch that begins after `batch.state`, by default after the initial state."""
+    def infer(self, batch: Batch, amp: torch.autocast, aside: Aside | None = None) -> Inference:
+        """Posterior and prior of a batch that begins after `batch.state`, by default after the initial state.
+
+        `aside`: see the protocol.
+        """
         with amp:
+            unseen = self.rssm.before_images(batch.action, batch.is_first)
             embed = self.encoder(batch.image)
-            states, posterior = self.rssm.observe(embed, batch.action, batch.is_first, batch.state)
+            states, posterior = self.rssm.observe(embed, batch.action, batch.is_first, batch.state, unseen=unseen)
+            if aside is not None:
+                aside.follow()
             prior = self.rssm.prior(states[..., : self.rssm.deter])
         return Inference(embed, states, posterior, prior)
 

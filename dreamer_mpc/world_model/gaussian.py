@@ -1,11 +1,13 @@
 """The paper's world model: encoder, RSSM with Gaussian states, decoder and heads, and their loss."""
 
+import contextlib
 from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
+from dreamer_mpc.kernels.graphs import Aside
 from dreamer_mpc.networks import MLP
 from dreamer_mpc.networks.heads import Bernoulli, Prediction, UnitNormal
 from dreamer_mpc.world_model.config import WorldModelConfig
@@ -119,16 +121,17 @@ class GaussianWorldModel(nn.Module):
         """Mean images of latent states."""
         return to_image(self.decoder(state).float())
 
-    def infer(self, batch: Batch, amp: torch.autocast) -> Inference:
+    def infer(self, batch: Batch, amp: torch.autocast, aside: Aside | None = None) -> Inference:
         """Posterior and prior of a batch that begins after `batch.state`, by default after the initial state.
 
-        `amp` covers the convolutions.
+        `amp` covers the convolutions; `aside`: see the protocol.
         """
         target = preprocess(batch.image, dequantize=True)  # [T, B, C, H, W]
         with amp:
             embed = self.encoder(target)
-        embed = embed.to(batch.action.dtype)
         states, posterior, prior = self.rssm.observe(embed, batch.action, batch.is_first, batch.state)
+        if aside is not None:
+            aside.follow()
         return Inference(target, states, posterior, prior)
 
     def loss(
@@ -138,20 +141,23 @@ class GaussianWorldModel(nn.Module):
 
         image and reward: unit-variance Gaussian log-likelihoods without their constants. A reward is scored only
         where one was paid, so not at an episode's first image. continue, if predicted: the log-likelihood of whether a
-        frame is not terminal, of weight 1. `amp` covers the convolutions; losses are in fp32.
+        frame is not terminal, of weight 1. `amp` covers the convolutions and, with kernels, the heads; losses are fp32.
         """
         target, states, posterior, prior = inference
         with amp:
             image = self.decoder.error(states, target)
         kl = gaussian_kl(posterior, prior)
-        losses = {
-            "image": image,  # each [T, B]
-            "reward": torch.where(batch.is_first, 0.0, self.predict_reward(states).loss(batch.reward)),
-            "kl": kl.clamp_min(self.config.free_nats),
-        }
+        heads = amp if self.rssm.kernels else contextlib.nullcontext()  # the plain form is the reference
+        with heads:
+            losses = {
+                "image": image,  # each [T, B]
+                "reward": torch.where(batch.is_first, 0.0, self.predict_reward(states).loss(batch.reward)),
+                "kl": kl.clamp_min(self.config.free_nats),
+            }
+            if self.continuation:
+                losses["continue"] = self.predict_continue(states).loss((~batch.is_terminal).to(kl.dtype))
         scales = {"image": self.config.image_scale, "reward": self.config.reward_scale, "kl": self.config.kl_scale}
         if self.continuation:
-            losses["continue"] = self.predict_continue(states).loss((~batch.is_terminal).to(kl.dtype))
             scales["continue"] = 1.0
         assert losses.keys() == scales.keys() and all(loss.shape == kl.shape for loss in losses.values())
         total = sum(scales[name] * losses[name].mean() for name in losses)

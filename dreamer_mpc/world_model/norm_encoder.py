@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dreamer_mpc.kernels.blocks import product_dtype
+from dreamer_mpc.kernels.deferred import Convolution, Deferred
+from dreamer_mpc.kernels.graphs import Aside
 from dreamer_mpc.kernels.pixels import centred, centred_blocks
 from dreamer_mpc.kernels.pooled_norm import fuses, pooled_norm
-from dreamer_mpc.kernels.upsampled import blocked_convolution, prefers_blocks, upsampled_blocks
+from dreamer_mpc.kernels.upsampled import blocked_weight, prefers_blocks, upsampled_blocks
 from dreamer_mpc.networks.norm_mlp import NORM_EPS, init_weight
 from dreamer_mpc.world_model.config import Downsampling
 from dreamer_mpc.world_model.protocol import ImageForm
@@ -39,17 +41,26 @@ class NormConvolution(nn.Module):
         self.pool, self.up = pool, up
 
     def forward(
-        self, x: Float[Tensor, "M I H W"], blocks: bool = False, into_blocks: bool = False
+        self, x: Float[Tensor, "M I H W"], blocks: bool = False, into_blocks: bool = False, aside: Aside | None = None
     ) -> Float[Tensor, "M O h w"]:
-        """With `blocks`, x has 2x2 pixels side by side as channels; with `into_blocks`, so has the result."""
+        """With `blocks`, x has 2x2 pixels side by side as channels; with `into_blocks`, so has the result.
+
+        `blocks` needs `aside`: a GPU does there what concerns weights alone, their rearrangement and their gradients.
+        """
         layer = self.convolution
         if self.up:
             x = upsampled_blocks(x, layer)
-        elif blocks:
-            x = blocked_convolution(x, layer)
+        elif aside is not None:
+            settings = ((1, 1), (1, 1)) if blocks else (layer.stride, layer.padding)
+            box = []
+            with aside:
+                weight = blocked_weight(x, layer) if blocks else layer.weight
+                (weight,) = Deferred.apply(box, weight.to(x.dtype))
+            aside.mark().join(weight)
+            x = Convolution.apply(x, weight, box, *settings)
         else:
             x = F.conv2d(x, layer.weight, None, layer.stride, layer.padding)
-        return pooled_norm(x, layer.bias, self.norm, self.pool, self.up or blocks, into_blocks)
+        return pooled_norm(x, layer.bias, self.norm, self.pool, self.up or blocks, into_blocks, aside)
 
 
 class NormEncoder(nn.Module):
@@ -75,11 +86,13 @@ class NormEncoder(nn.Module):
     def forward(self, image: UInt8[Tensor, "*b H W C"]) -> Float[Tensor, "*b E"]:
         x, side, weight = image.reshape(-1, *image.shape[-3:]), image.shape[-2], self.layers[0].convolution.weight
         blocks = fuses(x) and self._blocks(side, self.layers[0])
-        x = centred_blocks(x, product_dtype(weight)) if blocks else centred(x, weight.dtype).movedim(-1, 1)
+        aside = Aside(x.device, "encoder") if fuses(x) else None
+        dtype = product_dtype(weight) if fuses(x) else weight.dtype
+        x = centred_blocks(x, dtype) if blocks else centred(x, weight.dtype).movedim(-1, 1).to(dtype)
         for layer, after in zip_longest(self.layers, self.layers[1:]):
             side //= 2
             into = fuses(x) and after is not None and self._blocks(side, after)
-            x, blocks = layer(x, blocks, into), into
+            x, blocks = layer(x, blocks, into, aside), into
         return x.reshape(*image.shape[:-3], self.outputs)
 
     @staticmethod

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dreamer_mpc.kernels import kl
 from dreamer_mpc.kernels.cell import Acting, Cell, Observe, Rollout, Trace, unroll
 
 
@@ -19,6 +20,8 @@ class Gaussian(NamedTuple):
 
 def gaussian_kl(p: Gaussian, q: Gaussian) -> Float[Tensor, "*b"]:
     """KL(p || q) in nats, summed over the last dimension."""
+    if kl.fuses(p.mean):
+        return kl.GaussianKL.apply(*p, *q)
     ratio = (p.std / q.std).square()
     distance = ((p.mean - q.mean) / q.std).square()
     return 0.5 * (ratio + distance - 1 - ratio.log()).sum(-1)
@@ -90,13 +93,13 @@ class RSSM(nn.Module):
     ) -> tuple[Float[Tensor, "T B S"], Gaussian, Gaussian]:
         """Infer states over a sequence: samples [T, B, S], posterior and prior [T, B, stoch]."""
         state = self.initial(embed.shape[1]) if state is None else state
-        keep = (~is_first)[..., None].to(embed.dtype)  # [T, B, 1]
+        keep = (~is_first)[..., None].to(action.dtype)  # [T, B, 1]
         action = action * keep
         if noise is None:
-            noise = torch.randn(*embed.shape[:2], self.stoch, device=embed.device, dtype=embed.dtype)
+            noise = torch.randn(*embed.shape[:2], self.stoch, device=embed.device, dtype=action.dtype)
         # The contribution of images to the posterior's first layer is not recurrent: one product for all steps.
         deter_weight, embed_weight = self.posterior_hidden.weight.split([self.deter, embed.shape[-1]], dim=1)
-        seen = F.linear(embed, embed_weight, self.posterior_hidden.bias)  # [T, B, hidden]
+        seen = self._seen(embed, embed_weight, action.dtype)  # [T, B, hidden]
         if self.kernels:
             cell = self._cell(deter_weight, self.posterior_out)
             settings = (keep[..., 0], self.min_std, self.bf16)
@@ -115,6 +118,15 @@ class RSSM(nn.Module):
         deter = torch.stack(deters)
         mean, std = (torch.stack(part) for part in zip(*posteriors, strict=True))
         return torch.cat([deter, torch.stack(stochs)], dim=-1), Gaussian(mean, std), self.prior(deter)
+
+    def _seen(
+        self, embed: Float[Tensor, "T B E"], weight: Float[Tensor, "X E"], dtype: torch.dtype
+    ) -> Float[Tensor, "T B X"]:
+        bias = self.posterior_hidden.bias
+        if not (self.kernels and self.bf16):
+            return F.linear(embed.to(dtype), weight, bias)
+        with torch.autocast(embed.device.type, dtype=torch.bfloat16):
+            return bias + F.linear(embed, weight)  # the sum is fp32
 
     @torch.no_grad()
     def unroll(

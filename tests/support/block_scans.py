@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dreamer_mpc.kernels import block_scan
 from dreamer_mpc.kernels.block_cell import BlockWeights
-from dreamer_mpc.kernels.block_scan import scan
+from dreamer_mpc.kernels.block_scan import ready, scan
 from dreamer_mpc.kernels.graphs import Aside
 
 
@@ -30,8 +30,11 @@ def scan_both(monkeypatch, sizes, steps, rows, unimix=0.01, bf16=False, device="
     found = []
     for teams in kinds:
         monkeypatch.setattr(block_scan, "team", choose if teams else lambda *_: None)
-        aside = Aside(noise.device, lane=2)
-        outputs = scan((*given, noise, is_first), unimix, 1e-4, bf16 and teams, weights, aside)
+        deter, stoch, moved, seen = given
+        aside = Aside(noise.device, "weights")
+        with aside:
+            prepared = ready(moved, noise, is_first, weights, bf16 and teams, aside)
+        outputs = scan(deter, stoch, seen, unimix, 1e-4, prepared)
         value = sum((x * g).sum() for x, g in zip(outputs, grads, strict=True))
         found.append((*outputs, *torch.autograd.grad(value, (*given, *weights))))
     return found
