@@ -433,9 +433,11 @@ def _launch(rows: int, width: int, device: torch.device, bf16: bool, alone: bool
             break
     # A team's blocks of weights are small, so that one can have all inputs: one wait for memory. In fp32 registers end.
     depth, columns = 256 if bf16 else 128, _block(triton.cdiv(width, team))
-    # Of the gates' three blocks of weights and one of activations, or two of each, two are there at a time.
+    # Of the gates' three blocks of weights and one of activations, or two of each, two are there at a time; in fp32 one
+    # more block of activations.
     weights = columns * (2 if bf16 else 4)
-    while depth > (16 if bf16 else 8) and 2 * depth * max(3 * weights + 4 * block, 2 * weights + 8 * block) > memory:
+    most = 2 * max(3 * weights + 4 * block, 2 * weights + 8 * block) + (0 if bf16 else 4 * block)
+    while depth > (16 if bf16 else 8) and depth * most > memory:
         depth //= 2
     return {"BM": block, "G": team, "BK": depth, "STAGES": 3, "num_warps": warps}
 
