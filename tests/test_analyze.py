@@ -143,7 +143,7 @@ def test_a_model_of_another_size_is_left_out_and_one_of_equal_size_is_planned_wi
     result = done(analyze(
         agents / "paper", "bad-model", tmp_path / "out", "--episodes", 1, "--models", agents / "v3", other,
     ))  # fmt: skip
-    assert "left out, as its world model has other sizes" in result.out and str(agents / "v3") in result.out
+    assert "left out, world models of other sizes" in result.out and str(agents / "v3") in result.out
     models = {row["model"]: float(row["return"]) for row in table(tmp_path / "out" / "rows.csv")}
     assert models.keys() == {"", "noise 0", "noise 0.1", "model of other"}
 
@@ -413,7 +413,7 @@ def test_a_ledger_refuses_a_folder_of_rows_without_settings(tmp_path):
 @pytest.mark.parametrize("asked, own, said", [
     (None, ("full", "small-shadows"), ""),  # each plays in its own
     (None, ("warp", "warp"), ", drawn by warp"),
-    ("full", ("full", "small-shadows"), ", drawn with full (trained with small-shadows)"),
+    ("full", ("full", "small-shadows"), ", drawn with full (some trained with small-shadows)"),
     ("fast", ("fast",), ""),
 ])  # fmt: skip
 def test_a_title_says_what_drew_the_episodes_of_agents_of_different_qualities(asked, own, said):

@@ -356,7 +356,7 @@ def test_worlds_are_mixed_only_by_name(whole, tmp_path):
     done = quietly(*args, "--out", tmp_path / "a")
     assert done.code == 2 and "trained with render_quality warp" in done.err and "--render-quality" in done.err
     done = quietly(*args, "--out", tmp_path / "b", "--render-quality", "warp")
-    assert done.code == 0 and "drawn by warp (trained with fast)" in " ".join(done.out.split()), done.err
+    assert done.code == 0 and "drawn by warp (some trained with fast)" in " ".join(done.out.split()), done.err
     done = quietly("analyze", "--what", "true-gain", "--checkpoint", warp, fast, "--out", tmp_path / "c")
     assert done.code == 2 and "--render-quality" in done.err
     for folder, other in ((warp, "fast"), (fast, "warp")):
@@ -412,9 +412,9 @@ def test_a_program_of_ones_own_plays_what_eval_plays(whole, tmp_path):
 
 def test_what_titles_say():
     assert drawn_by("full") == drawn_by("fast", "fast") == drawn_by(None) == ""
-    assert drawn_by("fast", "full", "fast") == ", drawn with fast (trained with full)"
+    assert drawn_by("fast", "full", "fast") == ", drawn with fast (some trained with full)"
     assert drawn_by("warp") == drawn_by("warp", "warp") == ", drawn by warp"
-    assert drawn_by("warp", "full", "warp") == ", drawn by warp (trained with full)"
+    assert drawn_by("warp", "full", "warp") == ", drawn by warp (some trained with full)"
     assert drawn_by("full", "warp") == ", drawn with full (trained with warp)"
 
 

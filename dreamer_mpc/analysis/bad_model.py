@@ -60,13 +60,15 @@ class BadModel(Measure):
     @classmethod
     def make(cls, config: Any, subject: Any, planners: dict[str, Planner]) -> "BadModel":
         """See `Measure.make`."""
-        models = {f"noise {level:g}": "" for level in config.levels}
+        models, unfit = {f"noise {level:g}": "" for level in config.levels}, []
         for path in config.models:
             other = Subject.load(path)
             if not fits(other, subject):
-                print(f"left out, as its world model has other sizes than that of {subject.path}: {path}")
+                unfit.append(path)
             elif other.path != subject.path:
                 models[f"model of {name_of(path)}"] = path
+        if unfit:
+            print(f"left out, world models of other sizes than that of {subject.path}: {', '.join(unfit)}")
         return cls(planners, models)
 
     def settings(self) -> dict[str, Any]:

@@ -89,4 +89,5 @@ def drawn_by(quality: str | None, *trained: str) -> str:
     if quality != WARP and not others:
         return ""
     drawn = "drawn by warp" if quality == WARP else f"drawn with {quality}"
-    return f", {drawn}" + (f" (trained with {', '.join(others)})" if others else "")
+    some = "some " if quality in trained else ""
+    return f", {drawn}" + (f" ({some}trained with {', '.join(others)})" if others else "")
