@@ -45,7 +45,8 @@ def test_a_name_s_style_depends_on_it_alone_until_two_would_be_equal():
     assert styles(reversed(names)) == together
     first = min(names)
     assert together[first] == style(first) == styles([first, "policy"])[first]
-    assert len(styles([*names, "one more"])) == len(OTHERS) + 1, "with more than there are, some are drawn twice"
+    many = [f"agent {number}" for number in range(3 * len(OTHERS))]
+    assert len(set(styles(many).values())) == len(many), "colours return with other markers"
 
 
 def test_settings_of_a_sweep_have_their_planner_s_style():

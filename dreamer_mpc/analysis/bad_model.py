@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dreamer_mpc.agents.protocol import Agent
 from dreamer_mpc.analysis.bench import POLICY, Bench
-from dreamer_mpc.analysis.estimate import of_line, summarised
+from dreamer_mpc.analysis.estimate import grouped, of_line, summarised
 from dreamer_mpc.analysis.finite_differences import paired
 from dreamer_mpc.analysis.ledger import Measured
 from dreamer_mpc.analysis.measure import Line, Measure, name_of
@@ -101,11 +101,12 @@ class BadModel(Measure):
         return perturbed(bench.agent, level)
 
     def summary(self, rows: list[Measured]) -> list[Line]:
-        """Means and paired differences of each planner in each model, and where the difference turns."""
-        lines = summarised(paired(rows, "policy"), ("method", "model"), ("return", "difference"))
-        for line in lines:
-            line["turns_at"] = turning_point([other for other in lines if other["method"] == line["method"]])
-        return lines
+        """Over all checkpoints, then each: means and paired differences in each model, and where the latter turn."""
+        pairs = paired(rows, "policy")
+        scopes = [row | {"scope": "all"} for row in pairs] + [row | {"scope": row["checkpoint"]} for row in pairs]
+        lines = summarised(scopes, ("scope", "method", "model"), ("return", "difference"))
+        curves = grouped(lines, "scope", "method")
+        return [line | {"turns_at": turning_point(curves[line["scope"], line["method"]])} for line in lines]
 
     def table(self, summary: list[Line]) -> list[dict[str, str]]:
         """A row for each planner and model."""
@@ -115,18 +116,24 @@ class BadModel(Measure):
                 "difference to policy": str(of_line(line, "difference") or "–"),
                 "turns at": "–" if line["turns_at"] is None else f"{line['turns_at']:.2g}",
             }
-            for line in summary
+            for line in summary if line["scope"] == "all"
         ]  # fmt: skip
 
     def panels(self, summary: list[Line]) -> list[Panel]:
-        """Differences by model."""
+        """Differences by model, over all checkpoints and of each."""
         names = list(dict.fromkeys(line["model"] for line in summary if line["model"]))
-        panel = Panel("planning in a wrong world model", "world model that is planned in", "return minus the policy's",
-                      names=names, reference=0.0)  # fmt: skip
+        axes = {"xlabel": "world model that is planned in", "ylabel": "return minus the policy's"}
+        every, each = (
+            Panel(title, **axes, names=names, joined=False, reference=0.0)
+            for title in ("all checkpoints that fit the model", "each checkpoint")
+        )
         for line in summary:
             if line["model"]:
-                panel.add(line["method"], names.index(line["model"]), of_line(line, "difference"))
-        return [panel]
+                one = len(self.planners) == 1
+                of_each = name_of(line["scope"]) if one else f"{name_of(line['scope'])}, {line['method']}"
+                panel, label = (every, line["method"]) if line["scope"] == "all" else (each, of_each)
+                panel.add(label, names.index(line["model"]), of_line(line, "difference"))
+        return [every, each]
 
 
 def perturbed(agent: Agent, level: float) -> LatentModel:

@@ -1,5 +1,6 @@
 """Pictures and tables of an analysis: panels with a line for each method, each point with its interval."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,8 @@ from rich.text import Text
 
 from dreamer_mpc.report.charts import new_figure, save
 from dreamer_mpc.report.styles import Style, styles
+
+LETTERS_AN_INCH = 9  # of a title
 
 
 class Point(NamedTuple):
@@ -54,6 +57,7 @@ def panels_picture(path: str | Path, panels: Sequence[Panel], title: str) -> Non
         axes.axis("off")
     for axes, panel in zip(grid.flat, panels, strict=False):
         _draw(axes, panel, drawn_as)
+    title = textwrap.fill(title, int(LETTERS_AN_INCH * figure.get_figwidth()))
     figure.suptitle(title, x=0.01, ha="left", weight="bold")
     drawn = {method: axes for axes, panel in zip(grid.flat, panels, strict=False) for method in panel.lines}
     handles = [_handle(drawn[method], method) for method in methods]
@@ -64,9 +68,10 @@ def panels_picture(path: str | Path, panels: Sequence[Panel], title: str) -> Non
 
 
 def _draw(axes, panel, drawn_as: dict[str, Style]):
+    wide = 0.05 if panel.joined else min(0.12, 0.75 / max(len(panel.lines), 1))
+    apart = 0.0 if panel.log[0] or panel.diagonal else wide  # so that none hides another
     for number, (method, points) in enumerate(panel.lines.items()):
         points = sorted(points)
-        apart = 0.0 if panel.log[0] or panel.diagonal else 0.05 if panel.joined else 0.12  # so that none hides another
         shift = apart * (number - (len(panel.lines) - 1) / 2)
         x = [point.x + shift for point in points]
         mean = [point.mean for point in points]

@@ -46,22 +46,25 @@ def styles(methods: Iterable[str]) -> dict[str, Style]:
     """The style of each method of a picture.
 
     A method of a sweep, `planner setting=value`, has its planner's. Other names get one that follows from the name;
-    where two in one picture would share it, the later one in the alphabet takes the next that is free.
+    where two in one picture would share it, the later one in the alphabet takes the next that is free. Beyond eight of
+    these, colours return with other markers.
     """
     methods = list(dict.fromkeys(methods))
     chosen = {method: STYLES[_planner(method)] for method in methods if _planner(method) in STYLES}
-    free = list(OTHERS)
-    for method in sorted(set(map(_planner, methods)) - STYLES.keys()):
-        free = free or list(OTHERS)
-        chosen[method] = _at(free, method)
+    for number, method in enumerate(sorted(set(map(_planner, methods)) - STYLES.keys())):
+        turn, place = divmod(number, len(OTHERS))
+        if place == 0:
+            others = [Style(o.color, OTHERS[(i + turn) % len(OTHERS)].marker) for i, o in enumerate(OTHERS)]
+            free = list(others)
+        chosen[method] = _at(others, free, method)
         free.remove(chosen[method])
     return {method: chosen[method] if method in chosen else chosen[_planner(method)] for method in methods}
 
 
-def _at(free: list[Style], method: str) -> Style:
+def _at(others: list[Style], free: list[Style], method: str) -> Style:
     """The first style from the name's place on that is still free."""
-    place = zlib.crc32(method.encode()) % len(OTHERS)
-    return next(style for style in OTHERS[place:] + OTHERS[:place] if style in free)
+    place = zlib.crc32(method.encode()) % len(others)
+    return next(style for style in others[place:] + others[:place] if style in free)
 
 
 def style(method: str) -> Style:
