@@ -536,8 +536,8 @@ MUTATIONS = [
         "tests/test_sampling.py::test_plan_is_that_of_the_plain_loop",
     ),
     planner(
-        "mode in place of a sample while collecting", "policy", "distribution.rsample()", "distribution.mode",
-        "tests/test_planners.py::test_the_sampled_policy_executes_samples",
+        "mode in place of a sample of the policy", "policy", "policy.rsample() if self.sample else policy.mode",
+        "policy.mode", "tests/test_planners.py::test_the_policy_executes_samples_where_that_is_asked_for",
     ),
     # replay: storing and sampling
     loop(

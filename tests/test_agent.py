@@ -27,7 +27,7 @@ def snapshot(agent, part="model"):
 
 # acting
 
-PLANNERS = [("policy", {}), ("dream-mpc", {"horizon": 3, "reuse": 0.7})]
+PLANNERS = [("policy", {}), ("policy", {"sample": True}), ("dream-mpc", {"horizon": 3, "reuse": 0.7})]
 CEM = ("cem", {"horizon": 3, "candidates": 20, "iterations": 2, "elites": 4})
 
 
@@ -61,6 +61,15 @@ def test_acting_repeats_under_a_seed(name, settings):
     assert actions.abs().max() <= 1
     assert not actions.requires_grad and not carry.state.requires_grad
     assert all(p.grad is None for p in agent.model.parameters())
+
+
+def test_one_agent_acts_by_the_mode_and_by_samples_in_turn():
+    agent, sampled = make_agent(), make_planner("policy", sample=True)
+    mode, _ = act(agent, make_planner("policy"), [0])
+    sample, carry = act(agent, sampled, [0])
+    assert not torch.equal(mode, sample)
+    assert torch.equal(act(agent, make_planner("policy"), [0])[0], mode)
+    torch.testing.assert_close(agent.model.policy(carry.state).mode[None], mode)
 
 
 @pytest.mark.parametrize("name, settings", PLANNERS)
@@ -278,6 +287,7 @@ def test_loading_shares_no_tensor_and_weights_load_alone():
 
 
 # PlaNet: an agent without behaviour
+
 
 def test_planet_has_a_world_model_and_nothing_else():
     agent = make_planet()

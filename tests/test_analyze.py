@@ -108,12 +108,25 @@ def test_every_measure_runs_on_both_families(agents, tmp_path, what, drawn):
     assert "95 % intervals" in " ".join(result.out.split()) and "wrote" in result.out
 
 
+def test_the_policy_samples_in_ablate_which_is_a_comparison_and_in_no_other_measure(agents, tmp_path):
+    played = {}
+    for what in ("bad-model", "ablate"):
+        for args in ([], ["--policy.sample"]):
+            folder = tmp_path / "".join([what, *args])
+            output = done(analyze(agents / "paper", what, folder, "--episodes", 1, *args)).out
+            assert ("takes the policy's mode" in output) == (what == "bad-model" and bool(args))
+            rows = [row for row in table(folder / "rows.csv") if row["method"] == "policy"]
+            played[folder.name] = [row["return"] for row in rows]
+    assert played["bad-model"] == played["bad-model--policy.sample"] == played["ablate"]
+    assert played["ablate"] != played["ablate--policy.sample"]
+
+
 def test_from_five_episodes_on_there_are_intervals(agents, tmp_path, pictures):
     done(analyze([agents / "paper", agents / "v3"], "true-gain", tmp_path, "--episodes", 5, "--states", 1))
     line = table(tmp_path / "summary.csv")[0]
     assert float(line["real_low"]) < float(line["real"]) < float(line["real_high"])
     assert (line["episodes"], line["checkpoints"]) == ("5", "2")
-    (panels, title), = pictures
+    ((panels, title),) = pictures
     assert "2 checkpoints, 5 episodes each" in title and panels[0].ylabel == "gain, return units"
     assert panels[0].lines["dream-mpc"][2].low == float(line["real_low"])
 

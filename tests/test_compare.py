@@ -493,6 +493,10 @@ def test_a_record_from_before_a_setting_goes_on(tmp_path):
     Record(tmp_path, {"planners": {"a": whole}}, {}).begin()
     with pytest.raises(UserError, match=r"other planners a \(draws 1 -> 2\)"):
         Record(tmp_path, {"planners": {"a": whole | {"draws": 2}}}, {})
+    Record(tmp_path / "policy", {"planners": {"policy": {}}}, {}).begin()
+    Record(tmp_path / "policy", {"planners": {"policy": {"sample": False}}}, {}).begin()
+    with pytest.raises(UserError, match=r"other planners policy \(sample False -> True\)"):
+        Record(tmp_path / "policy", {"planners": {"policy": {"sample": True}}}, {})
 
 
 def test_fewer_episodes_add_up_the_first_ones_and_keep_the_others(trained, six, tmp_path, plays):
@@ -721,6 +725,7 @@ SWEPT = {  # options, then a setting, and its recorded value by label
         "step_size", {"policy": None, "dream-mpc step_size=0.001": 0.001},
     ),
     "--planners mppi,cem,mppi": ("horizon", {"mppi": 3, "cem": 4}),
+    "--planners policy --sweep policy.sample=true": ("sample", {"policy": False, "policy sample=True": True}),
 }  # fmt: skip
 
 
@@ -742,6 +747,46 @@ def test_planners_and_swept_settings_stand_beside_each_other(trained, tmp_path, 
     if "cem horizon=3" in expected:  # the default is one value of the sweep: the same episodes under two names
         assert returns(tmp_path, "dream-mpc") == returns(tmp_path, "dream-mpc iterations=1")
         assert returns(tmp_path, "dream-mpc") != returns(tmp_path, "dream-mpc iterations=2")
+
+
+def test_samples_of_the_policy_are_a_row_of_their_own_or_the_baseline(trained, tmp_path):
+    """By a sweep beside the mode; by the setting in place of it. Either way they repeat with the seed."""
+    said = "policy executes samples, by the settings of the checkpoint or the command"
+    few, sampled = ["--planners", "policy", "--episodes", 3], "policy sample=True"
+    mode = done(compare(trained, tmp_path / "mode", *few))
+    both = done(compare(trained, tmp_path / "mode", *few, "--sweep", "policy.sample=true"))
+    alone = done(compare(trained, tmp_path / "sample", *few, "--policy.sample", "--sweep", "policy.sample=false"))
+    assert said in alone.out and said not in mode.out + both.out
+    assert returns(tmp_path / "sample", "policy") == returns(tmp_path / "mode", sampled)
+    assert returns(tmp_path / "sample", "policy sample=False") == returns(tmp_path / "mode", "policy")
+    assert returns(tmp_path / "mode", "policy") != returns(tmp_path / "mode", sampled)
+    for folder, name in (("mode", sampled), ("sample", "policy sample=False")):
+        baseline, other = table(tmp_path / folder / "compare.csv")
+        assert (baseline["planner"], other["planner"], baseline["difference"]) == ("policy", name, "")
+        gain = float(other["return"]) - float(baseline["return"])
+        assert float(other["difference"]) == pytest.approx(gain) and gain != 0
+    assert "with other planners policy (sample False -> True)" in refused(
+        compare(trained, tmp_path / "mode", *few, "--policy.sample")
+    )
+
+
+def test_an_evaluation_by_samples_is_that_of_the_checkpoint_or_the_command(trained, tmp_path):
+    """The checkpoint's own setting is the default; a checkpoint of before it was there has the mode."""
+    config = load_checkpoint(find_checkpoint(trained)).config
+    old = changed_copy(trained, tmp_path / "old", policy={})
+    new = changed_copy(trained, tmp_path / "new", policy={"sample": True})
+    assert config["policy"] == {"sample": False} and not Subject.load(old).trained.policy.sample
+
+    def found(folder, *args):
+        result = done(quietly(
+            "eval", "--checkpoint", folder, "--planner", "policy", "--episodes", 2, "--num-envs", 1, *args
+        ))  # fmt: skip
+        [row] = json.loads((folder / "eval" / "eval.json").read_text())["results"]
+        return row["returns"], "policy executes samples" in result.out
+
+    assert found(old) == found(new, "--policy.no-sample") == (found(old)[0], False)
+    assert found(new) == found(old, "--policy.sample") == (found(new)[0], True)
+    assert found(new)[0] != found(old)[0]
 
 
 def test_a_planet_agent_is_compared_by_what_needs_no_actor(planet, trained, tmp_path):
@@ -767,7 +812,12 @@ ERRORS = {
     "no planner": (["--planners", ","], "names no planner"),
     "unknown planner of a sweep": (["--sweep", "dreem.iterations=1"], "unknown planner 'dreem'"),
     "unknown setting of a sweep": (["--sweep", "cem.temperature=1"], "cem has no setting 'temperature': known are ho"),
-    "a sweep of the policy": (["--sweep", "policy.horizon=1"], "policy has no setting 'horizon': known are none"),
+    "a sweep of the policy": (["--sweep", "policy.horizon=1"], "policy has no setting 'horizon': known are sample"),
+    "a swept value that is not true or false": (
+        ["--sweep", "policy.sample=some"],
+        "policy.sample=some: sample: Value",
+    ),
+    "samples by another word": (["--policy.sample", "some"], "Unrecognized options: some"),
     "a swept value out of range": (["--sweep", "cem.elites=4,21"], "cem.elites=21: elites must be between 1 and 20"),
     "a swept value of another type": (["--sweep", "cem.horizon=2.5"], "cem.horizon=2.5"),
     "a swept word that is none": (["--sweep", "cem.objective=retrun"], "cem.objective=retrun"),

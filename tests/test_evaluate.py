@@ -106,9 +106,10 @@ def test_a_listener_is_told_of_every_step(recorded_steps):
     assert steps == [1, 2, 3, 4, 5, 6], "of all rows at once: as many as the longest episode"
 
 
-def test_the_same_seed_gives_the_same_evaluation():
+@pytest.mark.parametrize("planner", [DREAM, make_planner("policy", sample=True)])
+def test_the_same_seed_gives_the_same_evaluation(planner):
     agent = make_agent()
-    runs = [evaluate(agent, DREAM, make_envs(2), 3, seed=seed, recorded_steps=9) for seed in (10, 10, 14)]
+    runs = [evaluate(agent, planner, make_envs(2), 3, seed=seed, recorded_steps=9) for seed in (10, 10, 14)]
     assert (runs[0].returns == runs[1].returns).all()
     assert all(map(torch.equal, runs[0].recording.action, runs[1].recording.action))
     assert not torch.equal(runs[0].recording.action[0], runs[2].recording.action[0])

@@ -9,7 +9,7 @@ import torch
 from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.agents.optimizers import OptimizerConfig
 from dreamer_mpc.config import Config, planner_from, planner_presets
-from dreamer_mpc.planners import CEM, MPPI, GradMPC, Policy, PolicyGradMPC, SampledPolicy
+from dreamer_mpc.planners import CEM, MPPI, GradMPC, Policy, PolicyGradMPC
 from dreamer_mpc.world_model import Batch, make_world_model
 from tests.support.agents import ACTION_DIM, CATEGORICAL, WORLD, make_agent, make_batch
 
@@ -19,7 +19,8 @@ WORLDS = {
     "barlow": replace(CATEGORICAL, representation="barlow"),
 }  # fmt: skip
 PLANNERS = {
-    "policy": Policy(), "sampled policy": SampledPolicy(), "grad-mpc": GradMPC(horizon=3, candidates=3, iterations=2),
+    "policy": Policy(), "sampled policy": Policy(sample=True),
+    "grad-mpc": GradMPC(horizon=3, candidates=3, iterations=2),
     "cem": CEM(horizon=3, candidates=12, iterations=2, elites=3), "policy-grad-mpc": PolicyGradMPC(horizon=3),
     "mppi": MPPI(horizon=3, candidates=12, iterations=2, elites=3, policy_candidates=2),
     **{name: planner_from(Config(), name) for name in planner_presets()},

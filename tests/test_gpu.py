@@ -70,6 +70,8 @@ PLANS = {
     "cem": {"candidates": 200, "elites": 20, "iterations": 3},
     "cem kept": {"candidates": 200, "elites": 20, "iterations": 3, "reuse": 0.5, "objective": "return"},
     "mppi": {},
+    "policy": {},
+    "policy sampled": {"sample": True},
 }
 
 
@@ -79,9 +81,25 @@ def test_captured_acting_is_eager_acting(name, batch):
     check_acting(name, batch)
 
 
-@pytest.mark.parametrize("name", ["dream-mpc", "cem", "mppi"])
+@pytest.mark.parametrize("name", ["dream-mpc", "cem", "mppi", "policy sampled"])
 def test_captured_acting_is_eager_acting_for_v3(name):
     check_acting(name, 4, **V3)
+
+
+def test_an_agent_has_a_graph_for_the_mode_and_another_for_samples():
+    agent, _ = make_pair(bf16=False)
+    image, first = random_batch(1).image[0, :2], torch.ones(2, dtype=torch.bool, device="cuda")
+    taken = {False: [], True: []}
+    for t in range(8):
+        for sample, actions in taken.items():
+            torch.manual_seed(t // 4)
+            planner = make_planner("policy", sample=sample)
+            act = agent.act(planner, agent.initial(2), image, first)
+            actions.append(act.action.clone())
+            mode = agent.model.policy(act.carry.state).mode
+            assert torch.allclose(mode, actions[-1], rtol=2e-3, atol=2e-3) == (not sample), t
+    for actions in taken.values():
+        torch.testing.assert_close(actions[4], actions[7], rtol=2e-3, atol=2e-3)
 
 
 def check_acting(name, batch, **settings):

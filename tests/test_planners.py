@@ -10,7 +10,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from dreamer_mpc.planners import PLANNERS, LatentModel, Planner, Policy, SampledPolicy, make_planner, reset_memory
+from dreamer_mpc.planners import PLANNERS, LatentModel, Planner, Policy, make_planner, reset_memory
 from tests.support.latent_models import Bare, Broken, Noisy, Quadratic, Smooth
 from tests.support.planning import (
     ASCENDING,
@@ -363,7 +363,7 @@ ASCENT = SHOOTING + [
 ]
 SAMPLING = dict(elites=3, policy_candidates=6, temperature=5.0, min_std=1.0, max_std=0.5)
 CHANGES = {
-    "policy": [],
+    "policy": [({}, {"sample": True})],
     **{name: ASCENT for name in ASCENDING},
     "cem": SHOOTING + [({}, {"elites": 3})],
     "mppi": SHOOTING + [({}, {name: value}) for name, value in SAMPLING.items()],
@@ -382,7 +382,7 @@ def test_every_setting_is_in_the_list_of_changes(name):
 def test_every_setting_changes_the_plan(name, base, change):
     """The candidates of the last iteration; for `choose_by`, the values by which one of them is chosen."""
     model, state = Noisy(), start()
-    memory = None if "horizon" in change else previous_plan()
+    memory = None if "horizon" in change else memory_for(small(name))
     results = [plan(small(name, **base | more), model, state, memory) for more in ({}, change)]
     a, b = (r.candidate_values if "choose_by" in change else r.candidates for r in results)
     if {"horizon", "candidates"} & set(change):
@@ -434,7 +434,7 @@ BAD = {
     "max_std": [-0.01, 0.04, NAN, INF],  # min_std is 0.05
 }
 CHOICES = ["objective", "latent_noise", "choose_by", "step_scale", "direction"]
-SWITCHES = ["scale_penalty", "penalty_gradient", "mode_candidate"]
+SWITCHES = ["scale_penalty", "penalty_gradient", "mode_candidate", "sample"]
 
 
 @pytest.mark.parametrize("name", PLANNERS)
@@ -525,10 +525,10 @@ def test_the_policy_executes_its_mode_for_no_evaluation():
     assert result.model_evaluations == model.count == 0 and result.memory is None
 
 
-def test_the_sampled_policy_executes_samples():
+def test_the_policy_executes_samples_where_that_is_asked_for():
     model, state = Smooth(), start()
-    result = plan(SampledPolicy(), model, state, seed=3)
+    result = plan(Policy(sample=True), model, state, seed=3)
     torch.manual_seed(3)
     torch.testing.assert_close(result.action, model.policy(state).rsample().detach())
     assert not torch.allclose(result.action, model.policy(state).mode)
-    assert (result.action - plan(SampledPolicy(), model, state, seed=4).action).abs().min() > 0
+    assert (result.action - plan(Policy(sample=True), model, state, seed=4).action).abs().min() > 0

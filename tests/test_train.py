@@ -11,15 +11,15 @@ import torch
 
 from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.agents.protocol import Update
-from dreamer_mpc.config import Config, config_from_dict, load_presets, parse, planner_from, to_dict
+from dreamer_mpc.config import Config, config_from_dict, load_presets, parse, resolve, to_dict, training_planner
 from dreamer_mpc.config.make import replay_capacity
 from dreamer_mpc.data.collect import Counters
 from dreamer_mpc.envs.rows import LocalVectorEnv
 from dreamer_mpc.evaluation.episodes import EpisodeRecording, Evaluation
-from dreamer_mpc.planners import Policy, SampledPolicy
+from dreamer_mpc.planners import Policy
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.runs.resume import open_run
-from dreamer_mpc.training.reporting import Throughput, agent_name
+from dreamer_mpc.training.reporting import Throughput, agent_name, introduction
 from dreamer_mpc.training.state import MetricMeans
 from dreamer_mpc.training.trainer import Trainer
 from dreamer_mpc.util.errors import UserError
@@ -250,13 +250,15 @@ def test_seed_episodes_are_exactly_as_many_as_asked(num_envs, episodes, tmp_path
 @pytest.mark.parametrize(
     "args, acts",
     [
-        ([], SampledPolicy()),
+        ([], Policy(sample=True)),
         (["--train.policy-action", "mode"], Policy()),
-        (["--planner", "mppi", "--train-planner", "policy"], SampledPolicy()),
+        (["--planner", "mppi", "--train-planner", "policy"], Policy(sample=True)),
         (["--planner", "policy", "--train-planner", "mppi"], None),
+        (["--policy.sample"], Policy(sample=True)),
+        (["--policy.sample", "--train.policy-action", "mode"], Policy()),
     ],
 )
-def test_the_policy_samples_while_collecting_and_takes_its_mode_in_evaluations(
+def test_the_policy_samples_while_collecting_and_in_evaluations_where_that_is_asked_for(
     args, acts, tmp_path, monkeypatch, capsys
 ):
     played = []
@@ -268,7 +270,7 @@ def test_the_policy_samples_while_collecting_and_takes_its_mode_in_evaluations(
     monkeypatch.setattr(Dreamer, "act", lambda self, planner, *rest: acting.add(planner) or act(self, planner, *rest))
     trainer.run()
     assert acting == {acts or trainer.config.mppi}
-    assert played == [planner_from(trainer.config, trainer.config.planner)], "never one that samples"
+    assert played == [Policy("--policy.sample" in args) if "mppi" not in args[:2] else trainer.config.mppi]
     two = "acted by policy (sampled while collecting) in training, mppi in evaluation, on"
     assert (two in capsys.readouterr().out) == (args[:2] == ["--planner", "mppi"])
 
@@ -284,11 +286,27 @@ def test_a_run_is_introduced_by_its_family(args, words):
     assert agent_name(dataclasses.replace(config(*args), agent="planet" if "planet" in args else "dreamer")) == words
 
 
+@pytest.mark.parametrize("args, words", [
+    ([], "policy (sampled while collecting) on"),
+    (["--policy.sample"], "policy (sampled) on"),
+    (["--policy.sample", "--train.policy-action", "mode"], "policy (sampled in evaluation) on"),
+    (["--train.policy-action", "mode"], "policy on"),
+    (["--policy.sample", "--train-planner", "cem"], "cem in training, policy (sampled) in evaluation, on"),
+    (["--policy.sample", "--planner", "mppi"], "mppi on"),
+])  # fmt: skip
+def test_a_run_says_where_the_policy_samples(args, words, tmp_path):
+    settings = resolve(config("--planner", "policy", *args))
+    lines = introduction(settings, training_planner(settings), torch.device("cpu"), RunFolder(tmp_path))
+    assert f", acted by {words} " in next(lines)
+
+
 def test_a_run_that_was_saved_before_the_setting_goes_on_with_the_mode():
     values = to_dict(QUICK)
     del values["train"]["policy_action"]
     assert config_from_dict(values, "an old run").train.policy_action == "mode"
     assert QUICK.train.policy_action == "sample"
+    del values["policy"]
+    assert not config_from_dict(values, "an old run").policy.sample
     values["train"]["policy_action"] = "sample"
     assert config_from_dict(values, "a new run").train.policy_action == "sample"
 

@@ -20,7 +20,7 @@ from dreamer_mpc.agents.reinforce import ReinforceBehavior
 from dreamer_mpc.kernels.cell import has_triton
 from dreamer_mpc.kernels.choice import Forms, choose_forms
 from dreamer_mpc.kernels.graphs import Aside, Captured
-from dreamer_mpc.planners import Planner, SampledPolicy
+from dreamer_mpc.planners import Planner, Policy
 from dreamer_mpc.world_model import Batch, ImageForm, WorldModelConfig, WorldModelKind, make_world_model
 
 PLAIN_CONVOLUTIONS = "convolutions run as plain layers, slower: their fast forms are for one color image of 64x64"
@@ -178,7 +178,7 @@ class Dreamer:
         self, planner: Planner, state: Float[Tensor, "B S"], action: Float[Tensor, "B A"], action_noise: float
     ) -> Float[Tensor, "B A"]:
         if self.behavior is not None and self.behavior.exploration == "policy":
-            return action if isinstance(planner, SampledPolicy) else self.model.policy(state).around(action)
+            return action if planner == Policy(sample=True) else self.model.policy(state).around(action)
         return (action + action_noise * torch.randn_like(action)).clamp(-1, 1)
 
     def _update(self, batch: Batch) -> Update:

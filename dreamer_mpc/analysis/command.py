@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from dreamer_mpc import config as settings
-from dreamer_mpc.analysis.analysis import Analysis
+from dreamer_mpc.analysis.analysis import MEASURES, Analysis
 from dreamer_mpc.evaluation.subject import Subject
 from dreamer_mpc.report.panels import analysis_table
 from dreamer_mpc.report.progress import table_console
@@ -22,6 +22,8 @@ def main(args: Sequence[str]) -> int:
         first.trained, settings.AnalyzeConfig(checkpoint=(checkpoint,), what="ablate")
     )
     config = settings.parse(settings.AnalyzeConfig, args, default, prog=program("analyze"))
+    if config.policy.sample and not MEASURES[config.what].plays_itself:
+        print(f"{config.what} takes the policy's mode: --policy.sample says nothing here")
     analysis = Analysis.of(config, [first, *map(Subject.load, config.checkpoint[1:])])
     for note in analysis.ledger.notes:
         print(note)

@@ -10,7 +10,7 @@ from dreamer_mpc.analysis.bench import Bench
 from dreamer_mpc.analysis.ledger import Measured
 from dreamer_mpc.config import AnalyzeConfig, check_runs, planner_from, planner_names
 from dreamer_mpc.evaluation.subject import Subject
-from dreamer_mpc.planners import Ascent, Planner, make_planner
+from dreamer_mpc.planners import Ascent, Planner, Policy, make_planner
 from dreamer_mpc.planners.shooting import Shooting
 from dreamer_mpc.report.panels import Panel
 from dreamer_mpc.util.errors import UserError
@@ -68,8 +68,10 @@ class Measure(ABC):
 def planners_of(config: AnalyzeConfig, kind: type[Measure], subject: Subject, first: Subject) -> dict[str, Planner]:
     """label -> planner, from --planners or the usual ones, with the discount that the subject was trained with.
 
-    A discount that was given on the command line, so that it is not that of the `first` checkpoint, stays.
+    A discount that was given on the command line, so that it is not that of the `first` checkpoint, stays. The policy
+    is its mode, as in the measures themselves; a measure that plays comparisons takes that of the settings.
     """
+    config = config if kind.plays_itself else replace(config, policy=Policy())
     planners = {}
     for name in planner_names(config.planners or kind.usual):
         planner = planner_from(config, name)

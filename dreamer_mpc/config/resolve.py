@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dreamer_mpc.agents.protocol import AgentKind
 from dreamer_mpc.config.load import PRESETS, config_from_dict, first_lines, load_presets, whole
 from dreamer_mpc.config.schema import Config, PlannerSettings
-from dreamer_mpc.planners import PLANNERS, Planner, SampledPolicy, make_planner
+from dreamer_mpc.planners import PLANNERS, Planner, make_planner
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.world_model import WorldModelKind
 
@@ -57,14 +57,15 @@ def planner_from(config: PlannerSettings, name: str) -> Planner:
 
 
 def training_planner(config: Config) -> Planner:
-    """The planner for collecting: the same as in an evaluation, except that a bare policy may sample its actions.
+    """The planner for collecting: the same as in an evaluation, except that `train.policy_action` is the bare policy's.
 
-    With `exploration: policy` nothing is added to these samples, and without action noise there are none.
+    With `exploration: policy` nothing is added to its samples, and without action noise there are none.
     """
     planner = planner_from(config, config.trained_by)
-    samples = config.trained_by == "policy" and config.train.policy_action == "sample"
-    samples = samples and (config.behavior.exploration == "noise" or config.train.action_noise > 0)
-    return SampledPolicy() if samples else planner
+    if config.trained_by != "policy":
+        return planner
+    explores = config.behavior.exploration == "noise" or config.train.action_noise > 0
+    return dataclasses.replace(planner, sample=config.train.policy_action == "sample" and explores)
 
 
 def with_planners_of(trained: PlannerSettings, config: S) -> S:

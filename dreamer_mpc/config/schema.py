@@ -36,7 +36,7 @@ class TrainConfig:
     --behavior.exploration policy the policy's own takes its place; 0: none in either case."""
     policy_action: Literal["sample", "mode"] = "sample"
     """What the policy executes while collecting, before that noise: a sample of the actor (Dreamer and the paper's base
-    code), or its mode (runs made before 2026-11-28). An evaluation always takes the mode."""
+    code), or its mode (runs made before 2026-11-28). In evaluations --policy.sample decides."""
     keep_checkpoints: int = 3
     """Checkpoints kept in the run folder, beside the one with the best evaluation."""
     max_skipped_in_a_row: int = 100

@@ -9,7 +9,7 @@ import torch
 from dreamer_mpc import config as settings
 from dreamer_mpc.evaluation.compare import Comparison
 from dreamer_mpc.evaluation.subject import Subject
-from dreamer_mpc.planners import Planner
+from dreamer_mpc.planners import Planner, Policy
 from dreamer_mpc.report.plot import COMPARE, draw_comparison
 from dreamer_mpc.report.progress import (
     comparison_table,
@@ -77,6 +77,8 @@ def _say_whose_settings(config: settings.PlaySettings, planners: dict[str, Plann
     for name in [name for name in planners if f"{name}-default" in settings.planner_presets()]:
         if planners[name] != settings.planner_from(config, f"{name}-default"):
             print(f"{name} has the settings of the checkpoint or the command; {name}-default has this version's")
+    if planners.get("policy") == Policy(sample=True):
+        print("policy executes samples, by the settings of the checkpoint or the command; --policy.no-sample: its mode")
 
 
 def _worlds(comparison: Comparison) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from dreamer_mpc.evaluation.episodes import Evaluation
-from dreamer_mpc.planners import Ascent
+from dreamer_mpc.planners import Ascent, Policy
 from dreamer_mpc.report.progress import plural
 from dreamer_mpc.util.errors import UserError, cannot_write
 from dreamer_mpc.util.files import from_json, to_csv, write_text
@@ -255,10 +255,10 @@ def read_made_with(path: Path, groups: tuple[str, ...] = ("checkpoints", "planne
 
 
 def _completed(settings: Any) -> Any:
-    """A planner's settings from a file; a gradient planner also gets the settings that were added after the file."""
+    """A planner's settings from a file, with those that were added to gradient planners and the policy after it."""
     if not isinstance(settings, dict):
         return settings
-    younger = asdict(Ascent()) if "step_size" in settings else {}
+    younger = asdict(Ascent()) if "step_size" in settings else {} if settings else asdict(Policy())
     return json.loads(json.dumps(younger | settings))
 
 

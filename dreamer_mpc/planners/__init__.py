@@ -8,7 +8,7 @@ from dreamer_mpc.planners.cem import CEM
 from dreamer_mpc.planners.dream_mpc import DreamMPC
 from dreamer_mpc.planners.grad_mpc import GradMPC
 from dreamer_mpc.planners.mppi import MPPI
-from dreamer_mpc.planners.policy import Policy, SampledPolicy
+from dreamer_mpc.planners.policy import Policy
 from dreamer_mpc.planners.policy_grad_mpc import PolicyGradMPC
 from dreamer_mpc.planners.protocol import LatentDynamics, LatentModel, Memory, Plan, Planner, reset_memory
 
@@ -23,7 +23,7 @@ PLANNERS: dict[str, type] = {
 
 __all__ = [
     "CEM", "MPPI", "PLANNERS", "Ascent", "DreamMPC", "GradMPC", "LatentDynamics", "LatentModel", "Memory", "Plan",
-    "Planner", "Policy", "PolicyGradMPC", "SampledPolicy", "make_planner", "reset_memory",
+    "Planner", "Policy", "PolicyGradMPC", "make_planner", "reset_memory",
 ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import torch
 
 from dreamer_mpc.config import Config
 from dreamer_mpc.data.collect import Counters
-from dreamer_mpc.planners import Planner, SampledPolicy
+from dreamer_mpc.planners import Planner, Policy
 from dreamer_mpc.report.progress import SEEDING, mean_and_spread, plural
 from dreamer_mpc.report.rows import Row
 from dreamer_mpc.runs.folder import RunFolder
@@ -30,12 +30,8 @@ def agent_name(config: Config) -> str:
 
 def introduction(config: Config, train_planner: Planner, device: torch.device, folder: RunFolder) -> Iterator[str]:
     """Summary of the agent, the settings and the device."""
-    acting = config.planner
-    if config.train_planner not in (None, config.planner):
-        acting = f"{config.train_planner} in training, {config.planner} in evaluation,"
-    if isinstance(train_planner, SampledPolicy):
-        acting = acting.replace("policy", "policy (sampled while collecting)", 1)
-    yield f"{config.env}: {agent_name(config)}, acted by {acting} on {device_name(device)}, run folder {folder.path}"
+    acting = f"{agent_name(config)}, acted by {_acting(config, train_planner)}"
+    yield f"{config.env}: {acting} on {device_name(device)}, run folder {folder.path}"
     yield (
         f"{config.env_steps:,} env steps = {config.env_steps // config.action_repeat:,} agent steps "
         f"(action repeat {config.action_repeat}); {config.train.updates} updates every {config.train.every:,} env steps"
@@ -46,6 +42,17 @@ def introduction(config: Config, train_planner: Planner, device: torch.device, f
         yield "1 environment: collecting and updating take turns (sequential, as in the paper)"
     else:
         yield f"{config.num_envs} environments, planned in one batch: they step while updates run (interleaved)"
+
+
+def _acting(config: Config, train_planner: Planner) -> str:
+    """What chooses actions, and where those of the bare policy are samples."""
+    collects = train_planner == Policy(sample=True)
+    evaluates = config.planner == "policy" and config.policy.sample
+    if config.train_planner not in (None, config.planner):
+        trains = f"{config.train_planner}{' (sampled while collecting)' if collects else ''}"
+        return f"{trains} in training, {config.planner}{' (sampled)' if evaluates else ''} in evaluation,"
+    where = {(True, True): "", (True, False): " while collecting", (False, True): " in evaluation"}
+    return config.planner + (f" (sampled{where[collects, evaluates]})" if collects or evaluates else "")
 
 
 def phase(due: Due, num_envs: int) -> str:
