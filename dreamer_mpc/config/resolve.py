@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dreamer_mpc.agents.protocol import AgentKind
 from dreamer_mpc.config.load import PRESETS, config_from_dict, first_lines, load_presets, whole
 from dreamer_mpc.config.schema import Config, PlannerSettings
+from dreamer_mpc.envs.scene import WARP
 from dreamer_mpc.planners import PLANNERS, Planner, make_planner
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.world_model import WorldModelKind
@@ -114,8 +115,14 @@ def agent_of(config: Config) -> AgentKind:
 def resolve(config: Config) -> Config:
     """`config` with `agent: auto` resolved; UserError where a planner needs a part that the agent lacks.
 
-    Also where sequences have no next frame, whose reward the values of v3 learn from.
+    Also where sequences have no next frame, whose reward the values of v3 learn from, and where either training or
+    evaluation alone is in pictures by warp.
     """
+    if (config.evaluated_in == WARP) != (config.render_quality == WARP):
+        raise UserError(
+            f"--eval.render-quality {config.evaluated_in} does not go with --render-quality {config.render_quality}, "
+            f"as pictures by warp are a world of their own: give both {WARP}, or neither"
+        )
     decided = dataclasses.replace(config, agent=agent_of(config))
     if decided.agent == "dreamer" and config.behavior.kind == "v3" and config.replay.sequence_length < 2:
         raise UserError("--replay.sequence-length must be at least 2 with --behavior.kind v3, got 1")

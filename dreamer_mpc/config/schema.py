@@ -61,6 +61,8 @@ class EvaluationConfig:
     """Environments stepped in parallel; at most one per CPU core."""
     seed: int = 10_000
     """Seed of the first evaluation episode; the next ones count up."""
+    render_quality: RenderQuality | None = None
+    """Rendering of a run's evaluations; None is that of its training. warp goes with warp alone."""
     beside: Literal["auto", "on", "off"] = "off"
     """on: in a process of its own, which plays the checkpoint while training goes on; off: training waits for each
     evaluation; auto: on with several training environments on a GPU, where it has not been measured yet. Returns are
@@ -172,6 +174,11 @@ class Config(PlannerSettings):
     def trained_by(self) -> PlannerName:
         """The planner that chooses actions in training."""
         return self.train_planner or self.planner
+
+    @property
+    def evaluated_in(self) -> RenderQuality:
+        """The render quality of the evaluations of a run."""
+        return self.eval.render_quality or self.render_quality
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,7 +72,7 @@ class Player:
         shown: list[Path] = []
         notes: list[str] = []
         if recorded:
-            world = drawn_by(self._config.render_quality)
+            world = drawn_by(self._config.evaluated_in, self._config.render_quality)
             title = f"{self._config.env}, {order.planner}, {order.env_steps:,} env steps{world}"
             shown = write_visuals(order.stem, self._agent, planner, order.planner, evaluation, title, notes.append)
         return Played(replace(evaluation, recording=EpisodeRecording()), shown, notes, time.monotonic() - began)
@@ -80,7 +80,8 @@ class Player:
 
 def evaluation_envs(config: Config, device: torch.device) -> RowVectorEnv:
     """The environments of evaluations, for their owner to close."""
-    return make_envs(config, side_by_side_envs(config.eval.num_envs, config.eval.episodes), device)
+    drawn = replace(config, render_quality=config.evaluated_in)
+    return make_envs(drawn, side_by_side_envs(config.eval.num_envs, config.eval.episodes), device)
 
 
 def player_of_checkpoints(config: Config, envs: RowVectorEnv, device: torch.device) -> Player:

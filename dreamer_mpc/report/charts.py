@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dreamer_mpc.report.styles import NAMES, STYLES, Style, styles
+from dreamer_mpc.report.rows import without_quality
+from dreamer_mpc.report.styles import NAMES, STYLES, Style, in_words, style, styles
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import atomic_path
 
@@ -62,7 +63,8 @@ def curves_picture(path: str | Path, curves: "Sequence[Curve]", published: "Mapp
     """Write a PNG with one panel for each task: ours solid, the paper's dashed, DreamerV3's published returns as stars.
 
     With several seeds, their mean and a band from the lowest to the highest. `published` has what is known of each
-    task, and is drawn up to the longest of our runs. ValueError without curves.
+    task, and is drawn up to the longest of our runs. A render quality of evaluations that is another than in training
+    is said once below if all curves have it, else in the legend. ValueError without curves.
     """
     tasks = sorted({curve.task for curve in curves})
     if not tasks:
@@ -71,18 +73,19 @@ def curves_picture(path: str | Path, curves: "Sequence[Curve]", published: "Mapp
     rows = -(-len(tasks) // columns)
     figure = new_figure({1: 7.0, 2: WIDTH, 3: 1.4 * WIDTH}[columns], 1.4 + 3.1 * rows)
     until = max(curve.env_steps[-1] for curve in curves)
-    names = {curve.method for curve in curves} | {name for task in tasks for name in published[task].paper}
+    names = {curve.method for curve in curves}
     order = [*(name for name in STYLES if name in names), *sorted(names - STYLES.keys())]
     drawn = styles(order)
+    common = _common_quality(names)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(tasks) :]:
         axes.axis("off")
     for axes, task in zip(grid.flat, tasks, strict=False):
-        _draw_task(axes, task, [curve for curve in curves if curve.task == task], published[task], until, drawn)
+        _draw_task(axes, task, [curve for curve in curves if curve.task == task], published[task], until, drawn, common)
     pairs = [pair for axes in grid.flat for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
     handles = dict(sorted(((label, handle) for handle, label in pairs), key=lambda pair: pair[0]))
     ncols = {1: 2, 2: 3, 3: 4}[columns]
-    words = textwrap.wrap(_meaning(curves, published, until), 17 * figure.get_figwidth() - 8)
+    words = textwrap.wrap(_meaning(curves, published, until, common), 17 * figure.get_figwidth() - 8)
     below = 0.12 + 0.155 * len(words)  # inches
     place = {"loc": "lower center", "bbox_to_anchor": (0.5, below / figure.get_figheight())}
     figure.legend(handles.values(), handles.keys(), ncols=ncols, frameon=False, fontsize=9.5, **place)
@@ -92,11 +95,18 @@ def curves_picture(path: str | Path, curves: "Sequence[Curve]", published: "Mapp
     save(figure, path)
 
 
-def _meaning(curves, published, until) -> str:
+def _common_quality(methods) -> str:
+    """The end of all names that says the render quality of evaluations; empty where it is not the same for all."""
+    ends = {method.removeprefix(without_quality(method)) for method in methods}
+    return ends.pop() if len(ends) == 1 else ""
+
+
+def _meaning(curves, published, until, common) -> str:
     """What lines, bands and stars are, in words."""
     several = len({(c.task, c.method) for c in curves}) < len(curves)
     words = "Solid: mean return over the episodes of an evaluation without exploration"
-    words += "; of several seeds their mean, and a band from the lowest to the highest. " if several else ", one seed. "
+    words += "; of several seeds their mean, and a band from the lowest to the highest" if several else ", one seed"
+    words += f"{common}. "
     shown = [published[task] for task in {curve.task for curve in curves}]
     if any(_as_far(steps, until).sum() > 1 for known in shown for steps, _ in known.paper.values()):
         words += "Dashed: the paper's means, read from its figure. "
@@ -109,7 +119,7 @@ def _as_far(steps, until):
     return np.array(steps) <= until
 
 
-def _draw_task(axes, task, curves, published, until, drawn: dict[str, Style]):
+def _draw_task(axes, task, curves, published, until, drawn: dict[str, Style], common: str):
     """One panel."""
     from matplotlib.ticker import EngFormatter
 
@@ -117,14 +127,14 @@ def _draw_task(axes, task, curves, published, until, drawn: dict[str, Style]):
         seeds = [curve for curve in curves if curve.method == method]
         x, low, mean, high = _over_seeds(seeds)
         color, marker = drawn[method]
-        label = f"ours, {NAMES.get(method, method)}"
+        label = f"ours, {in_words(method).removesuffix(common)}"
         axes.plot(x, mean, label=label, color=color, linewidth=2, marker=marker, markersize=4.5, zorder=3)
         if len(seeds) > 1:
             axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
     for method, (steps, returns) in published.paper.items():
         shown = _as_far(steps, until)
         if shown.sum() > 1:
-            label, color = f"paper, {NAMES[method]}", drawn[method].color
+            label, color = f"paper, {NAMES[method]}", style(method).color
             axes.plot(np.array(steps)[shown], np.array(returns)[shown], "--", label=label, color=color, linewidth=1.3)
     marks = {steps: returns for steps, returns in published.dreamerv3.items() if steps <= until}
     if marks:

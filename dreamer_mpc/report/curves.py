@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dreamer_mpc.config import Config, load_saved
-from dreamer_mpc.report.rows import drawn_by
+from dreamer_mpc.report.rows import drawn_by, without_quality
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.runs.logger import read_metrics
 from dreamer_mpc.util.errors import UserError, cannot_write, in_one_line
@@ -46,13 +46,13 @@ class Curve:
 def method_of(config: Config) -> str:
     """The method's name: the planner's, but `dreamer` for the bare policy and `planet` for CEM without an actor.
 
-    Another planner in training is part of it, and pictures by warp.
+    Another planner in training is part of it, and so are pictures by warp and another render quality in evaluations.
     """
     name = METHODS.get(config.planner, config.planner)
     if config.planner == "cem" and config.agent == "dreamer":
         name = "cem"
     other = "" if config.trained_by == config.planner else f", trained with {config.trained_by}"
-    return f"{name}{other}{drawn_by(config.render_quality)}"
+    return f"{name}{other}{drawn_by(config.evaluated_in, config.render_quality)}"
 
 
 def gather(
@@ -186,7 +186,7 @@ class Published:
 
     def paper_return(self, curve: Curve) -> float | None:
         """The paper's mean return at the last env step of `curve`, interpolated; None outside of its curve."""
-        steps, returns = self.paper.get(curve.method, ([], []))
+        steps, returns = self.paper.get(without_quality(curve.method), ([], []))
         last = curve.env_steps[-1].item()
         if not steps or not steps[0] <= last <= steps[-1] + GRACE:
             return None

@@ -16,7 +16,7 @@ from dreamer_mpc.report.found import Found, FoundComparison, FoundEvaluation, Fo
 from dreamer_mpc.report.html import MB, Enclosures, card, code, heading, note, page, table
 from dreamer_mpc.report.progress import decided, mean_and_spread, plural
 from dreamer_mpc.report.rows import drawn_by
-from dreamer_mpc.report.styles import NAMES, style
+from dreamer_mpc.report.styles import in_words, style
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import user_path, write_text
 from dreamer_mpc.util.intervals import FEWEST
@@ -186,8 +186,7 @@ def _curves(runs: Sequence[FoundRun], enclosures: Enclosures, scratch: Path) -> 
 
 
 def _name(run: FoundRun) -> str:
-    method = method_of(run.config)
-    return NAMES.get(method, method)
+    return in_words(method_of(run.config))
 
 
 def _media(found: Found, enclosures: Enclosures) -> str:

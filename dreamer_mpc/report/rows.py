@@ -79,6 +79,9 @@ def _parsed(text: str, kind: Any) -> Any:
     return value
 
 
+DRAWN_WITH = ", drawn with "
+
+
 def drawn_by(quality: str | None, *trained: str) -> str:
     """The end of a title of episodes with this render quality, of agents `trained` with those; mostly empty.
 
@@ -88,6 +91,11 @@ def drawn_by(quality: str | None, *trained: str) -> str:
     others = sorted({own for own in trained if own != quality})
     if quality != WARP and not others:
         return ""
-    drawn = "drawn by warp" if quality == WARP else f"drawn with {quality}"
+    drawn = ", drawn by warp" if quality == WARP else f"{DRAWN_WITH}{quality}"
     some = "some " if quality in trained else ""
-    return f", {drawn}" + (f" ({some}trained with {', '.join(others)})" if others else "")
+    return drawn + (f" ({some}trained with {', '.join(others)})" if others else "")
+
+
+def without_quality(name: str) -> str:
+    """`name` without an end from `drawn_by`, unless it names warp, whose pictures are a world of their own."""
+    return name.partition(DRAWN_WITH)[0]

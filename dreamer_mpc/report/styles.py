@@ -1,8 +1,11 @@
 """One colour and marker for each method, in every picture, video and page."""
 
 import zlib
+from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
+
+from dreamer_mpc.report.rows import without_quality
 
 
 class Style(NamedTuple):
@@ -45,20 +48,24 @@ NAMES = {
 def styles(methods: Iterable[str]) -> dict[str, Style]:
     """The style of each method of a picture.
 
-    A method of a sweep, `planner setting=value`, has its planner's. Other names get one that follows from the name;
-    where two in one picture would share it, the later one in the alphabet takes the next that is free. Beyond eight of
-    these, colours return with other markers.
+    A method of a sweep, `planner setting=value`, has its planner's. A render quality at the end of a name counts only
+    where the method is there with several. Other names get one that follows from the name; where two in one picture
+    would share it, the later one in the alphabet takes the next that is free. Beyond eight of these, colours return
+    with other markers.
     """
     methods = list(dict.fromkeys(methods))
-    chosen = {method: STYLES[_planner(method)] for method in methods if _planner(method) in STYLES}
-    for number, method in enumerate(sorted(set(map(_planner, methods)) - STYLES.keys())):
+    alike = Counter(map(without_quality, methods))
+    names = {method: method if alike[without_quality(method)] > 1 else without_quality(method) for method in methods}
+    planners = {method: _planner(name) for method, name in names.items()}
+    chosen = {planner: STYLES[planner] for planner in planners.values() if planner in STYLES}
+    for number, method in enumerate(sorted(set(planners.values()) - STYLES.keys())):
         turn, place = divmod(number, len(OTHERS))
         if place == 0:
             others = [Style(o.color, OTHERS[(i + turn) % len(OTHERS)].marker) for i, o in enumerate(OTHERS)]
             free = list(others)
         chosen[method] = _at(others, free, method)
         free.remove(chosen[method])
-    return {method: chosen[method] if method in chosen else chosen[_planner(method)] for method in methods}
+    return {method: chosen[planner] for method, planner in planners.items()}
 
 
 def _at(others: list[Style], free: list[Style], method: str) -> Style:
@@ -70,6 +77,12 @@ def _at(others: list[Style], free: list[Style], method: str) -> Style:
 def style(method: str) -> Style:
     """The style of a method that is drawn alone."""
     return styles([method])[method]
+
+
+def in_words(method: str) -> str:
+    """A method by the name that readers know, with the render quality if that is another than its training's."""
+    name = without_quality(method)
+    return NAMES.get(name, name) + method.removeprefix(name)
 
 
 def _planner(method: str) -> str:

@@ -48,7 +48,7 @@ def _train(stop: Stop, args: Sequence[str], started: float) -> None:
         trainer.run()
         trainer.evaluator.on_step = lambda: stop.check(f"stopped; the run in {folder.path} is complete")
         rows = _final_rows(trainer)
-    world = drawn_by(config.render_quality)
+    world = drawn_by(config.evaluated_in, config.render_quality)
     print_table(results_table(rows, f"{config.env}, {trainer.counters.env_steps:,} env steps{world}"))
     if "quick" in config.config.split(","):
         print("quick shows that everything works: so short a run learns little, whatever its returns")

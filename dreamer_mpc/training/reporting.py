@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from dreamer_mpc.config import Config
+from dreamer_mpc.config.schema import RenderQuality
 from dreamer_mpc.data.collect import Counters
 from dreamer_mpc.planners import Planner, Policy
 from dreamer_mpc.report.progress import SEEDING, mean_and_spread, plural
@@ -38,6 +39,8 @@ def introduction(config: Config, train_planner: Planner, device: torch.device, f
     )
     if plays_beside(config, device):
         yield "evaluations are played beside training, in a process of their own"
+    if quality := drawn_apart(config):
+        yield f"evaluations are drawn with {quality}, training with {config.render_quality}"
     if config.num_envs == 1:
         yield "1 environment: collecting and updating take turns (sequential, as in the paper)"
     else:
@@ -62,10 +65,16 @@ def phase(due: Due, num_envs: int) -> str:
     return PHASES[due]
 
 
-def evaluated(row: Row, env_steps: int) -> str:
-    """The result of an evaluation."""
+def drawn_apart(config: Config) -> RenderQuality | None:
+    """The render quality of evaluations, where training has another one."""
+    return config.evaluated_in if config.evaluated_in != config.render_quality else None
+
+
+def evaluated(row: Row, env_steps: int, quality: RenderQuality | None) -> str:
+    """The result of an evaluation; `quality` as from `drawn_apart`."""
     words = mean_and_spread(row["return_mean"], row["return_std"], row["episodes"])
-    return f"evaluation at {env_steps:,} env steps: return {words} over {plural(row['episodes'], 'episode')}"
+    drawn = f", drawn with {quality}" if quality else ""
+    return f"evaluation at {env_steps:,} env steps: return {words} over {plural(row['episodes'], 'episode')}{drawn}"
 
 
 def evaluations_beside(evaluator: Evaluator) -> Iterator[str]:

@@ -282,10 +282,12 @@ class Trainer:
         """Log an evaluation of the agent at `counters`; keep its `checkpoint` if it is the best so far."""
         self.evaluation = played.evaluation
         row, mishaps = self.evaluation.row(self.config.planner), self.evaluation.mishaps()
-        self._logger.write(counters, to_metrics(row) | self.evaluation.counts())
+        quality = reporting.drawn_apart(self.config)
+        drawn = {f"eval/drawn_with_{quality}": 1.0} if quality else {}  # records hold numbers alone
+        self._logger.write(counters, to_metrics(row) | self.evaluation.counts() | drawn)
         self._say([mishaps] if mishaps else [])
         self._show(eval_return=row["return_mean"])
-        self._progress.line(reporting.evaluated(row, counters["env_steps"]))
+        self._progress.line(reporting.evaluated(row, counters["env_steps"], quality))
         self._say(played.notes)
         for path in played.shown:
             self._logger.show(counters["env_steps"], path)
