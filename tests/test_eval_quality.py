@@ -11,7 +11,9 @@ from dreamer_mpc.config import Config, load_presets
 from dreamer_mpc.config.schema import EvaluationConfig
 from dreamer_mpc.envs import choose_gl_backend, make_env
 from dreamer_mpc.envs.dmc import DMCEnv
+from dreamer_mpc.evaluation import player
 from dreamer_mpc.evaluation.player import evaluation_envs
+from dreamer_mpc.evaluation.visualize import write_visuals
 from dreamer_mpc.report.charts import _common_quality
 from dreamer_mpc.report.curves import gather, method_of, published
 from dreamer_mpc.report.plot import plot
@@ -49,8 +51,11 @@ def own(seed, shadowsize=None):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The folder of a run whose evaluations are in full, its output, and the seed and first image of its episodes."""
-    folder, begun, reset = tmp_path_factory.mktemp("full") / "run", [], DMCEnv.reset
+    """The folder of a run whose evaluations are in full, its output, and the seed and first image of its episodes.
+
+    The output ends with the titles of its videos.
+    """
+    folder, begun, reset, titles = tmp_path_factory.mktemp("full") / "run", [], DMCEnv.reset, []
 
     def seen(self, *, seed=None, options=None):
         image, info = reset(self, seed=seed, options=options)
@@ -59,8 +64,9 @@ def whole(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DMCEnv, "reset", seen)
+        patch.setattr(player, "write_visuals", lambda *args: titles.append(args[5]) or write_visuals(*args))
         said = train(*FULL, "--eval.video", "--eval.video-steps", 4, "--run-dir", folder)
-    return folder, " ".join(said.split()), [pair for pair in begun if pair[0] is not None]
+    return folder, " ".join([*said.split(), *titles]), [pair for pair in begun if pair[0] is not None]
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +109,8 @@ def test_a_run_says_what_drew_its_evaluations(whole, tmp_path):
     assert "evaluations are drawn with full, training with small-shadows" in said
     assert len(re.findall(r"evaluation at \d+ env steps: [^:]* 1 episode, drawn with full", said)) == 2
     assert f"cheetah-run, 40 env steps, {ENDED}" in said, "the title of the last table"
+    for env_steps in (24, 40):
+        assert f"cheetah-run, dream-mpc, {env_steps} env steps, {ENDED}" in said, "the title of a video"
     evaluations = [record for record in records(folder) if "eval/return_mean" in record]
     assert [record[KEY] for record in evaluations] == [1.0, 1.0]
     assert not any(KEY in record for record in records(folder) if record not in evaluations)
@@ -217,6 +225,8 @@ def test_a_picture_says_it_once_where_all_curves_have_it(tmp_path):
 def test_a_method_keeps_its_name_and_its_style():
     method = method_of(Config(**apart(train_planner="policy")))
     assert method == f"dream-mpc, trained with policy, {ENDED}"
+    warp = Config(render_quality="warp", eval=EvaluationConfig(render_quality="warp"))
+    assert method_of(warp) == "dream-mpc, drawn by warp" == method_of(Config(render_quality="warp"))
     method = f"dream-mpc, {ENDED}"
     assert in_words(method) == f"Dream-MPC, {ENDED}" and in_words("dream-mpc") == "Dream-MPC"
     assert style(method) == STYLES["dream-mpc"] == styles([method, "policy"])[method]
