@@ -13,3 +13,8 @@ def is_gymnasium_id(name: str) -> bool:
 def is_task(name: str) -> bool:
     """Whether it is a task of dm_control's suite, `domain-task`; else the environment is made by foreign code."""
     return ":" not in name and not is_gymnasium_id(name)
+
+
+def is_factory(name: str) -> bool:
+    """Whether it is `module:factory`, whose environment draws itself."""
+    return not is_task(name) and not is_gymnasium_id(name)

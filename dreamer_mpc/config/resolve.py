@@ -118,9 +118,10 @@ def resolve(config: Config) -> Config:
     Also where sequences have no next frame, whose reward the values of v3 learn from, and where either training or
     evaluation alone is in pictures by warp.
     """
-    if (config.evaluated_in == WARP) != (config.render_quality == WARP):
+    evaluated_in = config.eval.render_quality or config.render_quality
+    if (evaluated_in == WARP) != (config.render_quality == WARP):
         raise UserError(
-            f"--eval.render-quality {config.evaluated_in} does not go with --render-quality {config.render_quality}, "
+            f"--eval.render-quality {evaluated_in} does not go with --render-quality {config.render_quality}, "
             f"as pictures by warp are a world of their own: give both {WARP}, or neither"
         )
     decided = dataclasses.replace(config, agent=agent_of(config))
