@@ -2,7 +2,6 @@
 
 import contextlib
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from dreamer_mpc.data.replay import Replay, frame_bytes
 from dreamer_mpc.data.storage import ReplayFiles
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.training.setup import _make_replay
+from tests.support.agents import make_agent
 from tests.support.replays import ACTION_DIM, SHAPE, append
 
 S = 3
@@ -176,8 +176,7 @@ def test_files_of_replays_without_states_are_what_they_were(tmp_path):
 @pytest.mark.parametrize("presets, across", [("default", False), ("v3", True), ("v3-small", True)])
 def test_runs_of_v3_sample_across_episodes(presets, across, tmp_path):
     config = replace(load_presets(presets), env_steps=2000)
-    model = SimpleNamespace(action_dim=ACTION_DIM)
-    agent = SimpleNamespace(model=model, state_dim=S, device=torch.device("cpu"))
+    agent = make_agent()
     with contextlib.ExitStack() as opened:
         replay, _ = _make_replay(config, RunFolder(tmp_path), 3200, agent, opened)
     assert replay.across_episodes == across
