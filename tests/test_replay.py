@@ -97,6 +97,50 @@ def test_a_replay_is_what_plain_lists_say(capacity, streams, episode_length):
             assert_uniform(seen)
 
 
+@pytest.mark.parametrize("capacity, streams", [(1000, 2), (40, 2), (23, 1)])
+def test_across_episodes_every_place_of_a_stream_is_drawn_alike(capacity, streams):
+    """Also the last frames of an episode with the first of the next one, and episodes shorter than a sequence."""
+    lengths, length = [12, 3, 5, 20, 2, 9, 1], 6
+    replay = make_replay(capacity, lengths, streams, seed=3, across_episodes=True)
+    rows = [[(n, t) for n, frames in enumerate(lengths) if n % streams == row for t in range(frames)]
+            [-(capacity // streams):] for row in range(streams)]  # fmt: skip
+    places = {tuple(row[k : k + length]) for row in rows for k in range(len(row) - length + 1)}
+    seen = Counter()
+    for _ in range(20):
+        batch = replay.sample(1000, length)
+        assert torch.equal(batch.is_first, batch.action[..., 1] == 0)
+        seen.update(tuple(map(tuple, sequence)) for sequence in batch.action.int().movedim(1, 0).tolist())
+    assert set(seen) == places, "every place, and no other"
+    assert_uniform(seen)
+
+
+def test_first_frames_are_rare_in_sequences_of_one_episode_and_not_across_episodes():
+    """What the agent has to do at an episode's start is learned from these frames."""
+    share = {}
+    for across in (False, True):
+        replay = make_replay(2000, [101] * 10, across_episodes=across)
+        share[across] = replay.sample(4000, 50).is_first.float().mean().item()
+    assert share[False] == pytest.approx(1 / 52 / 50, rel=0.5)
+    assert share[True] == pytest.approx(1 / 101, rel=0.1)
+
+
+def test_no_sequence_reaches_over_a_dropped_episode():
+    replay = make_replay(1000, [7, 8], across_episodes=True)
+    add_episode(replay, 2, 6)
+    replay.drop(np.array([0]))
+    add_episode(replay, 3, 9)
+    add_episode(replay, 4, 4)
+    sequences = replay.sample(3000, 5).action[..., 0].int().T.tolist()
+    assert {tuple(sorted(set(row))) for row in sequences} == {(0,), (0, 1), (1,), (3,), (3, 4)}
+    assert make_replay(1000, [3, 3], across_episodes=True).sample(9, 6).is_first.sum() == 18
+
+
+def test_across_episodes_too_few_frames_are_one_line_with_a_remedy():
+    with pytest.raises(UserError, match="no sequence of episodes in replay has 5 frames .the longest has 4") as error:
+        make_replay(50, [3, 1], across_episodes=True).sample(2, 5)
+    assert "\n" not in str(error.value)
+
+
 def test_thousands_of_episodes_stay_cheap_to_keep():
     replay = make_replay(500, streams=2)
     for number in range(3000):

@@ -1,11 +1,18 @@
 """Latent states beside the frames of a replay: which one a sequence starts from, and that they are saved."""
 
+import contextlib
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from dreamer_mpc.config import load_presets
 from dreamer_mpc.data.replay import Replay, frame_bytes
 from dreamer_mpc.data.storage import ReplayFiles
+from dreamer_mpc.runs.folder import RunFolder
+from dreamer_mpc.training.setup import _make_replay
+from tests.support.agents import make_agent
 from tests.support.replays import ACTION_DIM, SHAPE, append
 
 S = 3
@@ -164,3 +171,12 @@ def test_many_states_are_written_only_at_the_end(tmp_path, monkeypatch):
 def test_files_of_replays_without_states_are_what_they_were(tmp_path):
     files = ReplayFiles(tmp_path, Replay(100, ACTION_DIM, 1, SHAPE))
     assert files.write_states(last=True) == {}
+
+
+@pytest.mark.parametrize("presets, across", [("default", False), ("v3", True), ("v3-small", True)])
+def test_runs_of_v3_sample_across_episodes(presets, across, tmp_path):
+    config = replace(load_presets(presets), env_steps=2000)
+    agent = make_agent()
+    with contextlib.ExitStack() as opened:
+        replay, _ = _make_replay(config, RunFolder(tmp_path), 3200, agent, opened)
+    assert replay.across_episodes == across

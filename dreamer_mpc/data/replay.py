@@ -38,6 +38,9 @@ class ReplayConfig:
     states: bool = False
     """Keep each frame's latent state, refreshed by updates, so that a sequence starts from the state before it (v3);
     otherwise from the initial state (paper)."""
+    across_episodes: bool = False
+    """Let a sequence go on into the next episode of its environment, so that the first frames of episodes are drawn as
+    often as all others (v3); otherwise it lies inside one episode, and these frames are rare (ours)."""
 
     def __post_init__(self):
         check_ranges(self, capacity=(1, None), batch_size=(1, None), sequence_length=(1, None))
@@ -46,9 +49,10 @@ class ReplayConfig:
 class Replay:
     """Frames on one device, one ring for each of `streams` environments; a sampled sequence lies inside one episode.
 
-    Stream i has its own `capacity // streams` slots, so episodes are written in parallel and can be sampled while they
-    are in progress. When its ring is full, each new frame of a stream replaces the oldest one. With `state_dim`, the
-    agent's latent state of each frame is kept beside it (`states`).
+    With `across_episodes` it may go on into the next episode of its stream, which `is_first` marks. Stream i has its
+    own `capacity // streams` slots, so episodes are written in parallel and can be sampled while they are in progress.
+    When its ring is full, each new frame of a stream replaces the oldest one. With `state_dim`, the agent's latent
+    state of each frame is kept beside it (`states`).
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class Replay:
         memmap: Path | None = None,
         seed: int = 0,
         state_dim: int = 0,
+        across_episodes: bool = False,
     ):
         if capacity < streams:
             raise ValueError(f"a replay of {capacity} frames has none for each of {streams} streams")
@@ -81,6 +86,7 @@ class Replay:
                 frames = torch.zeros(shape, dtype=dtype, device=self.device)
             self._frames[name] = frames
         self.states = StoredStates(capacity, state_dim, self.device) if state_dim else None
+        self.across_episodes = across_episodes
         self._episodes = _Episodes(streams, self.size)
         self._rng = np.random.default_rng(seed)
 
@@ -132,9 +138,9 @@ class Replay:
     def sample(self, batch_size: int, length: int, device: torch.device | str | None = None) -> Batch:
         """Sequences [length, batch_size, ...], uniform over every start that leaves `length` frames of its episode.
 
-        They are on `device`, by default the replay's, and sampling does not wait for it. `index` identifies a frame
-        permanently, whatever the size of the ring. Where states are kept, `state` is that of the frame before each
-        sequence, or zeros where there is none.
+        With `across_episodes`: of its stream, up to the next gap. They are on `device`, by default the replay's, and
+        sampling does not wait for it. `index` identifies a frame permanently, whatever the size of the ring. Where
+        states are kept, `state` is that of the frame before each sequence, or zeros where there is none.
         """
         device = self.device if device is None else torch.device(device)
         streams, starts = self._starts(batch_size, length)
@@ -177,9 +183,7 @@ class Replay:
         """Frames from `starts` to before `ends` of every stream, stream after stream, on the host."""
         return self._read(self._frames, starts, ends)
 
-    def write(
-        self, starts: Int64[np.ndarray, " S"], ends: Int64[np.ndarray, " S"], frames: dict[str, Tensor]
-    ) -> None:
+    def write(self, starts: Int64[np.ndarray, " S"], ends: Int64[np.ndarray, " S"], frames: dict[str, Tensor]) -> None:
         """Write the frames that `read` gave back to their slots, except those too old to fit in the ring."""
         self._write(self._frames, starts, ends, frames)
 
@@ -238,18 +242,19 @@ class Replay:
     def _starts(self, batch_size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Streams and positions [B] where sequences start."""
         episodes = self._episodes
-        lengths = episodes.lengths()
+        stream, end, lengths = episodes.stretches() if self.across_episodes else episodes.single()
         ends = np.cumsum(np.maximum(lengths - length + 1, 0))
         if len(ends) == 0 or ends[-1] == 0:
             longest = lengths.max(initial=0)
+            where = "sequence of episodes" if self.across_episodes else "episode"
             raise UserError(
-                f"no episode in replay has {length} frames (the longest has {longest}): "
+                f"no {where} in replay has {length} frames (the longest has {longest}): "
                 f"lower --replay.sequence-length to {longest} or less"
             )
         drawn = self._rng.integers(ends[-1], size=batch_size)
-        episode = np.searchsorted(ends, drawn, side="right")
-        before_end = ends[episode] - drawn  # 1 is the episode's last start
-        return episodes.stream[episode], episodes.end[episode] - length + 1 - before_end
+        piece = np.searchsorted(ends, drawn, side="right")
+        before_end = ends[piece] - drawn  # 1 is the last start
+        return stream[piece], end[piece] - length + 1 - before_end
 
 
 class _Episodes:
@@ -280,6 +285,21 @@ class _Episodes:
         """Number of frames that each episode still has in the ring."""
         start = self._table[: self._count, 1]
         return np.maximum(self.end - np.maximum(start, self.oldest()[self.stream]), 0)
+
+    def single(self) -> tuple[Int64[np.ndarray, " E"], Int64[np.ndarray, " E"], Int64[np.ndarray, " E"]]:
+        """Stream, end and length of each episode."""
+        return self.stream, self.end, self.lengths()
+
+    def stretches(self) -> tuple[Int64[np.ndarray, " P"], Int64[np.ndarray, " P"], Int64[np.ndarray, " P"]]:
+        """The same of episodes that follow each other without a gap, as one; dropped frames are a gap."""
+        order = np.argsort(self.stream, kind="stable")  # in a stream, episodes stand as they began
+        stream, start, end = self._table[: self._count][order].T
+        begins = np.ones(len(stream), dtype=bool)
+        begins[1:] = (stream[1:] != stream[:-1]) | (start[1:] != end[:-1])
+        first = np.flatnonzero(begins)
+        last = np.append(first[1:], len(stream)) - 1 if len(first) else first
+        stream, start, end = stream[first], start[first], end[last]
+        return stream, end, np.maximum(end - np.maximum(start, self.oldest()[stream]), 0)
 
     def append(self, rows: np.ndarray, is_first: np.ndarray) -> np.ndarray:
         """Count one more frame in each of `rows`; gives its position."""

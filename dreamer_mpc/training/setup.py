@@ -158,7 +158,7 @@ def _make_replay(
         opened.callback(discard, memmap)  # its frames are also saved in the replay files
     replay = Replay(
         capacity, action_dim, config.num_envs, images, place,
-        memmap=memmap, seed=config.seed, state_dim=state_dim,
+        memmap=memmap, seed=config.seed, state_dim=state_dim, across_episodes=config.replay.across_episodes,
     )  # fmt: skip
     saved = f"saved as it grows, at last {required / GIB:.2f} GiB on disk"
     return replay, f"{line}, {capacity:,} frames; {saved} ({free_disk(folder.path) / GIB:.0f} GiB free)"
