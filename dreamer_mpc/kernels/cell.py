@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from dreamer_mpc.kernels.choice import misfit
+from dreamer_mpc.kernels.deferred import leave, placeholders
 from dreamer_mpc.kernels.policy import PolicyWeights, tanh_normal_mode
 
 try:  # torch builds for CUDA include Triton
@@ -292,17 +293,17 @@ def _elu_slope(y: Tensor) -> Tensor:
 
 
 class Observe(torch.autograd.Function):
-    """`unroll` with gradients for all inputs except noise and keep.
+    """`unroll` with gradients for all inputs except noise and keep; those of the cell are left to `Deferred`.
 
-    apply(state [M, S], action [T, M, A], seen [T, M, X], noise, keep, min_std, bf16, *cell)
-    -> deter [T, M, D], stoch [T, M, Z], stats [T, M, 2Z].
+    apply(state [M, S], action [T, M, A], seen [T, M, X], noise, keep, min_std, bf16, box, *cell), with the cell that
+    `Deferred` gives for `box` -> deter [T, M, D], stoch [T, M, Z], stats [T, M, 2Z].
     """
 
     @staticmethod
-    def forward(ctx, state, action, seen, noise, keep, min_std, bf16, *cell):
+    def forward(ctx, state, action, seen, noise, keep, min_std, bf16, box, *cell):
         cell = Cell(*cell)
         action, trace = unroll(cell, state, action, seen, noise, keep, min_std, bf16=bf16)
-        ctx.bf16 = bf16
+        ctx.bf16, ctx.box = bf16, box
         ctx.save_for_backward(action, noise, keep, *cell, *trace)
         return trace.deter[1:], trace.stoch[1:], trace.stats
 
@@ -313,17 +314,22 @@ class Observe(torch.autograd.Function):
         cell, trace = _restored(saved)
         g_deter, g_stoch, g_stats = (g.contiguous() for g in (g_deter, g_stoch, g_stats))
         delta = _backward(cell, trace, noise, keep, g_deter, g_stoch, g_stats, ctx.bf16)
-        kept = keep[..., None]
-        inputs = torch.cat([trace.stoch[:-1], action], dim=-1) * kept
-        gradients = Cell(
-            *_linear_gradients(delta.x, inputs),
-            *_linear_gradients(delta.gi, trace.x),
-            *_linear_gradients(delta.gh, trace.deter[:-1] * kept),
-            _linear_gradients(delta.hidden, trace.deter[1:])[0],
-            *_linear_gradients(delta.stats, trace.hidden),
-        )
+        leave(ctx.box, _of_cell, delta, trace, action, keep)
         d_state = torch.cat([delta.deter, delta.stoch], dim=-1)
-        return d_state, delta.action, delta.hidden, None, None, None, None, *gradients
+        return d_state, delta.action, delta.hidden, *[None] * 5, *placeholders(cell)
+
+
+def _of_cell(delta: _Deltas, trace: Trace, action: Float[Tensor, "T M A"], keep: Float[Tensor, "T M"]) -> Cell:
+    """Gradients of the weights, each in one product over all steps."""
+    kept = keep[..., None]
+    inputs = torch.cat([trace.stoch[:-1], action], dim=-1) * kept
+    return Cell(
+        *_linear_gradients(delta.x, inputs),
+        *_linear_gradients(delta.gi, trace.x),
+        *_linear_gradients(delta.gh, trace.deter[:-1] * kept),
+        _linear_gradients(delta.hidden, trace.deter[1:])[0],
+        *_linear_gradients(delta.stats, trace.hidden),
+    )
 
 
 def _restored(saved: list[Tensor]) -> tuple[Cell, Trace]:

@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 from dreamer_mpc.kernels import kl
 from dreamer_mpc.kernels.cell import Acting, Cell, Observe, Rollout, Trace, unroll
+from dreamer_mpc.kernels.deferred import Deferred
+from dreamer_mpc.kernels.graphs import Aside
 
 
 class Gaussian(NamedTuple):
@@ -97,12 +99,16 @@ class RSSM(nn.Module):
         action = action * keep
         if noise is None:
             noise = torch.randn(*embed.shape[:2], self.stoch, device=embed.device, dtype=action.dtype)
+        aside, box = Aside(embed.device, "weights"), []
+        with aside:  # on the way back gradients of weights are computed there, beside what goes on before the scan
+            deter_weight, embed_weight = self.posterior_hidden.weight.split([self.deter, embed.shape[-1]], dim=1)
+            if self.kernels:
+                cell = Deferred.apply(box, *self._cell(deter_weight, self.posterior_out))
+        aside.join()
         # The contribution of images to the posterior's first layer is not recurrent: one product for all steps.
-        deter_weight, embed_weight = self.posterior_hidden.weight.split([self.deter, embed.shape[-1]], dim=1)
         seen = self._seen(embed, embed_weight, action.dtype)  # [T, B, hidden]
         if self.kernels:
-            cell = self._cell(deter_weight, self.posterior_out)
-            settings = (keep[..., 0], self.min_std, self.bf16)
+            settings = (keep[..., 0], self.min_std, self.bf16, box)
             deter, stoch, stats = Observe.apply(state, action, seen, noise, *settings, *cell)
             return torch.cat([deter, stoch], dim=-1), self._gaussian(stats), self.prior(deter)
         deters, stochs, posteriors = [], [], []
