@@ -383,8 +383,8 @@ MUTATIONS = [
         "posterior.mean + 0 * noise[t]"
     ),
     world(
-        "posterior and prior exchanged", "world_model/rssm", "self._gaussian(stats), self.prior(deter)",
-        "self.prior(deter), self._gaussian(stats)",
+        "the prior of the step before", "world_model/gaussian", "self.rssm.prior(states[...",
+        "self.rssm.prior(states.roll(1, 0)[...",
     ),
     world(
         "state not reset at an episode's first image", "world_model/rssm",

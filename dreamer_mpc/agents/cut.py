@@ -3,7 +3,6 @@
 What lies behind the cut can begin before the gradients of other losses in the inferred tensors are there.
 """
 
-from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -15,8 +14,7 @@ from torch.utils import _pytree as pytree
 class Cut:
     """`inferred`, tensors in named tuples, lists or dicts, and `copy`, the same without history, for a loss.
 
-    `back` takes the loss, `through` goes on from the gradients in the copies to the parameters of `network`. Between
-    them, `ahead` may go as far as one inferred tensor, before another gradient in that is there.
+    `back` takes the loss, `through` goes on from the gradients in the copies to the parameters of `network`.
     """
 
     def __init__(self, inferred: Any, network: nn.Module):
@@ -33,33 +31,13 @@ class Cut:
         of_copies = iter(found[count:])
         self._near = found[:count]
         self._weights = [next(of_copies) if _differentiable(copy) else None for copy in self._copies]
-        self._of_tensor: Tensor | None = None  # found ahead
-
-    def ahead(self, tensor: Tensor) -> None:
-        """Go back to the inferred `tensor` from all that was inferred from it and from parameters of its own alone."""
-        (_, behind), outputs, weights, parameters = _history(tensor), [], [], {}
-        for i, leaf in enumerate(self._leaves):
-            if leaf is tensor or self._weights[i] is None or leaf.grad_fn in behind:
-                continue
-            edges, nodes = _history(leaf, behind)
-            own = {node.variable: None for node in nodes if hasattr(node, "variable")}
-            if edges == {(tensor.grad_fn, tensor.output_nr)}:
-                outputs.append(leaf)
-                weights.append(self._weights[i])
-                parameters |= own
-                self._weights[i] = None
-        if outputs:
-            inputs = [tensor, *parameters]
-            self._of_tensor, *found = torch.autograd.grad(outputs, inputs, weights)
-            found = dict(zip(parameters, found, strict=True))
-            self._near = [_sum(near, found.get(p)) for p, near in zip(self._parameters, self._near, strict=True)]
 
     def through(self, tensor: Tensor, gradient: Tensor | None) -> tuple[Tensor, ...]:
         """All gradients of the parameters, in their order; `gradient` in the inferred `tensor` counts in addition."""
         outputs, weights = [], []
         for leaf, weight in zip(self._leaves, self._weights, strict=True):
             if leaf is tensor:
-                weight = _sum(_sum(weight, gradient), self._of_tensor)
+                weight = _sum(weight, gradient)
             if weight is not None:
                 outputs.append(leaf)
                 weights.append(weight)
@@ -77,22 +55,6 @@ def _differentiable(x: Any) -> bool:
 
 def _copy(x: Any) -> Any:
     return x.detach().requires_grad_() if _differentiable(x) else x
-
-
-def _history(tensor: Tensor, behind: Collection[Any] = ()) -> tuple[set[tuple[Any, int]], dict[Any, None]]:
-    """The nodes of autograd that a tensor comes from, down to those `behind`; and the edges that lead to the latter."""
-    edges, nodes, left = set(), {}, [tensor.grad_fn]
-    while left:
-        node = left.pop()
-        if node in nodes:
-            continue
-        nodes[node] = None
-        for after, number in node.next_functions:
-            if after in behind:
-                edges.add((after, number))
-            elif after is not None:
-                left.append(after)
-    return edges, nodes
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:

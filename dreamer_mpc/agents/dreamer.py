@@ -200,7 +200,6 @@ class Dreamer:
             model_loss, metrics = world.loss(batch, cut.copy, self._amp())
             metrics["model_loss"] = model_loss.detach()
             cut.back(model_loss)
-            cut.ahead(inference.states)  # it need not wait for the learner's gradient in them
         if self.learner is not None:
             with aside:  # it needs only the posterior states, not the world model's gradients
                 early.join()

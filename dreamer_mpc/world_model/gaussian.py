@@ -23,7 +23,6 @@ class Inference(NamedTuple):
     target: Float[Tensor, "T B C H W"]  # the images as targets of the decoder
     states: Float[Tensor, "T B S"]
     posterior: Gaussian
-    prior: Gaussian
 
 
 class GaussianWorldModel(nn.Module):
@@ -122,17 +121,17 @@ class GaussianWorldModel(nn.Module):
         return to_image(self.decoder(state).float())
 
     def infer(self, batch: Batch, amp: torch.autocast, aside: Aside | None = None) -> Inference:
-        """Posterior and prior of a batch that begins after `batch.state`, by default after the initial state.
+        """The posterior of a batch that begins after `batch.state`, by default after the initial state.
 
         `amp` covers the convolutions; `aside`: see the protocol.
         """
         target = preprocess(batch.image, dequantize=True)  # [T, B, C, H, W]
         with amp:
             embed = self.encoder(target)
-        states, posterior, prior = self.rssm.observe(embed, batch.action, batch.is_first, batch.state)
+        states, posterior = self.rssm.observe(embed, batch.action, batch.is_first, batch.state)
         if aside is not None:
             aside.follow()
-        return Inference(target, states, posterior, prior)
+        return Inference(target, states, posterior)
 
     def loss(
         self, batch: Batch, inference: Inference, amp: torch.autocast
@@ -143,7 +142,8 @@ class GaussianWorldModel(nn.Module):
         where one was paid, so not at an episode's first image. continue, if predicted: the log-likelihood of whether a
         frame is not terminal, of weight 1. `amp` covers the convolutions and, with kernels, the heads; losses are fp32.
         """
-        target, states, posterior, prior = inference
+        target, states, posterior = inference
+        prior = self.rssm.prior(states[..., : self.rssm.deter])
         with amp:
             image = self.decoder.error(states, target)
         kl = gaussian_kl(posterior, prior)

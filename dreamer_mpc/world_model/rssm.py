@@ -92,8 +92,8 @@ class RSSM(nn.Module):
         is_first: Bool[Tensor, "T B"],
         state: Float[Tensor, "B S"] | None = None,
         noise: Float[Tensor, "T B Z"] | None = None,
-    ) -> tuple[Float[Tensor, "T B S"], Gaussian, Gaussian]:
-        """Infer states over a sequence: samples [T, B, S], posterior and prior [T, B, stoch]."""
+    ) -> tuple[Float[Tensor, "T B S"], Gaussian]:
+        """Infer states over a sequence: samples [T, B, S] and the posterior [T, B, stoch]."""
         state = self.initial(embed.shape[1]) if state is None else state
         keep = (~is_first)[..., None].to(action.dtype)  # [T, B, 1]
         action = action * keep
@@ -110,7 +110,7 @@ class RSSM(nn.Module):
         if self.kernels:
             settings = (keep[..., 0], self.min_std, self.bf16, box)
             deter, stoch, stats = Observe.apply(state, action, seen, noise, *settings, *cell)
-            return torch.cat([deter, stoch], dim=-1), self._gaussian(stats), self.prior(deter)
+            return torch.cat([deter, stoch], dim=-1), self._gaussian(stats)
         deters, stochs, posteriors = [], [], []
         for t in range(len(embed)):
             deter = self._recur(state * keep[t], action[t])
@@ -121,9 +121,8 @@ class RSSM(nn.Module):
             deters.append(deter)
             stochs.append(stoch)
             posteriors.append(posterior)
-        deter = torch.stack(deters)
         mean, std = (torch.stack(part) for part in zip(*posteriors, strict=True))
-        return torch.cat([deter, torch.stack(stochs)], dim=-1), Gaussian(mean, std), self.prior(deter)
+        return torch.cat([torch.stack(deters), torch.stack(stochs)], dim=-1), Gaussian(mean, std)
 
     def _seen(
         self, embed: Float[Tensor, "T B E"], weight: Float[Tensor, "X E"], dtype: torch.dtype
