@@ -273,8 +273,8 @@ MUTATIONS = [
         "tests/test_reinforce.py::test_the_world_model_learns_from_the_mean_of_identical_heads_as_from_one",
     ),
     agent(
-        "v3: replayed values teach the world model nothing", "inference.states, learned.states_gradient)",
-        "inference.states, None)", REINFORCE,
+        "v3: replayed values teach the world model nothing", "cut.through(each, gradients)",
+        "cut.through(each, [None] * len(each))", REINFORCE,
     ),
     reinforce("v3: replayed returns go on past a terminal frame", "~(batch.is_terminal[1:] | last)", "~last"),
     reinforce(
@@ -327,8 +327,8 @@ MUTATIONS = [
         "torch.ones_like(excess)", REINFORCE,
     ),
     world(
-        "v3: the state before a batch forgotten", "world_model/categorical", "batch.is_first, batch.state,",
-        "batch.is_first,", REINFORCE,
+        "v3: the state before a batch forgotten", "world_model/categorical", "seen.scan, batch.state)",
+        "seen.scan)", REINFORCE,
     ),
     world(
         "v3: action not reset at an episode's first image", "world_model/block_rssm",

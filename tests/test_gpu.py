@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 
+from dreamer_mpc.agents import segments
 from dreamer_mpc.agents.behavior import BehaviorConfig
 from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.agents.laprop import LaProp
@@ -32,6 +33,7 @@ from tests.support.agents import TINY, make_batch
 from tests.support.block_scans import Sizes as ScanSizes
 from tests.support.block_scans import scan_both
 from tests.support.cell_walks import KINDS, Sizes, assert_near, walk_both
+from tests.support.drawing import Draws
 from tests.support.planning import PAPER
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -136,15 +138,17 @@ def test_streams_have_the_priorities_that_were_asked_for():
 
 
 @pytest.mark.parametrize("capture", [False, True])
-def test_streams_change_no_numbers(capture, monkeypatch):
+@pytest.mark.parametrize("preset, length, rows", [("default", 50, 50), ("v3", 64, 16)])
+def test_streams_change_no_numbers(preset, length, rows, capture, monkeypatch):
     """Five updates of the preset's size, three of them before a graph is recorded, beside each other and in sequence.
 
     Memory that is taken before another stream has read it shows here.
     """
+    assert segments.SEGMENTS["cuda"] > 1
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
-    config, found = load_presets("v3"), []
-    batches = [make_batch(seed, 64, 16, ACTION_DIM, [(0, 0), (9, 3)], "cuda") for seed in range(5)]
+    config, found, first = load_presets(preset), [], [(0, 0), (9, 3), (length - 5, 7)]
+    batches = [make_batch(seed, length, rows, ACTION_DIM, first, "cuda") for seed in range(5)]
     for beside in (True, False):
         with monkeypatch.context() as patch:
             if not beside:
@@ -156,6 +160,31 @@ def test_streams_change_no_numbers(capture, monkeypatch):
         found.append([*(x for u in updates for x in (*u.metrics.values(), u.states)), *agent.model.parameters()])
         del agent
     assert_near(*found, 1e-4)
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["initial", "stored"])
+@pytest.mark.parametrize("settings", [{}, {"behavior": None}, V3], ids=["dreamer", "planet", "v3"])
+def test_an_update_in_segments_is_the_update_in_one(settings, stored, full_fp32, monkeypatch):
+    """Losses, states and gradients, with equal draws."""
+    found, batch = [], make_batch(0, 13, 8, ACTION_DIM, [(0, 0), (3, 1), (7, 2), (10, 3)], "cuda")
+    for number in (1, 2):
+        monkeypatch.setitem(segments.SEGMENTS, "cuda", number)
+        torch.manual_seed(0)
+        agent = Dreamer(ACTION_DIM, device="cuda:0", capture=False, bf16=False, **settings)
+        state = 0.1 * torch.randn(8, agent.state_dim, device="cuda") if stored else None
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "randn", Draws("normal_"))
+            patch.setattr(torch, "rand", Draws("uniform_"))
+            gradients = []
+            patch.setattr(
+                agent,
+                "_descend",
+                lambda *_, of=agent, to=gradients: to.extend(p.grad for p in of.model.parameters()) or {},
+            )
+            update = agent.update(batch._replace(state=state))
+        losses = [update.metrics[name] for name in sorted(update.metrics) if name.endswith("_loss")]
+        found.append([*losses, update.states, *gradients])
+    assert_near(*found, 1e-3)
 
 
 def test_bf16_is_near_fp32():

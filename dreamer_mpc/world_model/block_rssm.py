@@ -60,6 +60,7 @@ class Unseen(NamedTuple):
     """What the inference of a sequence needs beside its images and the state before: see `BlockRSSM.before_images`."""
 
     aside: Aside
+    is_first: Bool[Tensor, "T B"]
     embed_weight: Float[Tensor, "hidden E"]  # of the posterior's first layer, in the precision of products
     embed_bias: Float[Tensor, " hidden"]
     embed_box: list[Any] | None  # where their gradients are computed in `aside`, see `Deferred`
@@ -67,6 +68,13 @@ class Unseen(NamedTuple):
     moved: Float[Tensor, "T B hidden"] | None = None  # the action's layer
     noise: Float[Tensor, "T B K C"] | None = None
     deter_weight: Float[Tensor, "hidden D"] | None = None
+
+
+class Seen(NamedTuple):
+    """With its images: see `BlockRSSM.see`."""
+
+    images: Float[Tensor, "T B hidden"]  # their part of the posterior's first layer, with its bias
+    unseen: Unseen
 
 
 class BlockRSSM(nn.Module):
@@ -142,30 +150,34 @@ class BlockRSSM(nn.Module):
         is_first: Bool[Tensor, "T B"],
         state: Float[Tensor, "B S"] | None = None,
         noise: Float[Tensor, "T B Z"] | None = None,
-        unseen: Unseen | None = None,
     ) -> tuple[Float[Tensor, "T B S"], Float[Tensor, "T B K C"]]:
-        """Infer states over a sequence that begins after `state`: samples and posterior.
+        """Infer states over a sequence that begins after `state`: samples and posterior."""
+        return self.scan(self.see(embed, self.before_images(action, is_first, noise)), state)
 
-        What `before_images` gives for the same arguments may be handed in as `unseen`.
-        """
-        state = self.initial(embed.shape[1]) if state is None else state
-        unseen = self.before_images(action, is_first, noise) if unseen is None else unseen
-        unseen.aside.join(unseen.embed_weight, unseen.embed_bias)
+    def see(self, embed: Float[Tensor, "T B E"], unseen: Unseen) -> Seen:
+        """What is not recurrent in the inference of a sequence; later work here waits for `unseen`."""
         layer = unseen.embed_weight, unseen.embed_bias
+        unseen.aside.join(*layer, *(() if unseen.scan is None else unseen.scan.read))
         if unseen.embed_box is None:
-            seen = F.linear(embed, *layer)  # [T, B, hidden]
-        else:
-            seen = Linear.apply(embed.to(layer[0].dtype), *layer, unseen.embed_box)
+            return Seen(F.linear(embed, *layer), unseen)
+        return Seen(Linear.apply(embed.to(layer[0].dtype), *layer, unseen.embed_box), unseen)
+
+    def scan(
+        self, seen: Seen, state: Float[Tensor, "B S"] | None = None
+    ) -> tuple[Float[Tensor, "T B S"], Float[Tensor, "T B K C"]]:
+        """The states of a sequence that was seen, after `state`, and their posterior; see `observe`."""
+        images, unseen = seen
+        state = self.initial(images.shape[1]) if state is None else state
         if unseen.scan is not None:
             deter, stoch = state.split([self.deter, self.noise_dim], dim=-1)
             with full_precision(state):  # it chooses the precision of its products itself
-                found = scan(deter, stoch, seen.to(state.dtype), self.unimix, NORM_EPS, unseen.scan)
+                found = scan(deter, stoch, images.to(state.dtype), self.unimix, NORM_EPS, unseen.scan)
             deter, stoch, posterior = found
             return torch.cat([deter, stoch], dim=-1), posterior
-        states, posteriors, norm = [], [], self.posterior_hidden.norm
-        for t in range(len(embed)):
+        states, posteriors, norm, is_first = [], [], self.posterior_hidden.norm, unseen.is_first
+        for t in range(len(images)):
             deter = self._recur(torch.where(is_first[t, :, None], 0.0, state), unseen.moved[t])
-            hidden = norm_silu(norm, seen[t] + F.linear(deter, unseen.deter_weight))
+            hidden = norm_silu(norm, images[t] + F.linear(deter, unseen.deter_weight))
             posterior = self._posterior(hidden)
             state = torch.cat([deter, sample(posterior, unseen.noise[t]).flatten(-2)], dim=-1)
             states.append(state)
@@ -192,11 +204,11 @@ class BlockRSSM(nn.Module):
                 box = []
                 embed = Deferred.apply(box, *embed)
             if not self.kernels:
-                return Unseen(aside, *embed, box, None, moved, noise, deter_weight)
+                return Unseen(aside, is_first, *embed, box, None, moved, noise, deter_weight)
             weights = self._weights(deter_weight)
             with full_precision(weight):
                 scan = ready(moved.to(weight.dtype), noise, is_first, weights, self.bf16, aside)
-        return Unseen(aside, *embed, box, scan)
+        return Unseen(aside, is_first, *embed, box, scan)
 
     def _weights(self, deter_weight: Float[Tensor, "hidden D"]) -> BlockWeights:
         units = self.deter // self.blocks

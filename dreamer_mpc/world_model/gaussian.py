@@ -7,14 +7,20 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
-from dreamer_mpc.kernels.graphs import Aside
 from dreamer_mpc.networks import MLP
 from dreamer_mpc.networks.heads import Bernoulli, Prediction, UnitNormal
 from dreamer_mpc.world_model.config import WorldModelConfig
 from dreamer_mpc.world_model.decoder import Decoder
 from dreamer_mpc.world_model.encoder import Encoder, preprocess, to_image
 from dreamer_mpc.world_model.protocol import Batch, ImageForm, WorldModelKind
-from dreamer_mpc.world_model.rssm import RSSM, Gaussian, gaussian_kl
+from dreamer_mpc.world_model.rssm import RSSM, Gaussian, Seen, gaussian_kl
+
+
+class SeenBatch(NamedTuple):
+    """What the inference of the world model needs beside the state before a batch."""
+
+    target: Float[Tensor, "T B C H W"]
+    scan: Seen
 
 
 class Inference(NamedTuple):
@@ -32,6 +38,7 @@ class GaussianWorldModel(nn.Module):
     """
 
     kind: ClassVar[WorldModelKind] = "gaussian"
+    framewise: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -120,18 +127,17 @@ class GaussianWorldModel(nn.Module):
         """Mean images of latent states."""
         return to_image(self.decoder(state).float())
 
-    def infer(self, batch: Batch, amp: torch.autocast, aside: Aside | None = None) -> Inference:
-        """The posterior of a batch that begins after `batch.state`, by default after the initial state.
-
-        `amp` covers the convolutions; `aside`: see the protocol.
-        """
+    def see(self, batch: Batch, amp: torch.autocast) -> SeenBatch:
+        """Images, actions and noise of a batch, for `infer`; `amp` covers the convolutions."""
         target = preprocess(batch.image, dequantize=True)  # [T, B, C, H, W]
         with amp:
             embed = self.encoder(target)
-        states, posterior = self.rssm.observe(embed, batch.action, batch.is_first, batch.state)
-        if aside is not None:
-            aside.follow()
-        return Inference(target, states, posterior)
+        return SeenBatch(target, self.rssm.see(embed, batch.action, batch.is_first))
+
+    def infer(self, batch: Batch, amp: torch.autocast, seen: SeenBatch | None = None) -> Inference:
+        """The posterior of a batch; see the protocol."""
+        seen = self.see(batch, amp) if seen is None else seen
+        return Inference(seen.target, *self.rssm.scan(seen.scan, batch.state))
 
     def loss(
         self, batch: Batch, inference: Inference, amp: torch.autocast

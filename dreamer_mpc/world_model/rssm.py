@@ -1,6 +1,6 @@
 """Recurrent state-space model (PlaNet, Hafner et al. 2019): state = cat(deter, stoch), [*, S]."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -27,6 +27,18 @@ def gaussian_kl(p: Gaussian, q: Gaussian) -> Float[Tensor, "*b"]:
     ratio = (p.std / q.std).square()
     distance = ((p.mean - q.mean) / q.std).square()
     return 0.5 * (ratio + distance - 1 - ratio.log()).sum(-1)
+
+
+class Seen(NamedTuple):
+    """What the inference of a sequence needs beside the state before it: see `RSSM.see`."""
+
+    images: Float[Tensor, "T B hidden"]  # their part of the posterior's first layer, with its bias
+    action: Float[Tensor, "T B A"]  # 0 where an episode begins, like `keep`
+    keep: Float[Tensor, "T B 1"]
+    noise: Float[Tensor, "T B Z"]
+    deter_weight: Float[Tensor, "hidden D"]
+    cell: Cell | None  # with kernels
+    box: list[Any]  # where the gradients of the cell are left, see `Deferred`
 
 
 class RSSM(nn.Module):
@@ -94,27 +106,41 @@ class RSSM(nn.Module):
         noise: Float[Tensor, "T B Z"] | None = None,
     ) -> tuple[Float[Tensor, "T B S"], Gaussian]:
         """Infer states over a sequence: samples [T, B, S] and the posterior [T, B, stoch]."""
-        state = self.initial(embed.shape[1]) if state is None else state
+        return self.scan(self.see(embed, action, is_first, noise), state)
+
+    def see(
+        self,
+        embed: Float[Tensor, "T B E"],
+        action: Float[Tensor, "T B A"],
+        is_first: Bool[Tensor, "T B"],
+        noise: Float[Tensor, "T B Z"] | None = None,
+    ) -> Seen:
+        """What is not recurrent in the inference of a sequence."""
         keep = (~is_first)[..., None].to(action.dtype)  # [T, B, 1]
         action = action * keep
         if noise is None:
             noise = torch.randn(*embed.shape[:2], self.stoch, device=embed.device, dtype=action.dtype)
-        aside, box = Aside(embed.device, "weights"), []
+        aside, box, cell = Aside(embed.device, "weights"), [], None
         with aside:  # on the way back gradients of weights are computed there, beside what goes on before the scan
             deter_weight, embed_weight = self.posterior_hidden.weight.split([self.deter, embed.shape[-1]], dim=1)
             if self.kernels:
-                cell = Deferred.apply(box, *self._cell(deter_weight, self.posterior_out))
+                cell = Cell(*Deferred.apply(box, *self._cell(deter_weight, self.posterior_out)))
         aside.join()
-        # The contribution of images to the posterior's first layer is not recurrent: one product for all steps.
-        seen = self._seen(embed, embed_weight, action.dtype)  # [T, B, hidden]
-        if self.kernels:
+        images = self._seen(embed, embed_weight, action.dtype)  # one product for all steps
+        return Seen(images, action, keep, noise, deter_weight, cell, box)
+
+    def scan(self, seen: Seen, state: Float[Tensor, "B S"] | None = None) -> tuple[Float[Tensor, "T B S"], Gaussian]:
+        """The states of a sequence that was seen, after `state`, and their posterior; see `observe`."""
+        images, action, keep, noise, deter_weight, cell, box = seen
+        state = self.initial(images.shape[1]) if state is None else state
+        if cell is not None:
             settings = (keep[..., 0], self.min_std, self.bf16, box)
-            deter, stoch, stats = Observe.apply(state, action, seen, noise, *settings, *cell)
+            deter, stoch, stats = Observe.apply(state, action, images, noise, *settings, *cell)
             return torch.cat([deter, stoch], dim=-1), self._gaussian(stats)
         deters, stochs, posteriors = [], [], []
-        for t in range(len(embed)):
+        for t in range(len(images)):
             deter = self._recur(state * keep[t], action[t])
-            hidden = F.elu(torch.addmm(seen[t], deter, deter_weight.t()))
+            hidden = F.elu(torch.addmm(images[t], deter, deter_weight.t()))
             posterior = self._gaussian(self.posterior_out(hidden))
             stoch = posterior.mean + posterior.std * noise[t]
             state = torch.cat([deter, stoch], dim=-1)
