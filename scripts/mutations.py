@@ -268,6 +268,10 @@ MUTATIONS = [
     reinforce("v3: index of the bootstrap mask transposed", "mask.flatten(1))\n", "mask.transpose(1, 2).flatten(1))\n"),
     reinforce("v3: replayed values at full weight", "config.replay_scale * replay_loss", "replay_loss"),
     reinforce(
+        "v3: the world model learns from replayed values at full weight", "config.replay_scale * given_loss",
+        "given_loss",
+    ),
+    reinforce(
         "v3: every head teaches the world model as a single one would", "states_gradient / len(values)",
         "states_gradient", REINFORCE,
         "tests/test_reinforce.py::test_the_world_model_learns_from_the_mean_of_identical_heads_as_from_one",

@@ -431,6 +431,9 @@ def test_perceptrons_with_kernels_are_the_plain_ones_with_their_gradients(filled
         assert y.shape[-1] == (8 if used and filled else 7)
         g = torch.linspace(-1, 1, y[..., :7].numel()).view(y[..., :7].shape)
         found.append((y[..., :7], *torch.autograd.grad(y[..., :7], [given, *net.parameters()], g)))
+        constant = {name: weight.detach() for name, weight in net.named_parameters()}
+        of_x = torch.autograd.grad(torch.func.functional_call(net, constant, (given,))[..., :7], [given], g)
+        torch.testing.assert_close(of_x[0], found[-1][1])
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 

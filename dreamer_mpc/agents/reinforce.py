@@ -59,7 +59,9 @@ class ReinforceBehavior:
         model, config = self.model, self.config
         replayed, later = Aside(states.device, "replay"), Aside(states.device, "later")
         with replayed, self.amp():
-            seen, slow = model.critic.predict(states[:-1]), self._slow_values(states[:-1])  # [K, T-1, B]
+            before = states[:-1]  # each [K, T-1, B]; the world model waits for no gradient of the critic
+            given, seen = model.critic.predict(before, constant=True), model.critic.predict(before.detach())
+            slow = self._slow_values(before)
         critic, mask = list(model.critic.parameters()), model.critic.mask(batch.index)  # [K, T, B]
         with torch.no_grad(), self.amp():
             imagined, actions = self._imagine(states.detach().flatten(0, 1), prepared)  # [H+1, M, S], [H, M, A]
@@ -74,11 +76,14 @@ class ReinforceBehavior:
         returns = lambda_return(rewards[1:], value[1:], config.discount, config.return_lambda, continues[1:])  # [H, M]
         replayed.follow()
         with replayed:
-            replay_loss = self._replay_loss(seen, slow, batch, returns[0].view(batch.reward.shape), mask)
-            *replay_grads, states_gradient = torch.autograd.grad(config.replay_scale * replay_loss, [*critic, states])
+            targets = self._replay_targets(slow, batch, returns[0].view(batch.reward.shape), mask)
+            given_loss = self._value_loss(_in_one_step(given), *targets)
+            (states_gradient,) = torch.autograd.grad(config.replay_scale * given_loss, [states])
             # The sum over heads would reach the world model with their number of times the gradient of one.
             states_gradient = states_gradient / len(values)
-        ready = replayed.mark()
+            ready = replayed.mark()
+            replay_loss = self._value_loss(_in_one_step(seen), *targets)
+            replay_grads = torch.autograd.grad(config.replay_scale * replay_loss, critic)
         later.follow()
         with later:
             with self.amp():
@@ -147,17 +152,16 @@ class ReinforceBehavior:
         with torch.no_grad(), self.amp():
             return self.slow(states)
 
-    def _replay_loss(
+    def _replay_targets(
         self,
-        predicted: TwoHot,  # [K, t, B], t = T - 1
-        slow: Float[Tensor, "K t B"],
+        slow: Float[Tensor, "K t B"],  # t = T - 1
         batch: Batch,
         bootstrap: Float[Tensor, "T B"],
         mask: Bool[Tensor, "K T B"],
-    ) -> Float[Tensor, ""]:
-        """The value loss on replayed states, whose returns bootstrap from their imagined returns, `bootstrap`.
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """For `_value_loss`, of replayed states, whose returns bootstrap from their imagined returns, `bootstrap`.
 
-        `predicted` and `slow` are their values by the heads and by the slow copy, but for the last ones.
+        `slow` are their values by the slow copy, but for the last ones; all of them are one step of t B trajectories.
         An episode's last frame counts nothing where another episode's first follows it: its own return is its
         bootstrap, so that the returns before it end there.
         """
@@ -168,9 +172,7 @@ class ReinforceBehavior:
             self.config.return_lambda, alive.to(bootstrap.dtype),
         )  # fmt: skip
         weight = (~last).to(returns.dtype)
-        flat = predicted._replace(logits=predicted.logits.flatten(1, 2)[:, None])  # one step of (T-1) B trajectories
-        slow = slow.flatten(1)[:, None]
-        return self._value_loss(flat, slow, returns.view(1, -1), weight.view(1, -1), mask[:, :-1].flatten(1))
+        return slow.flatten(1)[:, None], returns.view(1, -1), weight.view(1, -1), mask[:, :-1].flatten(1)
 
     def _value_loss(
         self,
@@ -207,6 +209,11 @@ def arrival(continues: Float[Tensor, "H M"], discount: float) -> Float[Tensor, "
     after an episode's end.
     """
     return torch.cumprod(torch.cat([continues[:1], discount * continues[1:]]), dim=0)
+
+
+def _in_one_step(predicted: TwoHot) -> TwoHot:
+    """Of t steps of B trajectories, as one step of t B."""
+    return predicted._replace(logits=predicted.logits.flatten(1, 2)[:, None])
 
 
 def _first(predicted: TwoHot) -> TwoHot:
