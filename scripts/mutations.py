@@ -249,12 +249,15 @@ MUTATIONS = [
         "v3: imagination starts in another order than its frames", "states.detach().flatten(0, 1)",
         "states.detach().transpose(0, 1).flatten(0, 1)",
     ),
-    reinforce("v3: values fitted to the returns of the state before", "logits[:, :-1]", "logits[:, 1:]"),
+    reinforce(
+        "v3: values fitted to the returns of the state before", "logits[:, : end - begin]",
+        "logits[:, begin - end :]",
+    ),
     reinforce(
         "v3: slow copy asked for the value of the next state", "self._slow_values(imagined[:-1])",
         "self._slow_values(imagined[1:])",
     ),
-    reinforce("v3: slow copy is no target", "slow, self.config.slow_scale", "slow, 0 * self.config.slow_scale"),
+    reinforce("v3: slow copy is no target", "end], self.config.slow_scale", "end], 0 * self.config.slow_scale"),
     reinforce(
         "v3: the slow copies' mean is the target of every head", "return self.slow(states)",
         "return self.slow(states).mean(0, keepdim=True)",

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from dreamer_mpc.agents import segments
+from dreamer_mpc.agents import reinforce, segments
 from dreamer_mpc.agents.behavior import BehaviorConfig
 from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.agents.laprop import LaProp
@@ -185,6 +185,23 @@ def test_an_update_in_segments_is_the_update_in_one(settings, stored, full_fp32,
         losses = [update.metrics[name] for name in sorted(update.metrics) if name.endswith("_loss")]
         found.append([*losses, update.states, *gradients])
     assert_near(*found, 1e-3)
+
+
+def test_v3_s_heads_in_two_parts_are_those_in_one(full_fp32, monkeypatch):
+    """What they predict of imagined states, and the critic's gradient."""
+    found, batch = [], random_batch(0)
+    for late in (100, 4, 1):
+        monkeypatch.setitem(reinforce.LATE, "cuda", late)
+        torch.manual_seed(0)
+        agent = Dreamer(ACTION_DIM, device="cuda:0", capture=False, bf16=False, **V3)
+        for head in (agent.model.critic.layers, agent.model.world_model.reward_head):  # they begin with zeros
+            torch.nn.init.normal_(head.last.weight, std=0.1)
+        states = torch.randn(*batch.reward.shape, agent.state_dim, device="cuda").requires_grad_()
+        learned = agent.learner.learn(states, batch, agent.learner.prepare(batch))
+        gradients = [of for part in learned.gradients.values() for of in part]
+        found.append([*learned.metrics.values(), *gradients, learned.states_gradient])
+    for other in found[1:]:
+        assert_near(other, found[0], 1e-3)
 
 
 def test_bf16_is_near_fp32():
@@ -481,7 +498,8 @@ def test_a_captured_imagination_is_the_eager_one(bf16):
     @torch.no_grad()
     def imagined(state):
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=bf16):
-            return closed_loop(model, state, 3, lambda now: model.policy(now).sample(), precision=precision).states
+            path = torch.empty(4, *state.shape, dtype=precision, device="cuda")
+            return closed_loop(model, state, 3, lambda now: model.policy(now).sample(), path=path).states
 
     captured = Captured(imagined)
     for seed in range(6):  # three warm-up calls, the recording, and two replays

@@ -450,7 +450,8 @@ def test_a_walk_is_its_torch_form_with_its_gradients(bf16, precision, monkeypatc
         for module in (norm, block_cell, block_walk, block_rssm):
             monkeypatch.setattr(module, "fuses", lambda x, used=used: used)
         with torch.no_grad():
-            rounded = rssm.walk(state, lambda k, _: actions[k], noise, False, precision)[1].states
+            path = torch.empty(4, 5, 24, dtype=precision)
+            rounded = rssm.walk(state, lambda k, _: actions[k], noise, False, path)[1].states
         leaves = [state.clone().requires_grad_(), actions.clone().requires_grad_()]
         _, walked = rssm.walk(leaves[0], lambda k, _: actions[k], noise, save=True)
         states = rssm.differentiable_states(*leaves, walked)

@@ -17,12 +17,24 @@ from dreamer_mpc.networks.two_hot import TwoHot
 from dreamer_mpc.planners.rollout import closed_loop, prepare_loop
 from dreamer_mpc.world_model import Batch
 
+# The last imagined states, of which nothing can be predicted before imagination has ended, by the kind of device. What
+# the heads predict of those before comes beside the rest of imagination; elsewhere all of them are the last ones.
+LATE = {"cuda": 4}
+
 
 class Prepared(NamedTuple):
     """What imagination needs but the states that it starts from."""
 
     loop: Any  # see `prepare_loop`
     draws: Float[Tensor, "H M A"]  # standard normal, of the policy
+
+
+class Predicted(NamedTuple):
+    """What the heads predict of imagined states; gradients go to the weights of the values alone."""
+
+    values: TwoHot  # [K, h, M]
+    rewards: Float[Tensor, "h M"]
+    continues: Float[Tensor, "h M"]
 
 
 class ReinforceBehavior:
@@ -63,26 +75,43 @@ class ReinforceBehavior:
             given, seen = model.critic.predict(before, constant=True), model.critic.predict(before.detach())
             slow = self._slow_values(before)
         critic, mask = list(model.critic.parameters()), model.critic.mask(batch.index)  # [K, T, B]
-        with torch.no_grad(), self.amp():
-            imagined, actions = self._imagine(states.detach().flatten(0, 1), prepared)  # [H+1, M, S], [H, M, A]
+        early, parts = Aside(states.device, "heads"), []
+        soon = config.horizon + 1 - LATE.get(states.device.type, config.horizon + 1)
+
+        def arrived(path: Float[Tensor, "h M S"]) -> None:
+            if len(path) == soon:
+                early.follow()
+                with early, self.amp():
+                    parts.append(Predicted(self._predict_values(path), *self._predict_others(path)))
+
+        with self.amp():
+            imagined, actions = self._imagine(
+                states.detach().flatten(0, 1), prepared, arrived
+            )  # [H+1, M, S], [H, M, A]
+        late = imagined[soon:] if parts else imagined
         later.follow()
         with later, self.amp():  # the way back runs there too, behind what the world model waits for
-            predicted = model.critic.predict(imagined)  # [K, H+1, M]
-            values = predicted._replace(logits=predicted.logits.detach()).mean  # [K, H+1, M]
+            predicted = self._predict_values(late)
+            early.join()
+            predicted = [*(part.values for part in parts), predicted]
+            values = _joined([each._replace(logits=each.logits.detach()).mean for each in predicted], 1)  # [K, H+1, M]
             value = values.mean(0)
-        with torch.no_grad(), self.amp():
-            rewards, continues = model.reward(imagined), model.continues(imagined)  # [H+1, M]
+        with self.amp():
+            rewards, continues = self._predict_others(late)
+        early.join()
+        rewards = _joined([*(part.rewards for part in parts), rewards])  # [H+1, M]
+        continues = _joined([*(part.continues for part in parts), continues])
         later.join()
         returns = lambda_return(rewards[1:], value[1:], config.discount, config.return_lambda, continues[1:])  # [H, M]
         replayed.follow()
         with replayed:
             targets = self._replay_targets(slow, batch, returns[0].view(batch.reward.shape), mask)
-            given_loss = self._value_loss(_in_one_step(given), *targets)
+            given_loss = self._value_loss([_in_one_step(given)], *targets)
             (states_gradient,) = torch.autograd.grad(config.replay_scale * given_loss, [states])
             # The sum over heads would reach the world model with their number of times the gradient of one.
             states_gradient = states_gradient / len(values)
             ready = replayed.mark()
-            replay_loss = self._value_loss(_in_one_step(seen), *targets)
+            replay_loss = self._value_loss([_in_one_step(seen)], *targets)
             replay_grads = torch.autograd.grad(config.replay_scale * replay_loss, critic)
         later.follow()
         with later:
@@ -94,7 +123,7 @@ class ReinforceBehavior:
             log_prob, entropy = policy.log_prob(actions), policy.entropy()
             policy_loss = actor_loss(log_prob, entropy, advantage, weight, config.entropy_scale)
             slow = self._slow_values(imagined[:-1])
-            value_loss = self._value_loss(_first(predicted), slow, returns, weight, mask.flatten(1))
+            value_loss = self._value_loss(predicted, slow, returns, weight, mask.flatten(1))
             value_grads = torch.autograd.grad(value_loss, critic)
             actor_grads = torch.autograd.grad(policy_loss, list(model.actor.parameters()))
             replayed.join()
@@ -132,21 +161,39 @@ class ReinforceBehavior:
         if "returns" in state:
             self.returns.load_state_dict(state["returns"])
 
+    @torch.no_grad()
     def _imagine(
-        self, start: Float[Tensor, "M S"], prepared: Prepared | None
+        self,
+        start: Float[Tensor, "M S"],
+        prepared: Prepared | None,
+        arrived: Callable[[Float[Tensor, "k M S"]], None],
     ) -> tuple[Float[Tensor, "h M S"], Float[Tensor, "H M A"]]:
-        """States s_0 .. s_H, h = H + 1, under samples of the policy, and these samples before their clipping."""
+        """States s_0 .. s_H, h = H + 1, under samples of the policy, and these samples before their clipping.
+
+        `arrived` is called with all states so far before each step.
+        """
         samples, horizon = [], self.config.horizon
         loop, draws = prepared or (None, [None] * horizon)
+        precision = torch.bfloat16 if self.bf16 else start.dtype  # rounded once for all heads
+        path = start.new_empty(horizon + 1, *start.shape, dtype=precision)
 
         def act(state: Float[Tensor, "M S"]) -> Float[Tensor, "M A"]:
+            # As `data`, because autograd takes later writes behind these states for changes of them.
+            arrived(path.data[: len(samples) + 1])
             samples.append(self.model.policy(state).sample(draws[len(samples)]))
             return samples[-1]
 
-        precision = torch.bfloat16 if self.bf16 else start.dtype  # rounded once for all heads
-        given = {"precision": precision, "prepared": loop, "with_start": True}
-        states = closed_loop(self.model, start, horizon, act, **given).states  # [M, H+1, S]
-        return states.transpose(0, 1).contiguous(), torch.stack(samples)  # of a walk, they are already
+        closed_loop(self.model, start, horizon, act, prepared=loop, path=path)
+        return path, torch.stack(samples)
+
+    @torch.enable_grad()
+    def _predict_values(self, imagined: Float[Tensor, "h M S"]) -> TwoHot:
+        return self.model.critic.predict(imagined)  # [K, h, M]
+
+    @torch.no_grad()
+    def _predict_others(self, imagined: Float[Tensor, "h M S"]) -> tuple[Float[Tensor, "h M"], Float[Tensor, "h M"]]:
+        """Rewards and continuation."""
+        return self.model.reward(imagined), self.model.continues(imagined)
 
     def _slow_values(self, states: Float[Tensor, "*b S"]) -> Float[Tensor, "K *b"]:
         with torch.no_grad(), self.amp():
@@ -176,7 +223,7 @@ class ReinforceBehavior:
 
     def _value_loss(
         self,
-        predicted: TwoHot,  # [K, T, M]
+        predicted: list[TwoHot],  # [K, t, M] each; of all T steps, behind which there may be more
         slow: Float[Tensor, "K T M"],
         returns: Float[Tensor, "T M"],
         weight: Float[Tensor, "T M"],
@@ -186,7 +233,13 @@ class ReinforceBehavior:
 
         Summed over heads, so that each learns as fast as a single critic would.
         """
-        losses = predicted.loss(returns, slow, self.config.slow_scale)  # [K, T, M]
+        losses, begin = [], 0
+        for part in predicted:
+            end = min(begin + part.logits.shape[1], len(returns))
+            part = part._replace(logits=part.logits[:, : end - begin])
+            losses.append(part.loss(returns[begin:end], slow[:, begin:end], self.config.slow_scale))
+            begin = end
+        losses = _joined(losses, 1)  # [K, T, M]
         losses = (weight * losses).mean(dim=1)  # [K, M]
         return ((losses * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1)).sum()
 
@@ -216,6 +269,5 @@ def _in_one_step(predicted: TwoHot) -> TwoHot:
     return predicted._replace(logits=predicted.logits.flatten(1, 2)[:, None])
 
 
-def _first(predicted: TwoHot) -> TwoHot:
-    """Without the last of the steps."""
-    return predicted._replace(logits=predicted.logits[:, :-1])
+def _joined(parts: list[Float[Tensor, "..."]], dim: int = 0) -> Float[Tensor, "..."]:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)

@@ -98,18 +98,17 @@ def walk(
     unimix: float,
     eps: float,
     save: bool,
-    precision: torch.dtype | None = None,
+    path: Float[Tensor, "T1 M S"] | None = None,
 ) -> Walk:
     """Walk T steps; `move(k, state)` gives the action's layer of step k in a state. `save` keeps the steps.
 
-    States are given in `precision`, by default that of `deter`; the walk itself keeps that of `deter`. On a GPU kept
-    steps may be views of the states.
+    States are given in the precision of `path`, memory for them that is filled step by step, by default in that of
+    `deter`, which the walk itself keeps. On a GPU kept steps may be views of the states.
     """
     noise, (w, prior, _) = prepared
-    precision, dtype = precision or deter.dtype, w.own.dtype
-    sizes = [deter.shape[1], stoch.shape[1]]
+    dtype, sizes = w.own.dtype, [deter.shape[1], stoch.shape[1]]
     deter = deter.contiguous()
-    path = deter.new_empty(len(noise) + 1, len(deter), sum(sizes), dtype=precision)
+    path = deter.new_empty(len(noise) + 1, len(deter), sum(sizes)) if path is None else path
     state, steps = path[0], []
     state[:, : sizes[0]], state[:, sizes[0] :] = deter, stoch
     given, stoch = deter.to(dtype), stoch.to(dtype)

@@ -229,12 +229,12 @@ class BlockRSSM(nn.Module):
         act: Callable[[int, Float[Tensor, "M S"]], Float[Tensor, "M A"]],
         noise: Float[Tensor, "T M Z"] | Prepared,
         save: bool,
-        precision: torch.dtype | None = None,
+        path: Float[Tensor, "T1 M S"] | None = None,
     ) -> tuple[Float[Tensor, "T M A"], Walk]:
         """T times `prior_step` with any rule `act(step, state)` in the loop: its actions in [-1, 1], and the walk.
 
-        `save` keeps what `differentiable_states` needs. States are given in `precision`, to the rule too. `noise` may
-        be `prepared`.
+        `save` keeps what `differentiable_states` needs. `path` is memory for the states, the one before included, which
+        are given in its precision, to the rule too. `noise` may be `prepared`.
         """
         taken, kind = [], state.device.type
         outside = torch.is_autocast_enabled(kind)
@@ -247,7 +247,7 @@ class BlockRSSM(nn.Module):
         deter, stoch = state.split([self.deter, self.noise_dim], dim=-1)
         prepared = noise if isinstance(noise, Prepared) else self.prepared(noise)
         with full_precision(state):  # the walk chooses the precision of its products itself
-            walked = walk(deter, stoch, move, prepared, self.unimix, NORM_EPS, save, precision)
+            walked = walk(deter, stoch, move, prepared, self.unimix, NORM_EPS, save, path)
         return torch.stack(taken).clamp(-1, 1), walked  # the action's layer brings them to the border by itself
 
     def prepared(self, noise: Float[Tensor, "T M Z"]) -> Prepared:
