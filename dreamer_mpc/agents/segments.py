@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dreamer_mpc.kernels.deferred import Once
 from dreamer_mpc.kernels.graphs import Aside
 from dreamer_mpc.world_model import Batch, WorldModelProtocol
 
@@ -34,12 +35,13 @@ def inferred(world: WorldModelProtocol, batch: Batch, amp: Callable[[], torch.au
     the first.
     """
     first, *rest = parts = _parts(batch, SEGMENTS.get(batch.image.device.type, 1) if world.framewise else 1)
-    seen, marks = [world.see(first, amp())], []
+    once = Once()
+    seen, marks = [world.see(first, amp(), once)], []
     if rest:
         images = Aside(batch.image.device, "images")
         for part in rest:
             with images:
-                seen.append(world.see(part, amp()))
+                seen.append(world.see(part, amp(), once))
             marks.append(images.mark())
     state = batch.state
     for i, part in enumerate(parts):

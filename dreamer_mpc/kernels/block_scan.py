@@ -27,7 +27,7 @@ from dreamer_mpc.kernels.block_cell import (
     recur,
     recur_back,
 )
-from dreamer_mpc.kernels.deferred import Deferred, leave, placeholders
+from dreamer_mpc.kernels.deferred import Deferred, Once, leave, placeholders
 from dreamer_mpc.kernels.graphs import Aside
 from dreamer_mpc.kernels.norm import norm_silu, norm_silu_backward
 
@@ -86,18 +86,19 @@ class Ready(NamedTuple):
 
 def ready(
     moved: Float[Tensor, "T B h"], noise: Float[Tensor, "T B K C"], is_first: Bool[Tensor, "T B"],
-    weights: BlockWeights, bf16: bool, aside: Aside,
+    weights: BlockWeights, bf16: bool, aside: Aside, once: Once,
 ) -> Ready:  # fmt: skip
     """Prepare a `scan` in `aside`, where its weights' gradients are computed too; call it there, and wait for it before
     the scan.
 
-    `moved` is the action's layer, `noise` Gumbel noise, `bf16` asks for products of bf16 numbers.
+    `moved` is the action's layer, `noise` Gumbel noise, `bf16` asks for products of bf16 numbers; `once` is for scans
+    of the same weights.
     """
     box = []
     deferred, how, given = Deferred.apply(box, moved, *weights), team(weights.deter, noise, weights, bf16), None
     if how is not None:
         with torch.no_grad():
-            w = kernels.prepare(cast_weights(weights, bf16))
+            w = once("scan", lambda: kernels.prepare(cast_weights(weights, bf16)))
             given = moved.to(w.own.dtype), (~is_first).to(weights.deter.dtype), w
     return Ready(aside, box, deferred, noise, is_first, bf16, how, given, torch.is_grad_enabled())
 

@@ -17,7 +17,7 @@ from dreamer_mpc.kernels.block_cell import BlockWeights
 from dreamer_mpc.kernels.block_scan import Ready, ready, scan
 from dreamer_mpc.kernels.block_walk import Prepared, PriorWeights, Walk, WalkBack, WalkWeights, walk, walk_weights
 from dreamer_mpc.kernels.blocks import product_dtype
-from dreamer_mpc.kernels.deferred import Deferred, Linear
+from dreamer_mpc.kernels.deferred import Deferred, Linear, Once
 from dreamer_mpc.kernels.graphs import Aside
 from dreamer_mpc.kernels.norm import fuses
 from dreamer_mpc.networks.block_linear import BlockLinear
@@ -185,10 +185,14 @@ class BlockRSSM(nn.Module):
         return torch.stack(states), torch.stack(posteriors)
 
     def before_images(
-        self, action: Float[Tensor, "T B A"], is_first: Bool[Tensor, "T B"], noise: Float[Tensor, "T B Z"] | None = None
+        self,
+        action: Float[Tensor, "T B A"],
+        is_first: Bool[Tensor, "T B"],
+        noise: Float[Tensor, "T B Z"] | None = None,
+        once: Once | None = None,
     ) -> Unseen:
-        """What `observe` needs beside images and state, on a GPU on a stream of its own."""
-        weight = self.posterior_hidden.linear.weight
+        """What `observe` needs beside images and state, on a GPU on a stream of its own; `once`: see `Once`."""
+        weight, once = self.posterior_hidden.linear.weight, Once() if once is None else once
         aside = Aside(weight.device, "weights")
         with aside:
             if noise is None:
@@ -197,18 +201,22 @@ class BlockRSSM(nn.Module):
             # What does not depend on the state is computed for all steps at once: the action's layer, and in `observe`
             # the product of the posterior's first layer with the embedding.
             moved = self._see_action(torch.where(is_first[..., None], 0.0, action))  # [T, B, hidden]
-            deter_weight, embed_weight = weight.split([self.deter, weight.shape[1] - self.deter], dim=1)
-            dtype = product_dtype(weight)
-            box, embed = None, (embed_weight.to(dtype), self.posterior_hidden.linear.bias.to(dtype))
+            box, (embed, weights) = None, once(self, self._of_inference)
             if self.kernels and fuses(weight):
                 box = []
                 embed = Deferred.apply(box, *embed)
             if not self.kernels:
-                return Unseen(aside, is_first, *embed, box, None, moved, noise, deter_weight)
-            weights = self._weights(deter_weight)
+                return Unseen(aside, is_first, *embed, box, None, moved, noise, weights.posterior)
             with full_precision(weight):
-                scan = ready(moved.to(weight.dtype), noise, is_first, weights, self.bf16, aside)
+                scan = ready(moved.to(weight.dtype), noise, is_first, weights, self.bf16, aside, once)
         return Unseen(aside, is_first, *embed, box, scan)
+
+    def _of_inference(self) -> tuple[tuple[Float[Tensor, "hidden E"], Float[Tensor, " hidden"]], BlockWeights]:
+        """The embedding's part of the posterior's first layer in the precision of products; the weights of a scan."""
+        weight, bias = self.posterior_hidden.linear.weight, self.posterior_hidden.linear.bias
+        deter_weight, embed_weight = weight.split([self.deter, weight.shape[1] - self.deter], dim=1)
+        dtype = product_dtype(weight)
+        return (embed_weight.to(dtype), bias.to(dtype)), self._weights(deter_weight)
 
     def _weights(self, deter_weight: Float[Tensor, "hidden D"]) -> BlockWeights:
         units = self.deter // self.blocks

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
+from dreamer_mpc.kernels.deferred import Once
 from dreamer_mpc.networks.heads import Bernoulli, Prediction
 from dreamer_mpc.networks.mlp import full_precision
 from dreamer_mpc.networks.norm_mlp import NormMLP, init_weight
@@ -147,11 +148,11 @@ class CategoricalWorldModel(nn.Module):
         """Mean images of latent states."""
         return (self.decoder(state).movedim(-3, -1) * 255).round().to(torch.uint8)
 
-    def see(self, batch: Batch, amp: torch.autocast) -> SeenBatch:
-        """Images, actions and noise of a batch, for `infer`."""
+    def see(self, batch: Batch, amp: torch.autocast, once: Once | None = None) -> SeenBatch:
+        """Images, actions and noise of a batch, for `infer`; see the protocol."""
         with amp:
-            unseen = self.rssm.before_images(batch.action, batch.is_first)
-            embed = self.encoder(batch.image)
+            unseen = self.rssm.before_images(batch.action, batch.is_first, once=once)
+            embed = self.encoder(batch.image, once)
             return SeenBatch(embed, self.rssm.see(embed, unseen))
 
     def infer(self, batch: Batch, amp: torch.autocast, seen: SeenBatch | None = None) -> Inference:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
+from dreamer_mpc.kernels.deferred import Once
 from dreamer_mpc.networks import MLP
 from dreamer_mpc.networks.heads import Bernoulli, Prediction, UnitNormal
 from dreamer_mpc.world_model.config import WorldModelConfig
@@ -127,12 +128,12 @@ class GaussianWorldModel(nn.Module):
         """Mean images of latent states."""
         return to_image(self.decoder(state).float())
 
-    def see(self, batch: Batch, amp: torch.autocast) -> SeenBatch:
-        """Images, actions and noise of a batch, for `infer`; `amp` covers the convolutions."""
+    def see(self, batch: Batch, amp: torch.autocast, once: Once | None = None) -> SeenBatch:
+        """Images, actions and noise of a batch, for `infer`; `amp` covers the convolutions; see the protocol."""
         target = preprocess(batch.image, dequantize=True)  # [T, B, C, H, W]
         with amp:
             embed = self.encoder(target)
-        return SeenBatch(target, self.rssm.see(embed, batch.action, batch.is_first))
+        return SeenBatch(target, self.rssm.see(embed, batch.action, batch.is_first, once=once))
 
     def infer(self, batch: Batch, amp: torch.autocast, seen: SeenBatch | None = None) -> Inference:
         """The posterior of a batch; see the protocol."""

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
+from dreamer_mpc.kernels.deferred import Once
+
 WorldModelKind = Literal["gaussian", "categorical"]
 
 
@@ -89,8 +91,8 @@ class WorldModelProtocol(Protocol):
     def decode(self, state: Float[Tensor, "*b S"]) -> UInt8[Tensor, "*b H W C"]:
         """Mean images of latent states."""
 
-    def see(self, batch: Batch, amp: torch.autocast) -> Any:
-        """All that `infer` needs of a batch but the state before it."""
+    def see(self, batch: Batch, amp: torch.autocast, once: Once | None = None) -> Any:
+        """All that `infer` needs of a batch but the state before it; `once` is for several batches in turn."""
 
     def infer(self, batch: Batch, amp: torch.autocast, seen: Any = None) -> Any:
         """The inference on a batch that begins after `batch.state`, by default after the initial state.

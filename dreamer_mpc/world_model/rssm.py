@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from dreamer_mpc.kernels import kl
 from dreamer_mpc.kernels.cell import Acting, Cell, Observe, Rollout, Trace, unroll
-from dreamer_mpc.kernels.deferred import Deferred
+from dreamer_mpc.kernels.deferred import Deferred, Once
 from dreamer_mpc.kernels.graphs import Aside
 
 
@@ -114,15 +114,17 @@ class RSSM(nn.Module):
         action: Float[Tensor, "T B A"],
         is_first: Bool[Tensor, "T B"],
         noise: Float[Tensor, "T B Z"] | None = None,
+        once: Once | None = None,
     ) -> Seen:
-        """What is not recurrent in the inference of a sequence."""
+        """What is not recurrent in the inference of a sequence; `once` is for several with the same weights."""
         keep = (~is_first)[..., None].to(action.dtype)  # [T, B, 1]
         action = action * keep
         if noise is None:
             noise = torch.randn(*embed.shape[:2], self.stoch, device=embed.device, dtype=action.dtype)
         aside, box, cell = Aside(embed.device, "weights"), [], None
         with aside:  # on the way back gradients of weights are computed there, beside what goes on before the scan
-            deter_weight, embed_weight = self.posterior_hidden.weight.split([self.deter, embed.shape[-1]], dim=1)
+            sizes, weight = [self.deter, embed.shape[-1]], self.posterior_hidden.weight
+            deter_weight, embed_weight = (once or Once())(self, lambda: weight.split(sizes, dim=1))
             if self.kernels:
                 cell = Cell(*Deferred.apply(box, *self._cell(deter_weight, self.posterior_out)))
         aside.join()
