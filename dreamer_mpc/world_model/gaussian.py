@@ -130,10 +130,11 @@ class GaussianWorldModel(nn.Module):
 
     def see(self, batch: Batch, amp: torch.autocast, once: Once | None = None) -> SeenBatch:
         """Images, actions and noise of a batch, for `infer`; `amp` covers the convolutions; see the protocol."""
+        unseen = self.rssm.before_images(once)
         target = preprocess(batch.image, dequantize=True)  # [T, B, C, H, W]
         with amp:
             embed = self.encoder(target)
-        return SeenBatch(target, self.rssm.see(embed, batch.action, batch.is_first, once=once))
+        return SeenBatch(target, self.rssm.see(embed, batch.action, batch.is_first, unseen))
 
     def infer(self, batch: Batch, amp: torch.autocast, seen: SeenBatch | None = None) -> Inference:
         """The posterior of a batch; see the protocol."""

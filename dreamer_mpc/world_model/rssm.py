@@ -6,9 +6,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 from dreamer_mpc.kernels import kl
-from dreamer_mpc.kernels.cell import Acting, Cell, Observe, Rollout, Trace, unroll
+from dreamer_mpc.kernels.cell import Acting, Cell, Observe, Rollout, Trace, products, unroll
 from dreamer_mpc.kernels.deferred import Deferred, Once
 from dreamer_mpc.kernels.graphs import Aside
 
@@ -29,6 +30,17 @@ def gaussian_kl(p: Gaussian, q: Gaussian) -> Float[Tensor, "*b"]:
     return 0.5 * (ratio + distance - 1 - ratio.log()).sum(-1)
 
 
+class Unseen(NamedTuple):
+    """The weights for the inference of a sequence, made on a stream of their own: see `RSSM.before_images`."""
+
+    aside: Aside
+    deter_weight: Float[Tensor, "hidden D"]  # of the posterior's first layer
+    embed_weight: Float[Tensor, "hidden E"]
+    cell: Cell | None  # with kernels, like the rest
+    box: list[Any]  # where the gradients of the cell are left, see `Deferred`
+    products: Any  # see `kernels.cell.products`
+
+
 class Seen(NamedTuple):
     """What the inference of a sequence needs beside the state before it: see `RSSM.see`."""
 
@@ -36,9 +48,7 @@ class Seen(NamedTuple):
     action: Float[Tensor, "T B A"]  # 0 where an episode begins, like `keep`
     keep: Float[Tensor, "T B 1"]
     noise: Float[Tensor, "T B Z"]
-    deter_weight: Float[Tensor, "hidden D"]
-    cell: Cell | None  # with kernels
-    box: list[Any]  # where the gradients of the cell are left, see `Deferred`
+    unseen: Unseen
 
 
 class RSSM(nn.Module):
@@ -106,37 +116,46 @@ class RSSM(nn.Module):
         noise: Float[Tensor, "T B Z"] | None = None,
     ) -> tuple[Float[Tensor, "T B S"], Gaussian]:
         """Infer states over a sequence: samples [T, B, S] and the posterior [T, B, stoch]."""
-        return self.scan(self.see(embed, action, is_first, noise), state)
+        return self.scan(self.see(embed, action, is_first, self.before_images(), noise), state)
+
+    def before_images(self, once: Once | None = None) -> Unseen:
+        """What `observe` needs of weights, on a GPU on a stream of its own, where their gradients are computed too.
+
+        So what goes on before the scan need not wait for these. `once`: see `Once`.
+        """
+        weight, once = self.posterior_hidden.weight, Once() if once is None else once
+        aside, box, cell, ready = Aside(weight.device, "weights"), [], None, None
+        with aside:
+            sizes = [self.deter, weight.shape[1] - self.deter]
+            deter_weight, embed_weight = once(self, lambda: weight.split(sizes, dim=1))
+            if self.kernels:
+                cell = Cell(*Deferred.apply(box, *self._cell(deter_weight, self.posterior_out)))
+                ready = once("products", lambda: products(cell, self.bf16))
+        return Unseen(aside, deter_weight, embed_weight, cell, box, ready)
 
     def see(
         self,
         embed: Float[Tensor, "T B E"],
         action: Float[Tensor, "T B A"],
         is_first: Bool[Tensor, "T B"],
+        unseen: Unseen,
         noise: Float[Tensor, "T B Z"] | None = None,
-        once: Once | None = None,
     ) -> Seen:
-        """What is not recurrent in the inference of a sequence; `once` is for several with the same weights."""
+        """What is not recurrent in the inference of a sequence; later work here waits for `unseen`."""
         keep = (~is_first)[..., None].to(action.dtype)  # [T, B, 1]
         action = action * keep
         if noise is None:
             noise = torch.randn(*embed.shape[:2], self.stoch, device=embed.device, dtype=action.dtype)
-        aside, box, cell = Aside(embed.device, "weights"), [], None
-        with aside:  # on the way back gradients of weights are computed there, beside what goes on before the scan
-            sizes, weight = [self.deter, embed.shape[-1]], self.posterior_hidden.weight
-            deter_weight, embed_weight = (once or Once())(self, lambda: weight.split(sizes, dim=1))
-            if self.kernels:
-                cell = Cell(*Deferred.apply(box, *self._cell(deter_weight, self.posterior_out)))
-        aside.join()
-        images = self._seen(embed, embed_weight, action.dtype)  # one product for all steps
-        return Seen(images, action, keep, noise, deter_weight, cell, box)
+        unseen.aside.join(*(() if unseen.products is None else pytree.tree_leaves(unseen.products)))
+        images = self._seen(embed, unseen.embed_weight, action.dtype)  # one product for all steps
+        return Seen(images, action, keep, noise, unseen)
 
     def scan(self, seen: Seen, state: Float[Tensor, "B S"] | None = None) -> tuple[Float[Tensor, "T B S"], Gaussian]:
         """The states of a sequence that was seen, after `state`, and their posterior; see `observe`."""
-        images, action, keep, noise, deter_weight, cell, box = seen
+        images, action, keep, noise, (_, deter_weight, _, cell, box, ready) = seen
         state = self.initial(images.shape[1]) if state is None else state
         if cell is not None:
-            settings = (keep[..., 0], self.min_std, self.bf16, box)
+            settings = (keep[..., 0], self.min_std, self.bf16, box, ready)
             deter, stoch, stats = Observe.apply(state, action, images, noise, *settings, *cell)
             return torch.cat([deter, stoch], dim=-1), self._gaussian(stats)
         deters, stochs, posteriors = [], [], []
