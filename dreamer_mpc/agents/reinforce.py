@@ -1,7 +1,7 @@
 """Actor and critic by the score function (REINFORCE), as DreamerV3 trains them (Hafner et al. 2023)."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -29,10 +29,14 @@ class Prepared(NamedTuple):
     draws: Float[Tensor, "H M A"]  # standard normal, of the policy
 
 
-class Predicted(NamedTuple):
-    """What the heads predict of imagined states; gradients go to the weights of the values alone."""
+class Foreseen(NamedTuple):
+    """Imagination from M states, h = H + 1, and what the heads predict of it."""
 
-    values: TwoHot  # [K, h, M]
+    states: Float[Tensor, "h M S"]
+    actions: Float[Tensor, "H M A"]  # before their clipping
+    predicted: list[TwoHot]  # [K, k, M] each, of h steps in all, with the gradient of the value heads
+    values: Float[Tensor, "K h M"]  # their means, without gradient, like the rest
+    value: Float[Tensor, "h M"]
     rewards: Float[Tensor, "h M"]
     continues: Float[Tensor, "h M"]
 
@@ -75,33 +79,9 @@ class ReinforceBehavior:
             given, seen = model.critic.predict(before, constant=True), model.critic.predict(before.detach())
             slow = self._slow_values(before)
         critic, mask = list(model.critic.parameters()), model.critic.mask(batch.index)  # [K, T, B]
-        early, parts = Aside(states.device, "heads"), []
-        soon = config.horizon + 1 - LATE.get(states.device.type, config.horizon + 1)
-
-        def arrived(path: Float[Tensor, "h M S"]) -> None:
-            if len(path) == soon:
-                early.follow()
-                with early, self.amp():
-                    parts.append(Predicted(self._predict_values(path), *self._predict_others(path)))
-
-        with self.amp():
-            imagined, actions = self._imagine(
-                states.detach().flatten(0, 1), prepared, arrived
-            )  # [H+1, M, S], [H, M, A]
-        late = imagined[soon:] if parts else imagined
-        later.follow()
-        with later, self.amp():  # the way back runs there too, behind what the world model waits for
-            predicted = self._predict_values(late)
-            early.join()
-            predicted = [*(part.values for part in parts), predicted]
-            values = _joined([each._replace(logits=each.logits.detach()).mean for each in predicted], 1)  # [K, H+1, M]
-            value = values.mean(0)
-        with self.amp():
-            rewards, continues = self._predict_others(late)
-        early.join()
-        rewards = _joined([*(part.rewards for part in parts), rewards])  # [H+1, M]
-        continues = _joined([*(part.continues for part in parts), continues])
-        later.join()
+        imagined, actions, predicted, values, value, rewards, continues = self._foresee(
+            states.detach().flatten(0, 1), prepared, later
+        )
         returns = lambda_return(rewards[1:], value[1:], config.discount, config.return_lambda, continues[1:])  # [H, M]
         replayed.follow()
         with replayed:
@@ -160,6 +140,38 @@ class ReinforceBehavior:
         self.slow.load_state_dict(state.get("slow", self.model.critic.state_dict()))
         if "returns" in state:
             self.returns.load_state_dict(state["returns"])
+
+    def _foresee(self, start: Float[Tensor, "M S"], prepared: Prepared | None, later: Aside) -> Foreseen:
+        """Imagination that begins in `start`; the values of its last states come in `later`.
+
+        So does their way back, behind what the world model waits for.
+        """
+        steps = self.config.horizon + 1
+        early, parts = Aside(start.device, "heads"), []
+        soon = steps - LATE.get(start.device.type, steps)
+
+        def arrived(path: Float[Tensor, "k M S"]) -> None:
+            if len(path) == soon:
+                early.follow()
+                with early, self.amp():
+                    parts.append((self._predict_values(path), *self._predict_others(path)))
+
+        with self.amp():
+            imagined, actions = self._imagine(start, prepared, arrived)
+        late = imagined[soon:] if parts else imagined
+        later.follow()
+        with later, self.amp():
+            predicted = self._predict_values(late)
+            early.join()
+            predicted = [*(values for values, _, _ in parts), predicted]
+            values = _joined([each._replace(logits=each.logits.detach()).mean for each in predicted], 1)  # [K, H+1, M]
+            value = values.mean(0)
+        with self.amp():
+            others = self._predict_others(late)
+        early.join()
+        rewards, continues = map(_joined, zip(*(part[1:] for part in parts), others, strict=True))  # [H+1, M]
+        later.join()
+        return Foreseen(imagined, actions, predicted, values, value, rewards, continues)
 
     @torch.no_grad()
     def _imagine(
@@ -269,5 +281,5 @@ def _in_one_step(predicted: TwoHot) -> TwoHot:
     return predicted._replace(logits=predicted.logits.flatten(1, 2)[:, None])
 
 
-def _joined(parts: list[Float[Tensor, "..."]], dim: int = 0) -> Float[Tensor, "..."]:
+def _joined(parts: Sequence[Float[Tensor, "..."]], dim: int = 0) -> Float[Tensor, "..."]:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
