@@ -271,8 +271,8 @@ MUTATIONS = [
     reinforce("v3: index of the bootstrap mask transposed", "mask.flatten(1))\n", "mask.transpose(1, 2).flatten(1))\n"),
     reinforce("v3: replayed values at full weight", "config.replay_scale * replay_loss", "replay_loss"),
     reinforce(
-        "v3: the world model learns from replayed values at full weight", "config.replay_scale * given_loss",
-        "given_loss",
+        "v3: the world model learns from replayed values at full weight",
+        "torch.full_like(count, self.config.replay_scale)", "torch.full_like(count, 1.0)",
     ),
     reinforce(
         "v3: every head teaches the world model as a single one would", "states_gradient / len(values)",
@@ -289,8 +289,8 @@ MUTATIONS = [
         "bootstrap[:-1], batch.reward[:-1])",
     ),
     reinforce(
-        "v3: replayed returns bootstrap from the state before", "batch.reward[1:]), bootstrap[1:]",
-        "batch.reward[1:]), bootstrap[:-1]",
+        "v3: replayed returns bootstrap from the state before", "lambda_return(rewards, bootstrap[1:]",
+        "lambda_return(rewards, bootstrap[:-1]",
     ),
     reinforce(
         "v3: replayed returns bootstrap from rows of another order", "returns[0].view(batch.reward.shape)",
@@ -300,7 +300,7 @@ MUTATIONS = [
         "v3: replayed returns run into the next episode", "last = batch.is_first[1:]",
         "last = batch.is_first[1:] & False",
     ),
-    reinforce("v3: an episode's last frame learns a value", "weight = (~last)", "weight = (last | True)"),
+    reinforce("v3: an episode's last frame learns a value", "weight, kept = (~last)", "weight, kept = (last | True)"),
     reinforce(
         "v3: replayed values by the masks of the next frames", "mask[:, :-1].flatten(1)", "mask[:, 1:].flatten(1)"
     ),

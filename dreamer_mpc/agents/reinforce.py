@@ -41,6 +41,17 @@ class Foreseen(NamedTuple):
     continues: Float[Tensor, "h M"]
 
 
+class Replay(NamedTuple):
+    """What the value loss on replayed states needs but their returns: one step of M = (T - 1) B trajectories."""
+
+    slow: Float[Tensor, "K 1 M"]  # values by the slow copy
+    weight: Float[Tensor, "1 M"]
+    mask: Bool[Tensor, "K M"]
+    share: Float[Tensor, "K 1 M"]  # of each error in the loss, times its scale: the loss's gradient in it
+    last: Bool[Tensor, "t B"]  # whether each frame is its episode's last, t = T - 1
+    alive: Float[Tensor, "t B"]
+
+
 class ReinforceBehavior:
     """Trains actor and critic as DreamerV3 does; see `Behavior`.
 
@@ -73,25 +84,26 @@ class ReinforceBehavior:
         What the world model waits for, the gradient in the states, comes beside the rest.
         """
         model, config = self.model, self.config
+        critic, mask = list(model.critic.parameters()), model.critic.mask(batch.index)  # [K, T, B]
         replayed, later = Aside(states.device, "replay"), Aside(states.device, "later")
         with replayed, self.amp():
             before = states[:-1]  # each [K, T-1, B]; the world model waits for no gradient of the critic
             given, seen = model.critic.predict(before, constant=True), model.critic.predict(before.detach())
-            slow = self._slow_values(before)
-        critic, mask = list(model.critic.parameters()), model.critic.mask(batch.index)  # [K, T, B]
+            replay = self._replay(self._slow_values(before), batch, mask)
         imagined, actions, predicted, values, value, rewards, continues = self._foresee(
             states.detach().flatten(0, 1), prepared, later
         )
         returns = lambda_return(rewards[1:], value[1:], config.discount, config.return_lambda, continues[1:])  # [H, M]
         replayed.follow()
         with replayed:
-            targets = self._replay_targets(slow, batch, returns[0].view(batch.reward.shape), mask)
-            given_loss = self._value_loss([_in_one_step(given)], *targets)
-            (states_gradient,) = torch.autograd.grad(config.replay_scale * given_loss, [states])
+            found = self._replay_returns(replay, batch, returns[0].view(batch.reward.shape))
+            # From the errors on, without the launches of the loss and of its way back.
+            errors = _in_one_step(given).loss(found, replay.slow, config.slow_scale)
+            (states_gradient,) = torch.autograd.grad(errors, [states], replay.share)
             # The sum over heads would reach the world model with their number of times the gradient of one.
             states_gradient = states_gradient / len(values)
             ready = replayed.mark()
-            replay_loss = self._value_loss([_in_one_step(seen)], *targets)
+            replay_loss = self._value_loss([_in_one_step(seen)], replay.slow, found, replay.weight, replay.mask)
             replay_grads = torch.autograd.grad(config.replay_scale * replay_loss, critic)
         later.follow()
         with later:
@@ -211,27 +223,24 @@ class ReinforceBehavior:
         with torch.no_grad(), self.amp():
             return self.slow(states)
 
-    def _replay_targets(
-        self,
-        slow: Float[Tensor, "K t B"],  # t = T - 1
-        batch: Batch,
-        bootstrap: Float[Tensor, "T B"],
-        mask: Bool[Tensor, "K T B"],
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """For `_value_loss`, of replayed states, whose returns bootstrap from their imagined returns, `bootstrap`.
-
-        `slow` are their values by the slow copy, but for the last ones; all of them are one step of t B trajectories.
-        An episode's last frame counts nothing where another episode's first follows it: its own return is its
-        bootstrap, so that the returns before it end there.
-        """
+    def _replay(self, slow: Float[Tensor, "K t B"], batch: Batch, mask: Bool[Tensor, "K T B"]) -> Replay:
+        """An episode's last frame counts nothing where another episode's first follows it."""
         last = batch.is_first[1:]  # [T-1, B], whether each frame is its episode's last
         alive = ~(batch.is_terminal[1:] | last)
-        returns = lambda_return(
-            torch.where(last, bootstrap[:-1], batch.reward[1:]), bootstrap[1:], self.config.discount,
-            self.config.return_lambda, alive.to(bootstrap.dtype),
-        )  # fmt: skip
-        weight = (~last).to(returns.dtype)
-        return slow.flatten(1)[:, None], returns.view(1, -1), weight.view(1, -1), mask[:, :-1].flatten(1)
+        weight, kept = (~last).to(slow.dtype).view(1, -1), mask[:, :-1].flatten(1)
+        count = kept.sum(dim=1).clamp_min(1).to(slow.dtype)
+        each = torch.full_like(count, self.config.replay_scale) / count  # [K]
+        share = each[:, None, None] * kept[:, None] * weight
+        return Replay(slow.flatten(1)[:, None], weight, kept, share, last, alive.to(slow.dtype))
+
+    def _replay_returns(self, replay: Replay, batch: Batch, bootstrap: Float[Tensor, "T B"]) -> Float[Tensor, "1 M"]:
+        """Returns of replayed states, which bootstrap from their imagined returns, `bootstrap`.
+
+        The return of an episode's last frame is its bootstrap, so that the returns before it end there.
+        """
+        rewards = torch.where(replay.last, bootstrap[:-1], batch.reward[1:])
+        settings = (self.config.discount, self.config.return_lambda)
+        return lambda_return(rewards, bootstrap[1:], *settings, replay.alive).view(1, -1)
 
     def _value_loss(
         self,
