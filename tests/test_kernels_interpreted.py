@@ -42,7 +42,7 @@ from dreamer_mpc.world_model import ImageForm, block_rssm, decoder, norm_decoder
 from dreamer_mpc.world_model.block_rssm import BlockRSSM
 from dreamer_mpc.world_model.encoder import preprocess
 from dreamer_mpc.world_model.norm_encoder import NormEncoder
-from dreamer_mpc.world_model.rssm import Gaussian, gaussian_kl
+from dreamer_mpc.world_model.rssm import RSSM, Gaussian, gaussian_kl
 from tests.support import interpreter
 from tests.support.agents import CATEGORICAL, make_agent, make_batch
 from tests.support.cell_walks import KINDS, Sizes, assert_near, walk_both
@@ -465,6 +465,48 @@ def test_a_walk_is_its_torch_form_with_its_gradients(bf16, precision, monkeypatc
         torch.testing.assert_close(rounded.float(), states, rtol=ROUNDED, atol=0)
         found.append((states, *torch.autograd.grad(states, leaves, g)))
     assert_near(*found, 4e-2 if bf16 else 1e-4)
+
+
+def in_segments(rssm, bounds):
+    """States, posterior and gradients of a sequence, the weights' included, whose segments share what they can."""
+    torch.manual_seed(18)
+    sizes = (5, 2, rssm.state_dim - rssm.deter)
+    embed, action, noise = (3 * torch.randn(4, 3, size) for size in sizes)
+    is_first = torch.zeros(4, 3, dtype=torch.bool)
+    is_first[2, 0] = is_first[1, 1] = True
+    embed.requires_grad_()
+    state, parts, once = torch.rand(3, rssm.state_dim), [], Once()
+    for i, j in zip(bounds, bounds[1:]):
+        if isinstance(rssm, BlockRSSM):
+            seen = rssm.see(embed[i:j], rssm.before_images(action[i:j], is_first[i:j], noise[i:j], once))
+        else:
+            seen = rssm.see(embed[i:j], action[i:j], is_first[i:j], rssm.before_images(once), noise[i:j])
+        states, posterior = rssm.scan(seen, state)
+        state = states[-1]
+        parts.append([states, *(posterior if isinstance(posterior, tuple) else [posterior])])
+    whole = [torch.cat(each) for each in zip(*parts)]
+    value = sum((torch.linspace(-1, 1, x.numel()).view_as(x) * x).sum() for x in whole)
+    inputs = [embed, *(p for name, p in rssm.named_parameters() if not name.startswith("prior"))]
+    return [*whole, *torch.autograd.grad(value, inputs)]
+
+
+def test_v3_s_sequence_in_segments_with_kernels_is_the_plain_sequence(monkeypatch):
+    torch.manual_seed(17)
+    rssm, found = BlockRSSM(2, 5, deter=12, stoch=3, classes=4, hidden=6, blocks=3), []
+    for used, bounds in ((True, [0, 2, 4]), (False, [0, 4])):
+        for module in (norm, block_cell, block_rssm):
+            monkeypatch.setattr(module, "fuses", lambda x, used=used: used)
+        found.append(in_segments(rssm, bounds))
+    assert_near(*found, 1e-4)
+
+
+def test_the_paper_s_sequence_in_segments_with_kernels_is_the_plain_sequence(monkeypatch):
+    torch.manual_seed(17)
+    rssm, found = RSSM(2, 5, deter=12, stoch=3, hidden=11), []
+    for used, bounds in ((True, [0, 2, 4]), (False, [0, 4])):
+        monkeypatch.setattr(cell, "_on_gpu", lambda *_, used=used: used)
+        found.append(in_segments(rssm, bounds))
+    assert_near(*found, 1e-5)
 
 
 @pytest.fixture
