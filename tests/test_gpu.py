@@ -14,10 +14,11 @@ from dreamer_mpc.agents.latents import make_latents
 from dreamer_mpc.agents.optimizers import OptimizerConfig
 from dreamer_mpc.agents.returns import lambda_return
 from dreamer_mpc.config import load_presets
-from dreamer_mpc.kernels import block_cell, cell, fused, graphs, norm, pixels, pooled_norm
+from dreamer_mpc.kernels import block_cell, block_walk, cell, fused, graphs, norm, pixels, pooled_norm
 from dreamer_mpc.kernels.graphs import OWN, PRIORITIES, Aside, Captured
 from dreamer_mpc.networks import MLP, Critic
 from dreamer_mpc.networks.norm_mlp import NormEnsemble, NormMLP
+from dreamer_mpc.networks.normal_actor import NormalActor
 from dreamer_mpc.networks.two_hot import TwoHot, symexp_bins
 from dreamer_mpc.networks.value_ensemble import TwoHotCritic
 from dreamer_mpc.planners import make_planner
@@ -468,6 +469,67 @@ def test_gumbel_noise_on_the_gpu_is_that_on_the_cpu():
     noise = torch.cat([torch.linspace(-11, 11, 200_001), torch.tensor([torch.inf, -torch.inf])])
     torch.testing.assert_close(gumbel(noise.cuda()).cpu(), gumbel(noise), rtol=1e-5, atol=1e-5)
     assert gumbel(torch.full((3,), torch.nan, device="cuda")).isnan().all()
+
+
+def either_way(name, function, monkeypatch):
+    """What `function` gives with a kernel of `tails_triton.py`, which must run, and with the launches it replaces."""
+    tails, runs, found = block_walk.kernels, [], []
+    kernel = getattr(tails, name)
+    monkeypatch.setattr(tails, name, lambda *given: runs.append(name) or kernel(*given))
+    for used in (True, False):
+        if not used:
+            monkeypatch.setattr(tails, f"fits_{name}", lambda *given: False)
+        found.append(function())
+    assert runs == [name]
+    return found
+
+
+V3_TAIL, SMALL_TAIL, ODD_TAIL = (1024, 256, 32, 16, 6), (37, 64, 16, 8, 1), (133, 75, 6, 5, 21)
+
+
+@pytest.mark.parametrize("bf16, sizes", [(True, V3_TAIL), (True, SMALL_TAIL), (True, ODD_TAIL), (False, ODD_TAIL)])
+def test_the_prior_s_draws_are_those_of_its_layers(bf16, sizes, monkeypatch, full_fp32):
+    """On what one product gives for two layers, into memory of either precision; what the way back needs as well."""
+    torch.manual_seed(0)
+    torch.set_float32_matmul_precision("high" if bf16 else "highest")
+    (rows, width, variables, classes, _), product = sizes, torch.bfloat16 if bf16 else torch.float32
+    layer, gains = torch.randn(width, width, device="cuda") / width**0.5, torch.rand(2, width, device="cuda") + 0.5
+    last = torch.randn(variables * classes, width, device="cuda")
+    bias, last_bias = (0.3 * torch.randn(n, device="cuda") for n in (width, variables * classes))
+    weights = (None, None, gains[0], layer.to(product), bias.to(product), gains[1], last, last_bias)
+    pre = torch.randn(rows, 2 * width, device="cuda").to(product)[:, :width]
+    noise = 1e3 * torch.randn(rows, variables, classes, device="cuda")
+    for precision, save in [(torch.bfloat16, False), (torch.float32, True)]:
+
+        def draw(precision=precision, save=save):
+            states = torch.zeros(rows, variables * classes + 7, dtype=precision, device="cuda")
+            given = (pre, block_walk.PriorWeights(*weights), noise, 0.01, 1e-4, states[:, 7:])
+            stoch, *products = block_walk.draw_prior(*given, save=save)
+            assert torch.equal(stoch.float(), states[:, 7:].float()) and not states[:, :7].any()
+            return stoch.float(), *(x.float() for x in products if save)
+
+        with monkeypatch.context() as patch:
+            (got, *products), (expected, *others) = either_way("prior", draw, patch)
+        assert torch.equal(got, expected) and (expected.sum(-1) == variables).all()
+        assert len(products) == 2 * save
+        assert_near(products, others, 2e-2 if bf16 else 1e-4)
+
+
+@pytest.mark.parametrize("bf16, sizes", [(True, V3_TAIL), (True, SMALL_TAIL), (True, ODD_TAIL), (False, ODD_TAIL)])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_the_policy_s_samples_are_those_of_its_gaussian(layers, bf16, sizes, monkeypatch, full_fp32):
+    torch.manual_seed(0)
+    torch.set_float32_matmul_precision("high" if bf16 else "highest")
+    rows, width, *_, actions = sizes
+    actor = NormalActor(300, actions, layers, width, scale=1.0).cuda()
+    with torch.no_grad():
+        for parameter in actor.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    state = torch.randn(rows, 300, device="cuda").to(torch.bfloat16 if bf16 else torch.float32)
+    noise, sample = torch.randn(rows, actions, device="cuda"), actor.sampler(bf16)
+    with torch.autocast("cuda", dtype=torch.bfloat16, enabled=bf16):
+        got, expected = either_way("policy", lambda: sample(state, noise), monkeypatch)
+    assert_near([got], [expected], 2e-2 if bf16 else 1e-4)
 
 
 @pytest.mark.parametrize("rows", [(1,), (3, 50), (130,)])

@@ -69,6 +69,12 @@ def processors(count, monkeypatch):
     monkeypatch.setattr(cell_triton, "_hardware", lambda device: (count, 101_376))
 
 
+@pytest.fixture
+def room(monkeypatch):
+    """The processors and the shared memory of an H200, for kernels that choose by them whether they run."""
+    monkeypatch.setattr(normal_actor.tails, "_hardware", lambda device: (132, 232_448))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_cell_s_kernels_are_the_loop(kind, monkeypatch):
     """40 rows: two teams of one program each, the second one only partly filled."""
@@ -334,6 +340,92 @@ def test_the_policy_s_gaussian_is_its_torch_form(shape, actions, monkeypatch):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
     monkeypatch.setattr(normal_actor, "fuses", lambda x: True)
     assert actor(state).mean.requires_grad  # with gradients the plain form computes it
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("layers, actions", [(1, 3), (3, 6), (4, 19)])
+@pytest.mark.parametrize("shape", [(20,), (37, 20), (3, 5, 20)])
+def test_the_policy_s_samples_are_those_of_its_gaussian(shape, layers, actions, bf16, room, monkeypatch):
+    """Several blocks of rows, of which the last is partly filled; states and noise in rows that lie apart."""
+    torch.manual_seed(14)
+    actor = NormalActor(20, actions, layers, hidden=23, min_std=0.2, max_std=0.9, scale=1.0)
+    wide, noise = torch.randn(*shape[:-1], 50), torch.randn(*shape[:-1], actions + 3)[..., 2:-1]
+    state, found = 3 * wide[..., 7:27], []
+    with torch.no_grad():
+        for parameter in actor.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    for used in (True, False):
+        monkeypatch.setattr(normal_actor, "fuses", lambda x, used=used: used)
+        sample = actor.sampler(bf16)
+        monkeypatch.setattr(normal_actor, "fuses", lambda x: False)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            found.append(sample(state, noise))
+        assert found[-1].shape == (*shape[:-1], actions) and found[-1].dtype == torch.float32
+        assert not found[-1].requires_grad
+        torch.manual_seed(3)
+        drawn = sample(state, None)
+        torch.manual_seed(3)
+        assert torch.equal(drawn, sample(state, torch.randn(*shape[:-1], actions)))
+    torch.testing.assert_close(*found, **({"rtol": 5e-2, "atol": 5e-2} if bf16 else {"rtol": 1e-5, "atol": 1e-5}))
+
+
+@pytest.mark.parametrize("into", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("sizes", [(5, 7, 3, 4), (37, 23, 6, 5), (70, 20, 3, 83)])
+def test_the_prior_s_draws_are_those_of_its_layers(sizes, bf16, into, room, monkeypatch):
+    """Several blocks of rows and of variables, also in several programs; what the way back needs as well."""
+    rows, width, variables, classes = sizes
+    torch.manual_seed(15)
+    units, product = variables * classes, torch.bfloat16 if bf16 else torch.float32
+    layer, gains = torch.randn(width, width) / width**0.5, torch.rand(2, width) + 0.5
+    last, second_bias = (1 if bf16 else 8) * torch.randn(units, width), 0.3 * torch.randn(width)
+    bias = 0.3 * torch.randn(units)
+    weights = block_walk.PriorWeights(
+        None, None, gains[0], layer.to(product), second_bias.to(product), gains[1], last, bias
+    )
+    pre, noise = torch.randn(rows, 2 * width)[:, 3 : 3 + width].to(product), torch.randn(rows, variables, classes)
+    noise = (60 if bf16 else 6) * noise  # decides the draws where numbers are cut to bf16
+    found = []
+    for used in (True, False):
+        for module in (block_walk, block_cell, norm):
+            monkeypatch.setattr(module, "fuses", lambda x, used=used and module is block_walk: used)
+        states = torch.full((rows, units + 9), -7.0, dtype=into)
+        given = (pre, weights, noise, 0.01, 1e-4, states[:, 5:-4])
+        stoch, second_pre, logits = block_walk.draw_prior(*given, save=True)
+        assert (stoch.dtype, second_pre.dtype, logits.dtype) == (product, product, torch.float32)
+        assert torch.equal(states[:, 5:-4].float(), stoch.float())
+        assert (states[:, :5] == -7).all() and (states[:, -4:] == -7).all()
+        again = torch.zeros(rows, units, dtype=into)
+        assert torch.equal(block_walk.draw_prior(*given[:-1], again, save=False)[0], stoch)
+        found.append([x.float() for x in (second_pre, logits, stoch, again)])
+    for got, expected, tolerance in zip(*found, (2e-2, 0.2, 0, 0) if bf16 else (1e-5, 1e-4, 0, 0), strict=True):
+        torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_layers_that_do_not_fit_a_program_s_memory_are_launches_of_their_own(room):
+    """By their width, the precision of their weights, the classes of a variable, the actions, the number of rows."""
+    tails = normal_actor.tails
+
+    def of_prior(width, classes=16, rows=1024, dtype=torch.bfloat16):
+        return tails.fits_prior(torch.empty(rows, width, dtype=dtype), torch.empty(rows, 2, classes))
+
+    def of_policy(width, actions=6, rows=1024, dtype=torch.bfloat16):
+        return tails.fits_policy(torch.empty(rows, width, dtype=dtype), actions)
+
+    for fits in (of_prior, of_policy):
+        assert fits(256) and fits(7) and fits(128, dtype=torch.float32)
+        assert not fits(257) and not fits(256, dtype=torch.float32) and not fits(64, rows=5000)
+    assert of_prior(200, 64) and not of_prior(200, 65)
+    assert of_policy(200, 64) and not of_policy(200, 65)
+
+
+def test_without_the_memory_a_policy_samples_by_its_own_launches(monkeypatch):
+    monkeypatch.setattr(normal_actor.tails, "_hardware", lambda device: (132, 1_000))
+    monkeypatch.setattr(normal_actor, "fuses", lambda x: True)
+    actor, state, noise = NormalActor(20, 3, layers=2, hidden=23), torch.randn(4, 20), torch.randn(4, 3)
+    with torch.no_grad():
+        expected = actor(state).sample(noise)
+    assert torch.equal(actor.sampler(False)(state, noise), expected)
 
 
 @pytest.mark.parametrize("apart", [False, True])

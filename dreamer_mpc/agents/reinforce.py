@@ -13,6 +13,7 @@ from dreamer_mpc.agents.latents import ReturnLatents
 from dreamer_mpc.agents.return_scale import ReturnScale
 from dreamer_mpc.agents.returns import lambda_return
 from dreamer_mpc.kernels.graphs import Aside
+from dreamer_mpc.networks.normal_actor import Sampler
 from dreamer_mpc.networks.two_hot import TwoHot
 from dreamer_mpc.planners.rollout import closed_loop, prepare_loop
 from dreamer_mpc.world_model import Batch
@@ -27,6 +28,7 @@ class Prepared(NamedTuple):
 
     loop: Any  # see `prepare_loop`
     draws: Float[Tensor, "H M A"]  # standard normal, of the policy
+    sample: Sampler
 
 
 class Foreseen(NamedTuple):
@@ -76,7 +78,7 @@ class ReinforceBehavior:
         if not like.is_cuda:
             return None
         draws = torch.randn(horizon, rows, self.model.action_dim, device=like.device, dtype=like.dtype)
-        return Prepared(prepare_loop(self.model, rows, horizon), draws)
+        return Prepared(prepare_loop(self.model, rows, horizon), draws, self._sampler())
 
     def learn(self, states: Float[Tensor, "T B S"], batch: Batch, prepared: Prepared | None = None) -> Learned:
         """Gradients from imagination that starts in every state of the batch, and from the batch's own rewards.
@@ -197,18 +199,21 @@ class ReinforceBehavior:
         `arrived` is called with all states so far before each step.
         """
         samples, horizon = [], self.config.horizon
-        loop, draws = prepared or (None, [None] * horizon)
+        loop, draws, sample = prepared or (None, [None] * horizon, self._sampler())
         precision = torch.bfloat16 if self.bf16 else start.dtype  # rounded once for all heads
         path = start.new_empty(horizon + 1, *start.shape, dtype=precision)
 
         def act(state: Float[Tensor, "M S"]) -> Float[Tensor, "M A"]:
             # As `data`, because autograd takes later writes behind these states for changes of them.
             arrived(path.data[: len(samples) + 1])
-            samples.append(self.model.policy(state).sample(draws[len(samples)]))
+            samples.append(sample(state, draws[len(samples)]))
             return samples[-1]
 
         closed_loop(self.model, start, horizon, act, prepared=loop, path=path)
         return path, torch.stack(samples)
+
+    def _sampler(self) -> Sampler:
+        return self.model.actor.sampler(self.bf16)
 
     @torch.enable_grad()
     def _predict_values(self, imagined: Float[Tensor, "h M S"]) -> TwoHot:

@@ -24,6 +24,11 @@ from dreamer_mpc.kernels.block_cell import (
 )
 from dreamer_mpc.kernels.norm import fuses, norm_silu
 
+try:  # torch builds for CUDA include Triton
+    from dreamer_mpc.kernels import tails_triton as kernels
+except ImportError:
+    kernels = None
+
 
 class PriorWeights(NamedTuple):
     """The parameters of the prior: two layers with norm and activation, then logits."""
@@ -121,13 +126,33 @@ def walk(
         recurrent, given = recur(deter, given, stoch, deter_pre, moved.to(dtype), w, eps, deter_into)
         deter = recurrent.deter
         first_pre, deter_pre = layers(given)
-        second_pre = F.linear(norm_silu(first_pre, prior.first_gain, eps, dtype), prior.second, prior.second_bias)
-        hidden = norm_silu(second_pre, prior.second_gain, eps, prior.logits.dtype)
-        logits = F.linear(hidden, prior.logits, prior.logits_bias)
-        stoch = draw_into(stoch_into, logits, noise[k], unimix, dtype)
+        stoch, second_pre, logits = draw_prior(first_pre, prior, noise[k], unimix, eps, stoch_into, save)
         if save:
             steps.append(PriorStep(recurrent, first_pre, second_pre, logits))
     return Walk(path, steps)
+
+
+def draw_prior(
+    first_pre: Float[Tensor, "M h"],
+    prior: PriorWeights,
+    noise: Float[Tensor, "M K C"],
+    unimix: float,
+    eps: float,
+    into: Float[Tensor, "M Z"],
+    save: bool,
+) -> tuple[Float[Tensor, "M Z"], Float[Tensor, "M h"] | None, Float[Tensor, "M Z"] | None]:
+    """A sample of the prior from the product of its first layer; for the way back the second one's, and the logits.
+
+    The sample is in the precision of products; it is also written `into` memory in any, and may be a view of that.
+    Where it fits, one kernel on a GPU computes all of it, and gives products only to `save`.
+    """
+    if fuses(first_pre) and kernels.fits_prior(first_pre, noise):
+        return kernels.prior(first_pre, prior.first_gain, *prior[3:], noise, unimix, eps, into, save)
+    dtype = prior.second.dtype
+    second_pre = F.linear(norm_silu(first_pre, prior.first_gain, eps, dtype), prior.second, prior.second_bias)
+    hidden = norm_silu(second_pre, prior.second_gain, eps, prior.logits.dtype)
+    logits = F.linear(hidden, prior.logits, prior.logits_bias)
+    return draw_into(into, logits, noise, unimix, dtype), second_pre, logits
 
 
 def _layers_of_deter(
