@@ -242,8 +242,8 @@ MUTATIONS = [
     reinforce("v3: entropy penalised", "+ entropy_scale * entropy", "- entropy_scale * entropy"),
     reinforce("v3: actor's steps not weighted", "-(weight * (log_prob", "-(1 * (log_prob"),
     reinforce(
-        "v3: samples clipped before their density is taken", "self.model.policy(state).sample(draws[len(samples)]))",
-        "self.model.policy(state).sample(draws[len(samples)]).clamp(-1, 1))",
+        "v3: samples clipped before their density is taken", "sample(state, draws[len(samples)]))",
+        "sample(state, draws[len(samples)]).clamp(-1, 1))",
     ),
     reinforce(
         "v3: imagination starts in another order than its frames", "states.detach().flatten(0, 1)",

@@ -472,22 +472,22 @@ def test_gumbel_noise_on_the_gpu_is_that_on_the_cpu():
 
 
 def either_way(name, function, monkeypatch):
-    """What `function` gives with a kernel of `tails_triton.py`, which must run, and with the launches it replaces."""
-    tails, runs, found = block_walk.kernels, [], []
-    kernel = getattr(tails, name)
-    monkeypatch.setattr(tails, name, lambda *given: runs.append(name) or kernel(*given))
+    """What `function` gives with a kernel of `row_layers_triton.py`, and with the launches that it replaces."""
+    kernels, runs, found = block_walk.kernels, [], []
+    kernel = getattr(kernels, name)
+    monkeypatch.setattr(kernels, name, lambda *given: runs.append(name) or kernel(*given))
     for used in (True, False):
         if not used:
-            monkeypatch.setattr(tails, f"fits_{name}", lambda *given: False)
+            monkeypatch.setattr(kernels, f"fits_{name}", lambda *given: False)
         found.append(function())
     assert runs == [name]
     return found
 
 
-V3_TAIL, SMALL_TAIL, ODD_TAIL = (1024, 256, 32, 16, 6), (37, 64, 16, 8, 1), (133, 75, 6, 5, 21)
+V3_SIZES, SMALL_SIZES, ODD_SIZES = (1024, 256, 32, 16, 6), (37, 64, 16, 8, 1), (133, 75, 6, 5, 21)  # and actions
 
 
-@pytest.mark.parametrize("bf16, sizes", [(True, V3_TAIL), (True, SMALL_TAIL), (True, ODD_TAIL), (False, ODD_TAIL)])
+@pytest.mark.parametrize("bf16, sizes", [(True, V3_SIZES), (True, SMALL_SIZES), (True, ODD_SIZES), (False, ODD_SIZES)])
 def test_the_prior_s_draws_are_those_of_its_layers(bf16, sizes, monkeypatch, full_fp32):
     """On what one product gives for two layers, into memory of either precision; what the way back needs as well."""
     torch.manual_seed(0)
@@ -515,7 +515,35 @@ def test_the_prior_s_draws_are_those_of_its_layers(bf16, sizes, monkeypatch, ful
         assert_near(products, others, 2e-2 if bf16 else 1e-4)
 
 
-@pytest.mark.parametrize("bf16, sizes", [(True, V3_TAIL), (True, SMALL_TAIL), (True, ODD_TAIL), (False, ODD_TAIL)])
+@pytest.mark.parametrize("bf16, sizes", [(True, V3_SIZES), (True, SMALL_SIZES), (True, ODD_SIZES), (False, ODD_SIZES)])
+def test_the_inputs_of_a_step_are_those_of_their_layers(bf16, sizes, monkeypatch, full_fp32):
+    torch.manual_seed(0)
+    torch.set_float32_matmul_precision("high" if bf16 else "highest")
+    rows, width, variables, classes, actions = sizes
+    settings = {"deter": 8, "stoch": variables, "classes": classes, "hidden": width, "bf16": bf16}
+    rssm = BlockRSSM(actions, 5, **settings).cuda()
+    with torch.no_grad():
+        for parameter in rssm.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    weights = rssm._constants()
+    product, wide = weights.cell.own.dtype, torch.randn(rows, 2 * width + variables * classes, device="cuda")
+    deter_pre, stoch = wide[:, :width].to(product), wide.to(product)[:, 2 * width :]
+    action = 2 * torch.randn(rows, actions, device="cuda")
+    for save in (True, False):
+
+        @torch.no_grad()
+        def enter(save=save):
+            return block_walk._enter(deter_pre, stoch, action, rssm._moved, weights, 1e-4, save)
+
+        with monkeypatch.context() as patch:
+            got, expected = either_way("inputs", enter, patch)
+        assert (got.stoch_pre is None) != save
+        assert_near([got.shared.float()], [expected.shared.float()], 1e-2 if bf16 else 1e-5)
+        if save:
+            assert_near([got.stoch_pre.float()], [expected.stoch_pre.float()], 1e-2 if bf16 else 1e-5)
+
+
+@pytest.mark.parametrize("bf16, sizes", [(True, V3_SIZES), (True, SMALL_SIZES), (True, ODD_SIZES), (False, ODD_SIZES)])
 @pytest.mark.parametrize("layers", [1, 3])
 def test_the_policy_s_samples_are_those_of_its_gaussian(layers, bf16, sizes, monkeypatch, full_fp32):
     torch.manual_seed(0)

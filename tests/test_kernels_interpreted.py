@@ -72,7 +72,7 @@ def processors(count, monkeypatch):
 @pytest.fixture
 def room(monkeypatch):
     """The processors and the shared memory of an H200, for kernels that choose by them whether they run."""
-    monkeypatch.setattr(normal_actor.tails, "_hardware", lambda device: (132, 232_448))
+    monkeypatch.setattr(normal_actor.row_layers, "_hardware", lambda device: (132, 232_448))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -402,25 +402,58 @@ def test_the_prior_s_draws_are_those_of_its_layers(sizes, bf16, into, room, monk
         torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("rows", [5, 37])
+def test_the_inputs_of_a_step_are_those_of_their_layers(rows, bf16, room, monkeypatch):
+    """Several blocks of rows and of the numbers of stoch, in rows that lie apart; actions beyond [-1, 1] too."""
+    torch.manual_seed(16)
+    rssm = BlockRSSM(3, 5, deter=12, stoch=20, classes=4, hidden=23, blocks=3, bf16=bf16)
+    with torch.no_grad():
+        for parameter in rssm.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    with monkeypatch.context() as patch:
+        patch.setattr(block_walk, "fuses", lambda x: True)
+        weights, found = rssm._constants(), []
+    product, wide = weights.cell.own.dtype, torch.randn(rows, 120)
+    deter_pre, stoch, action = wide[:, 3:26].to(product), wide[:, 30:110].to(product), 2 * wide[:, 112:115]
+    monkeypatch.setattr(block_rssm, "fuses", lambda x: False)
+    for used in (True, False):
+        for module in (block_walk, block_cell, norm):
+            monkeypatch.setattr(module, "fuses", lambda x, used=used and module is block_walk: used)
+        with torch.no_grad():
+            given = (deter_pre, stoch, action, rssm._moved, weights, 1e-4)
+            inputs = block_walk._enter(*given, save=True)
+            assert inputs.deter_pre is deter_pre and inputs.stoch_pre.dtype == inputs.shared.dtype == product
+            again = block_walk._enter(*given, save=False)
+        assert torch.equal(again.shared, inputs.shared) and (again.stoch_pre is None) == used
+        found.append([x.float() for x in inputs[1:]])
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(
+            got, expected, **({"rtol": 3e-2, "atol": 3e-2} if bf16 else {"rtol": 1e-5, "atol": 1e-5})
+        )
+
+
 def test_layers_that_do_not_fit_a_program_s_memory_are_launches_of_their_own(room):
     """By their width, the precision of their weights, the classes of a variable, the actions, the number of rows."""
-    tails = normal_actor.tails
+    kernels = normal_actor.row_layers
 
     def of_prior(width, classes=16, rows=1024, dtype=torch.bfloat16):
-        return tails.fits_prior(torch.empty(rows, width, dtype=dtype), torch.empty(rows, 2, classes))
+        return kernels.fits_prior(torch.empty(rows, width, dtype=dtype), torch.empty(rows, 2, classes))
 
     def of_policy(width, actions=6, rows=1024, dtype=torch.bfloat16):
-        return tails.fits_policy(torch.empty(rows, width, dtype=dtype), actions)
+        return kernels.fits_policy(torch.empty(rows, width, dtype=dtype), actions)
 
     for fits in (of_prior, of_policy):
         assert fits(256) and fits(7) and fits(128, dtype=torch.float32)
         assert not fits(257) and not fits(256, dtype=torch.float32) and not fits(64, rows=5000)
     assert of_prior(200, 64) and not of_prior(200, 65)
     assert of_policy(200, 64) and not of_policy(200, 65)
+    inputs = [torch.empty(1024, width) for width in (256, 257)] + [torch.empty(3000, 256)]
+    assert [kernels.fits_inputs(x) for x in inputs] == [True, False, False]
 
 
 def test_without_the_memory_a_policy_samples_by_its_own_launches(monkeypatch):
-    monkeypatch.setattr(normal_actor.tails, "_hardware", lambda device: (132, 1_000))
+    monkeypatch.setattr(normal_actor.row_layers, "_hardware", lambda device: (132, 1_000))
     monkeypatch.setattr(normal_actor, "fuses", lambda x: True)
     actor, state, noise = NormalActor(20, 3, layers=2, hidden=23), torch.randn(4, 20), torch.randn(4, 3)
     with torch.no_grad():

@@ -44,25 +44,34 @@ def _share(
 
 
 @triton.jit
+def _moved(
+    action, weight, bias, gain, out, at, action_stride, out_stride, rows, cols, eps, A: tl.constexpr, N: tl.constexpr,
+    NP: tl.constexpr, BR: tl.constexpr,
+):  # fmt: skip
+    """The action's layer of the rows `at`; its product is of numbers in the precision of `out`."""
+    real = (at < rows)[:, None] & (cols < N)[None, :]
+    total = tl.zeros([BR, NP], tl.float32)
+    for k in tl.static_range(A):
+        a = tl.load(action + at * action_stride + k, mask=at < rows, other=0.0).to(tl.float32)
+        a = tl.div_rn(a, tl.maximum(tl.abs(a), 1.0)).to(out.dtype.element_ty).to(tl.float32)
+        column = tl.load(weight + cols * A + k, mask=cols < N, other=0.0).to(out.dtype.element_ty).to(tl.float32)
+        total += a[:, None] * column[None, :]
+    b = tl.load(bias + cols, mask=cols < N, other=0.0)[None, :]
+    w = tl.load(gain + cols, mask=cols < N, other=0.0)[None, :]
+    v = tl.where(real, total.to(out.dtype.element_ty).to(tl.float32) + b, 0.0)
+    n = v * tl.rsqrt(tl.sum(v * v, axis=1) / N + eps)[:, None] * w
+    tl.store(out + at[:, None] * out_stride + cols[None, :], n * _sigmoid(n), mask=real)
+
+
+@triton.jit
 def _action_layer(
     action, weight, bias, gain, out, rows, action_stride, eps, A: tl.constexpr, N: tl.constexpr, NP: tl.constexpr,
     BR: tl.constexpr,
 ):  # fmt: skip
     cols = tl.arange(0, NP)
-    w = tl.load(gain + cols, mask=cols < N, other=0.0)[None, :]
-    b = tl.load(bias + cols, mask=cols < N, other=0.0)[None, :]
     for block in range(tl.program_id(0), tl.cdiv(rows, BR), tl.num_programs(0)):
         at = (block * BR + tl.arange(0, BR)).to(tl.int64)
-        real = (at < rows)[:, None] & (cols < N)[None, :]
-        total = tl.zeros([BR, NP], tl.float32)
-        for k in tl.static_range(A):
-            a = tl.load(action + at * action_stride + k, mask=at < rows, other=0.0).to(tl.float32)
-            a = tl.div_rn(a, tl.maximum(tl.abs(a), 1.0)).to(out.dtype.element_ty).to(tl.float32)
-            column = tl.load(weight + cols * A + k, mask=cols < N, other=0.0).to(out.dtype.element_ty).to(tl.float32)
-            total += a[:, None] * column[None, :]
-        v = tl.where(real, total.to(out.dtype.element_ty).to(tl.float32) + b, 0.0)
-        n = v * tl.rsqrt(tl.sum(v * v, axis=1) / N + eps)[:, None] * w
-        tl.store(out + at[:, None] * N + cols[None, :], n * _sigmoid(n), mask=real)
+        _moved(action, weight, bias, gain, out, at, action_stride, N, rows, cols, eps, A, N, NP, BR)
 
 
 @triton.jit

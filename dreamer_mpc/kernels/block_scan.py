@@ -23,6 +23,7 @@ from dreamer_mpc.kernels.block_cell import (
     cast_weights,
     draw,
     draw_backward,
+    enter,
     norm_back,
     recur,
     recur_back,
@@ -171,7 +172,7 @@ def _scan(deter, stoch, moved, seen, noise, is_first, weights, unimix, eps, bf16
     for t in range(len(moved)):
         before, given, stoch = begin(deter, stoch, first[t])
         deter_pre = F.linear(given, w.deter, w.deter_bias)
-        step, given = recur(before, given, stoch, deter_pre, moved[t], w, eps)
+        step, given = recur(before, given, stoch, enter(deter_pre, stoch, moved[t], w, eps), w, eps)
         deter = step.deter
         posterior_pre = torch.addmm(seen[t], given, w.posterior.t())
         posterior = norm_silu(posterior_pre, w.posterior_gain, eps, w.logits.dtype)

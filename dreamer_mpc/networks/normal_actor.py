@@ -14,7 +14,7 @@ from dreamer_mpc.networks.norm_mlp import NORM_EPS, NormMLP
 
 try:  # torch builds for CUDA include Triton
     from dreamer_mpc.kernels import normal_head_triton as kernels
-    from dreamer_mpc.kernels import tails_triton as tails
+    from dreamer_mpc.kernels import row_layers_triton as row_layers
 except ImportError:
     kernels = None
 
@@ -116,10 +116,10 @@ class NormalActor(nn.Module):
         @torch.no_grad()
         def sample(state: Float[Tensor, "*b S"], noise: Float[Tensor, "*b A"] | None) -> Float[Tensor, "*b A"]:
             pre = F.linear(state.reshape(-1, state.shape[-1]).to(first.dtype), first)
-            if not tails.fits_policy(pre, actions):
+            if not row_layers.fits_policy(pre, actions):
                 return self(state).sample(noise)
             drawn = last.weight.new_empty(*state.shape[:-1], actions).normal_() if noise is None else noise
             given = (pre, middle, biases, gains, last.weight, last.bias, drawn.view(-1, actions))
-            return tails.policy(*given, self.min_std, self.max_std, NORM_EPS).view(drawn.shape)
+            return row_layers.policy(*given, self.min_std, self.max_std, NORM_EPS).view(drawn.shape)
 
         return sample

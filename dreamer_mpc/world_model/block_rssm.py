@@ -15,7 +15,16 @@ from torch.nn import functional as F
 from dreamer_mpc.kernels import block_cell
 from dreamer_mpc.kernels.block_cell import BlockWeights
 from dreamer_mpc.kernels.block_scan import Ready, ready, scan
-from dreamer_mpc.kernels.block_walk import Prepared, PriorWeights, Walk, WalkBack, WalkWeights, walk, walk_weights
+from dreamer_mpc.kernels.block_walk import (
+    ActionWeights,
+    Prepared,
+    PriorWeights,
+    Walk,
+    WalkBack,
+    WalkWeights,
+    walk,
+    walk_weights,
+)
 from dreamer_mpc.kernels.blocks import product_dtype
 from dreamer_mpc.kernels.deferred import Deferred, Linear, Once
 from dreamer_mpc.kernels.graphs import Aside
@@ -247,15 +256,15 @@ class BlockRSSM(nn.Module):
         taken, kind = [], state.device.type
         outside = torch.is_autocast_enabled(kind)
 
-        def move(k: int, now: Float[Tensor, "M S"]) -> Float[Tensor, "M hidden"]:
+        def acted(k: int, now: Float[Tensor, "M S"]) -> Float[Tensor, "M A"]:
             with torch.autocast(kind, dtype=torch.bfloat16, enabled=outside):
                 taken.append(act(k, now))
-            return self._moved(taken[-1])
+            return taken[-1]
 
         deter, stoch = state.split([self.deter, self.noise_dim], dim=-1)
         prepared = noise if isinstance(noise, Prepared) else self.prepared(noise)
         with full_precision(state):  # the walk chooses the precision of its products itself
-            walked = walk(deter, stoch, move, prepared, self.unimix, NORM_EPS, save, path)
+            walked = walk(deter, stoch, acted, self._moved, prepared, self.unimix, NORM_EPS, save, path)
         return torch.stack(taken).clamp(-1, 1), walked  # the action's layer brings them to the border by itself
 
     def prepared(self, noise: Float[Tensor, "T M Z"]) -> Prepared:
@@ -285,11 +294,13 @@ class BlockRSSM(nn.Module):
         """The weights of a walk in the precision of products."""
         posterior = self.posterior_hidden.linear.weight[:, : self.deter]
         (first, second), last = self.prior_logits.hidden, self.prior_logits.last
+        linear, norm = self.action_input.linear, self.action_input.norm
+        action = ActionWeights(linear.weight, linear.bias, norm.weight)
         prior = PriorWeights(
             first.linear.weight, first.linear.bias, first.norm.weight,
             second.linear.weight, second.linear.bias, second.norm.weight, last.weight, last.bias,
         )  # fmt: skip
-        return walk_weights(self._weights(posterior), prior, self.bf16)
+        return walk_weights(self._weights(posterior), prior, action, self.bf16)
 
     def prior(self, deter: Float[Tensor, "*b D"]) -> Float[Tensor, "*b K C"]:
         """p(stoch | deter), before the image is seen."""

@@ -1,7 +1,8 @@
-"""Triton kernels of what follows the first product of DreamerV3's prior and of its policy, one launch each.
+"""Triton kernels of the layers between the large products of DreamerV3's step, several layers in one launch.
 
-Rows do not meet there, so that a program takes its rows through all layers. The weights of a hidden layer are in shared
-memory as a whole; `fits_prior` and `fits_policy` say for which sizes. Sums, norms and what follows them are in fp32.
+These are the inputs of the GRU, and what follows the first product of the prior and of the policy. Rows do not meet
+there, so that a program takes its rows through all layers. In prior and policy, the weights of a hidden layer are in
+shared memory as a whole; the functions `fits_*` say for which sizes. Sums, norms and what follows them are in fp32.
 """
 
 import torch
@@ -9,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dreamer_mpc.kernels.block_cell_triton import _rows, _sigmoid, _stride, _tanh
+from dreamer_mpc.kernels.block_cell_triton import _moved, _normed, _rows, _sigmoid, _stride, _tanh
 from dreamer_mpc.kernels.cell_triton import _hardware, _precision
 
 LEAST = 16  # rows or columns of a product on tensor cores
@@ -77,6 +78,34 @@ def _prior(
 
 
 @triton.jit
+def _inputs(
+    deter_pre, stoch, action, deter_gain, stoch_weight, stoch_bias, stoch_gain, action_weight, action_bias, action_gain,
+    shared, stoch_pre, rows, deter_stride, stoch_stride, action_stride, eps, A: tl.constexpr, Z: tl.constexpr,
+    N: tl.constexpr, NP: tl.constexpr, BZ: tl.constexpr, BR: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    at, cols = (tl.program_id(0) * BR + tl.arange(0, BR)).to(tl.int64), tl.arange(0, NP)
+    inside, real = (at < rows)[:, None], cols < N
+    kept = inside & real[None, :]
+    if tl.program_id(1) == 0:
+        total = tl.zeros([BR, NP], tl.float32)
+        for start in range(0, Z, BZ):
+            ins = start + tl.arange(0, BZ)
+            z = tl.load(stoch + at[:, None] * stoch_stride + ins[None, :], mask=inside & (ins < Z)[None, :], other=0.0)
+            w = _weight(stoch_weight, cols, ins, real, Z)
+            total = tl.dot(z, w, total, input_precision=PRECISION)
+        v = _biased(total, stoch_bias, cols, real).to(shared.dtype.element_ty)
+        if SAVE:
+            tl.store(stoch_pre + at[:, None] * N + cols[None, :], v, mask=kept)
+        h = _activated(v.to(tl.float32), stoch_gain, cols, eps, N)
+        tl.store(shared + N + at[:, None] * (3 * N) + cols[None, :], h, mask=kept)
+    elif tl.program_id(1) == 1:
+        to, weights = shared + 2 * N, (action_weight, action_bias, action_gain)
+        _moved(action, *weights, to, at, action_stride, 3 * N, rows, cols, eps, A, N, NP, BR)
+    else:
+        _normed(deter_pre, deter_gain, shared, deter_stride, 3 * N, at, cols, kept, eps, N)
+
+
+@triton.jit
 def _policy(
     pre, middle, biases, gains, last, last_bias, noise, out, rows, pre_stride, lowest, highest, eps,
     LAYERS: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, A: tl.constexpr, AP: tl.constexpr, BR: tl.constexpr,
@@ -105,9 +134,34 @@ def _policy(
     tl.store(out + to, _tanh(mean) + (lowest + (highest - lowest) * _sigmoid(std + 2)) * drawn, mask=kept)
 
 
+def fits_inputs(deter_pre: Tensor) -> bool:
+    """Whether `inputs` takes `deter_pre` [M, h]."""
+    return _fits(deter_pre, 2 * COLUMNS * deter_pre.element_size(), LEAST)
+
+
+def inputs(
+    deter_pre: Tensor, stoch: Tensor, action: Tensor, deter_gain: Tensor, stoch_weight: Tensor, stoch_bias: Tensor,
+    stoch_gain: Tensor, action_weight: Tensor, action_bias: Tensor, action_gain: Tensor, eps: float, save: bool,
+) -> tuple[Tensor | None, Tensor]:  # fmt: skip
+    """Where `save`, the product of stoch [M, Z] in its layer; and what `block_cell.share` gives, after `action_layer`.
+
+    The parts of the rows, of stoch, action and deter, are programs of their own.
+    """
+    deter_pre, stoch, action, (rows, width) = _rows(deter_pre), _rows(stoch), _rows(action), deter_pre.shape
+    shared = stoch.new_empty(rows, 3 * width)
+    stoch_pre = stoch.new_empty(rows, width) if save else None
+    _inputs[(triton.cdiv(rows, LEAST), 3)](
+        deter_pre, stoch, action, deter_gain, stoch_weight.contiguous(), stoch_bias, stoch_gain,
+        action_weight.contiguous(), action_bias, action_gain, shared, stoch_pre, rows, deter_pre.stride(0),
+        stoch.stride(0), action.stride(0), eps, A=action.shape[1], Z=stoch.shape[1], N=width, NP=_padded(width),
+        BZ=COLUMNS, BR=LEAST, SAVE=save, PRECISION=_product_precision(), num_warps=8, num_stages=3,
+    )  # fmt: skip
+    return stoch_pre, shared
+
+
 def fits_prior(pre: Tensor, noise: Tensor) -> bool:
     """Whether `prior` takes `pre` [M, h] and `noise` [M, K, C]."""
-    return _fits(pre, 2 * _variables(noise)[1], ROWS)
+    return _fits(pre, max(_padded(pre.shape[1]) * pre.element_size(), 2 * 4 * _variables(noise)[1]), ROWS)
 
 
 def prior(
@@ -133,7 +187,7 @@ def prior(
 
 def fits_policy(pre: Tensor, actions: int) -> bool:
     """Whether `policy` takes `pre` [M, h] for so many actions."""
-    return _fits(pre, 2 * _padded(actions), LEAST)
+    return _fits(pre, max(_padded(pre.shape[1]) * pre.element_size(), 2 * 4 * _padded(actions)), LEAST)
 
 
 def policy(
@@ -155,16 +209,15 @@ def policy(
     return out
 
 
-def _fits(pre: Tensor, columns: int, block: int) -> bool:
-    """Whether programs of `block` rows all run at once and have the memory for a hidden layer and what follows it.
+def _fits(pre: Tensor, column: int, block: int) -> bool:
+    """Whether programs of `block` rows all run at once and have the memory for weights and what follows them.
 
-    They read all weights each, so that with more rows products of their own are faster. `columns` of an fp32 weight
-    are in shared memory at a time.
+    They read all weights each, so that with more rows products of their own are faster. `column`: the bytes of the
+    weights that are there at a time, of each of the columns of `pre`.
     """
     processors, memory = _hardware(pre.device)
     rows, padded = len(pre), _padded(pre.shape[1])
-    weights = padded * max(padded * pre.element_size(), 4 * columns)
-    return triton.cdiv(rows, block) <= processors and weights + 3 * 4 * block * padded <= memory
+    return triton.cdiv(rows, block) <= processors and padded * (column + 3 * 4 * block) <= memory
 
 
 def _variables(noise: Tensor) -> tuple[int, int]:
