@@ -465,6 +465,30 @@ def test_the_parts_of_a_step_are_their_torch_forms_on_rows_that_lie_apart(sizes,
         assert_near(*[[x.float() for x in each] for each in found], 1e-2 if bf16 else 1e-5)
 
 
+@pytest.mark.parametrize("save", [False, True])
+@pytest.mark.parametrize("sizes", [(1024, 8, 256), (80, 8, 256), (40, 8, 24), (300, 3, 75)])
+def test_gates_and_what_becomes_of_them_are_their_torch_forms(sizes, save, monkeypatch):
+    """In one kernel, on rows that lie apart."""
+    torch.manual_seed(0)
+    (rows, blocks, units), found = sizes, []
+    size = blocks * units
+    rssm = BlockRSSM(ACTION_DIM, 5, deter=size, stoch=2, classes=3, hidden=8, blocks=blocks, bf16=True).cuda()
+    weights = rssm._constants().cell
+    weights.gates_bias.normal_()
+    wide = torch.randn(rows, 2 * size + 8, device="cuda")
+    hidden, before = wide[:, :size].bfloat16(), wide[:, size + 8 :]
+    for used in (True, False):
+        monkeypatch.setattr(block_cell, "fuses", lambda x, used=used: used)
+        monkeypatch.setattr(block_cell, "_added_bias", lambda w, x: w.gates_bias)
+        for precision in (torch.float32, torch.bfloat16):
+            states = torch.zeros(rows, size + 16, dtype=precision, device="cuda")
+            gates, new, given = block_cell.gated(hidden, weights, before, states[:, 8:-8], save)
+            assert torch.equal(states[:, 8:-8], new.to(precision)) and torch.equal(given, new.bfloat16())
+            assert not states[:, :8].any() and not states[:, -8:].any() and (gates is None) == (used and not save)
+        found.append([new, *([gates.float()] if save else [])])
+    assert_near(*found, 1e-2)
+
+
 def test_gumbel_noise_on_the_gpu_is_that_on_the_cpu():
     noise = torch.cat([torch.linspace(-11, 11, 200_001), torch.tensor([torch.inf, -torch.inf])])
     torch.testing.assert_close(gumbel(noise.cuda()).cpu(), gumbel(noise), rtol=1e-5, atol=1e-5)

@@ -17,6 +17,7 @@ if not metadata.version("triton").startswith(("3.7.", "3.8.")):  # docs/architec
     pytest.skip(f"not with the interpreter of Triton {metadata.version('triton')}, but 3.7.1", allow_module_level=True)
 
 from dreamer_mpc.agents import laprop
+from dreamer_mpc.agents.reinforce import Prepared
 from dreamer_mpc.agents.returns import lambda_return
 from dreamer_mpc.kernels import (
     block_cell,
@@ -289,6 +290,33 @@ def test_states_are_written_into_rows_that_lie_apart(bf16, into):
     for got, expected in zip(*found, strict=True):
         torch.testing.assert_close(got, expected, rtol=ROUNDED, atol=0)
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("into", [None, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows, units", [(5, 7), (150, 70), (300, 70)])
+def test_gates_and_what_becomes_of_them_are_their_torch_forms(rows, units, into, monkeypatch):
+    """In one kernel, of several blocks of rows, units and inputs; in rows that lie apart."""
+    torch.manual_seed(18)
+    size, found = 3 * units, []
+    hidden = torch.randn(rows, size + 9)[:, 5:-4].bfloat16()
+    weight = (torch.randn(3, units, size) / units**0.5).bfloat16()
+    bias, before = torch.randn(3, 1, size).bfloat16(), torch.randn(rows, size + 2)[:, 1:-1]
+    weights = block_cell.BlockWeights(*[None] * 10, weight, bias, *[None] * 4)._replace(own=weight)
+    for used in (True, False):
+        monkeypatch.setattr(block_cell, "fuses", lambda x, used=used: used)
+        monkeypatch.setattr(block_cell, "_added_bias", lambda w, x: w.gates_bias)
+        states = torch.full((rows, size + 5), -7.0, dtype=into or torch.float32)
+        place = None if into is None else states[:, 2:-3]
+        gates, new, given = block_cell.gated(hidden, weights, before, place, True)
+        assert (gates.dtype, new.dtype, given.dtype) == (torch.bfloat16, torch.float32, torch.bfloat16)
+        if into is not None:
+            torch.testing.assert_close(place.float(), new, rtol=ROUNDED, atol=0)
+        assert (states[:, :2] == -7).all() and (states[:, -3:] == -7).all()
+        again = block_cell.gated(hidden, weights, before, place, False)
+        assert torch.equal(again[1], new) and (again[0] is None) == used
+        found.append([x.float() for x in (gates, new, given)])
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=3e-2, atol=3e-2)
 
 
 def test_gumbel_noise_is_its_torch_form(monkeypatch):
@@ -590,6 +618,23 @@ def test_a_walk_is_its_torch_form_with_its_gradients(bf16, precision, monkeypatc
         torch.testing.assert_close(rounded.float(), states, rtol=ROUNDED, atol=0)
         found.append((states, *torch.autograd.grad(states, leaves, g)))
     assert_near(*found, 4e-2 if bf16 else 1e-4)
+
+
+def test_imagination_with_kernels_is_the_plain_one(room, monkeypatch):
+    """With noise and weights prepared before, as on a GPU."""
+    agent, found = make_agent(behavior={"kind": "v3"}, world=CATEGORICAL), []
+    learner, rssm = agent.learner, agent.model.world_model.rssm
+    with torch.no_grad():
+        for p in agent.model.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    steps, start = learner.config.horizon, torch.randn(5, agent.state_dim)
+    noise, draws = torch.randn(steps, 5, agent.model.noise_dim), torch.randn(steps, 5, agent.model.action_dim)
+    for used in (True, False):
+        for module in (norm, block_cell, block_walk, block_rssm, norm_mlp, normal_actor):
+            monkeypatch.setattr(module, "fuses", lambda x, used=used: used)
+        prepared = Prepared(rssm.prepared(noise), draws, agent.model.actor.sampler(False))
+        found.append(learner._imagine(start, prepared, lambda path: None))
+    assert_near(*found, 1e-4)
 
 
 def in_segments(rssm, bounds):

@@ -136,7 +136,7 @@ def walk(
         state = path[k + 1]
         deter_into, stoch_into = state.split(sizes, dim=-1)
         inputs = _enter(deter_pre, stoch, action, layer, prepared.weights, eps, save)
-        recurrent, given = recur(deter, given, stoch, inputs, w, eps, deter_into)
+        recurrent, given = recur(deter, given, stoch, inputs, w, eps, deter_into, save)
         deter = recurrent.deter
         first_pre, deter_pre = layers(given)
         stoch, second_pre, logits = draw_prior(first_pre, prior, noise[k], unimix, eps, stoch_into, save)
