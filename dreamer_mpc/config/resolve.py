@@ -101,7 +101,8 @@ def with_setting(planner: Planner, name: str, setting: str, value: str) -> Plann
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(planner), {key: given}))
     except (OmegaConfBaseException, ValueError) as error:
-        raise UserError(f"{name}.{setting}={value}: {first_lines(error)}") from error
+        remedy = "; give true or false" if isinstance(getattr(planner, key), bool) else ""
+        raise UserError(f"{name}.{setting}={value}: {first_lines(error)}{remedy}") from error
 
 
 def agent_of(config: Config) -> AgentKind:
