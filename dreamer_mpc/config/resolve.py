@@ -153,7 +153,7 @@ def check_start(config: Config) -> None:
     """UserError for errors in a training run's settings that can be found before anything is built."""
     resolve(config)
     replay = config.replay
-    if config.max_env_steps is not None:
+    if config.max_env_steps is not None and not replay.across_episodes:
         frames = -(-config.max_env_steps // config.action_repeat) + 1
         if frames < replay.sequence_length:
             raise UserError(
