@@ -119,6 +119,12 @@ def test_the_policy_samples_in_ablate_which_is_a_comparison_and_in_no_other_meas
             played[folder.name] = [row["return"] for row in rows]
     assert played["bad-model"] == played["bad-model--policy.sample"] == played["ablate"]
     assert played["ablate"] != played["ablate--policy.sample"]
+    for folder, args, change in (
+        ("ablate", ["--policy.sample"], "False -> True"), ("ablate--policy.sample", [], "True -> False")
+    ):  # fmt: skip
+        told = analyze(agents / "paper", "ablate", tmp_path / folder, "--episodes", 1, *args)
+        error = refused(told)
+        assert f"policy (sample {change})" in error and "--out" in error
 
 
 def test_from_five_episodes_on_there_are_intervals(agents, tmp_path, pictures):

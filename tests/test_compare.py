@@ -815,7 +815,7 @@ ERRORS = {
     "a sweep of the policy": (["--sweep", "policy.horizon=1"], "policy has no setting 'horizon': known are sample"),
     "a swept value that is not true or false": (
         ["--sweep", "policy.sample=some"],
-        "policy.sample=some: sample: Value",
+        "policy.sample=some: sample: Value 'some' is not a valid bool (type str); give true or false",
     ),
     "samples by another word": (["--policy.sample", "some"], "Unrecognized options: some"),
     "a swept value out of range": (["--sweep", "cem.elites=4,21"], "cem.elites=21: elites must be between 1 and 20"),

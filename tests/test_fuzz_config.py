@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 import dreamer_mpc.training.setup
 import dreamer_mpc.training.trainer
 import run
-from dreamer_mpc.config import CompareConfig, Config, EvalConfig, load_presets
+from dreamer_mpc.config import CompareConfig, Config, EvalConfig, check_start, load_presets
 from dreamer_mpc.util.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -152,6 +152,13 @@ def test_yaml_that_is_refused(start, tmp_path, content, words):
 def test_what_contradicts_itself_or_is_not_there(start, words, named):
     outcome = start(*words.split())
     assert isinstance(outcome, str) and named in outcome, outcome
+
+
+def test_only_sequences_that_go_on_into_the_next_episode_may_be_longer_than_one():
+    config = dataclasses.replace(Config(), max_env_steps=40)
+    check_start(dataclasses.replace(config, replay=dataclasses.replace(config.replay, across_episodes=True)))
+    with pytest.raises(UserError, match="longer than an episode of --max-env-steps 40, 21 frames: lower it, or raise"):
+        check_start(dataclasses.replace(config, replay=dataclasses.replace(config.replay, across_episodes=False)))
 
 
 @pytest.mark.parametrize("schema, command", [(EvalConfig, "eval"), (CompareConfig, "compare")])

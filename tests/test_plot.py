@@ -11,6 +11,7 @@ import pytest
 
 import run
 from dreamer_mpc.config import Config, to_yaml
+from dreamer_mpc.planners import Policy
 from dreamer_mpc.report.curves import Curve, gather, method_of, published, read_curves, write_curves
 from dreamer_mpc.report.plot import plot
 from dreamer_mpc.util.errors import UserError
@@ -67,6 +68,8 @@ def test_runs_are_gathered_with_the_last_evaluation_and_the_paper_s(tmp_path):
         ({"planner": "cem", "agent": "planet"}, "planet"),
         ({"planner": "cem", "agent": "dreamer"}, "cem"),
         ({"planner": "mppi", "train_planner": "policy"}, "mppi, trained with policy"),
+        ({"planner": "policy", "policy": Policy(sample=True)}, "dreamer, by samples"),
+        ({"planner": "mppi", "policy": Policy(sample=True)}, "mppi"),
     ],
 )
 def test_a_method_has_the_name_that_papers_give_it(settings, method):

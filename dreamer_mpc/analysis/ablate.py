@@ -64,7 +64,7 @@ class Ablate(Measure):
         )  # fmt: skip
         compare = with_planners_of(config, compare)
         own = replace(getattr(compare, kind), discount=planner.discount)
-        return cls(planners, replace(compare, **{kind: own}), subject)
+        return cls({POLICY: compare.policy, **planners}, replace(compare, **{kind: own}), subject)
 
     def settings(self) -> dict[str, Any]:
         """None: the folders of the comparisons have them."""

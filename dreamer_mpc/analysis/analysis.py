@@ -213,8 +213,9 @@ def _made_with(config: AnalyzeConfig, measures: dict[str, Measure], subjects: di
         path = str(subjects[sha256].path)
         quality[path] = config.render_quality or subjects[sha256].trained.render_quality
         for label, planner in each.planners.items():
-            planners[label] = {key: value for key, value in asdict(planner).items() if key != "discount"}
-            discounts[f"{label} on {path}"] = asdict(planner).get("discount")
+            planners[label] = asdict(planner)
+            if "discount" in planners[label]:
+                discounts[f"{label} on {path}"] = planners[label].pop("discount")
     return {
         "what": config.what, "seed": config.seed, **measure.settings(),
         "planners": planners, "discounts": discounts, "render_quality": quality,

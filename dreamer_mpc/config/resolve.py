@@ -101,7 +101,8 @@ def with_setting(planner: Planner, name: str, setting: str, value: str) -> Plann
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(planner), {key: given}))
     except (OmegaConfBaseException, ValueError) as error:
-        raise UserError(f"{name}.{setting}={value}: {first_lines(error)}") from error
+        remedy = "; give true or false" if isinstance(getattr(planner, key), bool) else ""
+        raise UserError(f"{name}.{setting}={value}: {first_lines(error)}{remedy}") from error
 
 
 def agent_of(config: Config) -> AgentKind:
@@ -152,7 +153,7 @@ def check_start(config: Config) -> None:
     """UserError for errors in a training run's settings that can be found before anything is built."""
     resolve(config)
     replay = config.replay
-    if config.max_env_steps is not None:
+    if config.max_env_steps is not None and not replay.across_episodes:
         frames = -(-config.max_env_steps // config.action_repeat) + 1
         if frames < replay.sequence_length:
             raise UserError(

@@ -46,11 +46,13 @@ class Curve:
 def method_of(config: Config) -> str:
     """The method's name: the planner's, but `dreamer` for the bare policy and `planet` for CEM without an actor.
 
-    Another planner in training is part of it, and so are pictures by warp and another render quality in evaluations.
+    Another planner in training is part of it, and so are the policy's samples, pictures by warp and another render
+    quality in evaluations.
     """
     name = METHODS.get(config.planner, config.planner)
     if config.planner == "cem" and config.agent == "dreamer":
         name = "cem"
+    name += ", by samples" if config.planner == "policy" and config.policy.sample else ""
     other = "" if config.trained_by == config.planner else f", trained with {config.trained_by}"
     return f"{name}{other}{drawn_by(config.evaluated_in, config.render_quality)}"
 
