@@ -127,6 +127,14 @@ def test_the_policy_samples_in_ablate_which_is_a_comparison_and_in_no_other_meas
         assert f"policy (sample {change})" in error and "--out" in error
 
 
+def test_a_summary_of_some_of_a_folder_s_checkpoints_says_so(agents, tmp_path):
+    both, small = [agents / "paper", agents / "v3"], ("true-gain", tmp_path, "--episodes", 1, "--states", 1)
+    assert "checkpoints in the folder" not in done(analyze(both, *small)).out
+    assert "of 1 of 2 checkpoints in the folder; rows.csv has all" in done(analyze(both[0], *small)).out
+    assert {line["checkpoints"] for line in table(tmp_path / "summary.csv")} == {"1"}
+    assert {Path(row["checkpoint"]).parent.name for row in table(tmp_path / "rows.csv")} == {"paper", "v3"}
+
+
 def test_from_five_episodes_on_there_are_intervals(agents, tmp_path, pictures):
     done(analyze([agents / "paper", agents / "v3"], "true-gain", tmp_path, "--episodes", 5, "--states", 1))
     line = table(tmp_path / "summary.csv")[0]

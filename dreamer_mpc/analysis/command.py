@@ -42,4 +42,7 @@ def main(args: Sequence[str]) -> int:
     caption = f"{measure.caption}.{world} In brackets: 95 % intervals, Student's t, from {FEWEST} episodes on."
     table_console(170).print(analysis_table(measure.table(summary), caption))
     print(f"wrote {', '.join(map(str, paths))}")
+    there = len(analysis.ledger.made_with["checkpoints"])
+    if there > (asked := len(analysis.subjects)):
+        print(f"summary and picture are of {asked} of {there} checkpoints in the folder; rows.csv has all")
     return 0
