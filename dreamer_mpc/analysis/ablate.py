@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dreamer_mpc.analysis.bench import Bench
-from dreamer_mpc.analysis.estimate import grouped, of_line, per_episode, summarised
+from dreamer_mpc.analysis.estimate import ALL, grouped, of_line, per_episode, scoped, summarised
 from dreamer_mpc.analysis.finite_differences import paired
 from dreamer_mpc.analysis.ledger import Measured
 from dreamer_mpc.analysis.measure import POLICY, Line, Measure, name_of
@@ -87,9 +87,9 @@ class Ablate(Measure):
 
     def summary(self, rows: list[Measured]) -> list[Line]:
         """Over all checkpoints, then each: means, and differences to the planner with all settings."""
-        pairs = [row | {"scope": "all"} for row in paired(rows, WHOLE)]
-        lines = summarised(pairs, ("scope", "method"), ("return", "difference"))
-        tested = [line for line in lines if line["method"] not in (POLICY, WHOLE)]
+        pairs = paired(rows, WHOLE)
+        lines = summarised(scoped(pairs), ("scope", "method"), ("return", "difference"))
+        tested = [line for line in lines if line["scope"] == ALL and line["method"] not in (POLICY, WHOLE)]
         rows_of = grouped(pairs, "method")
         p_values = [p_of(rows_of[(line["method"],)]) for line in tested]
         known = None not in p_values and bool(p_values)
@@ -97,9 +97,7 @@ class Ablate(Measure):
             line |= {"p": None, "p_holm": None}
         for line, p, adjusted in zip(tested, p_values, holm(p_values) if known else p_values, strict=True):
             line |= {"p": p, "p_holm": adjusted}
-        of_each = [row | {"scope": row["checkpoint"]} for row in pairs]
-        each = summarised(of_each, ("scope", "method"), ("return", "difference"))
-        return lines + [line | {"p": None, "p_holm": None} for line in each]
+        return lines
 
     def table(self, summary: list[Line]) -> list[dict[str, str]]:
         """A row for each setting, over all checkpoints."""
@@ -109,18 +107,18 @@ class Ablate(Measure):
                 "difference to all settings": ("* " if decided(line) else "") + str(of_line(line, "difference") or "–"),
                 "p, Holm": "–" if line["p_holm"] is None else f"{line['p_holm']:.2g}",
             }
-            for line in summary if line["scope"] == "all"
+            for line in summary if line["scope"] == ALL
         ]  # fmt: skip
 
     def panels(self, summary: list[Line]) -> list[Panel]:
         """Differences over all checkpoints, and of each."""
-        names = [line["method"] for line in summary if line["scope"] == "all" and line["method"] != WHOLE]
+        names = [line["method"] for line in summary if line["scope"] == ALL and line["method"] != WHOLE]
         words = "return minus that with all settings"
         every = Panel("all checkpoints", "taken away", words, names=names, joined=False, reference=0.0)
         each = Panel("each checkpoint", "taken away", words, names=names, joined=False, reference=0.0)
         for line in summary:
             if line["method"] != WHOLE:
-                of_all = line["scope"] == "all"
+                of_all = line["scope"] == ALL
                 label = "all checkpoints" if of_all else name_of(line["scope"])
                 (every if of_all else each).add(label, names.index(line["method"]), of_line(line, "difference"))
         return [every, each]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dreamer_mpc.agents.protocol import Agent
 from dreamer_mpc.analysis.bench import POLICY, Bench
-from dreamer_mpc.analysis.estimate import grouped, of_line, summarised
+from dreamer_mpc.analysis.estimate import ALL, grouped, of_line, scoped, summarised
 from dreamer_mpc.analysis.finite_differences import paired
 from dreamer_mpc.analysis.ledger import Measured
 from dreamer_mpc.analysis.measure import Line, Measure, name_of
@@ -102,9 +102,7 @@ class BadModel(Measure):
 
     def summary(self, rows: list[Measured]) -> list[Line]:
         """Over all checkpoints, then each: means and paired differences in each model, and where the latter turn."""
-        pairs = paired(rows, "policy")
-        scopes = [row | {"scope": "all"} for row in pairs] + [row | {"scope": row["checkpoint"]} for row in pairs]
-        lines = summarised(scopes, ("scope", "method", "model"), ("return", "difference"))
+        lines = summarised(scoped(paired(rows, "policy")), ("scope", "method", "model"), ("return", "difference"))
         curves = grouped(lines, "scope", "method")
         return [line | {"turns_at": turning_point(curves[line["scope"], line["method"]])} for line in lines]
 
@@ -116,7 +114,7 @@ class BadModel(Measure):
                 "difference to policy": str(of_line(line, "difference") or "–"),
                 "turns at": "–" if line["turns_at"] is None else f"{line['turns_at']:.2g}",
             }
-            for line in summary if line["scope"] == "all"
+            for line in summary if line["scope"] == ALL
         ]  # fmt: skip
 
     def panels(self, summary: list[Line]) -> list[Panel]:
@@ -129,11 +127,14 @@ class BadModel(Measure):
         )
         for line in summary:
             if line["model"]:
-                one = len(self.planners) == 1
-                of_each = name_of(line["scope"]) if one else f"{name_of(line['scope'])}, {line['method']}"
-                panel, label = (every, line["method"]) if line["scope"] == "all" else (each, of_each)
+                panel, label = (every, line["method"]) if line["scope"] == ALL else (each, self._agent(line))
                 panel.add(label, names.index(line["model"]), of_line(line, "difference"))
         return [every, each]
+
+    def _agent(self, line: Line) -> str:
+        """A checkpoint's label in the picture; with several planners, the planner too."""
+        planner = "" if len(self.planners) == 1 else f", {line['method']}"
+        return f"{name_of(line['scope'])}{planner}"
 
 
 def perturbed(agent: Agent, level: float) -> LatentModel:

@@ -9,6 +9,8 @@ from jaxtyping import Float
 from dreamer_mpc.analysis.ledger import Measured
 from dreamer_mpc.util.intervals import strata_interval
 
+ALL = "all"  # the scope of lines over all checkpoints
+
 
 class Estimate(NamedTuple):
     """A mean and its 95 % interval; None with too few episodes."""
@@ -49,6 +51,11 @@ def grouped(rows: Sequence[Measured], *keys: str) -> dict[tuple[Any, ...], list[
     for row in rows:
         found.setdefault(tuple(row[key] for key in keys), []).append(row)
     return found
+
+
+def scoped(rows: Sequence[Measured]) -> list[Measured]:
+    """The rows in the scope `ALL`, then each in that of its checkpoint, for a summary of both."""
+    return [row | {"scope": ALL} for row in rows] + [row | {"scope": row["checkpoint"]} for row in rows]
 
 
 def summarised(

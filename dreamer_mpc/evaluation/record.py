@@ -258,7 +258,11 @@ def _completed(settings: Any) -> Any:
     """A planner's settings from a file, with those that were added to gradient planners and the policy after it."""
     if not isinstance(settings, dict):
         return settings
-    younger = asdict(Ascent()) if "step_size" in settings else {} if settings else asdict(Policy())
+    younger = {}
+    if not settings:  # the policy's had none
+        younger = asdict(Policy())
+    elif "step_size" in settings:
+        younger = asdict(Ascent())
     return json.loads(json.dumps(younger | settings))
 
 

@@ -58,20 +58,20 @@ def styles(methods: Iterable[str]) -> dict[str, Style]:
     names = {method: method if alike[without_quality(method)] > 1 else without_quality(method) for method in methods}
     planners = {method: _planner(name) for method, name in names.items()}
     chosen = {planner: STYLES[planner] for planner in planners.values() if planner in STYLES}
-    for number, method in enumerate(sorted(set(planners.values()) - STYLES.keys())):
-        turn, place = divmod(number, len(OTHERS))
-        if place == 0:
-            others = [Style(o.color, OTHERS[(i + turn) % len(OTHERS)].marker) for i, o in enumerate(OTHERS)]
-            free = list(others)
-        chosen[method] = _at(others, free, method)
-        free.remove(chosen[method])
+    other = sorted(set(planners.values()) - STYLES.keys())
+    for turn, begin in enumerate(range(0, len(other), len(OTHERS))):
+        looks = [Style(o.color, OTHERS[(i + turn) % len(OTHERS)].marker) for i, o in enumerate(OTHERS)]
+        free = list(looks)
+        for method in other[begin : begin + len(OTHERS)]:
+            chosen[method] = _at(looks, free, method)
+            free.remove(chosen[method])
     return {method: chosen[planner] for method, planner in planners.items()}
 
 
-def _at(others: list[Style], free: list[Style], method: str) -> Style:
+def _at(looks: list[Style], free: list[Style], method: str) -> Style:
     """The first style from the name's place on that is still free."""
-    place = zlib.crc32(method.encode()) % len(others)
-    return next(style for style in others[place:] + others[:place] if style in free)
+    place = zlib.crc32(method.encode()) % len(looks)
+    return next(style for style in looks[place:] + looks[:place] if style in free)
 
 
 def style(method: str) -> Style:
