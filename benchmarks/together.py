@@ -42,9 +42,11 @@ def end(process: subprocess.Popen) -> None:
     import psutil
 
     with contextlib.suppress(psutil.NoSuchProcess):
-        for started in psutil.Process(process.pid).children(recursive=True):
+        top = psutil.Process(process.pid)
+        top.suspend()  # so that it starts nothing more, and does not end by itself, while the others are counted
+        for each in [top, *top.children(recursive=True)]:
             with contextlib.suppress(psutil.NoSuchProcess):
-                started.kill()
+                each.kill()
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 
