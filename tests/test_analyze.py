@@ -256,6 +256,40 @@ def test_rows_of_a_unit_that_is_not_recorded_do_not_count(tmp_path):
     assert again.of("v") == [] and again.of("u") == [{"unit": 1, "checkpoint": "a", "value": 1.5, "none": None}]
 
 
+def test_states_that_the_time_limit_leaves_out_are_counted(agents, tmp_path):
+    """Episodes of 8 steps, states at steps 0 and 6, plans of 3 actions."""
+    args = (agents / "paper", "true-gain", tmp_path, "--episodes", 2, "--every", 6)
+    output = done(analyze(*args)).out
+    assert "cut off: states left out" in " ".join(output.split())
+    rows, line = table(tmp_path / "rows.csv"), table(tmp_path / "summary.csv")[0]
+    assert sorted((row["step"], row["cut_off"], bool(row["real"])) for row in rows) == [
+        ("0", "0", True), ("0", "0", True), ("6", "1", False), ("6", "1", False),
+    ]  # fmt: skip
+    assert (line["states"], line["cut_off"], line["terminated"]) == ("2", "2", "0")
+    done(analyze(*args))
+    again = table(tmp_path / "summary.csv")[0]
+    assert table(tmp_path / "rows.csv") == rows and [again[name] for name in ("states", "cut_off")] == ["2", "2"]
+
+
+def test_a_folder_of_before_ends_were_recorded_is_gone_on_with(agents, tmp_path, calls):
+    """As results/analysis/true-gain is."""
+    args = (agents / "paper", "true-gain", tmp_path)
+    done(analyze(*args, "--episodes", 1))
+    rows = table(tmp_path / "rows.csv")
+    kept = [key for key in rows[0] if key not in ("cut_off", "terminated")]
+    old = "".join(",".join(line) + "\n" for line in [kept, *([row[key] for key in kept] for row in rows)])
+    (tmp_path / "rows.csv").write_text(old)
+    done(analyze(*args, "--episodes", 1))
+    assert len(calls["units"]) == 1 and (tmp_path / "rows.csv").read_text() == old, "nothing is measured again"
+    done(analyze(*args, "--episodes", 2))
+    assert calls["units"] == [("dream-mpc", 10_000), ("dream-mpc", 10_001)]
+    again = table(tmp_path / "rows.csv")
+    assert [{key: row[key] for key in kept} for row in again[:2]] == [{key: row[key] for key in kept} for row in rows]
+    assert [row["cut_off"] for row in again] == ["", "", "0", "0"]
+    line = table(tmp_path / "summary.csv")[0]
+    assert (line["states"], line["cut_off"]) == ("4", ""), "how many were left out is not known"
+
+
 @pytest.fixture
 def three_units(tmp_path):
     """A folder with three units of two rows."""
@@ -383,8 +417,8 @@ def test_what_is_missing_is_named(args):
 
 
 def test_episodes_that_end_too_early_are_named(agents, tmp_path):
-    args = ["--episodes", 1, "--depth", 30, "--steps", 0]
-    assert "episodes end too early" in refused(analyze(agents / "paper", "finite-differences", tmp_path, *args))
+    error = refused(analyze(agents / "paper", "true-gain", tmp_path, "--episodes", 1, "--dream-mpc.horizon", 9))
+    assert "episodes end too early" in error and "the planner's horizon" in error
 
 
 @pytest.mark.parametrize("name, text", [

@@ -134,7 +134,8 @@ class Ledger:
 
     def _write(self) -> None:
         if self.rows:
-            write_text(self.folder / ROWS, to_csv(_rounded(row) for row in self.rows))
+            empty = dict.fromkeys(key for row in self.rows for key in row)  # older rows may lack a column
+            write_text(self.folder / ROWS, to_csv(empty | _rounded(row) for row in self.rows))
         write_text(self.folder / MADE_WITH, json.dumps(self.made_with | {"units": self.done}, indent=1) + "\n")
 
 
