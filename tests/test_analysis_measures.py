@@ -322,7 +322,7 @@ def test_states_whose_plans_the_time_limit_cuts_off_are_left_out_and_counted():
     assert all(line[name] == kept[name] for name in ("real", "predicted", "realised", "correlation", "moved"))
     assert measure.summary(rows[4:]) == [], "nothing was measured"
     (cells,) = measure.table([line])
-    assert (cells["states"], cells["cut off"], cells["terminated"]) == ("4", "4", "0")
+    assert cells["states,\ncut off,\nterminated"] == "4, 4, 0"
     old = [{key: row[key] for key in row if key not in ("cut_off", "terminated")} for row in rows[:4]]
     line = measure.summary(old)[0]
     assert (line["states"], line["cut_off"], line["terminated"]) == (4, None, None), "not known of older rows"

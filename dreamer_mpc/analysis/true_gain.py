@@ -21,6 +21,7 @@ from dreamer_mpc.util.device import preserved_rng
 GAINS = {"promised": "J", "predicted": "return + value, predicted", "real": "return + value, real"}
 QUANTITIES = (*GAINS, "real_rewards", "moved", "improved")
 ENDS = ("cut_off", "terminated")  # flags of a row
+STATES = "states,\ncut off,\nterminated"  # a column of the table
 BINS = 5  # of the promise
 LEAST_MOVE = 1e-6  # of an entry of the plan
 
@@ -135,7 +136,7 @@ class TrueGain(Measure):
             {"plans of": line["method"]}
             | {name: "–" if line[name] is None else str(of_line(line, name)) for name in ("moved", "improved", *GAINS)}
             | {name: "–" if line[name] is None else f"{line[name]:.2f}" for name in ("realised", "correlation")}
-            | {name.replace("_", " "): "–" if line[name] is None else str(line[name]) for name in ("states", *ENDS)}
+            | {STATES: ", ".join("–" if line[name] is None else str(line[name]) for name in ("states", *ENDS))}
             for line in summary if line["part"] == "means"
         ]  # fmt: skip
 
