@@ -510,7 +510,7 @@ def test_the_agent_infers_its_state_with_its_own_world_model():
 def test_planning_without_noise_is_planning_as_it_is():
     bench, planner = world.bench(2, std=0.1), ascent(horizon=3)
     bench.agent.model.world_model = torch.nn.Identity()
-    measure = BadModel({"p": planner}, {"noise 0": ""})
+    measure = BadModel({"p": planner}, {"noise 0": 0.0})
     rows = measure.measure(bench, "p, noise 0", 2, 5)
     assert [row["return"] for row in rows] == evaluate(bench.agent, planner, bench.envs, 2, 5).returns.tolist()
     assert measure.parts == ("policy", "p, noise 0")

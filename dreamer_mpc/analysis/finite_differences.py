@@ -46,7 +46,7 @@ class FiniteDifferences(Measure):
     lookahead: int
 
     @classmethod
-    def make(cls, config: Any, subject: Any, planners: dict[str, Planner]) -> "FiniteDifferences":
+    def make(cls, config: Any, subject: Any, planners: dict[str, Planner], models: Any) -> "FiniteDifferences":
         """See `Measure.make`."""
         sizes = (config.depth or 15, config.draws, config.epsilon, config.steps, config.lookahead)
         return cls(planners, visited(config), *sizes)

@@ -57,7 +57,7 @@ class ModelError(Measure):
     discount: float
 
     @classmethod
-    def make(cls, config: Any, subject: Any, planners: dict[str, Planner]) -> "ModelError":
+    def make(cls, config: Any, subject: Any, planners: dict[str, Planner], models: Any) -> "ModelError":
         """See `Measure.make`."""
         discount = next(iter(planners.values())).discount
         return cls(planners, config.states, config.depth or 15, config.draws, tuple(config.weights), discount)

@@ -42,7 +42,7 @@ class TrueGain(Measure):
     draws: int
 
     @classmethod
-    def make(cls, config: Any, subject: Any, planners: dict[str, Planner]) -> "TrueGain":
+    def make(cls, config: Any, subject: Any, planners: dict[str, Planner], models: Any) -> "TrueGain":
         """See `Measure.make`."""
         return cls(planners, visited(config), config.draws)
 
