@@ -35,7 +35,10 @@ def main(args: Sequence[str]) -> int:
         return 130
     summary = analysis.summary()
     if not summary:
-        raise UserError("nothing could be measured, as episodes end too early: lower --states, --every or --depth")
+        raise UserError(
+            "nothing could be measured, as episodes end too early: lower --states, --every, --depth, or the planner's "
+            "horizon"
+        )
     paths = analysis.write(summary)
     measure = next(iter(analysis.measures.values()))
     world = f" Episodes {world}." if (world := analysis.world().removeprefix(", ")) else ""
