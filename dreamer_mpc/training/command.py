@@ -35,16 +35,19 @@ def _train(stop: Stop, args: Sequence[str], started: float) -> None:
     """Raises `Stopped` when `stop` requests it."""
     from dreamer_mpc.report.progress import print_table, results_table
     from dreamer_mpc.report.rows import drawn_by
+    from dreamer_mpc.training.initial import Initial
     from dreamer_mpc.training.setup import claim_folder
     from dreamer_mpc.training.trainer import Trainer
 
     with contextlib.ExitStack() as owned:
         config, saved = _settings(args, owned)
-        folder = saved.folder if saved else claim_folder(config, owned)
+        if saved is None:
+            folder, initial = claim_folder(config, owned)
+        else:  # a run that was killed before its first checkpoint starts again
+            folder, initial = saved.folder, None if saved.checkpoint else Initial.of(config)
         owned.enter_context(tracebacks_in(folder.path))
-        trainer = owned.enter_context(
-            contextlib.closing(Trainer(config, folder, saved and saved.checkpoint, started, stop))
-        )
+        trainer = Trainer(config, folder, saved and saved.checkpoint, started, stop, initial)
+        owned.enter_context(contextlib.closing(trainer))
         trainer.run()
         trainer.evaluator.on_step = lambda: stop.check(f"stopped; the run in {folder.path} is complete")
         rows = _final_rows(trainer)

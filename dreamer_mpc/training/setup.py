@@ -1,12 +1,13 @@
 """Set-up of a training run, new or from a checkpoint: folder, environments, agent and replay."""
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 
 from dreamer_mpc.agents.protocol import Agent
-from dreamer_mpc.config import Config, check_start, resolve, to_yaml, trained_config, training_planner
+from dreamer_mpc.config import Config, check_start, to_yaml, trained_config, training_planner
 from dreamer_mpc.config.make import (
     env_settings,
     load_agent,
@@ -17,7 +18,7 @@ from dreamer_mpc.config.make import (
 )
 from dreamer_mpc.data.collect import Collector, Counters
 from dreamer_mpc.data.replay import Replay, check_storage, choose_storage, frame_bytes
-from dreamer_mpc.envs import try_env
+from dreamer_mpc.envs import EnvError, try_env
 from dreamer_mpc.envs.rows import RowVectorEnv
 from dreamer_mpc.evaluation.player import evaluation_envs
 from dreamer_mpc.report.progress import plural
@@ -30,7 +31,7 @@ from dreamer_mpc.training.initial import Initial
 from dreamer_mpc.util.device import choose_device, device_name
 from dreamer_mpc.util.errors import UserError, cannot_write
 from dreamer_mpc.util.files import discard, output_path
-from dreamer_mpc.util.memory import GIB, free_disk
+from dreamer_mpc.util.memory import GIB, free_disk, is_out_of_memory
 from dreamer_mpc.util.owner import alone_in
 from dreamer_mpc.util.stop import Stop
 
@@ -38,14 +39,15 @@ ANOTHER = "wait for it, stop it, or choose another --run-dir"
 NOTHING_SAVED = "stopped before the first step: there was nothing to save"
 
 
-def claim_folder(config: Config, owned: contextlib.ExitStack) -> RunFolder:
-    """The folder of a new run, after settings and environment were checked, locked until `owned` is closed.
+def claim_folder(config: Config, owned: contextlib.ExitStack) -> tuple[RunFolder, Initial | None]:
+    """The folder of a new run, and what its weights come from, after settings and environment were checked.
 
+    It is locked until `owned` is closed; where that is with a refusal before the run begins, nothing of it stays.
     UserError, or EnvError as in `try_env`.
     """
     path = output_path(config.run_dir or default_run_dir(config))
     check_start(config)
-    Initial.of(resolve(config))
+    initial = Initial.of(config)
     replay_capacity(config)
     check_storage(config.replay.storage, choose_device(config.device))
     length, episodes = config.replay.sequence_length, config.train.seed_episodes
@@ -56,7 +58,22 @@ def claim_folder(config: Config, owned: contextlib.ExitStack) -> RunFolder:
     check_backend(config.logger)
     owned.enter_context(alone_in(path, ANOTHER))
     # An old run that is to be overwritten is deleted only when the new run is ready to start.
-    return RunFolder(path) if config.overwrite and path.exists() else RunFolder.create(path)
+    if config.overwrite and path.exists():
+        return RunFolder(path), initial
+    folder = RunFolder.create(path)
+    owned.enter_context(_given_back_if_refused(folder))
+    return folder, initial
+
+
+@contextlib.contextmanager
+def _given_back_if_refused(folder: RunFolder) -> Iterator[None]:
+    """Undo the claim of `folder` if what ends this context is the user's to mend, and nothing was written there."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (UserError, EnvError)) or is_out_of_memory(error):
+            folder.give_back()
+        raise
 
 
 def _too_short(config: Config, longest: int) -> str:
@@ -97,7 +114,6 @@ class Parts:
     replay: Replay
     collector: Collector
     saver: Saver
-    initial: Initial | None = None  # what a new agent's weights come from
     notes: list[str] = field(default_factory=list)
 
 
@@ -106,15 +122,15 @@ def open_parts(
     folder: RunFolder,
     counters: Counters,
     checkpoint: Checkpoint | None,
+    initial: Initial | None,
     stop: Stop,
     opened: contextlib.ExitStack,
 ) -> Parts:
     """Build everything from `config`, or restore it from `checkpoint`; `opened` closes it at the end.
 
-    Weights of a new agent are drawn from torch's generator.
+    Weights of a new agent are drawn from torch's generator, or are those of `initial`.
     """
     device, capacity, notes = choose_device(config.device), replay_capacity(config), []
-    initial = None if checkpoint else Initial.of(config)
     envs = make_envs(config, config.num_envs, device)
     opened.callback(envs.close)
     eval_envs, beside = None, None
@@ -135,7 +151,7 @@ def open_parts(
     replay, line = _make_replay(config, folder, capacity, agent, opened)
     collector = Collector(envs, agent, replay, counters, config.seed)
     saver = Saver(folder, replay, config.train.keep_checkpoints)
-    parts = Parts(envs, eval_envs, beside, agent, replay, collector, saver, initial, [*notes, line])
+    parts = Parts(envs, eval_envs, beside, agent, replay, collector, saver, [*notes, line])
     if checkpoint:
         _restore(parts, config, checkpoint)
     else:

@@ -23,6 +23,7 @@ from dreamer_mpc.runs.logger import Logger
 from dreamer_mpc.training import reporting
 from dreamer_mpc.training.beside import Evaluator
 from dreamer_mpc.training.checkpoints import Checkpoints, Position
+from dreamer_mpc.training.initial import Initial
 from dreamer_mpc.training.profiling import Profiler
 from dreamer_mpc.training.schedule import Due, Pace, Schedule
 from dreamer_mpc.training.setup import NOTHING_SAVED, begin_folder, open_parts
@@ -39,8 +40,8 @@ from dreamer_mpc.util.stop import Stop, Stopped
 class Trainer:
     """One run: owns its environments, agent, replay and folder, and the state of its loop.
 
-    With `checkpoint` it goes on as if it had never stopped: bit for bit on a CPU. `started` is when the
-    program was, `time.monotonic`; `stop` says when the run is to end early.
+    With `checkpoint` it goes on as if it had never stopped: bit for bit on a CPU; a new run may start from the weights
+    of `initial`. `started` is when the program was, `time.monotonic`; `stop` says when the run is to end early.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Trainer:
         checkpoint: Checkpoint | None = None,
         started: float | None = None,
         stop: Stop | None = None,
+        initial: Initial | None = None,
     ):
         started = time.monotonic() if started is None else started
         self._stop = stop or Stop()
@@ -65,12 +67,12 @@ class Trainer:
         self._records = checkpoint.records if checkpoint else 0  # of metrics
         self.evaluation: Evaluation | None = None  # the last one
         with contextlib.ExitStack() as opened:
-            parts = open_parts(config, folder, self.counters, checkpoint, self._stop, opened)
+            parts = open_parts(config, folder, self.counters, checkpoint, initial, self._stop, opened)
             self._opened = opened.pop_all()
         self.envs, self.agent = parts.envs, parts.agent
         self.evaluator = Evaluator(config, folder, self.agent, parts.eval_envs, parts.beside, self._opened)
         self.replay, self.collector, self._saver, self._notes = parts.replay, parts.collector, parts.saver, parts.notes
-        self._initial = parts.initial
+        self._initial = initial
         most, optimizer = config.train.max_skipped_in_a_row, config.optimizer.kind
         self._skipped = SkippedUpdateWatch(folder.skipped_updates, self.replay, most, optimizer)
         if checkpoint:
