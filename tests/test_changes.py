@@ -1,9 +1,11 @@
 """A setting that is given on resume is applied or refused; a remedy that a message names works."""
 
+import dataclasses
+
 import pytest
 
 from dreamer_mpc.config import SweepConfig
-from dreamer_mpc.runs.checkpoint import load_checkpoint
+from dreamer_mpc.runs.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from dreamer_mpc.sweeps.runs import list_runs
 from tests.support.agents import BRIEF, CHEAP, TINY
 from tests.support.commands import records, settings_of, train
@@ -41,6 +43,18 @@ def test_seed_episodes_that_are_over_are_refused(tmp_path):
         said = train("--resume", folder, "--env-steps", 32, f"--{flag}", new, code=2)
         assert f"--{flag} of {folder} is {old} and cannot become {new}" in said and said.count("\n") == 1
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_a_complete_run_says_so_where_its_own_device_is_missing(tmp_path):
+    """Settings that it had need not be possible here; those that are given must be."""
+    folder = tmp_path / "run"
+    train(*TINY, *RUN, "--run-dir", folder)
+    checkpoint = load_checkpoint(folder)
+    elsewhere = dataclasses.replace(checkpoint, config=checkpoint.config | {"device": "cuda:4095"})
+    save_checkpoint(find_checkpoint(folder), elsewhere)
+    assert f"{folder} is complete with its 16 env steps" in train("--resume", folder)
+    assert "no device cuda:4095" in train("--resume", folder, "--eval.episodes", 2, code=2)
+    assert "is complete" in train("--resume", folder, "--eval.episodes", 2, "--device", "cpu")
 
 
 def test_a_sweep_goes_on_with_the_logger_and_device_that_it_is_given(tmp_path):

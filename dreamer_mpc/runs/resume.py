@@ -10,7 +10,6 @@ from dreamer_mpc.envs.scene import WARP
 from dreamer_mpc.runs.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, load_newest
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.util.errors import UserError
-from dreamer_mpc.util.stop import Stopped
 
 # Frames in replay and the episodes in progress depend on the first eight, networks and optimizers on the others; the
 # masks that bootstrap describes are drawn once, and saved with the weights.
@@ -31,7 +30,7 @@ class SavedRun:
     notes: list[str] = field(default_factory=list)  # lines for the user
 
     def check(self, config: Config) -> None:
-        """UserError where the run cannot be resumed with `config`; `Stopped` where it is complete."""
+        """UserError where the run cannot be resumed with `config`."""
         path = self.folder.path
         if config.agent != self.config.agent:
             raise UserError(f"{path} holds a {self.config.agent} agent: leave --agent out, or start another run")
@@ -49,11 +48,14 @@ class SavedRun:
                 "another run"
             )
         self._check_seed_episodes(config)
-        done = self.checkpoint.counters.env_steps if self.checkpoint else 0
-        if done >= config.env_steps and self.checkpoint.training["finished"]:
-            if config.env_steps < self.config.env_steps:
-                raise UserError(f"{path} has reached {done:,} env steps: give more with --env-steps, or leave it out")
-            raise Stopped(f"{path} is complete with its {done:,} env steps; with a larger --env-steps it goes on")
+        if self.is_complete(config) and config.env_steps < self.config.env_steps:
+            done = self.checkpoint.counters.env_steps
+            raise UserError(f"{path} has reached {done:,} env steps: give more with --env-steps, or leave it out")
+
+    def is_complete(self, config: Config) -> bool:
+        """Whether nothing of it is left to do with `config`."""
+        saved = self.checkpoint
+        return saved is not None and saved.counters.env_steps >= config.env_steps and saved.training["finished"]
 
     def _check_seed_episodes(self, config: Config) -> None:
         """Until the first update more of them may be asked for; after it their number would have no effect."""

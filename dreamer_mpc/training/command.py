@@ -64,12 +64,12 @@ def _train(stop: Stop, args: Sequence[str], started: float) -> None:
 def _settings(args: Sequence[str], owned: contextlib.ExitStack) -> "tuple[Config, SavedRun | None]":
     """The run that `args` describe: a new one, or with --resume an old one with its settings, unless given again.
 
-    The folder of an old one is locked until `owned` is closed.
+    The folder of an old one is locked until `owned` is closed. Raises `Stopped` where it is complete.
     """
     from dreamer_mpc import config as settings
     from dreamer_mpc.runs.folder import RunFolder
-    from dreamer_mpc.runs.logger import check_backend
     from dreamer_mpc.runs.resume import open_run
+    from dreamer_mpc.training.setup import check_resumed
     from dreamer_mpc.util.errors import UserError
     from dreamer_mpc.util.owner import alone_in
 
@@ -95,10 +95,10 @@ def _settings(args: Sequence[str], owned: contextlib.ExitStack) -> "tuple[Config
     saved = open_run(resume)
     default = dataclasses.replace(saved.config, resume=resume)
     config = settings.parse(settings.Config, args, default, prog=program("train"))
-    saved.check(config)
-    check_backend(config.logger)
-    changes = [f"changed from the saved run: {line}" for line in settings.differences(default, config)]
-    print(*saved.notes, *changes, sep="\n", end="\n" * bool(saved.notes or changes))
+    changes = settings.differences(default, config)
+    check_resumed(saved, config, bool(changes))
+    lines = [*saved.notes, *(f"changed from the saved run: {line}" for line in changes)]
+    print(*lines, sep="\n", end="\n" * bool(lines))
     return config, saved
 
 

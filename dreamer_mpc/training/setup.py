@@ -25,6 +25,7 @@ from dreamer_mpc.report.progress import plural
 from dreamer_mpc.runs.checkpoint import Checkpoint
 from dreamer_mpc.runs.folder import RunFolder, default_run_dir
 from dreamer_mpc.runs.logger import check_backend
+from dreamer_mpc.runs.resume import SavedRun
 from dreamer_mpc.runs.saving import Saver
 from dreamer_mpc.training.beside import Beside, plays_beside
 from dreamer_mpc.training.initial import Initial
@@ -33,7 +34,7 @@ from dreamer_mpc.util.errors import UserError, cannot_write
 from dreamer_mpc.util.files import discard, output_path
 from dreamer_mpc.util.memory import GIB, free_disk, is_out_of_memory
 from dreamer_mpc.util.owner import alone_in
-from dreamer_mpc.util.stop import Stop
+from dreamer_mpc.util.stop import Stop, Stopped
 
 ANOTHER = "wait for it, stop it, or choose another --run-dir"
 NOTHING_SAVED = "stopped before the first step: there was nothing to save"
@@ -46,16 +47,13 @@ def claim_folder(config: Config, owned: contextlib.ExitStack) -> tuple[RunFolder
     UserError, or EnvError as in `try_env`.
     """
     path = output_path(config.run_dir or default_run_dir(config))
-    check_start(config)
+    _check_settings(config)
     initial = Initial.of(config)
-    replay_capacity(config)
-    check_storage(config.replay.storage, choose_device(config.device))
     length, episodes = config.replay.sequence_length, config.train.seed_episodes
     longest = try_env(config.env, config.num_envs, frames=max(length, 2), episodes=episodes, **env_settings(config))
     try_renderer(config)
     if longest is not None and longest < length:
         raise UserError(_too_short(config, longest))
-    check_backend(config.logger)
     owned.enter_context(alone_in(path, ANOTHER))
     # An old run that is to be overwritten is deleted only when the new run is ready to start.
     if config.overwrite and path.exists():
@@ -74,6 +72,33 @@ def _given_back_if_refused(folder: RunFolder) -> Iterator[None]:
         if isinstance(error, (UserError, EnvError)) or is_out_of_memory(error):
             folder.give_back()
         raise
+
+
+def check_resumed(saved: SavedRun, config: Config, changed: bool) -> None:
+    """UserError where the run `saved` cannot go on with `config`, which is `changed` from what it had, or is not.
+
+    Raises `Stopped` where it is complete: last, so that settings are refused as they are before its end. Those that it
+    had are not checked again then, as its device or its logger's package may be missing here.
+    """
+    saved.check(config)
+    complete = saved.is_complete(config)
+    if changed or not complete:
+        _check_settings(config)
+    if not complete:
+        return
+    checkpoint = saved.checkpoint
+    if changed:
+        load_agent(checkpoint, config, checkpoint.action_dim, torch.device("cpu"))
+    done = checkpoint.counters.env_steps
+    raise Stopped(f"{saved.folder.path} is complete with its {done:,} env steps; with a larger --env-steps it goes on")
+
+
+def _check_settings(config: Config) -> None:
+    """UserError for what can be found wrong with settings before anything is built."""
+    check_start(config)
+    replay_capacity(config)
+    check_storage(config.replay.storage, choose_device(config.device))
+    check_backend(config.logger)
 
 
 def _too_short(config: Config, longest: int) -> str:
