@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
 
-from dreamer_mpc.config import Config, load_saved, trained_config
+from dreamer_mpc.config import Config, differences, load_saved, trained_config
 from dreamer_mpc.data.storage import check_files
 from dreamer_mpc.envs.scene import WARP
 from dreamer_mpc.runs.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, load_newest
@@ -18,6 +18,22 @@ FIXED = (
     "world_model.kind", "behavior.kind", "optimizer.kind",
     "replay.states", "behavior.bootstrap",
 )  # fmt: skip
+
+# A change of any other setting is marked in the metrics, which are then of two kinds. These alter no result: how long
+# and where a run goes on (rounding apart), what it writes, and when it is evaluated.
+NEUTRAL = (
+    "config", "run_dir", "resume", "overwrite", "profile", "init_from", "logger", "env_steps",
+    "device", "compile", "kernels",
+    "train.keep_checkpoints", "train.checkpoint_seconds", "train.max_skipped_in_a_row",
+    "eval.every", "eval.beside", "eval.video", "eval.video_steps", "replay.storage",
+)  # fmt: skip
+
+
+def changes_of_results(checkpoint: Checkpoint, config: Config) -> dict[str, str]:
+    """What `config` changes of the run of `checkpoint` that may change its results: `old -> new` by setting."""
+    lines = differences(trained_config(checkpoint, "the checkpoint"), config)
+    changes = {key: values for key, _, values in (line.partition(": ") for line in lines)}
+    return {key: values for key, values in changes.items() if key not in NEUTRAL}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -112,17 +113,14 @@ def _too_short(config: Config, longest: int) -> str:
     )
 
 
-def begin_folder(folder: RunFolder, config: Config, device: torch.device, initial: Initial | None = None) -> None:
-    """Write settings and versions; only now, so that a failed set-up leaves the folder unchanged."""
+def begin_folder(folder: RunFolder, config: Config, device: torch.device, about: dict[str, Any]) -> None:
+    """Write settings, and versions with `about`; only now, so that a failed set-up leaves the folder unchanged."""
     if config.overwrite and not config.resume:
         RunFolder.create(folder.path, overwrite=True)
     folder.clear_leftovers()
     try:
         folder.write_config(to_yaml(config))
-        versions = {"device": device_name(device)}
-        if initial:
-            versions["init_from"] = initial.record()
-        folder.write_versions(versions)
+        folder.write_versions({"device": device_name(device), **about})
     except OSError as error:
         instead = "--resume a copy of it in another place" if config.resume else "choose another --run-dir"
         raise cannot_write(f"run folder {folder.path}", error, instead) from error

@@ -20,6 +20,7 @@ from dreamer_mpc.report.rows import to_metrics
 from dreamer_mpc.runs.checkpoint import Checkpoint, load_checkpoint, snapshot_path
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.runs.logger import Logger
+from dreamer_mpc.runs.resume import changes_of_results
 from dreamer_mpc.training import reporting
 from dreamer_mpc.training.beside import Evaluator
 from dreamer_mpc.training.checkpoints import Checkpoints, Position
@@ -72,7 +73,10 @@ class Trainer:
         self.envs, self.agent = parts.envs, parts.agent
         self.evaluator = Evaluator(config, folder, self.agent, parts.eval_envs, parts.beside, self._opened)
         self.replay, self.collector, self._saver, self._notes = parts.replay, parts.collector, parts.saver, parts.notes
-        self._initial = initial
+        self._about = {"init_from": initial.record()} if initial else {}  # the run, beside versions and device
+        self._changes = changes_of_results(checkpoint, config) if checkpoint else {}
+        if self._changes:
+            self._about["changed"] = {"env_steps": self.counters.env_steps, **self._changes}
         most, optimizer = config.train.max_skipped_in_a_row, config.optimizer.kind
         self._skipped = SkippedUpdateWatch(folder.skipped_updates, self.replay, most, optimizer)
         if checkpoint:
@@ -93,7 +97,7 @@ class Trainer:
         """
         config, counters = self.config, self.counters
         self._stop.check(NOTHING_SAVED)
-        begin_folder(self.folder, config, self.device, self._initial)
+        begin_folder(self.folder, config, self.device, self._about)
         with (
             Progress(
                 config.env_steps, counters.env_steps, stop=self._stop, alternating=config.num_envs == 1
@@ -104,6 +108,8 @@ class Trainer:
             if config.resume:
                 self._logger.truncate(self._records, counters.env_steps)
                 self._say(reporting.missing_metrics(self._logger.records, self._records, counters.env_steps))
+            if self._changes:  # a record of their own: those after it are of other settings than those before
+                self._logger.write(asdict(counters), {f"changed/{name}": 1.0 for name in self._changes})
             self._say(reporting.introduction(config, self.train_planner, self.device, self.folder))
             self._say([*self.agent.notes, *self._notes])
             self._profiler = Profiler(self.folder.path / "profile", self.device, config.profile, line)
