@@ -83,7 +83,12 @@ def _settings(args: Sequence[str], owned: contextlib.ExitStack) -> "tuple[Config
         raise UserError("--config is given twice: give it once, with presets joined by commas")
     if resume is None:
         default = settings.load_presets(settings.option(args, "config") or "default")
-        return settings.parse(settings.Config, args, default, prog=program("train")), None
+        given = settings.parse(settings.Config, args, default, prog=program("train"))
+        config, asked = settings.evaluated_alike(given, args), given.eval.render_quality
+        if config.eval.render_quality != asked:
+            drawn = f"evaluations are drawn with {config.evaluated_in}, as training is"
+            print(f"{drawn}: the {asked} of the presets does not go with --render-quality {config.render_quality}")
+        return config, None
     if settings.option(args, "init-from") is not None:
         raise UserError("--init-from does not go with --resume, whose run has its own weights: leave one of them out")
     for name in ("config", "run-dir"):
