@@ -852,6 +852,15 @@ MUTATIONS = [
         '_part(name) not in anew | {"critic"}',
         ("tests/test_init_from.py::test_a_run_starts_from_weights_alone_and_says_so",),
     ),
+    Mutation(
+        "a resume that changes settings without a mark", "dreamer_mpc/training/trainer.py",
+        "changes_of_results(checkpoint, config) if checkpoint else {}", "{}",
+        ("tests/test_changes.py::test_settings_that_change_results_amid_a_run_are_marked_in_its_metrics",),
+    ),
+    Mutation(
+        "a refused run that leaves its folder", "dreamer_mpc/training/setup.py", "folder.give_back()", "pass",
+        ("tests/test_init_from.py::test_another_number_of_actions_is_refused_with_the_tensors",),
+    ),
     # environments and images
     Mutation(
         "stacked frames with the newest first", "envs/frames.py", "np.concatenate(self._frames, axis=-1)",
