@@ -16,7 +16,8 @@ from dreamer_mpc.config.make import (
     try_renderer,
 )
 from dreamer_mpc.data.collect import Collector, Counters
-from dreamer_mpc.data.replay import Replay, check_storage, choose_storage, frame_bytes
+from dreamer_mpc.data.placement import check_storage, choose_storage
+from dreamer_mpc.data.replay import Replay, frame_bytes
 from dreamer_mpc.envs import try_env
 from dreamer_mpc.envs.rows import RowVectorEnv
 from dreamer_mpc.evaluation.player import evaluation_envs
