@@ -21,7 +21,7 @@ from dreamer_mpc.data.replay import Replay, frame_bytes
 from dreamer_mpc.envs import try_env
 from dreamer_mpc.envs.rows import RowVectorEnv
 from dreamer_mpc.evaluation.player import evaluation_envs
-from dreamer_mpc.report.progress import plural
+from dreamer_mpc.report.words import plural
 from dreamer_mpc.runs.checkpoint import Checkpoint
 from dreamer_mpc.runs.folder import RunFolder, default_run_dir
 from dreamer_mpc.runs.logger import check_backend
