@@ -17,7 +17,7 @@ from rich.table import Table
 
 from benchmarks.together import ROOT as ROOT
 from dreamer_mpc.config import Config, evaluated_alike, load_presets, option, parse
-from dreamer_mpc.report.progress import table_console
+from dreamer_mpc.report.console import table_console
 from dreamer_mpc.runs.folder import package_versions, source_commit
 from dreamer_mpc.util.device import device_name
 from dreamer_mpc.util.errors import UserError

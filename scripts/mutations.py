@@ -555,7 +555,7 @@ MUTATIONS = [
         "tests/test_replay.py::test_index_names_the_same_frame_each_time",
     ),
     loop(
-        "streams in one ring", "data/replay", "return stream * self.size + position % self.size",
+        "streams in one ring", "data/ring", "return stream * self.size + position % self.size",
         "return position % self.size", "tests/test_replay.py::test_each_frame_is_stored_once",
     ),
     loop(

@@ -24,8 +24,8 @@ from dreamer_mpc.envs.snapshot import not_restorable
 from dreamer_mpc.evaluation.record import AFRESH
 from dreamer_mpc.evaluation.subject import Subject, one_world
 from dreamer_mpc.report.panels import panels_picture
-from dreamer_mpc.report.progress import duration, plural
 from dreamer_mpc.report.rows import drawn_by
+from dreamer_mpc.report.words import duration, plural
 from dreamer_mpc.util.device import choose_device, device_name
 from dreamer_mpc.util.errors import UserError, cannot_write
 from dreamer_mpc.util.files import output_path, to_csv

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dreamer_mpc import config as settings
 from dreamer_mpc.analysis.analysis import MEASURES, Analysis
 from dreamer_mpc.evaluation.subject import Subject
+from dreamer_mpc.report.console import table_console
 from dreamer_mpc.report.panels import analysis_table
-from dreamer_mpc.report.progress import table_console
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.intervals import FEWEST
 from dreamer_mpc.util.program import program

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dreamer_mpc.evaluation.record import AFRESH, damaged, merged, read_made_with, usable
-from dreamer_mpc.report.progress import plural
+from dreamer_mpc.report.words import plural
 from dreamer_mpc.util.errors import UserError, cannot_write
 from dreamer_mpc.util.files import to_csv, write_text
 from dreamer_mpc.util.owner import in_turn

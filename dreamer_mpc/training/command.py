@@ -33,8 +33,9 @@ def main(args: Sequence[str]) -> int:
 
 def _train(stop: Stop, args: Sequence[str], started: float) -> None:
     """Raises `Stopped` when `stop` requests it."""
-    from dreamer_mpc.report.progress import print_table, results_table
+    from dreamer_mpc.report.console import print_table
     from dreamer_mpc.report.rows import drawn_by
+    from dreamer_mpc.report.tables import results_table
     from dreamer_mpc.training.initial import Initial
     from dreamer_mpc.training.setup import claim_folder
     from dreamer_mpc.training.trainer import Trainer

@@ -18,11 +18,12 @@ from dreamer_mpc.config.make import (
     try_renderer,
 )
 from dreamer_mpc.data.collect import Collector, Counters
-from dreamer_mpc.data.replay import Replay, check_storage, choose_storage, frame_bytes
+from dreamer_mpc.data.placement import check_storage, choose_storage
+from dreamer_mpc.data.replay import Replay, frame_bytes
 from dreamer_mpc.envs import EnvError, try_env
 from dreamer_mpc.envs.rows import RowVectorEnv
 from dreamer_mpc.evaluation.player import evaluation_envs
-from dreamer_mpc.report.progress import plural
+from dreamer_mpc.report.words import plural
 from dreamer_mpc.runs.checkpoint import Checkpoint
 from dreamer_mpc.runs.folder import RunFolder, default_run_dir
 from dreamer_mpc.runs.logger import check_backend

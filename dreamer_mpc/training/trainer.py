@@ -15,7 +15,6 @@ from dreamer_mpc.data.collect import Counters
 from dreamer_mpc.envs import EnvError
 from dreamer_mpc.evaluation.episodes import Evaluation
 from dreamer_mpc.evaluation.player import Played
-from dreamer_mpc.report.progress import Progress
 from dreamer_mpc.report.rows import to_metrics
 from dreamer_mpc.runs.checkpoint import Checkpoint, load_checkpoint, snapshot_path
 from dreamer_mpc.runs.folder import RunFolder
@@ -26,6 +25,7 @@ from dreamer_mpc.training.beside import Evaluator
 from dreamer_mpc.training.checkpoints import Checkpoints, Position
 from dreamer_mpc.training.initial import Initial
 from dreamer_mpc.training.profiling import Profiler
+from dreamer_mpc.training.progress import Progress
 from dreamer_mpc.training.schedule import Due, Pace, Schedule
 from dreamer_mpc.training.setup import NOTHING_SAVED, begin_folder, open_parts
 from dreamer_mpc.training.skipped import SkippedUpdateWatch
