@@ -5,7 +5,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from dreamer_mpc.config import Config, differences, load_saved, trained_config
-from dreamer_mpc.data.storage import check_files
+from dreamer_mpc.data.files import check_files
 from dreamer_mpc.envs.scene import WARP
 from dreamer_mpc.runs.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, load_newest
 from dreamer_mpc.runs.folder import RunFolder
