@@ -16,8 +16,8 @@ import torch
 from rich.table import Table
 
 from benchmarks.together import ROOT as ROOT
-from dreamer_mpc.config import Config, load_presets, option, parse
-from dreamer_mpc.report.progress import table_console
+from dreamer_mpc.config import Config, evaluated_alike, load_presets, option, parse
+from dreamer_mpc.report.console import table_console
 from dreamer_mpc.runs.folder import package_versions, source_commit
 from dreamer_mpc.util.device import device_name
 from dreamer_mpc.util.errors import UserError
@@ -43,7 +43,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 def parse_settings(args: Sequence[str]) -> Config:
     """The run that `args` describe, as for run.py; SystemExit with one line if they are invalid."""
     try:
-        return parse(Config, args, load_presets(option(args, "config") or "default"), prog="benchmarks")
+        given = parse(Config, args, load_presets(option(args, "config") or "default"), prog="benchmarks")
+        return evaluated_alike(given, args)
     except UserError as error:
         raise SystemExit(f"error: {error}") from error
 

@@ -20,8 +20,8 @@ import torch
 
 from benchmarks import common
 from dreamer_mpc.config.make import make_agent
+from dreamer_mpc.data.files import ReplayFiles
 from dreamer_mpc.data.replay import Replay
-from dreamer_mpc.data.storage import ReplayFiles
 from dreamer_mpc.runs.checkpoint import checkpoint_path
 from dreamer_mpc.runs.payload import read_payload, write_payload
 

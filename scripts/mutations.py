@@ -562,7 +562,7 @@ MUTATIONS = [
         "tests/test_replay.py::test_index_names_the_same_frame_each_time",
     ),
     loop(
-        "streams in one ring", "data/replay", "return stream * self.size + position % self.size",
+        "streams in one ring", "data/ring", "return stream * self.size + position % self.size",
         "return position % self.size", "tests/test_replay.py::test_each_frame_is_stored_once",
     ),
     loop(
@@ -769,8 +769,27 @@ MUTATIONS = [
         "visit.snapshots", "test_the_true_gain_is_the_closed_form",
     ),
     measured(
-        "last reward counted twice", "true_gain", "gains[:, -1] = bench.value", "gains[:, -1] += bench.value",
+        "last reward counted twice", "bench", "gains[rows, last] = self", "gains[rows, last] += self",
         "test_the_true_gain_is_the_closed_form",
+    ),
+    measured(
+        "a value behind a termination", "bench", "np.where(executed.valued, value, executed.reward)", "value",
+        "test_a_plan_that_terminates_the_episode_is_worth_its_rewards_and_no_value",
+    ),
+    measured(
+        "the value of where a plan would have ended", "bench", "np.maximum(executed.reached - 1, 0)",
+        "np.full(len(executed.reached), -1)",
+        "test_the_control_s_plans_have_the_value_of_the_state_at_the_time_limit",
+    ),
+    measured(
+        "plans that the time limit cuts off count", "true_gain", "~(before.whole & after.whole)",
+        "before.whole & False",
+        "test_states_whose_plans_the_time_limit_cuts_off_are_left_out_and_counted",
+    ),
+    measured(
+        "gradients across the end of an episode", "finite_differences", "reached = np.isfinite(rewards).all(1)",
+        "reached = np.isfinite(rewards).any(1)",
+        "test_gradients_are_compared_up_to_the_first_end_of_a_moved_plan",
     ),
     measured(
         "no policy behind the ascended actions", "true_gain", "dim=1), plan.shape[1], seed)", "dim=1), None, seed)",
@@ -839,6 +858,15 @@ MUTATIONS = [
         "fine-tuning that loads no critic", "dreamer_mpc/training/initial.py", "_part(name) not in anew",
         '_part(name) not in anew | {"critic"}',
         ("tests/test_init_from.py::test_a_run_starts_from_weights_alone_and_says_so",),
+    ),
+    Mutation(
+        "a resume that changes settings without a mark", "dreamer_mpc/training/trainer.py",
+        "changes_of_results(checkpoint, config) if checkpoint else {}", "{}",
+        ("tests/test_changes.py::test_settings_that_change_results_amid_a_run_are_marked_in_its_metrics",),
+    ),
+    Mutation(
+        "a refused run that leaves its folder", "dreamer_mpc/training/setup.py", "folder.give_back()", "pass",
+        ("tests/test_init_from.py::test_another_number_of_actions_is_refused_with_the_tensors",),
     ),
     # environments and images
     Mutation(

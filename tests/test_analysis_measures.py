@@ -77,6 +77,24 @@ def test_a_plan_that_the_time_limit_cuts_off_is_not_whole_and_ended_rows_stand_b
     assert executed.going.tolist() == [False, True] and (executed.reward[0, 1:] == 0).all()
 
 
+def test_a_plan_s_worth_has_the_value_of_its_last_state_unless_it_terminates():
+    bench, actions = world.bench(3), torch.full((3, 4, 2), 0.5).double()
+    (visit,) = bench.visit(POLICY, 0, (0,), snapshots=True)
+    walks = [world.walk(world.start(row), actions[row].numpy()) for row in range(3)]
+    edge = walks[1][:3, 0].max() - 1e-6
+    assert walks[1][:2, 0].max() < edge, "it is passed with the third action"
+    bench.envs.envs[0].unwrapped.length, bench.envs.envs[1].unwrapped.edge = 2, edge
+    bench.envs.set_states(visit.snapshots)
+    executed = bench.execute(visit.state, actions)
+    assert executed.reached.tolist() == [2, 3, 4] and executed.terminated.tolist() == [False, True, False]
+    expected = [
+        world.worth(walks[0][:2], DISCOUNT),
+        DISCOUNT ** np.arange(3) @ world.reward(walks[1][:3]),
+        world.worth(walks[2], DISCOUNT),
+    ]
+    np.testing.assert_allclose(bench.worth(executed, DISCOUNT), expected, rtol=0, atol=1e-12)
+
+
 # gradient-snr
 
 
@@ -147,6 +165,26 @@ def test_the_errors_of_the_model_are_the_closed_form():
                     close = 0.05 if name == "image_error" else 1e-9  # the last bits of x are pixels, too
                     assert row[name] == pytest.approx(value, abs=close), name
             x = real[-1]
+
+
+def test_model_error_goes_as_far_as_the_episode_whose_value_is_kept_at_the_time_limit_alone():
+    measure = ModelError({"p": ascent(iterations=0)}, plans=2, depth=4, draws=2, weights=(0.0,), discount=DISCOUNT)
+    x = world.start(3)
+    actions, model = world.policy_walk(x, 4, world.MODEL_A, world.MODEL_B)
+    real, imagined = world.walk(x, actions)[2], model[2]
+    assert real[0] > world.walk(x, actions)[:2, 0].max() + 1e-6, "the edge is passed with the third action"
+    values = world.reward(imagined) + imagined @ world.HEADS.mean(0)
+    for end, value in (
+        (dict(length=3), world.reward(real) + real @ world.HEADS.mean(0)),
+        (dict(edge=real[0] - 1e-6), world.reward(real)),
+    ):
+        bench = world.bench(1)
+        world.ends_at(bench, **end)
+        rows = measure.measure(bench, "penalty 0", 1, 3)
+        assert [(row["plan"], row["depth"]) for row in rows] == [(0, 1), (0, 2), (0, 3)]
+        assert rows[-1]["value_bias"] == pytest.approx(values - value, abs=1e-9)
+    lines = measure.summary([row | {"group": "g", "checkpoint": "c"} for row in [*rows, rows[0] | {"episode": 1}]])
+    assert [line["plans"] for line in lines if line["part"] == "error"] == [2, 1, 1]
 
 
 def rmse(level, image):
@@ -246,6 +284,50 @@ def test_a_plan_that_the_ascent_leaves_alone_gains_nothing_and_is_not_counted_as
     assert line["moved"] == 0 and line["improved"] is None
 
 
+def test_a_plan_that_terminates_the_episode_is_worth_its_rewards_and_no_value():
+    bench, horizon = world.bench(1), 4
+    planner = ascent(horizon=horizon, iterations=1, step_size=0.3)
+    x = world.start(11)
+    plan, _ = world.policy_walk(x, horizon, world.MODEL_A, world.MODEL_B)
+    refined = planner.plan(bench.agent.model, torch.tensor(x)[None]).actions[0].numpy()
+    stays, falls = world.walk(x, plan), world.walk(x, refined)
+    edge = falls[2, 0] - 1e-6
+    assert edge > max(stays[:, 0].max(), falls[:2, 0].max()), "the refined plan passes it with its third action"
+    world.ends_at(bench, edge=edge)
+    measure = TrueGain({"p": planner}, steps=(0,), draws=2)
+    (row,) = measure.measure(bench, "p", 1, 11)
+    rewards = DISCOUNT ** np.arange(3) @ world.reward(falls[:3])
+    assert row["real"] == pytest.approx(rewards - world.worth(stays, DISCOUNT), abs=1e-9)
+    assert row["real_rewards"] == pytest.approx(
+        rewards - DISCOUNT ** np.arange(4) @ world.reward(world.walk(x, plan)), abs=1e-9
+    )
+    assert (row["terminated"], row["cut_off"]) == (1, 0)
+    line = measure.summary([row | {"checkpoint": "c"}])[0]
+    assert (line["states"], line["cut_off"], line["terminated"]) == (1, 0, 1)
+
+
+def test_states_whose_plans_the_time_limit_cuts_off_are_left_out_and_counted():
+    bench, whole = world.bench(2), world.bench(2)
+    world.ends_at(bench, length=5)
+    measure = TrueGain({"p": ascent(horizon=3, iterations=1, step_size=0.05)}, steps=(0, 2, 3, 4, 9), draws=2)
+    rows = measure.measure(bench, "p", 2, 11)
+    assert [(row["step"], row["cut_off"]) for row in rows] == [
+        (0, 0), (0, 0), (2, 0), (2, 0), (3, 1), (3, 1), (4, 1), (4, 1),
+    ], "an end with the last action cuts nothing off; behind the episode there are no states"  # fmt: skip
+    assert rows[:4] == measure.measure(whole, "p", 2, 11)[:4], "nor does it take the value away"
+    assert all(row[name] is None for row in rows[4:] for name in ("real", "predicted", "promised", "moved", "improved"))
+    rows = [row | {"checkpoint": "c"} for row in rows]
+    line, kept = measure.summary(rows)[0], measure.summary(rows[:4])[0]
+    assert (line["states"], line["cut_off"], line["terminated"]) == (4, 4, 0)
+    assert all(line[name] == kept[name] for name in ("real", "predicted", "realised", "correlation", "moved"))
+    assert measure.summary(rows[4:]) == [], "nothing was measured"
+    (cells,) = measure.table([line])
+    assert cells["states,\ncut off,\nterminated"] == "4, 4, 0"
+    old = [{key: row[key] for key in row if key not in ("cut_off", "terminated")} for row in rows[:4]]
+    line = measure.summary(old)[0]
+    assert (line["states"], line["cut_off"], line["terminated"]) == (4, None, None), "not known of older rows"
+
+
 def test_correlation_and_fifths_are_within_a_checkpoint():
     rows = [
         {"checkpoint": name, "method": "m", "episode": 0, "moved": 1.0, "predicted": x + 100 * number, "real": sign * x}
@@ -296,6 +378,29 @@ def test_the_simulator_s_gradient_is_right_at_the_bounds_of_the_actions():
     assert row["norm_ratio"] == pytest.approx(np.linalg.norm(model) / np.linalg.norm(real), abs=1e-6)
 
 
+def test_gradients_are_compared_up_to_the_first_end_of_a_moved_plan():
+    measure = FiniteDifferences({"p": ascent()}, visited=(0,), depth=3, draws=1, epsilon=0.05, steps=0, lookahead=1)
+    whole = measure.measure(world.bench(1), "gradient", 1, 1)
+    assert [(row["depth"], row["reached"]) for row in whole] == [(1, 3), (2, 3), (3, 3)]
+    x = world.start(1)
+    plan, _ = world.policy_walk(x, 3, world.MODEL_A, world.MODEL_B)
+    furthest = [
+        max(world.walk(x, plan + sign * 0.05 * np.eye(6)[entry].reshape(3, 2))[step, 0]
+            for entry in range(6) for sign in (-1, 1))
+        for step in range(3)
+    ]  # fmt: skip
+    edge = furthest[1] - 1e-6
+    assert edge > max(furthest[0], world.walk(x, plan)[:2, 0].max()), "one moved plan passes it with its second action"
+    for end, reached in ((dict(length=2), 2), (dict(edge=edge), 2), (dict(length=1), 1)):
+        bench = world.bench(1)
+        world.ends_at(bench, **end)
+        rows = measure.measure(bench, "gradient", 1, 1)
+        assert rows == [row | {"reached": reached} for row in whole[:reached]]
+    rows = [row | {"checkpoint": "c"} for row in (*whole, rows[0] | {"episode": 1})]
+    assert [line["states"] for line in measure.summary(rows)] == [2, 1, 1]
+    assert [cells["states"] for cells in measure.table(measure.summary(rows))] == ["2", "1"], "of depths 1 and 3"
+
+
 def test_a_gradient_of_rounding_is_none_and_ratios_have_a_geometric_mean():
     model, real = np.ones((2, 1, 1, 2)), np.array([[[1e-9, -1e-12]], [[1e-9, 2.0]]])
     found = beside(model, real)
@@ -327,6 +432,19 @@ def test_the_control_ascends_the_real_return_and_value():
         assert row["return"] == pytest.approx(total, abs=1e-6)
         (row,) = of(rows, method="policy", episode=episode)
         assert row["return"] == pytest.approx(world.reward(world.policy_walk(world.start(9 + episode), steps)[1]).sum())
+
+
+def test_the_control_s_plans_have_the_value_of_the_state_at_the_time_limit():
+    bench = world.bench(1)
+    world.ends_at(bench, length=1)
+    (row,) = FiniteDifferences({"p": ascent()}, (0,), 1, 2, 0.05, 3, 2).measure(bench, "simulator-ascent", 1, 9)
+    x = world.start(9)
+    plan, _ = world.policy_walk(x, 2, world.MODEL_A, world.MODEL_B)
+    slope = world.slope(x, plan[:1], DISCOUNT, world.A, world.B)  # of the only action that is executed
+    move = np.concatenate([slope, 0 * slope]) * 2 / np.linalg.norm(slope)
+    trials = [np.clip(plan + length * move, -1, 1)[:1] for length in (0.0, 0.01, 0.03, 0.1, 0.3)]
+    best = max(trials, key=lambda trial: world.worth(world.walk(x, trial), DISCOUNT))
+    assert row["return"] == pytest.approx(world.reward(world.walk(x, best)[0]), abs=1e-6)
 
 
 def test_differences_are_paired_by_episode():
@@ -392,7 +510,7 @@ def test_the_agent_infers_its_state_with_its_own_world_model():
 def test_planning_without_noise_is_planning_as_it_is():
     bench, planner = world.bench(2, std=0.1), ascent(horizon=3)
     bench.agent.model.world_model = torch.nn.Identity()
-    measure = BadModel({"p": planner}, {"noise 0": ""})
+    measure = BadModel({"p": planner}, {"noise 0": 0.0})
     rows = measure.measure(bench, "p, noise 0", 2, 5)
     assert [row["return"] for row in rows] == evaluate(bench.agent, planner, bench.envs, 2, 5).returns.tolist()
     assert measure.parts == ("policy", "p, noise 0")

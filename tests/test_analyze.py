@@ -12,8 +12,11 @@ import pytest
 import torch
 
 import dreamer_mpc.analysis.true_gain
+import dreamer_mpc.evaluation.subject
 from dreamer_mpc.analysis.analysis import MEASURES, Analysis
 from dreamer_mpc.analysis.ledger import Ledger
+from dreamer_mpc.config import AnalyzeConfig
+from dreamer_mpc.evaluation.subject import Subject
 from dreamer_mpc.runs.checkpoint import save_checkpoint
 from dreamer_mpc.util.errors import UserError
 from tests.support.agents import CHEAP
@@ -175,6 +178,67 @@ def test_a_model_of_another_size_is_left_out_and_one_of_equal_size_is_planned_wi
     assert models.keys() == {"", "noise 0", "noise 0.1", "model of other"}
 
 
+@pytest.fixture
+def read(monkeypatch):
+    """Names of the folders of checkpoints that are read."""
+    seen, real = [], dreamer_mpc.evaluation.subject.load_checkpoint
+
+    def load(file):
+        seen.append(file.parent.name)
+        return real(file)
+
+    monkeypatch.setattr(dreamer_mpc.evaluation.subject, "load_checkpoint", load)
+    return seen
+
+
+def test_each_checkpoint_of_checkpoint_and_models_is_read_once(agents, tmp_path, read, monkeypatch):
+    monkeypatch.setattr(Analysis, "play", lambda analysis: None)
+    named = [agents / "paper", agents / "v3"]
+    args = ("--episodes", 1, "--models", *named, agents / "long")
+    output = analyze(named, "bad-model", tmp_path, *args).out
+    assert sorted(read) == ["long", "paper", "v3"]
+    assert len(re.findall("left out, world models of other sizes", output)) == 2, "each family's fit the other not"
+    read.clear()
+    analyze(named, "true-gain", tmp_path / "other", "--episodes", 1, "--models", agents / "long")
+    assert sorted(read) == ["paper", "v3"], "true-gain plans in no other model"
+
+
+def test_models_are_called_by_their_run_and_file(agents, tmp_path, monkeypatch):
+    monkeypatch.setattr(Analysis, "play", lambda analysis: print(*analysis._measure.models, sep=";"))
+    for number in (8, 24):
+        file = tmp_path / "run" / "checkpoints" / f"checkpoint-{number:08}.safetensors"
+        save_checkpoint(file, family_checkpoint("paper", *ENV, "--seed", number))
+    files = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    out = tmp_path / "out"
+    output = analyze(agents / "paper", "bad-model", out, "--episodes", 1, "--models", tmp_path / "run", *files).out
+    assert output.splitlines()[0] == (
+        "noise 0;noise 0.1;model of run;model of run checkpoint-00000008;model of run checkpoint-00000024"
+    )
+    save_checkpoint(tmp_path / "other" / "run" / files[0].name, family_checkpoint("paper", *ENV, "--seed", 1))
+    both = [tmp_path / "run", tmp_path / "other" / "run"]
+    error = refused(analyze(agents / "paper", "bad-model", tmp_path / "new", "--episodes", 1, "--models", *both))
+    assert f"--models {both[1]}: another of them is called run, too" in error and "--out" in error
+
+
+def test_without_a_folder_it_is_that_of_the_first_checkpoint_and_the_comparisons_of_ablate_are_below(agents):
+    paths = tuple(str(agents / name) for name in ("paper", "v3"))
+    config = AnalyzeConfig(checkpoint=paths, what="ablate", device="cpu", episodes=1)
+    analysis = Analysis.of(config, [Subject.load(path) for path in paths])
+    assert analysis.ledger.folder == agents / "paper" / "analysis" / "ablate"
+    assert [measure.compare.out for measure in analysis.measures.values()] == [
+        str(agents / "paper" / "analysis" / "ablate" / name) for name in ("paper", "v3")
+    ]
+
+
+def test_the_folder_is_that_of_the_start_whatever_the_working_folder_becomes(agents, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = str(agents / "paper")
+    config = AnalyzeConfig(checkpoint=(path,), what="ablate", device="cpu", episodes=1, out="here")
+    analysis = Analysis.of(config, [Subject.load(path)])
+    assert analysis.ledger.folder == tmp_path / "here"
+    assert next(iter(analysis.measures.values())).compare.out == str(tmp_path / "here" / "paper")
+
+
 # resuming
 
 
@@ -254,6 +318,40 @@ def test_rows_of_a_unit_that_is_not_recorded_do_not_count(tmp_path):
     (tmp_path / "analysis.json").write_text(json.dumps(record))
     again = Ledger(tmp_path, {}, {"a": "1"})
     assert again.of("v") == [] and again.of("u") == [{"unit": 1, "checkpoint": "a", "value": 1.5, "none": None}]
+
+
+def test_states_that_the_time_limit_leaves_out_are_counted(agents, tmp_path):
+    """Episodes of 8 steps, states at steps 0 and 6, plans of 3 actions."""
+    args = (agents / "paper", "true-gain", tmp_path, "--episodes", 2, "--every", 6)
+    output = done(analyze(*args)).out
+    assert "cut off: states left out" in " ".join(output.split())
+    rows, line = table(tmp_path / "rows.csv"), table(tmp_path / "summary.csv")[0]
+    assert sorted((row["step"], row["cut_off"], bool(row["real"])) for row in rows) == [
+        ("0", "0", True), ("0", "0", True), ("6", "1", False), ("6", "1", False),
+    ]  # fmt: skip
+    assert (line["states"], line["cut_off"], line["terminated"]) == ("2", "2", "0")
+    done(analyze(*args))
+    again = table(tmp_path / "summary.csv")[0]
+    assert table(tmp_path / "rows.csv") == rows and [again[name] for name in ("states", "cut_off")] == ["2", "2"]
+
+
+def test_a_folder_of_before_ends_were_recorded_is_gone_on_with(agents, tmp_path, calls):
+    """As results/analysis/true-gain is."""
+    args = (agents / "paper", "true-gain", tmp_path)
+    done(analyze(*args, "--episodes", 1))
+    rows = table(tmp_path / "rows.csv")
+    kept = [key for key in rows[0] if key not in ("cut_off", "terminated")]
+    old = "".join(",".join(line) + "\n" for line in [kept, *([row[key] for key in kept] for row in rows)])
+    (tmp_path / "rows.csv").write_text(old)
+    done(analyze(*args, "--episodes", 1))
+    assert len(calls["units"]) == 1 and (tmp_path / "rows.csv").read_text() == old, "nothing is measured again"
+    done(analyze(*args, "--episodes", 2))
+    assert calls["units"] == [("dream-mpc", 10_000), ("dream-mpc", 10_001)]
+    again = table(tmp_path / "rows.csv")
+    assert [{key: row[key] for key in kept} for row in again[:2]] == [{key: row[key] for key in kept} for row in rows]
+    assert [row["cut_off"] for row in again] == ["", "", "0", "0"]
+    line = table(tmp_path / "summary.csv")[0]
+    assert (line["states"], line["cut_off"]) == ("4", ""), "how many were left out is not known"
 
 
 @pytest.fixture
@@ -383,8 +481,8 @@ def test_what_is_missing_is_named(args):
 
 
 def test_episodes_that_end_too_early_are_named(agents, tmp_path):
-    args = ["--episodes", 1, "--depth", 30, "--steps", 0]
-    assert "episodes end too early" in refused(analyze(agents / "paper", "finite-differences", tmp_path, *args))
+    error = refused(analyze(agents / "paper", "true-gain", tmp_path, "--episodes", 1, "--dream-mpc.horizon", 9))
+    assert "episodes end too early" in error and "the planner's horizon" in error
 
 
 @pytest.mark.parametrize("name, text", [

@@ -1,14 +1,29 @@
 """A setting that is given on resume is applied or refused; a remedy that a message names works."""
 
+import dataclasses
+import json
+import operator
+import os
+import signal
+
 import pytest
 
-from dreamer_mpc.config import SweepConfig
-from dreamer_mpc.runs.checkpoint import load_checkpoint
+from dreamer_mpc.config import Config, SweepConfig
+from dreamer_mpc.runs.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from dreamer_mpc.runs.resume import NEUTRAL
 from dreamer_mpc.sweeps.runs import list_runs
+from dreamer_mpc.training.trainer import Trainer
 from tests.support.agents import BRIEF, CHEAP, TINY
 from tests.support.commands import records, settings_of, train
+from tests.support.stops import stop
 
 RUN = [*CHEAP, "--planner", "policy", "--num-envs", "1"]
+
+
+def marks(row):
+    """The settings that a record of metrics says were changed."""
+    assert all(value == 1.0 for key, value in row.items() if key.startswith("changed/"))
+    return [key for key in row if key.startswith("changed/")]
 
 
 @pytest.fixture
@@ -30,7 +45,9 @@ def test_shorter_sequences_and_more_seed_episodes_work_on_resume(remedy, short):
     more = remedy[0] == "--train.seed-episodes"
     first = next(row for row in rows if row["updates"])
     assert first["episodes"] >= (5 if more else 2)
-    assert [row["env_steps"] for row in rows[:2]] == ([10, 70] if more else [10, 18])
+    of_training = [row["env_steps"] for row in rows if not marks(row)]
+    assert of_training[:2] == ([10, 70] if more else [10, 18])
+    assert [marks(row) for row in rows if marks(row)] == [[f"changed/{remedy[0][2:].replace('-', '_')}"]]
 
 
 def test_seed_episodes_that_are_over_are_refused(tmp_path):
@@ -41,6 +58,78 @@ def test_seed_episodes_that_are_over_are_refused(tmp_path):
         said = train("--resume", folder, "--env-steps", 32, f"--{flag}", new, code=2)
         assert f"--{flag} of {folder} is {old} and cannot become {new}" in said and said.count("\n") == 1
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_settings_that_change_results_amid_a_run_are_marked_in_its_metrics(tmp_path):
+    folder = tmp_path / "run"
+    train(*TINY, *RUN, "--eval.every", "8", "--run-dir", folder)
+    before = records(folder)
+    given = ["--policy.sample", "--train.action-noise", 0.1, "--eval.episodes", 2, "--behavior.discount", 0.9]
+    train("--resume", folder, "--env-steps", 32, *given)
+    rows = records(folder)
+    assert rows[: len(before)] == before and not any(map(marks, before))
+    mark, *after = rows[len(before) :]
+    names = {"policy.sample", "train.action_noise", "eval.episodes", "behavior.discount"}
+    assert set(marks(mark)) == {f"changed/{name}" for name in names} and mark["env_steps"] == 16
+    assert set(mark) == {"env_steps", "agent_steps", "updates", "episodes", "time_s", *marks(mark)}
+    assert not any(map(marks, after)) and any("eval/return_mean" in row for row in after)
+    versions = json.loads((folder / "versions.json").read_text())
+    said = {"policy.sample": "False -> True", "train.action_noise": "0.3 -> 0.1", "eval.episodes": "1 -> 2"}
+    assert versions["changed"] == {"env_steps": 16, **said, "behavior.discount": "0.99 -> 0.9"}
+    assert "changed" not in versions["earlier"][0]
+    # Once: the run has them from now on; and the way back is a change too.
+    train("--resume", folder, "--env-steps", 48)
+    assert [row for row in records(folder) if marks(row)] == [mark]
+    train("--resume", folder, "--env-steps", 64, "--policy.no-sample")
+    assert [marks(row) for row in records(folder) if marks(row)] == [marks(mark), ["changed/policy.sample"]]
+
+
+def test_a_change_is_marked_as_often_as_the_checkpoint_has_it(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    train(*TINY, *RUN, "--run-dir", folder)
+    change = ["--resume", folder, "--env-steps", 48, "--policy.sample"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_advance", lambda *_: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)])
+        train(*change, code=130)
+    assert any(map(marks, records(folder)))
+    train("--resume", folder, "--env-steps", 24)
+    assert not any(map(marks, records(folder))), "the change was not saved, and the run went on without it"
+    with monkeypatch.context() as patch:
+        stop(patch, 1)
+        assert "stopped at" in train(*change)
+    train("--resume", folder, "--env-steps", 48)
+    assert load_checkpoint(folder).config["policy"]["sample"]
+    assert [row["env_steps"] for row in records(folder) if marks(row)] == [24]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--eval.every", 12, "--eval.beside", "on", "--train.keep-checkpoints", 1, "--replay.storage", "memmap"],
+        ["--kernels", "off", "--compile", "off", "--logger", "tensorboard", "--profile", "--eval.video-steps", 3],
+    ],
+)
+def test_settings_that_change_no_result_are_not_marked(given, tmp_path):
+    train(*TINY, *RUN, "--run-dir", tmp_path / "run")
+    assert "changed from the saved run" in train("--resume", tmp_path / "run", "--env-steps", 32, *given)
+    assert not any(map(marks, records(tmp_path / "run")))
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_a_setting_that_changes_no_result_is_one(name):
+    operator.attrgetter(name)(Config())
+
+
+def test_a_complete_run_says_so_where_its_own_device_is_missing(tmp_path):
+    """Settings that it had need not be possible here; those that are given must be."""
+    folder = tmp_path / "run"
+    train(*TINY, *RUN, "--run-dir", folder)
+    checkpoint = load_checkpoint(folder)
+    elsewhere = dataclasses.replace(checkpoint, config=checkpoint.config | {"device": "cuda:4095"})
+    save_checkpoint(find_checkpoint(folder), elsewhere)
+    assert f"{folder} is complete with its 16 env steps" in train("--resume", folder)
+    assert "no device cuda:4095" in train("--resume", folder, "--eval.episodes", 2, code=2)
+    assert "is complete" in train("--resume", folder, "--eval.episodes", 2, "--device", "cpu")
 
 
 def test_a_sweep_goes_on_with_the_logger_and_device_that_it_is_given(tmp_path):

@@ -14,6 +14,7 @@ import run
 from dreamer_mpc.agents.optimizers import OptimizerConfig
 from dreamer_mpc.config import (
     Config,
+    EvaluationConfig,
     config_from_dict,
     differences,
     load_presets,
@@ -197,6 +198,8 @@ def test_help_names_groups_defaults_and_units():
         assert words in text
     for words in ("--dream-mpc.horizon", "--world-model.deter", "env steps", "(paper: 15)", "default: 1000000"):
         assert words in text
+    for words in ("--eval.render-quality {full,small-shadows,fast,warp,None}", "--camera INT|STR|None"):
+        assert words in text
 
 
 TRAIN_ERRORS = {
@@ -205,6 +208,11 @@ TRAIN_ERRORS = {
     "unknown key": (["--dream-mpc.horizn", "3"], "Unrecognized options: --dream-mpc.horizn"),
     "value out of range": (["--dream-mpc.candidates", "0"], "--dream-mpc.candidates must be at least 1, got 0"),
     "value of another type": (["--env-steps", "many"], "--env-steps"),
+    "neither number nor None": (["--max-env-steps", "many"], "error: Error parsing --max-env-steps: invalid literal"),
+    "neither planner nor None": (
+        ["--train-planner", "dreem-mpc"],
+        "Expected one of ('policy', 'dream-mpc', 'policy-grad-mpc', 'grad-mpc', 'cem', 'mppi', 'None')",
+    ),
     "rate out of range": (["--optimizer.actor-lr", "-1"], "--optimizer.actor-lr must be at least 0, got -1"),
     "size out of range": (["--world-model.deter", "0"], "--world-model.deter must be at least 1, got 0"),
     "discount out of range": (["--behavior.discount", "3"], "--behavior.discount must be between 0 and 1, got 3"),
@@ -249,13 +257,18 @@ def test_train_says_what_is_wrong_in_one_line(name, tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
     assert message in error
-    assert not (tmp_path / "run" / "config.yaml").exists()  # the next attempt can use the folder
+    assert not (tmp_path / "run").exists()
 
 
 REFUSED = [  # options for resuming a finished run, with {} in place of its folder
     ("--resume {} --config quick", ["--config does not go with --resume"]),
     ("--resume {} --run-dir elsewhere", ["--run-dir does not go with --resume"]),
     ("--resume {} --env-steps 100", ["has reached 400 env steps", "--env-steps"]),
+    ("--resume {} --eval.render-quality warp", ["give both warp, or neither"]),
+    ("--resume {} --device tpu", ["--device must be auto, cpu, cuda or cuda:N, got 'tpu'"]),
+    ("--resume {} --replay.capacity 10", ["--replay.capacity 10 has less than"]),
+    ("--resume {} --max-env-steps 6", ["is longer than an episode of --max-env-steps 6"]),
+    ("--resume {} --world-model.deter 20", ["weights do not fit --world-model and --behavior"]),
     ("--config quick --run-dir {}", ["--resume", "--overwrite"]),
     ("--config quick --env cheetah-rnu --run-dir {} --overwrite", ["unknown env"]),
     ("eval --checkpoint {} --env cartpole-swingup --num-envs 1", ["6 action dimensions", "cartpole-swingup"]),
@@ -512,3 +525,14 @@ def test_threads_wait_passively_unless_the_user_chose_and_before_torch_is_loaded
     environment = {name: value for name, value in os.environ.items() if name not in hidden} | chosen
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.stdout == f"False {waits}\n", done.stderr
+
+
+def test_none_is_a_value_of_a_setting_that_may_have_none():
+    evaluation = EvaluationConfig(render_quality="fast")
+    preset = Config(camera="side", max_env_steps=5, train_planner="cem", eval=evaluation)
+    flags = ("--camera", "--max-env-steps", "--train-planner", "--eval.render-quality")
+    config = parse(Config, [word for flag in flags for word in (flag, "None")], preset)
+    assert (config.camera, config.max_env_steps, config.train_planner, config.eval.render_quality) == (None,) * 4
+    assert parse(Config, [], preset) == preset
+    for word, value in {"2": 2, "-1": -1, "side": "side"}.items():
+        assert parse(Config, ["--camera", word]).camera == value

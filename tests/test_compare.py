@@ -27,8 +27,7 @@ from dreamer_mpc.evaluation.episodes import evaluate
 from dreamer_mpc.evaluation.record import Record
 from dreamer_mpc.evaluation.subject import Subject
 from dreamer_mpc.planners import PolicyGradMPC
-from dreamer_mpc.report.progress import decided
-from dreamer_mpc.report.rows import COMPARISON, from_comparison
+from dreamer_mpc.report.rows import COMPARISON, decided, from_comparison
 from dreamer_mpc.runs.checkpoint import Checkpoint, checkpoint_path, find_checkpoint, load_checkpoint, save_checkpoint
 from dreamer_mpc.util.counters import Counters
 from dreamer_mpc.util.errors import UserError

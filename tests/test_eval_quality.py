@@ -1,5 +1,7 @@
 """Evaluations in another render quality than training, with real pixels of dm_control."""
 
+import contextlib
+import io
 import re
 
 import cv2
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dreamer_mpc.config import Config, load_presets
+from dreamer_mpc.config import Config, SweepConfig, load_presets, resolve
 from dreamer_mpc.config.schema import EvaluationConfig
 from dreamer_mpc.envs import choose_gl_backend, make_env
 from dreamer_mpc.envs.dmc import DMCEnv
@@ -19,6 +21,8 @@ from dreamer_mpc.report.curves import gather, method_of, published
 from dreamer_mpc.report.plot import plot
 from dreamer_mpc.report.styles import STYLES, in_words, style, styles
 from dreamer_mpc.runs.resume import open_run
+from dreamer_mpc.sweeps.runs import list_runs
+from dreamer_mpc.training.command import _settings
 from dreamer_mpc.util.errors import UserError
 from scripts.soak import TIMES, differences
 from tests.support.agents import BRIEF, CHEAP, TINY
@@ -169,10 +173,43 @@ def test_pictures_by_warp_are_for_both_or_for_neither(words, tmp_path):
     )
 
 
+@pytest.fixture
+def presets(tmp_path):
+    """Files of presets: `full` for evaluations alone, and warp for both."""
+    (tmp_path / "full.yaml").write_text("eval: {render_quality: full}\n")
+    (tmp_path / "warp.yaml").write_text("render_quality: warp\neval: {render_quality: warp}\n")
+    return {name: tmp_path / f"{name}.yaml" for name in ("full", "warp")}
+
+
+@pytest.mark.parametrize("preset, given", [("full", "warp"), ("warp", "fast")])
+def test_what_is_given_alone_wins_over_a_preset_s_quality_of_evaluations(preset, given, presets, tmp_path):
+    args = ["--env", "cheetah-run", "--config", f"quick,{presets[preset]}", "--render-quality", given]
+    out = io.StringIO()
+    with contextlib.ExitStack() as owned, contextlib.redirect_stdout(out):
+        config, _ = _settings(args, owned)
+    assert resolve(config).evaluated_in == config.render_quality == given
+    asked = f"the {preset} of the presets does not go with --render-quality {given}"
+    assert out.getvalue() == f"evaluations are drawn with {given}, as training is: {asked}\n"
+    sweep = SweepConfig(envs="cheetah-run", planners="policy", out=str(tmp_path / "sweep"))
+    assert len(list_runs(sweep, args[2:])) == 1
+
+
+def test_what_goes_together_is_left_and_what_is_given_for_both_refused(presets, tmp_path):
+    args = ["--config", f"quick,{presets['full']}", "--run-dir", tmp_path / "run"]
+    both = [*args, "--eval.render-quality", "full", "--render-quality"]
+    for words in ([*both, "warp"], ["--config", f"{presets['warp']}", "--eval.render-quality", "full"]):
+        done = quietly(*words)
+        assert done.code == 2 and "give both warp, or neither" in done.err and not done.out
+    with contextlib.ExitStack() as owned:
+        config, _ = _settings([*map(str, args), "--render-quality", "fast"], owned)
+    assert (config.render_quality, config.evaluated_in) == ("fast", "full")
+
+
 def test_a_wrong_value_is_named_in_one_line(tmp_path):
     done = quietly(*FULL[:-1], "best", "--run-dir", tmp_path / "run")
     assert done.code == 2 and done.err.count("\n") == 1
-    assert "'best' for argument '--eval.render-quality'" in done.err and "small-shadows" in done.err
+    assert "'best' for argument '--eval.render-quality'" in done.err
+    assert "Expected one of ('full', 'small-shadows', 'fast', 'warp', 'None')" in done.err
     (tmp_path / "mine.yaml").write_text("eval:\n  render_quality: best\n")
     with pytest.raises(UserError, match=r"eval\.render_quality: Invalid value 'best', expected one of"):
         load_presets(str(tmp_path / "mine.yaml"))

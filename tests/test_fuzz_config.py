@@ -52,7 +52,7 @@ def start(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     class Trainer:
-        def __init__(self, config, folder, payload, started, stop):
+        def __init__(self, config, *_):
             raise Accepted(config)
 
     monkeypatch.setattr(dreamer_mpc.training.trainer, "Trainer", Trainer)

@@ -1,12 +1,16 @@
 """Fine-tuning: a new run starts from the weights of a checkpoint, and from nothing else of it."""
 
+import hashlib
 import json
 import shutil
 
 import pytest
 
 from dreamer_mpc.config import load_saved
+from dreamer_mpc.config.make import make_agent
+from dreamer_mpc.runs import checkpoint
 from dreamer_mpc.runs.checkpoint import load_checkpoint, save_checkpoint
+from dreamer_mpc.training import setup
 from tests.support.agents import BRIEF, CHEAP, FAMILIES, V3
 from tests.support.checkpoints import equal, family_checkpoint
 from tests.support.commands import quietly, train
@@ -57,6 +61,32 @@ def test_a_run_starts_from_weights_alone_and_says_so(family, trained, tmp_path):
     assert load_checkpoint(run).counters.env_steps == 24
 
 
+def test_the_checkpoint_is_read_once_and_may_be_removed_then(tmp_path, monkeypatch):
+    """By the run that wrote it, which goes on."""
+    source, read, read_payload = tmp_path / "checkpoint.safetensors", [], checkpoint.read_payload
+    save_checkpoint(source, family_checkpoint("paper"))
+    sha256 = hashlib.sha256(source.read_bytes()).hexdigest()
+
+    def removed_first(*args):
+        source.unlink()
+        return make_agent(*args)
+
+    monkeypatch.setattr(checkpoint, "read_payload", lambda path: read.append(path) or read_payload(path))
+    monkeypatch.setattr(setup, "make_agent", removed_first)
+    train(*FAMILIES["paper"], *SHORT, "--init-from", source, "--run-dir", tmp_path / "run")
+    assert read.count(source) == 1
+    assert json.loads((tmp_path / "run/versions.json").read_text())["init_from"]["sha256"] == sha256
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_from_the_weights_again(tmp_path):
+    source, run = tmp_path / "checkpoint.safetensors", tmp_path / "run"
+    save_checkpoint(source, family_checkpoint("paper"))
+    train(*FAMILIES["paper"], *SHORT, "--init-from", source, "--run-dir", run)
+    shutil.rmtree(run / "checkpoints")
+    assert f"from {source}" in " ".join(train("--resume", run).split())
+    assert equal(weights(run), weights(source))
+
+
 def test_a_critic_of_another_shape_starts_anew(family, trained, tmp_path):
     if family != "paper":
         pytest.skip("the same for all")
@@ -81,7 +111,11 @@ def test_another_number_of_actions_is_refused_with_the_tensors(tmp_path):
     args = ("--env", "tests.test_init_from:make", *BRIEF, *SHORT, "--run-dir", tmp_path / "run")
     said = refused(*args, "--init-from", source)
     assert "world_model.rssm.input.weight is [16, 10] and should be [16, 11]" in said and "as many actions" in said
-    train(*args)  # the folder is still free
+    assert [entry.name for entry in tmp_path.iterdir()] == [source.name], "a refused run leaves nothing"
+    (tmp_path / "run").mkdir()
+    refused(*args, "--init-from", source)
+    assert not list((tmp_path / "run").iterdir()), "nor in a folder that was there"
+    train(*args)
 
 
 def test_other_kinds_no_checkpoint_and_a_resumed_run_are_refused(tmp_path):

@@ -156,7 +156,7 @@ def test_time_goes_on_from_the_records_that_are_kept(folder, monkeypatch):
 def test_no_writer_is_imported_unless_asked(tmp_path):
     code = (
         "import sys, dreamer_mpc.runs.logger as l, dreamer_mpc.runs.folder as r\n"
-        "import dreamer_mpc.report.progress, dreamer_mpc.report.video\n"
+        "import dreamer_mpc.training.progress, dreamer_mpc.report.tables, dreamer_mpc.report.video\n"
         f"l.Logger(r.RunFolder(r.Path({str(tmp_path)!r}))).close()\n"
         "names = ('wandb', 'tensorboard', 'matplotlib', 'imageio', 'cv2')\n"
         "print([name for name in names if name in sys.modules])"

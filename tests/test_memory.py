@@ -4,7 +4,7 @@ import psutil
 import pytest
 import torch
 
-from dreamer_mpc.data.replay import choose_storage
+from dreamer_mpc.data.placement import choose_storage
 from dreamer_mpc.report.doctor import check_memory
 from dreamer_mpc.util import memory
 from dreamer_mpc.util.memory import GIB, available_memory, fits, free_disk, total_memory

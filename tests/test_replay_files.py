@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
+from dreamer_mpc.data.files import ReplayFiles, check_files
 from dreamer_mpc.data.replay import Replay
-from dreamer_mpc.data.storage import ReplayFiles, check_files
 from dreamer_mpc.util.errors import UserError
 from tests.support.replays import ACTION_DIM, SHAPE, append, as_before, make_replay, marked, same, sampled
 
@@ -71,7 +71,7 @@ def test_each_frame_is_written_once(tmp_path):
 
 
 def test_large_replays_are_written_in_several_files(tmp_path, monkeypatch):
-    monkeypatch.setattr("dreamer_mpc.data.storage.MOST_FRAMES", 16)
+    monkeypatch.setattr("dreamer_mpc.data.files.MOST_FRAMES", 16)
     replay = make_replay(100, [30, 45], streams=2)
     files = ReplayFiles(tmp_path, replay)
     files.write()

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from dreamer_mpc.config import load_presets
+from dreamer_mpc.data.files import ReplayFiles
 from dreamer_mpc.data.replay import Replay, frame_bytes
-from dreamer_mpc.data.storage import ReplayFiles
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.training.setup import _make_replay
 from tests.support.agents import make_agent
@@ -160,7 +160,7 @@ def test_states_that_were_not_saved_or_are_damaged_are_unknown(damage, tmp_path)
 
 
 def test_many_states_are_written_only_at_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("dreamer_mpc.data.storage.SMALL_STATES", 10)
+    monkeypatch.setattr("dreamer_mpc.data.files.SMALL_STATES", 10)
     replay = make()
     fill(replay, [20])
     files = ReplayFiles(tmp_path, replay)

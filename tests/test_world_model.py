@@ -1,11 +1,13 @@
 """Images in and out, and the world model's loss."""
 
 import numpy as np
+import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
 from dreamer_mpc.config import load_presets
 from dreamer_mpc.world_model import GaussianWorldModel, WorldModelConfig
+from dreamer_mpc.world_model.base import weighed
 from dreamer_mpc.world_model.encoder import preprocess, to_image
 from tests.support.agents import make_batch as random_batch
 
@@ -95,6 +97,16 @@ def test_paper_base_loss_is_the_base_code_s_formula():
     reward = (world.reward(states) - batch.reward).square().mean()
     kl = kl_divergence(Normal(*posterior), Normal(*prior)).sum(-1)
     torch.testing.assert_close(total, image + reward + kl.clamp(min=3.0).mean())
+
+
+def test_terms_of_a_loss_are_weighed_by_name_and_each_needs_a_weight():
+    losses = {"image": torch.tensor([[1.0, 3.0]], requires_grad=True), "kl": torch.tensor([[4.0, 8.0]])}
+    total, means = weighed(losses, {"kl": 0.5, "image": 10.0})
+    assert total.item() == 10 * 2 + 0.5 * 6 and total.requires_grad
+    assert means == {"image_loss": torch.tensor(2.0), "kl_loss": torch.tensor(6.0)}
+    assert not means["image_loss"].requires_grad
+    with pytest.raises(AssertionError):
+        weighed(losses, {"image": 10.0})
 
 
 def test_the_continue_head_learns_which_frames_end_an_episode():

@@ -1,6 +1,7 @@
 """ablate: the settings of Dream-MPC taken away in turn, on the same episodes, over all checkpoints."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,7 +17,6 @@ from dreamer_mpc.evaluation.subject import Subject
 from dreamer_mpc.planners import Planner
 from dreamer_mpc.report.panels import Panel
 from dreamer_mpc.util.errors import UserError
-from dreamer_mpc.util.files import user_path
 from dreamer_mpc.util.intervals import holm, p_value
 
 WHOLE = "all settings"
@@ -49,15 +49,17 @@ class Ablate(Measure):
     subject: Subject
 
     @classmethod
-    def make(cls, config: AnalyzeConfig, subject: Subject, planners: dict[str, Planner]) -> "Ablate":
+    def make(
+        cls, config: AnalyzeConfig, subject: Subject, planners: dict[str, Planner], models: Any
+    ) -> "Ablate":
         """See `Measure.make`."""
         if len(planners) != 1:
             raise UserError(f"--planners {config.planners}: ablate takes the settings of one planner away; name one")
         name, planner = next(iter(planners.items()))
         kind = preset_kind(name).replace("-", "_")
-        root = user_path(config.out) if config.out else subject.run.path / "analysis" / config.what
         compare = CompareConfig(
-            checkpoint=(str(subject.path),), planners=f"{POLICY},{name}", out=str(root / name_of(subject.path)),
+            checkpoint=(str(subject.path),), planners=f"{POLICY},{name}",
+            out=str(Path(config.out) / name_of(subject.path)),
             sweep=tuple(f"{name}.{setting}" for setting in TAKEN_AWAY.values()), overwrite=config.overwrite,
             **{key: getattr(config, key) for key in ("episodes", "seed", "num_envs", "render_quality", "device")},
             compile=config.compile,

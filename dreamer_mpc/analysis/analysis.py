@@ -24,11 +24,11 @@ from dreamer_mpc.envs.snapshot import not_restorable
 from dreamer_mpc.evaluation.record import AFRESH
 from dreamer_mpc.evaluation.subject import Subject, one_world
 from dreamer_mpc.report.panels import panels_picture
-from dreamer_mpc.report.progress import duration, plural
 from dreamer_mpc.report.rows import drawn_by
+from dreamer_mpc.report.words import duration, plural
 from dreamer_mpc.util.device import choose_device, device_name
 from dreamer_mpc.util.errors import UserError, cannot_write
-from dreamer_mpc.util.files import to_csv, user_path
+from dreamer_mpc.util.files import output_path, to_csv
 
 MEASURES: dict[str, type[Measure]] = {
     "gradient-snr": GradientSNR,
@@ -54,16 +54,22 @@ class Analysis:
 
     @classmethod
     def of(cls, config: AnalyzeConfig, subjects: list[Subject]) -> "Analysis":
-        """The analysis of the command; UserError where its settings do not fit, or its folder holds another."""
+        """The analysis of the command, of the subjects at `config.checkpoint`.
+
+        UserError where its settings do not fit, or its folder holds another.
+        """
         device, kind = choose_device(config.device), MEASURES[config.what]
         one_world(subjects, config.render_quality)
         by_content = {hashlib.sha256(s.path.read_bytes()).hexdigest(): s for s in reversed(subjects)}
         by_content = {sha256: by_content[sha256] for sha256 in reversed(by_content)}  # each once, in their order
+        folder = output_path(config.out or subjects[0].run.path / "analysis" / config.what)
+        config = replace(config, out=str(folder))
+        known = dict(zip(config.checkpoint, subjects, strict=True))
+        models = {path: known.get(path) or Subject.load(path) for path in config.models} if kind.reads_models else {}
         made = {
-            sha256: kind.make(config, subject, planners_of(config, kind, subject, subjects[0]))
+            sha256: kind.make(config, subject, planners_of(config, kind, subject, subjects[0]), models)
             for sha256, subject in by_content.items()
         }
-        folder = user_path(config.out) if config.out else subjects[0].run.path / "analysis" / config.what
         checkpoints = {str(subject.path): sha256 for sha256, subject in by_content.items()}
         ledger = Ledger(folder, _made_with(config, made, by_content), checkpoints, config.overwrite)
         named = {ledger.names[sha256]: subject for sha256, subject in by_content.items()}

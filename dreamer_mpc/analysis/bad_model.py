@@ -3,27 +3,30 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from dreamer_mpc.agents.protocol import Agent
 from dreamer_mpc.analysis.bench import POLICY, Bench
 from dreamer_mpc.analysis.estimate import ALL, grouped, of_line, scoped, summarised
 from dreamer_mpc.analysis.finite_differences import paired
 from dreamer_mpc.analysis.ledger import Measured
-from dreamer_mpc.analysis.measure import Line, Measure, name_of
-from dreamer_mpc.config.make import load_agent
+from dreamer_mpc.analysis.measure import SUFFIX, Line, Measure, name_of
+from dreamer_mpc.config import AnalyzeConfig
 from dreamer_mpc.evaluation.episodes import evaluate
 from dreamer_mpc.evaluation.subject import Subject
 from dreamer_mpc.planners import Plan, Planner
 from dreamer_mpc.planners.protocol import LatentModel
 from dreamer_mpc.planners.shooting import Shooting
 from dreamer_mpc.report.panels import Panel
+from dreamer_mpc.util.errors import UserError
 
 WORLD = "world_model."  # of the names of its weights
+Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)  # equal by identity: an agent keeps a graph for each planner
@@ -50,26 +53,35 @@ class BadModel(Measure):
 
     usual: ClassVar[str] = "dream-mpc-default"
     ascents_alone: ClassVar[bool] = False
+    reads_models: ClassVar[bool] = True
     caption: ClassVar[str] = (
         "differences of returns to the policy, paired by episode; turns at: the noise at which the mean difference "
         "first falls to 0"
     )
 
-    models: dict[str, str]  # label -> checkpoint
+    models: dict[str, float | Weights]  # label -> level of noise, or another world model
 
     @classmethod
-    def make(cls, config: Any, subject: Any, planners: dict[str, Planner]) -> "BadModel":
+    def make(
+        cls, config: AnalyzeConfig, subject: Subject, planners: dict[str, Planner], models: dict[str, Subject]
+    ) -> "BadModel":
         """See `Measure.make`."""
-        models, unfit = {f"noise {level:g}": "" for level in config.levels}, []
-        for path in config.models:
-            other = Subject.load(path)
+        wrong: dict[str, float | Weights] = {f"noise {level:g}": level for level in config.levels}
+        unfit = []
+        for path, other in models.items():
             if not fits(other, subject):
                 unfit.append(path)
             elif other.path != subject.path:
-                models[f"model of {name_of(path)}"] = path
+                label = f"model of {called(path)}"
+                if label in wrong:
+                    raise UserError(
+                        f"--models {path}: another of them is called {called(path)}, too: plan with one of them at a "
+                        "time, each with an --out of its own"
+                    )
+                wrong[label] = world_of(other)
         if unfit:
             print(f"left out, world models of other sizes than that of {subject.path}: {', '.join(unfit)}")
-        return cls(planners, models)
+        return cls(planners, wrong)
 
     def settings(self) -> dict[str, Any]:
         """None: more models may be added to a folder."""
@@ -95,10 +107,8 @@ class BadModel(Measure):
         ]
 
     def _model(self, bench: Bench, label: str) -> LatentModel:
-        if self.models[label]:
-            return with_world_of(bench.agent, other_world(self.models[label], bench))
-        level = float(label.removeprefix("noise "))
-        return perturbed(bench.agent, level)
+        wrong = self.models[label]
+        return with_world(bench.agent, wrong) if isinstance(wrong, dict) else perturbed(bench.agent, wrong)
 
     def summary(self, rows: list[Measured]) -> list[Line]:
         """Over all checkpoints, then each: means and paired differences in each model, and where the latter turn."""
@@ -151,26 +161,27 @@ def perturbed(agent: Agent, level: float) -> LatentModel:
     return model
 
 
-def with_world_of(agent: Agent, world_model: nn.Module) -> LatentModel:
-    """The agent's model with another world model, which must have states of the same size."""
+def with_world(agent: Agent, weights: Weights) -> LatentModel:
+    """The agent's model with another world model, whose weights must have the shapes of its own."""
     model = copy.deepcopy(agent.model)
-    model.world_model.load_state_dict(world_model.state_dict())
+    model.world_model.load_state_dict(weights)
     return model
 
 
-def other_world(path: str, bench: Bench) -> nn.Module:
-    """The world model of another checkpoint."""
-    other = Subject.load(path)
-    size = bench.envs.single_action_space.shape[0]
-    return load_agent(other.checkpoint, other.trained, size, bench.agent.device).model.world_model
+def world_of(subject: Subject) -> Weights:
+    """The weights of an agent's world model."""
+    weights = subject.checkpoint.agent["model"]
+    return {name.removeprefix(WORLD): weight for name, weight in weights.items() if name.startswith(WORLD)}
+
+
+def called(path: str) -> str:
+    """The name of another agent: that of its run folder; and of the file, where one is named, as a run has several."""
+    return f"{name_of(path)} {Path(path).stem}" if Path(path).suffix == SUFFIX else name_of(path)
 
 
 def fits(other: Subject, subject: Subject) -> bool:
     """Whether the world model of `other` has the shapes of that of `subject`."""
-    sizes = [
-        {name: weight.shape for name, weight in each.checkpoint.agent["model"].items() if name.startswith(WORLD)}
-        for each in (other, subject)
-    ]
+    sizes = [{name: weight.shape for name, weight in world_of(each).items()} for each in (other, subject)]
     return sizes[0] == sizes[1] and other.trained.world_model.kind == subject.trained.world_model.kind
 
 

@@ -36,9 +36,14 @@ class Executed(NamedTuple):
     going: Bool[np.ndarray, " B"]  # whether the episode goes on behind the plan
 
     @property
+    def terminated(self) -> Bool[np.ndarray, " B"]:
+        """Rows in which the environment ended the episode on the way."""
+        return ~self.valued[:, -1]
+
+    @property
     def whole(self) -> Bool[np.ndarray, " B"]:
         """Rows in which the time limit did not cut the plan off."""
-        return (self.reached == self.reward.shape[1]) | ~self.valued[:, -1]
+        return (self.reached == self.reward.shape[1]) | self.terminated
 
 
 @dataclass(frozen=True)
@@ -154,6 +159,17 @@ class Bench:
         """What the critic says of the states that were reached, each including its reward; that alone at an end."""
         value = self.agent.model.value(executed.state).mean(0).double().cpu().numpy()
         return np.where(executed.valued, value, executed.reward)
+
+    def worth(self, executed: Executed, discount: float) -> Float[np.ndarray, " B"]:
+        """Discounted rewards up to the last state that each plan reached, and the value of that state.
+
+        After a termination nothing follows, so that there is no value. At the time limit the value stays, as in
+        training: the limit is no part of the task (Pardo et al. 2018, partial-episode bootstrapping).
+        """
+        rows, last = np.arange(len(executed.reward)), np.maximum(executed.reached - 1, 0)
+        gains = executed.reward.copy()
+        gains[rows, last] = self.value(executed)[rows, last]  # it includes the last reward
+        return (discount ** np.arange(gains.shape[1]) * gains).sum(1)
 
 
 def _bare(carry: Carry) -> Carry:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dreamer_mpc import config as settings
 from dreamer_mpc.analysis.analysis import MEASURES, Analysis
 from dreamer_mpc.evaluation.subject import Subject
+from dreamer_mpc.report.console import table_console
 from dreamer_mpc.report.panels import analysis_table
-from dreamer_mpc.report.progress import table_console
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.intervals import FEWEST
 from dreamer_mpc.util.program import program
@@ -35,7 +35,10 @@ def main(args: Sequence[str]) -> int:
         return 130
     summary = analysis.summary()
     if not summary:
-        raise UserError("nothing could be measured, as episodes end too early: lower --states, --every or --depth")
+        raise UserError(
+            "nothing could be measured, as episodes end too early: lower --states, --every, --depth, or the planner's "
+            "horizon"
+        )
     paths = analysis.write(summary)
     measure = next(iter(analysis.measures.values()))
     world = f" Episodes {world}." if (world := analysis.world().removeprefix(", ")) else ""

@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dreamer_mpc.analysis.bench import POLICY, Bench
-from dreamer_mpc.analysis.estimate import of_line, summarised
+from dreamer_mpc.analysis.estimate import grouped, of_line, summarised
 from dreamer_mpc.analysis.gradient_snr import policy_plan
 from dreamer_mpc.analysis.ledger import Measured
 from dreamer_mpc.analysis.measure import Line, Measure, visited
@@ -33,7 +33,8 @@ class FiniteDifferences(Measure):
     usual: ClassVar[str] = "dream-mpc-default"
     caption: ClassVar[str] = (
         "gradients of the return of k steps, model beside simulator: cosine, share of entries of equal sign, ratio of "
-        "norms; the control plans on the simulator, with the critic's value at the end"
+        "norms; states: those where no moved plan ended its episode before step k; the control plans on the simulator, "
+        "with the critic's value at the end"
     )
     copies_states: ClassVar[bool] = True
 
@@ -45,7 +46,7 @@ class FiniteDifferences(Measure):
     lookahead: int
 
     @classmethod
-    def make(cls, config: Any, subject: Any, planners: dict[str, Planner]) -> "FiniteDifferences":
+    def make(cls, config: Any, subject: Any, planners: dict[str, Planner], models: Any) -> "FiniteDifferences":
         """See `Measure.make`."""
         sizes = (config.depth or 15, config.draws, config.epsilon, config.steps, config.lookahead)
         return cls(planners, visited(config), *sizes)
@@ -64,7 +65,7 @@ class FiniteDifferences(Measure):
         returns = self._returns(bench, planner, seed)
         empty = dict.fromkeys(("step", "depth", *QUANTITIES))
         return [
-            {"episode": row, "part": "control", "method": part, **empty, "return": float(returns[row])}
+            {"episode": row, "part": "control", "method": part, **empty, "return": float(returns[row]), "reached": None}
             for row in range(count)
         ]
 
@@ -73,7 +74,7 @@ class FiniteDifferences(Measure):
         of_rewards = replace(planner, objective="rewards", uncertainty=0.0, open_loop=0, habits=())
         for visit in bench.visit(POLICY, seed, self.visited, snapshots=True):
             plan = policy_plan(replace(of_rewards, horizon=self.depth), model, visit.state)  # [B, H, A]
-            slopes, whole = simulator_slopes(bench, visit.snapshots, plan, self.epsilon)
+            slopes, reached = simulator_slopes(bench, visit.snapshots, plan, self.epsilon)
             for depth in range(1, self.depth + 1):
                 real = gradient_of_return(slopes, depth, planner.discount)  # [B, depth, A]
                 with preserved_rng(bench.agent.device):
@@ -84,8 +85,9 @@ class FiniteDifferences(Measure):
                     found = beside(_blocks(grad, averaged), real)
                     rows += [
                         {"episode": row, "part": GRADIENT, "method": drawn(averaged), "step": visit.step,
-                         "depth": depth, **{name: float(values[row]) for name, values in found.items()}, "return": None}
-                        for row in np.flatnonzero(visit.alive & whole).tolist() if row < count
+                         "depth": depth, **{name: float(values[row]) for name, values in found.items()}, "return": None,
+                         "reached": int(reached[row])}
+                        for row in np.flatnonzero(visit.alive & (reached >= depth)).tolist() if row < count
                     ]  # fmt: skip
         return rows
 
@@ -112,8 +114,9 @@ class FiniteDifferences(Measure):
     ) -> Float[Tensor, "B A"]:
         """The first action of the policy's plan after a step up the simulator's gradient.
 
-        J is the real return of the plan with the critic's value of its last state. The best of several lengths along
-        the gradient is taken by that same J, so that no model of the dynamics has a say.
+        J is the real return of the plan with the critic's value of its last state, as `Bench.worth` has it where the
+        episode ends on the way. The best of several lengths along the gradient is taken by that same J, so that no
+        model of the dynamics has a say.
         """
         template = next(iter(self.planners.values()))
         horizon = replace(template, horizon=self.lookahead, open_loop=0)
@@ -121,10 +124,7 @@ class FiniteDifferences(Measure):
 
         def real(tried: Float[Tensor, "B H A"]) -> Float[np.ndarray, " B"]:
             bench.envs.go_to(here)
-            executed = bench.execute(state, tried, seed=seed, alive=alive)
-            gains = executed.reward.copy()
-            gains[:, -1] = bench.value(executed)[:, -1]
-            return (template.discount ** np.arange(self.lookahead) * gains).sum(1)
+            return bench.worth(bench.execute(state, tried, seed=seed, alive=alive), template.discount)
 
         slope = torch.zeros_like(plan)
         for k in range(plan.shape[1]):
@@ -143,10 +143,14 @@ class FiniteDifferences(Measure):
         """Gradients by number of draws and depth; returns, and their differences to the policy, by planner."""
         gradients = [row | _log(row) for row in rows if row["part"] == GRADIENT]
         controls = paired([row for row in rows if row["part"] == "control"], "policy")
-        lines = [line | _unlog(line) for line in summarised(gradients, ("part", "method", "depth"), QUANTITIES)]
+        states = {key: len(own) for key, own in grouped(gradients, "method", "depth").items()}
+        lines = [
+            line | _unlog(line) | {"states": states[line["method"], line["depth"]]}
+            for line in summarised(gradients, ("part", "method", "depth"), QUANTITIES)
+        ]
         lines += summarised(controls, ("part", "method"), ("return", "difference"))
         both = [f"{name}{end}" for name in (*QUANTITIES, "return", "difference") for end in ("", "_low", "_high")]
-        empty = dict.fromkeys(("part", "method", "depth", *both))
+        empty = dict.fromkeys(("part", "method", "depth", *both, "episodes", "checkpoints", "states"))
         return [empty | line for line in lines]
 
     def table(self, summary: list[Line]) -> list[dict[str, str]]:
@@ -154,7 +158,7 @@ class FiniteDifferences(Measure):
         depths = [k for k in SHOWN if k <= self.depth]
         names = (*QUANTITIES, "return", "difference")
         return [
-            {"": line["method"], "depth k": str(line["depth"] or "–")}
+            {"": line["method"], "depth k": str(line["depth"] or "–"), "states": str(line["states"] or "–")}
             | {name: "–" if line[name] is None else str(of_line(line, name)) for name in names}
             for line in summary if line["depth"] in (*depths, None)
         ]  # fmt: skip
@@ -196,15 +200,19 @@ def shifted(
 
 def simulator_slopes(
     bench: Bench, snapshots: Sequence[Any], plan: Float[Tensor, "B H A"], epsilon: float
-) -> tuple[Float[np.ndarray, "B H A H"], np.ndarray]:
-    """d r_j / d a_k of every reward and action, and the rows in which no episode ends on the way."""
+) -> tuple[Float[np.ndarray, "B H A H"], Int[np.ndarray, " B"]]:
+    """d r_j / d a_k of every reward and action, and the number of first steps that no plan's episode ended before.
+
+    Behind them slopes are NaN: where one plan has ended and another has not, the return jumps.
+    """
     horizon, size = plan.shape[1:]
     pairs = [shifted(plan, k, i, epsilon) for k in range(horizon) for i in range(size)]
     tried = torch.stack([plan, *(one for pair in pairs for one in pair)], dim=1).double().cpu().numpy()
     rewards = bench.envs.try_plans(snapshots, tried)  # [B, 1 + 2 H A, H]
     differences = (rewards[:, 1::2] - rewards[:, 2::2]).reshape(len(plan), horizon, size, horizon)
     distances = (tried[:, 1::2] - tried[:, 2::2]).sum((2, 3)).reshape(len(plan), horizon, size, 1)
-    return differences / distances, np.isfinite(rewards).all((1, 2))
+    reached = np.isfinite(rewards).all(1)  # [B, H]
+    return np.where(reached[:, None, None], differences / distances, np.nan), reached.sum(1)
 
 
 def gradient_of_return(

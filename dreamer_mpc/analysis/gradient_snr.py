@@ -35,7 +35,7 @@ class GradientSNR(Measure):
     averaged: tuple[int, ...]
 
     @classmethod
-    def make(cls, config: Any, subject: Any, planners: dict[str, Planner]) -> "GradientSNR":
+    def make(cls, config: Any, subject: Any, planners: dict[str, Planner], models: Any) -> "GradientSNR":
         """See `Measure.make`."""
         return cls(planners, visited(config), config.depth or 20, config.draws, tuple(config.averaged))
 

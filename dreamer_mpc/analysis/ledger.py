@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from dreamer_mpc.evaluation.record import AFRESH, damaged, merged, read_made_with, usable
-from dreamer_mpc.report.progress import plural
+from dreamer_mpc.report.words import plural
 from dreamer_mpc.util.errors import UserError, cannot_write
-from dreamer_mpc.util.files import output_path, to_csv, write_text
+from dreamer_mpc.util.files import to_csv, write_text
 from dreamer_mpc.util.owner import in_turn
 
 Measured = dict[str, Any]  # one row of rows.csv
@@ -25,11 +25,11 @@ class Ledger:
     `unit` of a row is the unit's number in analysis.json. Units that it does not name do not count: rows.csv is written
     first. Nor do units of which rows are missing, and those that follow them: `notes` names them, and they are measured
     again. A unit with more rows than it had is refused. Checkpoints are identified by their content: `names` maps the
-    SHA-256 of each to its name. Before `begin` nothing is written.
+    SHA-256 of each to its name. Before `begin` nothing is written. `folder` is absolute (`output_path`).
     """
 
     def __init__(self, folder: Path, made_with: dict[str, Any], checkpoints: dict[str, str], overwrite: bool = False):
-        self.folder, self.overwrite = output_path(folder), overwrite
+        self.folder, self.overwrite = folder, overwrite
         self._own = json.loads(json.dumps(made_with))
         self._checkpoints = checkpoints
         self.rows: list[Measured] = []
@@ -134,7 +134,8 @@ class Ledger:
 
     def _write(self) -> None:
         if self.rows:
-            write_text(self.folder / ROWS, to_csv(_rounded(row) for row in self.rows))
+            empty = dict.fromkeys(key for row in self.rows for key in row)  # older rows may lack a column
+            write_text(self.folder / ROWS, to_csv(empty | _rounded(row) for row in self.rows))
         write_text(self.folder / MADE_WITH, json.dumps(self.made_with | {"units": self.done}, indent=1) + "\n")
 
 

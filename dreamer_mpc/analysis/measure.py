@@ -27,14 +27,20 @@ class Measure(ABC):
     ascents_alone: ClassVar[bool] = True  # whether all of them must climb J's gradient
     plays_itself: ClassVar[bool] = False  # whether it makes agent and environments on its own; `bench` is then None
     copies_states: ClassVar[bool] = False  # whether the environment must be `Restorable`
+    reads_models: ClassVar[bool] = False  # whether the checkpoints of --models are loaded for it
     caption: ClassVar[str] = ""  # what the columns of the table are
 
     planners: dict[str, Planner]
 
     @classmethod
     @abstractmethod
-    def make(cls, config: AnalyzeConfig, subject: Subject, planners: dict[str, Planner]) -> "Measure":
-        """With the settings of the command; UserError where they do not fit."""
+    def make(
+        cls, config: AnalyzeConfig, subject: Subject, planners: dict[str, Planner], models: dict[str, Subject]
+    ) -> "Measure":
+        """With the settings of the command, whose `out` is absolute; UserError where they do not fit.
+
+        `models` has the checkpoints of --models by their names there, if the measure `reads_models`.
+        """
 
     @property
     def parts(self) -> Sequence[str]:

@@ -47,7 +47,7 @@ class ModelError(Measure):
     usual: ClassVar[str] = "dream-mpc-default"
     caption: ClassVar[str] = (
         "means of absolute errors along executed plans; calibration: rank correlation of the value heads' spread with "
-        "the error of the value, at equal depth"
+        "the error of the value, at equal depth; plans: those whose episode went on to that depth"
     )
 
     plans: int
@@ -57,7 +57,7 @@ class ModelError(Measure):
     discount: float
 
     @classmethod
-    def make(cls, config: Any, subject: Any, planners: dict[str, Planner]) -> "ModelError":
+    def make(cls, config: Any, subject: Any, planners: dict[str, Planner], models: Any) -> "ModelError":
         """See `Measure.make`."""
         discount = next(iter(planners.values())).discount
         return cls(planners, config.states, config.depth or 15, config.draws, tuple(config.weights), discount)
@@ -110,7 +110,11 @@ class ModelError(Measure):
 
     def summary(self, rows: list[Measured]) -> list[Line]:
         """By group of tasks, method and depth; behind them the calibration, by bin of the spread."""
-        summary = summarised(rows, ("group", "method", "depth"), QUANTITIES)
+        plans = {key: len(own) for key, own in grouped(rows, "group", "method", "depth").items()}
+        summary = [
+            line | {"plans": plans[line["group"], line["method"], line["depth"]]}
+            for line in summarised(rows, ("group", "method", "depth"), QUANTITIES)
+        ]
         pairs = calibration(rows)
         calibrated = summarised(pairs, ("group", "method", "bin"), ("relative_error",))
         calibrated += summarised(pairs, ("group", "method"), ("rank_correlation",))
@@ -130,6 +134,7 @@ class ModelError(Measure):
         return [
             {
                 "tasks": line["group"], "method": line["method"], "depth": str(line["depth"]),
+                "plans": str(line["plans"]),
                 **{name.replace("_", "\n"): str(of_line(line, name)) for name in (*ERRORS, "return_bias")},
                 "calibration": str(ranks.get((line["group"], line["method"]), "–")),
             }

@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_type_hints
 
 import tyro
 import tyro.constructors
@@ -48,6 +49,31 @@ def _count_rule(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.
         instance_from_str=lambda words: whole(words[0]),
         is_instance=lambda value: isinstance(value, int) and not isinstance(value, bool),
         str_from_instance=lambda value: [str(value)],
+    )
+
+
+@REGISTRY.primitive_rule
+def _optional_rule(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    """How tyro reads a value or None: as the value, and None is the last of the words that it lists.
+
+    Its own rule puts None first, orders the words of an error at random, and names Python's types in it.
+    """
+    kinds = get_args(info.type)
+    if info.type_origin not in (Union, UnionType) or type(None) not in kinds:
+        return None
+    kind = Union[tuple(kind for kind in kinds if kind is not type(None))]  # noqa: UP007
+    make = tyro.constructors.PrimitiveTypeInfo.make
+    spec = tyro.constructors.ConstructorRegistry.get_primitive_spec(make(kind, info.markers))
+    if not isinstance(spec, tyro.constructors.PrimitiveConstructorSpec) or spec.nargs != 1:
+        return None
+    choices = None if spec.choices is None else (*spec.choices, "None")
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=f"{spec.metavar}|None" if choices is None else f"{{{','.join(choices)}}}",
+        instance_from_str=lambda words: None if words == ["None"] else spec.instance_from_str(words),
+        is_instance=lambda value: value is None or spec.is_instance(value),
+        str_from_instance=lambda value: ["None"] if value is None else spec.str_from_instance(value),
+        choices=choices,
     )
 
 

@@ -2,13 +2,14 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dreamer_mpc.agents.protocol import AgentKind
-from dreamer_mpc.config.load import PRESETS, config_from_dict, first_lines, load_presets, whole
+from dreamer_mpc.config.load import PRESETS, config_from_dict, first_lines, flag_names, load_presets, whole
 from dreamer_mpc.config.schema import Config, PlannerSettings
 from dreamer_mpc.envs.scene import WARP
 from dreamer_mpc.planners import PLANNERS, Planner, make_planner
@@ -119,11 +120,10 @@ def resolve(config: Config) -> Config:
     Also where sequences have no next frame, whose reward the values of v3 learn from, and where either training or
     evaluation alone is in pictures by warp.
     """
-    evaluated_in = config.eval.render_quality or config.render_quality
-    if (evaluated_in == WARP) != (config.render_quality == WARP):
+    if _in_two_worlds(config):
         raise UserError(
-            f"--eval.render-quality {evaluated_in} does not go with --render-quality {config.render_quality}, "
-            f"as pictures by warp are a world of their own: give both {WARP}, or neither"
+            f"--eval.render-quality {config.eval.render_quality} does not go with --render-quality "
+            f"{config.render_quality}, as pictures by warp are a world of their own: give both {WARP}, or neither"
         )
     decided = dataclasses.replace(config, agent=agent_of(config))
     if decided.agent == "dreamer" and config.behavior.kind == "v3" and config.replay.sequence_length < 2:
@@ -131,6 +131,21 @@ def resolve(config: Config) -> Config:
     for name in (decided.planner, decided.trained_by):
         check_runs(name, planner_from(decided, name), decided, "this run trains")
     return decided
+
+
+def _in_two_worlds(config: Config) -> bool:
+    evaluated_in = config.eval.render_quality or config.render_quality
+    return (evaluated_in == WARP) != (config.render_quality == WARP)
+
+
+def evaluated_alike(config: Config, args: Sequence[str]) -> Config:
+    """`config` of the command line `args`, with evaluations drawn as training is where they give --render-quality alone
+    and its presets draw evaluations in a quality that does not go with that: what is given wins over presets.
+    """
+    given = flag_names(args)
+    if not _in_two_worlds(config) or "render-quality" not in given or "eval.render-quality" in given:
+        return config
+    return dataclasses.replace(config, eval=dataclasses.replace(config.eval, render_quality=None))
 
 
 def missing_parts(planner: Planner, trained: Config) -> list[str]:

@@ -10,14 +10,10 @@ from dreamer_mpc import config as settings
 from dreamer_mpc.evaluation.compare import Comparison
 from dreamer_mpc.evaluation.subject import Subject
 from dreamer_mpc.planners import Planner, Policy
+from dreamer_mpc.report.console import print_table, table_console
 from dreamer_mpc.report.plot import COMPARE, draw_comparison
-from dreamer_mpc.report.progress import (
-    comparison_table,
-    print_table,
-    results_table,
-    table_console,
-)
 from dreamer_mpc.report.rows import drawn_by, to_comparison, to_evaluation
+from dreamer_mpc.report.tables import comparison_table, results_table
 from dreamer_mpc.util.device import device_name
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import to_csv

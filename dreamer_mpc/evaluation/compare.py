@@ -26,12 +26,12 @@ from dreamer_mpc.config import (
 from dreamer_mpc.config.make import load_agent, make_envs, side_by_side_envs
 from dreamer_mpc.envs.dmc import ENDLESS_TASK_STEPS
 from dreamer_mpc.evaluation.episodes import Evaluation, evaluate
+from dreamer_mpc.evaluation.progress import EpisodesProgress
 from dreamer_mpc.evaluation.record import Episodes, Record
 from dreamer_mpc.evaluation.subject import Subject, one_world, same_task
 from dreamer_mpc.evaluation.summary import summarise_scores
 from dreamer_mpc.evaluation.visualize import write_visuals
 from dreamer_mpc.planners import Planner
-from dreamer_mpc.report.progress import EpisodesProgress
 from dreamer_mpc.report.rows import Row, drawn_by
 from dreamer_mpc.util.device import choose_device, device_name
 from dreamer_mpc.util.errors import UserError

@@ -14,8 +14,8 @@ from dreamer_mpc.envs import UNKNOWN, EnvError, Facts, reset_rows
 from dreamer_mpc.envs.rows import RowVectorEnv
 from dreamer_mpc.evaluation.summary import summarise_scores
 from dreamer_mpc.planners import Planner
-from dreamer_mpc.report.progress import plural
 from dreamer_mpc.report.rows import Row
+from dreamer_mpc.report.words import plural
 from dreamer_mpc.util.device import Images, images_on, images_on_host, preserved_rng
 from dreamer_mpc.util.encode import to_jpeg
 

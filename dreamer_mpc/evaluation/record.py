@@ -16,7 +16,7 @@ import torch
 
 from dreamer_mpc.evaluation.episodes import Evaluation
 from dreamer_mpc.planners import Ascent, Policy
-from dreamer_mpc.report.progress import plural
+from dreamer_mpc.report.words import plural
 from dreamer_mpc.util.errors import UserError, cannot_write
 from dreamer_mpc.util.files import from_json, to_csv, write_text
 

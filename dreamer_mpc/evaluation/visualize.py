@@ -15,9 +15,9 @@ from dreamer_mpc.agents.protocol import Agent
 from dreamer_mpc.evaluation.episodes import EpisodeRecording, Evaluation
 from dreamer_mpc.planners import Ascent, Planner
 from dreamer_mpc.planners.rollout import rollout
-from dreamer_mpc.report.progress import plural
 from dreamer_mpc.report.styles import style
 from dreamer_mpc.report.video import Decision, Page, decision_picture, write_mp4
+from dreamer_mpc.report.words import plural
 from dreamer_mpc.util.device import preserved_rng
 from dreamer_mpc.util.encode import from_jpeg
 from dreamer_mpc.util.errors import in_one_line

@@ -1,1 +1,1 @@
-"""Output for the user: progress, tables, charts, videos, and the doctor."""
+"""Output for the user: tables, displays, charts, videos, and the doctor."""

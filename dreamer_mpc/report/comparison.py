@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dreamer_mpc.report.charts import WIDTH, new_figure, save
-from dreamer_mpc.report.progress import decided, plural
-from dreamer_mpc.report.rows import Row, drawn_by
+from dreamer_mpc.report.rows import Row, decided, drawn_by
 from dreamer_mpc.report.styles import Style, styles
+from dreamer_mpc.report.words import plural
 from dreamer_mpc.util.intervals import FEWEST
 
 BASELINE = "policy"

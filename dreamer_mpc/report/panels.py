@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from dreamer_mpc.report.charts import new_figure, save
+from dreamer_mpc.report.console import new_table
 from dreamer_mpc.report.styles import Style, styles
 
 LETTERS_AN_INCH = 9  # of a title
@@ -117,7 +117,8 @@ def _handle(axes, method):
 
 def analysis_table(rows: Sequence[dict[str, str]], caption: str) -> Table:
     """Rows with the same titles; the first column is on the left."""
-    table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption=caption)
+    table = new_table()
+    table.caption = caption
     for number, title in enumerate(rows[0]):
         table.add_column(title, justify="right" if number else "left", no_wrap=True)
     for row in rows:

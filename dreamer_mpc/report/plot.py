@@ -4,15 +4,15 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rich import box
 from rich.table import Table
 
 from dreamer_mpc.config import PlotConfig, parse
 from dreamer_mpc.report.charts import curves_picture
 from dreamer_mpc.report.comparison import comparison_picture
+from dreamer_mpc.report.console import new_table, print_table, table_console
 from dreamer_mpc.report.curves import CURVES, Curve, gather, published, read_curves, write_curves
 from dreamer_mpc.report.found import COMPARE, FoundComparison
-from dreamer_mpc.report.progress import mean_and_spread, print_table, table_console
+from dreamer_mpc.report.words import mean_and_spread
 from dreamer_mpc.util.errors import UserError, cannot_write, in_one_line
 from dreamer_mpc.util.files import user_path
 from dreamer_mpc.util.owner import alone_in
@@ -95,7 +95,7 @@ def _draw(path: Path, picture, *content) -> Path:
 
 def final_table(curves: list[Curve]) -> Table:
     """One row for each run: its last evaluation, and the paper's mean return at that step."""
-    table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = new_table()
     for name in ("task", "method"):
         table.add_column(name, no_wrap=True)
     for name in ("seed", "env steps", "return\nmean ± std", "episodes", "paper\nat that step"):

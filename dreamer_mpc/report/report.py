@@ -14,9 +14,9 @@ from dreamer_mpc.report.comparison import comparison_picture, figures
 from dreamer_mpc.report.curves import Curve, method_of, published, read_run
 from dreamer_mpc.report.found import Found, FoundComparison, FoundEvaluation, FoundRun, find
 from dreamer_mpc.report.html import MB, Enclosures, card, code, heading, note, page, table
-from dreamer_mpc.report.progress import decided, mean_and_spread, plural
-from dreamer_mpc.report.rows import drawn_by
+from dreamer_mpc.report.rows import decided, drawn_by
 from dreamer_mpc.report.styles import in_words, style
+from dreamer_mpc.report.words import mean_and_spread, plural
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import user_path, write_text
 from dreamer_mpc.util.intervals import FEWEST

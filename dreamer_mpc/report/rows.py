@@ -35,6 +35,11 @@ class Row(TypedDict):
     date: NotRequired[str]
 
 
+def decided(row: Row) -> bool:
+    """Whether a row differs from the bare policy, at 5 % after the correction over all rows."""
+    return row["difference_p_holm"] is not None and row["difference_p_holm"] <= 0.05
+
+
 EVALUATION = (
     "planner", "return_mean", "return_std", "return_low", "return_high", "failed_episodes", "ms_per_action",
     "model_evaluations", "episodes",

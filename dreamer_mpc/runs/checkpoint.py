@@ -183,7 +183,7 @@ def _keep(path: str | Path, kept: Path) -> None:
 def _from_version_2(payload: dict[str, Any]) -> dict[str, Any]:
     """Convert to version 3. Version 2 had no kinds: there was one world model, and an agent with or without an actor.
 
-    Its replay files do not tell where episodes terminate: `data/storage.py` recognises them by that.
+    Its replay files do not tell where episodes terminate: `data/files.py` recognises them by that.
     """
     agent = payload.get("agent")
     model = agent.get("model") if isinstance(agent, dict) else None

@@ -60,6 +60,13 @@ class RunFolder:
             raise cannot_write(f"run folder {path}", error, "choose another --run-dir") from error
         return folder
 
+    def give_back(self) -> None:
+        """Undo `create` where nothing was written since; what cannot be removed stays."""
+        with contextlib.suppress(OSError):
+            if self._only_claimed():
+                for file in [self.versions, *self._unfinished()]:
+                    file.unlink(missing_ok=True)
+
     @classmethod
     def open(cls, path: str | Path) -> "RunFolder":
         """An existing run, to resume or evaluate. UserError if `path` is not one."""
@@ -170,11 +177,15 @@ class RunFolder:
 
     def _only_claimed(self):
         """Whether the folder holds only the marker, complete or not, of a run that was killed before it began."""
-        begun = (f".{self.versions.stem}.", f".{self.config.stem}.")
-        unfinished = {path.name for path in temporary_paths(self.path) if path.name.startswith(begun)}
+        unfinished = {path.name for path in self._unfinished()}
         names = {entry.name for entry in self.path.iterdir()} - unfinished - {LOCK, TRACEBACKS}
         marked = names == {self.versions.name} and self._read_versions() == {"program": PROGRAM}
         return not names or marked
+
+    def _unfinished(self):
+        """Temporary files of the first two that a run writes."""
+        begun = (f".{self.versions.stem}.", f".{self.config.stem}.")
+        return [path for path in temporary_paths(self.path) if path.name.startswith(begun)]
 
     def _make_room(self, overwrite):
         if not overwrite:

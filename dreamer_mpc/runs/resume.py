@@ -4,13 +4,12 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
 
-from dreamer_mpc.config import Config, load_saved, trained_config
-from dreamer_mpc.data.storage import check_files
+from dreamer_mpc.config import Config, differences, load_saved, trained_config
+from dreamer_mpc.data.files import check_files
 from dreamer_mpc.envs.scene import WARP
 from dreamer_mpc.runs.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, load_newest
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.util.errors import UserError
-from dreamer_mpc.util.stop import Stopped
 
 # Frames in replay and the episodes in progress depend on the first eight, networks and optimizers on the others; the
 # masks that bootstrap describes are drawn once, and saved with the weights.
@@ -19,6 +18,22 @@ FIXED = (
     "world_model.kind", "behavior.kind", "optimizer.kind",
     "replay.states", "behavior.bootstrap",
 )  # fmt: skip
+
+# A change of any other setting is marked in the metrics, which are then of two kinds. These alter no result: how long
+# and where a run goes on (rounding apart), what it writes, and when it is evaluated.
+NEUTRAL = (
+    "config", "run_dir", "resume", "overwrite", "profile", "init_from", "logger", "env_steps",
+    "device", "compile", "kernels",
+    "train.keep_checkpoints", "train.checkpoint_seconds", "train.max_skipped_in_a_row",
+    "eval.every", "eval.beside", "eval.video", "eval.video_steps", "replay.storage",
+)  # fmt: skip
+
+
+def changes_of_results(checkpoint: Checkpoint, config: Config) -> dict[str, str]:
+    """What `config` changes of the run of `checkpoint` that may change its results: `old -> new` by setting."""
+    lines = differences(trained_config(checkpoint, "the checkpoint"), config)
+    changes = {key: values for key, _, values in (line.partition(": ") for line in lines)}
+    return {key: values for key, values in changes.items() if key not in NEUTRAL}
 
 
 @dataclass(frozen=True)
@@ -31,7 +46,7 @@ class SavedRun:
     notes: list[str] = field(default_factory=list)  # lines for the user
 
     def check(self, config: Config) -> None:
-        """UserError where the run cannot be resumed with `config`; `Stopped` where it is complete."""
+        """UserError where the run cannot be resumed with `config`."""
         path = self.folder.path
         if config.agent != self.config.agent:
             raise UserError(f"{path} holds a {self.config.agent} agent: leave --agent out, or start another run")
@@ -49,11 +64,14 @@ class SavedRun:
                 "another run"
             )
         self._check_seed_episodes(config)
-        done = self.checkpoint.counters.env_steps if self.checkpoint else 0
-        if done >= config.env_steps and self.checkpoint.training["finished"]:
-            if config.env_steps < self.config.env_steps:
-                raise UserError(f"{path} has reached {done:,} env steps: give more with --env-steps, or leave it out")
-            raise Stopped(f"{path} is complete with its {done:,} env steps; with a larger --env-steps it goes on")
+        if self.is_complete(config) and config.env_steps < self.config.env_steps:
+            done = self.checkpoint.counters.env_steps
+            raise UserError(f"{path} has reached {done:,} env steps: give more with --env-steps, or leave it out")
+
+    def is_complete(self, config: Config) -> bool:
+        """Whether nothing of it is left to do with `config`."""
+        saved = self.checkpoint
+        return saved is not None and saved.counters.env_steps >= config.env_steps and saved.training["finished"]
 
     def _check_seed_episodes(self, config: Config) -> None:
         """Until the first update more of them may be asked for; after it their number would have no effect."""

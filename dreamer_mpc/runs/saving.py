@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
+from dreamer_mpc.data.files import ReplayFiles
 from dreamer_mpc.data.replay import Replay
-from dreamer_mpc.data.storage import ReplayFiles
 from dreamer_mpc.runs.checkpoint import Checkpoint, checkpoint_path, list_checkpoints, prune, save_checkpoint
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.util.files import discard

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dreamer_mpc import config as settings
-from dreamer_mpc.report.progress import SweepProgress, plural, table_console
+from dreamer_mpc.report.console import table_console
+from dreamer_mpc.report.words import plural
 from dreamer_mpc.sweeps.collect import collect
 from dreamer_mpc.sweeps.jobs import Jobs
 from dreamer_mpc.sweeps.launcher import Launcher
 from dreamer_mpc.sweeps.launchers import LAUNCHERS, SweepCommandConfig
+from dreamer_mpc.sweeps.progress import SweepProgress
 from dreamer_mpc.sweeps.run import Run
 from dreamer_mpc.sweeps.runs import list_runs
 from dreamer_mpc.sweeps.sweep import Sweep

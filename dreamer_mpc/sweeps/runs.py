@@ -12,6 +12,7 @@ from dreamer_mpc.config import (
     SweepConfig,
     check_start,
     differences,
+    evaluated_alike,
     flag_names,
     load_presets,
     load_saved,
@@ -40,7 +41,8 @@ def list_runs(sweep: SweepConfig, rest: Sequence[str]) -> list[Run]:
             raise UserError(f"--{name} does not go with sweep, which sets it for each run: see {help_}")
     envs, planners, seeds = _words(sweep.envs), planner_names(sweep.planners), _seeds(sweep.seeds)
     default = load_presets(option(rest, "config") or "default")
-    parsed = {name: parse(Config, [*rest, "--planner", name], default, prog=program("sweep")) for name in planners}
+    given = {name: parse(Config, [*rest, "--planner", name], default, prog=program("sweep")) for name in planners}
+    parsed = {name: evaluated_alike(config, rest) for name, config in given.items()}
     runs, known = [], {}
     for env, planner, seed in itertools.product(envs, planners, seeds):
         folder = RunFolder(Path(sweep.out) / run_name(env, planner, str(seed)))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dreamer_mpc.report.progress import plural
+from dreamer_mpc.report.words import plural
 from dreamer_mpc.runs.checkpoint import Checkpoint, checkpoint_path, drop_snapshots, keep_best, keep_snapshot
 from dreamer_mpc.runs.saving import Saver
 from dreamer_mpc.util.errors import UserError

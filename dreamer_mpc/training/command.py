@@ -33,18 +33,22 @@ def main(args: Sequence[str]) -> int:
 
 def _train(stop: Stop, args: Sequence[str], started: float) -> None:
     """Raises `Stopped` when `stop` requests it."""
-    from dreamer_mpc.report.progress import print_table, results_table
+    from dreamer_mpc.report.console import print_table
     from dreamer_mpc.report.rows import drawn_by
+    from dreamer_mpc.report.tables import results_table
+    from dreamer_mpc.training.initial import Initial
     from dreamer_mpc.training.setup import claim_folder
     from dreamer_mpc.training.trainer import Trainer
 
     with contextlib.ExitStack() as owned:
         config, saved = _settings(args, owned)
-        folder = saved.folder if saved else claim_folder(config, owned)
+        if saved is None:
+            folder, initial = claim_folder(config, owned)
+        else:  # a run that was killed before its first checkpoint starts again
+            folder, initial = saved.folder, None if saved.checkpoint else Initial.of(config)
         owned.enter_context(tracebacks_in(folder.path))
-        trainer = owned.enter_context(
-            contextlib.closing(Trainer(config, folder, saved and saved.checkpoint, started, stop))
-        )
+        trainer = Trainer(config, folder, saved and saved.checkpoint, started, stop, initial)
+        owned.enter_context(contextlib.closing(trainer))
         trainer.run()
         trainer.evaluator.on_step = lambda: stop.check(f"stopped; the run in {folder.path} is complete")
         rows = _final_rows(trainer)
@@ -61,12 +65,12 @@ def _train(stop: Stop, args: Sequence[str], started: float) -> None:
 def _settings(args: Sequence[str], owned: contextlib.ExitStack) -> "tuple[Config, SavedRun | None]":
     """The run that `args` describe: a new one, or with --resume an old one with its settings, unless given again.
 
-    The folder of an old one is locked until `owned` is closed.
+    The folder of an old one is locked until `owned` is closed. Raises `Stopped` where it is complete.
     """
     from dreamer_mpc import config as settings
     from dreamer_mpc.runs.folder import RunFolder
-    from dreamer_mpc.runs.logger import check_backend
     from dreamer_mpc.runs.resume import open_run
+    from dreamer_mpc.training.setup import check_resumed
     from dreamer_mpc.util.errors import UserError
     from dreamer_mpc.util.owner import alone_in
 
@@ -80,7 +84,12 @@ def _settings(args: Sequence[str], owned: contextlib.ExitStack) -> "tuple[Config
         raise UserError("--config is given twice: give it once, with presets joined by commas")
     if resume is None:
         default = settings.load_presets(settings.option(args, "config") or "default")
-        return settings.parse(settings.Config, args, default, prog=program("train")), None
+        given = settings.parse(settings.Config, args, default, prog=program("train"))
+        config, asked = settings.evaluated_alike(given, args), given.eval.render_quality
+        if config.eval.render_quality != asked:
+            drawn = f"evaluations are drawn with {config.evaluated_in}, as training is"
+            print(f"{drawn}: the {asked} of the presets does not go with --render-quality {config.render_quality}")
+        return config, None
     if settings.option(args, "init-from") is not None:
         raise UserError("--init-from does not go with --resume, whose run has its own weights: leave one of them out")
     for name in ("config", "run-dir"):
@@ -92,10 +101,10 @@ def _settings(args: Sequence[str], owned: contextlib.ExitStack) -> "tuple[Config
     saved = open_run(resume)
     default = dataclasses.replace(saved.config, resume=resume)
     config = settings.parse(settings.Config, args, default, prog=program("train"))
-    saved.check(config)
-    check_backend(config.logger)
-    changes = [f"changed from the saved run: {line}" for line in settings.differences(default, config)]
-    print(*saved.notes, *changes, sep="\n", end="\n" * bool(saved.notes or changes))
+    changes = settings.differences(default, config)
+    check_resumed(saved, config, bool(changes))
+    lines = [*saved.notes, *(f"changed from the saved run: {line}" for line in changes)]
+    print(*lines, sep="\n", end="\n" * bool(lines))
     return config, saved
 
 

@@ -2,12 +2,13 @@
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from dreamer_mpc.agents.protocol import Agent
-from dreamer_mpc.config import Config
+from dreamer_mpc.config import Config, resolve
 from dreamer_mpc.evaluation.subject import Subject
 from dreamer_mpc.report.rows import drawn_by
 from dreamer_mpc.util.errors import UserError
@@ -22,13 +23,14 @@ class Initial:
     """The checkpoint that a run starts from."""
 
     subject: Subject
+    sha256: str  # of its file
 
     @classmethod
     def of(cls, config: Config) -> "Initial | None":
         """That of `config.init_from`; UserError where there is none, or its agent is of another kind."""
         if config.init_from is None:
             return None
-        subject = Subject.load(config.init_from)
+        config, subject = resolve(config), Subject.load(config.init_from)
         trained = subject.trained
         for name in ("agent", "world_model.kind", "behavior.kind"):
             theirs, ours = _of(trained, name), _of(config, name)
@@ -38,14 +40,13 @@ class Initial:
                     f"--init-from: {subject.path} was trained with {flag} {theirs}, this run has {ours}: "
                     "give both the same, or leave --init-from out"
                 )
-        return cls(subject)
+        return cls(subject, _digest(subject.path))
 
     def record(self) -> dict[str, Any]:
         """The entry in versions.json."""
-        content = self.subject.path.read_bytes()
         return {
             "checkpoint": str(self.subject.path),
-            "sha256": hashlib.sha256(content).hexdigest(),
+            "sha256": self.sha256,
             "env": self.subject.trained.env,
             "env_steps": self.subject.checkpoint.counters.env_steps,
         }
@@ -83,6 +84,14 @@ class Initial:
         if wrong:
             return f"{line}; new, as shapes differ: {_described(list(wrong), theirs, own)}"
         return f"{line}; new, as it has none: {_first(fresh)}"
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file, taken when it is loaded: the run that wrote it may remove it at any later time."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"--init-from: cannot read {path} ({error.strerror}): check the file") from error
 
 
 def _of(config: Config, name: str) -> Any:

@@ -9,10 +9,11 @@ from dreamer_mpc.config import Config
 from dreamer_mpc.config.schema import RenderQuality
 from dreamer_mpc.data.collect import Counters
 from dreamer_mpc.planners import Planner, Policy
-from dreamer_mpc.report.progress import SEEDING, mean_and_spread, plural
 from dreamer_mpc.report.rows import Row
+from dreamer_mpc.report.words import mean_and_spread, plural
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.training.beside import Evaluator, plays_beside
+from dreamer_mpc.training.progress import SEEDING
 from dreamer_mpc.training.schedule import Due
 from dreamer_mpc.util.device import device_name
 from dreamer_mpc.util.memory import GIB

@@ -1,12 +1,14 @@
 """Set-up of a training run, new or from a checkpoint: folder, environments, agent and replay."""
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from dreamer_mpc.agents.protocol import Agent
-from dreamer_mpc.config import Config, check_start, resolve, to_yaml, trained_config, training_planner
+from dreamer_mpc.config import Config, check_start, to_yaml, trained_config, training_planner
 from dreamer_mpc.config.make import (
     env_settings,
     load_agent,
@@ -16,47 +18,89 @@ from dreamer_mpc.config.make import (
     try_renderer,
 )
 from dreamer_mpc.data.collect import Collector, Counters
-from dreamer_mpc.data.replay import Replay, check_storage, choose_storage, frame_bytes
-from dreamer_mpc.envs import try_env
+from dreamer_mpc.data.placement import check_storage, choose_storage
+from dreamer_mpc.data.replay import Replay, frame_bytes
+from dreamer_mpc.envs import EnvError, try_env
 from dreamer_mpc.envs.rows import RowVectorEnv
 from dreamer_mpc.evaluation.player import evaluation_envs
-from dreamer_mpc.report.progress import plural
+from dreamer_mpc.report.words import plural
 from dreamer_mpc.runs.checkpoint import Checkpoint
 from dreamer_mpc.runs.folder import RunFolder, default_run_dir
 from dreamer_mpc.runs.logger import check_backend
+from dreamer_mpc.runs.resume import SavedRun
 from dreamer_mpc.runs.saving import Saver
 from dreamer_mpc.training.beside import Beside, plays_beside
 from dreamer_mpc.training.initial import Initial
 from dreamer_mpc.util.device import choose_device, device_name
 from dreamer_mpc.util.errors import UserError, cannot_write
 from dreamer_mpc.util.files import discard, output_path
-from dreamer_mpc.util.memory import GIB, free_disk
+from dreamer_mpc.util.memory import GIB, free_disk, is_out_of_memory
 from dreamer_mpc.util.owner import alone_in
-from dreamer_mpc.util.stop import Stop
+from dreamer_mpc.util.stop import Stop, Stopped
 
 ANOTHER = "wait for it, stop it, or choose another --run-dir"
 NOTHING_SAVED = "stopped before the first step: there was nothing to save"
 
 
-def claim_folder(config: Config, owned: contextlib.ExitStack) -> RunFolder:
-    """The folder of a new run, after settings and environment were checked, locked until `owned` is closed.
+def claim_folder(config: Config, owned: contextlib.ExitStack) -> tuple[RunFolder, Initial | None]:
+    """The folder of a new run, and what its weights come from, after settings and environment were checked.
 
+    It is locked until `owned` is closed; where that is with a refusal before the run begins, nothing of it stays.
     UserError, or EnvError as in `try_env`.
     """
     path = output_path(config.run_dir or default_run_dir(config))
-    check_start(config)
-    Initial.of(resolve(config))
-    replay_capacity(config)
-    check_storage(config.replay.storage, choose_device(config.device))
+    _check_settings(config)
+    initial = Initial.of(config)
     length, episodes = config.replay.sequence_length, config.train.seed_episodes
     longest = try_env(config.env, config.num_envs, frames=max(length, 2), episodes=episodes, **env_settings(config))
     try_renderer(config)
     if longest is not None and longest < length:
         raise UserError(_too_short(config, longest))
-    check_backend(config.logger)
     owned.enter_context(alone_in(path, ANOTHER))
     # An old run that is to be overwritten is deleted only when the new run is ready to start.
-    return RunFolder(path) if config.overwrite and path.exists() else RunFolder.create(path)
+    if config.overwrite and path.exists():
+        return RunFolder(path), initial
+    folder = RunFolder.create(path)
+    owned.enter_context(_given_back_if_refused(folder))
+    return folder, initial
+
+
+@contextlib.contextmanager
+def _given_back_if_refused(folder: RunFolder) -> Iterator[None]:
+    """Undo the claim of `folder` if what ends this context is the user's to mend, and nothing was written there."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (UserError, EnvError)) or is_out_of_memory(error):
+            folder.give_back()
+        raise
+
+
+def check_resumed(saved: SavedRun, config: Config, changed: bool) -> None:
+    """UserError where the run `saved` cannot go on with `config`, which is `changed` from what it had, or is not.
+
+    Raises `Stopped` where it is complete: last, so that settings are refused as they are before its end. Those that it
+    had are not checked again then, as its device or its logger's package may be missing here.
+    """
+    saved.check(config)
+    complete = saved.is_complete(config)
+    if changed or not complete:
+        _check_settings(config)
+    if not complete:
+        return
+    checkpoint = saved.checkpoint
+    if changed:
+        load_agent(checkpoint, config, checkpoint.action_dim, torch.device("cpu"))
+    done = checkpoint.counters.env_steps
+    raise Stopped(f"{saved.folder.path} is complete with its {done:,} env steps; with a larger --env-steps it goes on")
+
+
+def _check_settings(config: Config) -> None:
+    """UserError for what can be found wrong with settings before anything is built."""
+    check_start(config)
+    replay_capacity(config)
+    check_storage(config.replay.storage, choose_device(config.device))
+    check_backend(config.logger)
 
 
 def _too_short(config: Config, longest: int) -> str:
@@ -70,17 +114,14 @@ def _too_short(config: Config, longest: int) -> str:
     )
 
 
-def begin_folder(folder: RunFolder, config: Config, device: torch.device, initial: Initial | None = None) -> None:
-    """Write settings and versions; only now, so that a failed set-up leaves the folder unchanged."""
+def begin_folder(folder: RunFolder, config: Config, device: torch.device, about: dict[str, Any]) -> None:
+    """Write settings, and versions with `about`; only now, so that a failed set-up leaves the folder unchanged."""
     if config.overwrite and not config.resume:
         RunFolder.create(folder.path, overwrite=True)
     folder.clear_leftovers()
     try:
         folder.write_config(to_yaml(config))
-        versions = {"device": device_name(device)}
-        if initial:
-            versions["init_from"] = initial.record()
-        folder.write_versions(versions)
+        folder.write_versions({"device": device_name(device), **about})
     except OSError as error:
         instead = "--resume a copy of it in another place" if config.resume else "choose another --run-dir"
         raise cannot_write(f"run folder {folder.path}", error, instead) from error
@@ -97,7 +138,6 @@ class Parts:
     replay: Replay
     collector: Collector
     saver: Saver
-    initial: Initial | None = None  # what a new agent's weights come from
     notes: list[str] = field(default_factory=list)
 
 
@@ -106,15 +146,15 @@ def open_parts(
     folder: RunFolder,
     counters: Counters,
     checkpoint: Checkpoint | None,
+    initial: Initial | None,
     stop: Stop,
     opened: contextlib.ExitStack,
 ) -> Parts:
     """Build everything from `config`, or restore it from `checkpoint`; `opened` closes it at the end.
 
-    Weights of a new agent are drawn from torch's generator.
+    Weights of a new agent are drawn from torch's generator, or are those of `initial`.
     """
     device, capacity, notes = choose_device(config.device), replay_capacity(config), []
-    initial = None if checkpoint else Initial.of(config)
     envs = make_envs(config, config.num_envs, device)
     opened.callback(envs.close)
     eval_envs, beside = None, None
@@ -135,7 +175,7 @@ def open_parts(
     replay, line = _make_replay(config, folder, capacity, agent, opened)
     collector = Collector(envs, agent, replay, counters, config.seed)
     saver = Saver(folder, replay, config.train.keep_checkpoints)
-    parts = Parts(envs, eval_envs, beside, agent, replay, collector, saver, initial, [*notes, line])
+    parts = Parts(envs, eval_envs, beside, agent, replay, collector, saver, [*notes, line])
     if checkpoint:
         _restore(parts, config, checkpoint)
     else:

@@ -15,15 +15,17 @@ from dreamer_mpc.data.collect import Counters
 from dreamer_mpc.envs import EnvError
 from dreamer_mpc.evaluation.episodes import Evaluation
 from dreamer_mpc.evaluation.player import Played
-from dreamer_mpc.report.progress import Progress
 from dreamer_mpc.report.rows import to_metrics
 from dreamer_mpc.runs.checkpoint import Checkpoint, load_checkpoint, snapshot_path
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.runs.logger import Logger
+from dreamer_mpc.runs.resume import changes_of_results
 from dreamer_mpc.training import reporting
 from dreamer_mpc.training.beside import Evaluator
 from dreamer_mpc.training.checkpoints import Checkpoints, Position
+from dreamer_mpc.training.initial import Initial
 from dreamer_mpc.training.profiling import Profiler
+from dreamer_mpc.training.progress import Progress
 from dreamer_mpc.training.schedule import Due, Pace, Schedule
 from dreamer_mpc.training.setup import NOTHING_SAVED, begin_folder, open_parts
 from dreamer_mpc.training.skipped import SkippedUpdateWatch
@@ -39,8 +41,8 @@ from dreamer_mpc.util.stop import Stop, Stopped
 class Trainer:
     """One run: owns its environments, agent, replay and folder, and the state of its loop.
 
-    With `checkpoint` it goes on as if it had never stopped: bit for bit on a CPU. `started` is when the
-    program was, `time.monotonic`; `stop` says when the run is to end early.
+    With `checkpoint` it goes on as if it had never stopped: bit for bit on a CPU; a new run may start from the weights
+    of `initial`. `started` is when the program was, `time.monotonic`; `stop` says when the run is to end early.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Trainer:
         checkpoint: Checkpoint | None = None,
         started: float | None = None,
         stop: Stop | None = None,
+        initial: Initial | None = None,
     ):
         started = time.monotonic() if started is None else started
         self._stop = stop or Stop()
@@ -65,12 +68,15 @@ class Trainer:
         self._records = checkpoint.records if checkpoint else 0  # of metrics
         self.evaluation: Evaluation | None = None  # the last one
         with contextlib.ExitStack() as opened:
-            parts = open_parts(config, folder, self.counters, checkpoint, self._stop, opened)
+            parts = open_parts(config, folder, self.counters, checkpoint, initial, self._stop, opened)
             self._opened = opened.pop_all()
         self.envs, self.agent = parts.envs, parts.agent
         self.evaluator = Evaluator(config, folder, self.agent, parts.eval_envs, parts.beside, self._opened)
         self.replay, self.collector, self._saver, self._notes = parts.replay, parts.collector, parts.saver, parts.notes
-        self._initial = parts.initial
+        self._about = {"init_from": initial.record()} if initial else {}  # the run, beside versions and device
+        self._changes = changes_of_results(checkpoint, config) if checkpoint else {}
+        if self._changes:
+            self._about["changed"] = {"env_steps": self.counters.env_steps, **self._changes}
         most, optimizer = config.train.max_skipped_in_a_row, config.optimizer.kind
         self._skipped = SkippedUpdateWatch(folder.skipped_updates, self.replay, most, optimizer)
         if checkpoint:
@@ -91,7 +97,7 @@ class Trainer:
         """
         config, counters = self.config, self.counters
         self._stop.check(NOTHING_SAVED)
-        begin_folder(self.folder, config, self.device, self._initial)
+        begin_folder(self.folder, config, self.device, self._about)
         with (
             Progress(
                 config.env_steps, counters.env_steps, stop=self._stop, alternating=config.num_envs == 1
@@ -102,6 +108,8 @@ class Trainer:
             if config.resume:
                 self._logger.truncate(self._records, counters.env_steps)
                 self._say(reporting.missing_metrics(self._logger.records, self._records, counters.env_steps))
+            if self._changes:  # a record of their own: those after it are of other settings than those before
+                self._logger.write(asdict(counters), {f"changed/{name}": 1.0 for name in self._changes})
             self._say(reporting.introduction(config, self.train_planner, self.device, self.folder))
             self._say([*self.agent.notes, *self._notes])
             self._profiler = Profiler(self.folder.path / "profile", self.device, config.profile, line)

@@ -40,7 +40,7 @@ def from_jpeg(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
 def encode(path: Path, frames: Iterable[np.ndarray], width: int, height: int, fps: float) -> None:
     """Write uint8 frames [height, width, 3], both sides even, as MP4; OSError with ffmpeg's words where it fails."""
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps:.6g}", "-i", "-"]
-    target = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "20", "-movflags", "+faststart"]
+    target = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "20", "-preset", "veryfast", "-movflags", "+faststart"]
     # `file:` because ffmpeg takes a name with a colon for a protocol; -xerror because it forgives errors at the end.
     command = [find_ffmpeg(), "-nostdin", "-y", "-v", "error", "-xerror", *source, "-an", *target, f"file:{path}"]
     with tempfile.TemporaryFile() as words:

@@ -8,10 +8,11 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from dreamer_mpc.kernels.deferred import Once
-from dreamer_mpc.networks.heads import Bernoulli, Prediction
+from dreamer_mpc.networks.heads import Prediction
 from dreamer_mpc.networks.mlp import full_precision
 from dreamer_mpc.networks.norm_mlp import NormMLP, init_weight
 from dreamer_mpc.networks.two_hot import TwoHot, symexp_bins
+from dreamer_mpc.world_model.base import WorldModelBase, weighed
 from dreamer_mpc.world_model.block_rssm import BlockRSSM, Seen, categorical_kl
 from dreamer_mpc.world_model.config import WorldModelConfig
 from dreamer_mpc.world_model.norm_decoder import NormDecoder
@@ -34,7 +35,7 @@ class Inference(NamedTuple):
     posterior: Float[Tensor, "T B K C"]
 
 
-class CategoricalWorldModel(nn.Module):
+class CategoricalWorldModel(WorldModelBase):
     """Encoder, RSSM with categorical states, decoder, reward and continue head of DreamerV3 (Hafner et al. 2023).
 
     See `WorldModelProtocol`. With `kernels`, sequences are inferred by `kernels/block_scan.py`. With `bf16`, `step`
@@ -54,9 +55,8 @@ class CategoricalWorldModel(nn.Module):
         bf16: bool = False,
         images: ImageForm = ImageForm(),
     ):
-        super().__init__()
-        self.images = images
-        self.config, self.bf16 = config, bf16
+        super().__init__(config, images)
+        self.bf16 = bf16
         self.encoder = NormEncoder(config.encoder_channels, config.downsampling, images)
         self.rssm = BlockRSSM(
             action_dim, self.encoder.outputs, config.deter, config.stoch, config.classes, config.hidden, config.blocks,
@@ -76,28 +76,14 @@ class CategoricalWorldModel(nn.Module):
             init_weight(self.projector.weight, self.state_dim)
 
     @property
-    def state_dim(self) -> int:
-        """S, the size of a state: deter and stoch * classes."""
-        return self.rssm.state_dim
-
-    @property
     def noise_dim(self) -> int:
-        """Z, the size of the noise of one step: stoch * classes."""
+        """Z, the size of the noise of one step: stoch * classes, one for each class."""
         return self.rssm.noise_dim
 
     @property
     def framewise(self) -> bool:
         """Whether the loss is a mean over frames; correlations over a batch are not."""
         return self.config.representation != "barlow"
-
-    @property
-    def continuation(self) -> bool:
-        """Whether there is a continue head."""
-        return self.config.continuation
-
-    def initial(self, batch: int) -> Float[Tensor, "B S"]:
-        """The state before an episode's first image: zeros."""
-        return self.rssm.initial(batch)
 
     def observe_step(
         self,
@@ -120,25 +106,9 @@ class CategoricalWorldModel(nn.Module):
         with torch.autocast(kind, dtype=torch.bfloat16) if self.bf16 else contextlib.nullcontext():
             return self.rssm.prior_step(state, action, noise)
 
-    def noise(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b Z"]:
-        """Standard normal draws for `step`, one for each class."""
-        return torch.randn_like(state[..., : self.noise_dim])
-
-    def reward(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b"]:
-        """Mean of the reward received on arriving in `state`."""
-        return self.predict_reward(state).mean
-
     def predict_reward(self, state: Float[Tensor, "*b S"]) -> Prediction:
         """The reward received on arriving in `state`."""
         return TwoHot(self.reward_head(state), self.bins, self.config.reward_readout)
-
-    def continues(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b"]:
-        """Probability that the episode goes on after `state`; 1 without a continue head."""
-        return self.predict_continue(state).mean if self.continuation else torch.ones_like(state[..., 0])
-
-    def predict_continue(self, state: Float[Tensor, "*b S"]) -> Prediction:
-        """Whether the episode goes on after `state`; needs the continue head."""
-        return Bernoulli(self.continue_head(state).squeeze(-1))
 
     def encode(self, image: UInt8[Tensor, "*b H W C"]) -> Float[Tensor, "*b E"]:
         """Embed images."""
@@ -187,8 +157,7 @@ class CategoricalWorldModel(nn.Module):
         dyn, rep = categorical_kl(posterior.detach(), prior), categorical_kl(posterior, prior.detach())
         losses |= {"dyn": dyn.clamp_min(config.free_nats), "rep": rep.clamp_min(config.free_nats)}
         scales |= {"dyn": config.dyn_scale, "rep": config.rep_scale}
-        total = sum(scales[name] * losses[name].mean() for name in losses)
-        metrics = {f"{name}_loss": loss.mean().detach() for name, loss in losses.items()}
+        total, metrics = weighed(losses, scales)
         return total, metrics | {"kl": dyn.mean().detach()}
 
     def _scaled(self, image: UInt8[Tensor, "*b H W C"]) -> Float[Tensor, "*b C H W"]:

@@ -5,11 +5,12 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
 from dreamer_mpc.kernels.deferred import Once
 from dreamer_mpc.networks import MLP
-from dreamer_mpc.networks.heads import Bernoulli, Prediction, UnitNormal
+from dreamer_mpc.networks.heads import Prediction, UnitNormal
+from dreamer_mpc.world_model.base import WorldModelBase, weighed
 from dreamer_mpc.world_model.config import WorldModelConfig
 from dreamer_mpc.world_model.decoder import Decoder
 from dreamer_mpc.world_model.encoder import Encoder, preprocess, to_image
@@ -32,7 +33,7 @@ class Inference(NamedTuple):
     posterior: Gaussian
 
 
-class GaussianWorldModel(nn.Module):
+class GaussianWorldModel(WorldModelBase):
     """Encoder, RSSM with Gaussian states, decoder and reward head (paper, Table 18); see `WorldModelProtocol`.
 
     With `config.continuation`, one more head of the reward head's sizes predicts whether the episode goes on.
@@ -49,9 +50,7 @@ class GaussianWorldModel(nn.Module):
         bf16: bool = False,
         images: ImageForm = ImageForm(),
     ):
-        super().__init__()
-        self.images = images
-        self.config = config
+        super().__init__(config, images)
         self.encoder = Encoder(config.encoder_channels, kernels, images)
         self.rssm = RSSM(
             action_dim, self.encoder.outputs, config.deter, config.stoch, config.hidden, config.min_std, kernels, bf16
@@ -62,23 +61,9 @@ class GaussianWorldModel(nn.Module):
             self.continue_head = MLP(self.rssm.state_dim, config.reward_hidden, config.reward_layers, 1)
 
     @property
-    def state_dim(self) -> int:
-        """S, the size of a state: deter and stoch."""
-        return self.rssm.state_dim
-
-    @property
     def noise_dim(self) -> int:
         """Z, the size of the noise of one step: stoch."""
         return self.rssm.stoch
-
-    @property
-    def continuation(self) -> bool:
-        """Whether there is a continue head."""
-        return self.config.continuation
-
-    def initial(self, batch: int) -> Float[Tensor, "B S"]:
-        """The state before an episode's first image: zeros."""
-        return self.rssm.initial(batch)
 
     def observe_step(
         self,
@@ -100,25 +85,9 @@ class GaussianWorldModel(nn.Module):
         """One sample of the prior."""
         return self.rssm.prior_step(state, action, noise)
 
-    def noise(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b Z"]:
-        """Standard normal draws for `step`."""
-        return torch.randn_like(state[..., : self.noise_dim])
-
-    def reward(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b"]:
-        """Mean of the reward received on arriving in `state`."""
-        return self.predict_reward(state).mean
-
     def predict_reward(self, state: Float[Tensor, "*b S"]) -> Prediction:
         """The reward received on arriving in `state`."""
         return UnitNormal(self.reward_head(state).squeeze(-1))
-
-    def continues(self, state: Float[Tensor, "*b S"]) -> Float[Tensor, "*b"]:
-        """Probability that the episode goes on after `state`; 1 without a continue head."""
-        return self.predict_continue(state).mean if self.continuation else torch.ones_like(state[..., 0])
-
-    def predict_continue(self, state: Float[Tensor, "*b S"]) -> Prediction:
-        """Whether the episode goes on after `state`; needs the continue head."""
-        return Bernoulli(self.continue_head(state).squeeze(-1))
 
     def encode(self, image: UInt8[Tensor, "*b H W C"]) -> Float[Tensor, "*b E"]:
         """Embed images for acting: no dequantisation noise."""
@@ -167,7 +136,6 @@ class GaussianWorldModel(nn.Module):
         scales = {"image": self.config.image_scale, "reward": self.config.reward_scale, "kl": self.config.kl_scale}
         if self.continuation:
             scales["continue"] = 1.0
-        assert losses.keys() == scales.keys() and all(loss.shape == kl.shape for loss in losses.values())
-        total = sum(scales[name] * losses[name].mean() for name in losses)
-        metrics = {f"{name}_loss": loss.mean().detach() for name, loss in losses.items()}
+        assert all(loss.shape == kl.shape for loss in losses.values())
+        total, metrics = weighed(losses, scales)
         return total, metrics | {"kl": kl.mean().detach()}

@@ -4,7 +4,7 @@
 
 The environment shows x to the last bit, so that the agent, which reads it from the image, is never wrong about the
 present. Its model has matrices of its own and additive noise, and K value heads v_k(x) = r(x) + c_k x; its policy is
-a = K x, without randomness.
+a = K x, without randomness. An episode has a time limit, `length`, and is terminated where x[0] passes `edge`.
 """
 
 from dataclasses import dataclass, field
@@ -58,7 +58,7 @@ def start(seed):
 class LinearEnv(gymnasium.Env, Restorable):
     observation_space = gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
     action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float64)
-    length = 40
+    length, edge = 40, np.inf
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -68,7 +68,8 @@ class LinearEnv(gymnasium.Env, Restorable):
     def step(self, action):
         self.x = A @ self.x + B @ action
         self.steps += 1
-        return picture(self.x), float(reward(self.x)), False, self.steps >= self.length, {}
+        over = bool(self.x[0] > self.edge)
+        return picture(self.x), float(reward(self.x)), over, not over and self.steps >= self.length, {}
 
     def get_state(self):
         return self.x.copy(), self.steps
@@ -151,6 +152,12 @@ def bench(rows=3, **model):
     """The agent in `rows` of the environment."""
     envs = make_vector_env("tests.support.linear_world:make", rows, workers=False, action_repeat=1)
     return Bench(LinearAgent(LinearModel(**model)), envs)
+
+
+def ends_at(bench, length=40, edge=np.inf):
+    """Let the episodes of every row end there."""
+    for env in bench.envs.envs:
+        env.unwrapped.length, env.unwrapped.edge = length, edge
 
 
 def walk(x, actions, a=A, b=B):

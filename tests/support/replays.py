@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from safetensors.torch import load, save
 
+from dreamer_mpc.data.files import Chunk
 from dreamer_mpc.data.replay import Replay
-from dreamer_mpc.data.storage import Chunk
 
 SHAPE = (2, 2, 3)
 ACTION_DIM = 2
