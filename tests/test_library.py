@@ -13,7 +13,7 @@ import torch
 
 import dreamer_mpc
 from dreamer_mpc.evaluation.subject import Subject
-from dreamer_mpc.library.export import SUFFIXES, Policy, _check, export_policy
+from dreamer_mpc.library.export import INPUTS, SUFFIXES, Policy, _check, export_policy
 from dreamer_mpc.planners import PLANNERS, Memory
 from dreamer_mpc.planners import Policy as PolicyPlanner
 from dreamer_mpc.runs.checkpoint import save_checkpoint
@@ -192,6 +192,11 @@ def test_an_exported_policy_gives_what_the_agent_gives(checkpoint, tmp_path):
     assert export_policy(Subject.load(checkpoint), path, form) < 1e-4
     about = json.loads((tmp_path / f"{path.name}.json").read_text())
     assert path.exists() and about["inputs"]["image"]["shape"] == ["batch", 64, 64, 3]
+    if form == "torch":
+        sizes = {name: [2, *shape["shape"][1:]] for name, shape in about["inputs"].items()}
+        given = [torch.zeros(sizes[name], dtype=torch.uint8 if name == "image" else torch.float32) for name in INPUTS]
+        action, _ = torch.export.load(path).module()(*given)
+        assert action.numpy().shape == (2, ACTION_DIM), "no gradient is attached"
 
 
 def test_an_exported_policy_is_the_agent_s(agent, images, checkpoint):
@@ -216,6 +221,10 @@ def test_what_cannot_be_exported_is_one_line(checkpoint, tmp_path, monkeypatch):
         return done.err
 
     assert "is a file *.pt2, not " in refused("--format", "torch", "--out", tmp_path / "policy.onnx")
+    assert "cannot write /proc/policy.pt2 (" in refused("--format", "torch", "--out", "/proc/policy.pt2")
+    (tmp_path / "policy.pt2.json").mkdir()
+    assert "Is a directory" in refused("--format", "torch", "--out", tmp_path / "policy.pt2")
+    (tmp_path / "policy.pt2.json").rmdir()
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else name)
     assert "ONNX needs onnxscript: pip install 'dreamer-mpc[onnx]', or --format torch" in refused()
