@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import re
 
 import cv2
@@ -26,7 +27,7 @@ from dreamer_mpc.training.command import _settings
 from dreamer_mpc.util.errors import UserError
 from scripts.soak import TIMES, differences
 from tests.support.agents import BRIEF, CHEAP, TINY
-from tests.support.commands import quietly, records, train
+from tests.support.commands import ROOT, quietly, records, train
 from tests.support.stops import stop
 from tests.test_plot import make_run, table
 
@@ -271,3 +272,19 @@ def test_a_method_keeps_its_name_and_its_style():
     both = styles([method, "dream-mpc"])
     assert both["dream-mpc"] == STYLES["dream-mpc"] != both[method]
     assert in_words("dreamer, drawn by warp") == "dreamer, drawn by warp"
+
+
+def test_the_page_s_returns_by_rendering_are_those_of_its_files():
+    page = (ROOT / "docs" / "evaluation.md").read_text()
+    returns = {}
+    for quality in ("small-shadows", "full", "fast"):
+        said = json.loads((ROOT / "results" / "v3" / "rendering" / f"{quality}.json").read_text())
+        assert said["render_quality"] == quality and said["env"] == "cheetah-run"
+        returns[quality] = np.array(said["results"][0]["returns"])
+        words = f"{returns[quality].mean():.0f} ± {returns[quality].std(ddof=1):.0f}\\s+with (its own )?`{quality}`"
+        assert re.search(words, page), words
+    for quality in ("full", "fast"):
+        difference = returns[quality] - returns["small-shadows"]
+        half = 2.3646 * difference.std(ddof=1) / 8**0.5  # Student's t of 7 degrees of freedom, 97.5 %
+        numbers = (difference.mean(), difference.mean() - half, difference.mean() + half)
+        assert "{:.0f} [{:.0f}, {:.0f}]".format(*numbers).replace("-", "−") in page

@@ -14,7 +14,7 @@ from dreamer_mpc.envs.frames import MOST_STACKED
 from dreamer_mpc.envs.names import is_factory
 from dreamer_mpc.planners import PLANNERS
 from dreamer_mpc.util.arguments import read_env_args
-from dreamer_mpc.util.checks import check_choices, check_most, check_ranges
+from dreamer_mpc.util.checks import check_kinds, check_most, check_ranges
 from dreamer_mpc.world_model import ImageForm, WorldModelConfig
 
 MOST_ENVS = 4096
@@ -156,6 +156,7 @@ class Config(PlannerSettings):
     optimizer: OptimizerConfig = OptimizerConfig()
 
     def __post_init__(self):
+        check_kinds(self)
         check_ranges(self, seed=(0, None), env_steps=(1, None), num_envs=(1, None), action_repeat=(1, None))
         check_most(self, MOST_ENVS, "num_envs")
         if self.max_env_steps is not None:
@@ -163,7 +164,6 @@ class Config(PlannerSettings):
         if isinstance(self.camera, int):
             check_ranges(self, camera=(-1, None))
         check_ranges(self, frame_stack=(1, MOST_STACKED))
-        check_choices(self)
         read_env_args(self.env_args)
 
     @property

@@ -14,6 +14,7 @@ from dreamer_mpc.envs import UNKNOWN, EnvError, Facts, reset_rows
 from dreamer_mpc.envs.rows import RowVectorEnv
 from dreamer_mpc.evaluation.summary import summarise_scores
 from dreamer_mpc.planners import Planner
+from dreamer_mpc.planners.protocol import bounded
 from dreamer_mpc.report.rows import Row
 from dreamer_mpc.report.words import plural
 from dreamer_mpc.util.device import Images, images_on, images_on_host, preserved_rng
@@ -160,7 +161,7 @@ def _evaluate(
         start = time.perf_counter()
         tensors = images_on(image, agent.device), torch.from_numpy(is_first).to(agent.device)
         act = agent.act(planner, carry, *tensors)
-        executed = act.action.cpu().numpy()  # waits for the device
+        executed = bounded(planner, act.action.cpu().numpy())  # waits for the device
         times.append(time.perf_counter() - start)
         seen = image
         recorded = episode[0] == 0 and len(recording.image) < recorded_steps
