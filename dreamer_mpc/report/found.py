@@ -2,17 +2,16 @@
 
 import csv
 import json
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dreamer_mpc.config import Config, load_saved
+from dreamer_mpc.report.command import changed_presets, compare_command
 from dreamer_mpc.report.comparison import comparison_title
 from dreamer_mpc.report.rows import from_comparison
 from dreamer_mpc.runs.logger import read_metrics
 from dreamer_mpc.util.errors import UserError
-from dreamer_mpc.util.program import program
 
 COMPARE, EVALUATION, METRICS = "compare.csv", "eval.json", "metrics.jsonl"
 
@@ -49,15 +48,11 @@ class FoundComparison:
 
     def command(self) -> str:
         """The command that plays the same episodes under the same planners."""
-        names = [row["planner"] for row in self.rows]
-        planners = ",".join(name for name in names if " " not in name)
-        swept = [f"{name}.{':'.join(rest)}" for name, *rest in (n.split() for n in names) if rest]
-        words = [*program("compare").split(), "--checkpoint", *self.made_with["checkpoints"]]
-        words += ["--planners", planners] if planners else []
-        words += ["--sweep", *swept] if swept else []
-        words += ["--episodes", str(self.rows[0]["episodes"]), "--seed", str(self.made_with.get("seed"))]
-        words += ["--num-envs", str(self.rows[0]["num_envs"])]
-        return shlex.join([*words, "--render-quality", str(self.made_with.get("render_quality"))])
+        return compare_command(self.rows, self.made_with)
+
+    def changed_presets(self) -> list[str]:
+        """Presets that have other settings in this version, which that command plays."""
+        return changed_presets(self.rows, self.made_with)
 
 
 @dataclass(frozen=True)

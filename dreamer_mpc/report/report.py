@@ -258,6 +258,8 @@ def _versions(found: Found) -> str:
         checkpoints = [f"{name} (SHA-256 {sha[:12]})" for name, sha in comparison.made_with["checkpoints"].items()]
         words = f"Played on {devices}, agents {', '.join(checkpoints)}. The same episodes are played by:"
         parts.append(heading(comparison.title) + note(words) + code(comparison.command()))
+        if changed := comparison.changed_presets():
+            parts.append(note(f"But this version has other settings of {', '.join(changed)}."))
     for evaluation in found.evaluations:
         record = evaluation.record
         words = f"Played on {record.get('device')} with torch {record.get('torch')}, seed {record.get('seed')}."
