@@ -17,7 +17,8 @@ from dreamer_mpc.evaluation import player
 from dreamer_mpc.evaluation.player import evaluation_envs
 from dreamer_mpc.evaluation.visualize import write_visuals
 from dreamer_mpc.report.charts import _common_quality
-from dreamer_mpc.report.curves import gather, method_of, published
+from dreamer_mpc.report.curves import gather, published
+from dreamer_mpc.report.methods import method_of
 from dreamer_mpc.report.plot import plot
 from dreamer_mpc.report.styles import STYLES, in_words, style, styles
 from dreamer_mpc.runs.resume import open_run

@@ -12,7 +12,8 @@ import pytest
 import run
 from dreamer_mpc.config import Config, to_yaml
 from dreamer_mpc.planners import Policy
-from dreamer_mpc.report.curves import Curve, gather, method_of, published, read_curves, write_curves
+from dreamer_mpc.report.curves import Curve, gather, published, read_curves, write_curves
+from dreamer_mpc.report.methods import method_of
 from dreamer_mpc.report.plot import plot
 from dreamer_mpc.util.errors import UserError
 

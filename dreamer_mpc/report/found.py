@@ -2,13 +2,15 @@
 
 import csv
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dreamer_mpc.config import Config, load_saved
+from dreamer_mpc.config import Config
 from dreamer_mpc.report.command import changed_presets, compare_command
 from dreamer_mpc.report.comparison import comparison_title
+from dreamer_mpc.report.curves import last_evaluations
+from dreamer_mpc.report.methods import Called, History, call, named_apart
 from dreamer_mpc.report.rows import from_comparison
 from dreamer_mpc.runs.logger import read_metrics
 from dreamer_mpc.util.errors import UserError
@@ -76,23 +78,30 @@ class FoundEvaluation:
 
 @dataclass(frozen=True)
 class FoundRun:
-    """A run: its settings, its evaluations, and what it ran on."""
+    """A run: its settings, its name among the others, its evaluations, and what it ran on."""
 
     folder: Path
-    config: Config
+    history: History
+    called: Called
     evaluations: list[dict[str, Any]]
     versions: dict[str, Any]
 
     @classmethod
     def read(cls, folder: Path) -> "FoundRun":
         """UserError where a file is damaged."""
-        config = load_saved(folder / "config.yaml")
-        records = [record for record in read_metrics(folder / METRICS) if "eval/return_mean" in record]
+        records = read_metrics(folder / METRICS)
+        history = History.read(folder, records)
         try:
             versions = json.loads((folder / "versions.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             versions = {}
-        return cls(folder, config, records, versions if isinstance(versions, dict) else {})
+        versions = versions if isinstance(versions, dict) else {}
+        return cls(folder, history, history.called(), last_evaluations(records), versions)
+
+    @property
+    def config(self) -> Config:
+        """Its settings, since a resume has changed them the last time."""
+        return self.history.config
 
 
 @dataclass(frozen=True)
@@ -125,6 +134,8 @@ def find(folders: list[Path]) -> Found:
                 errors.append(error)
     if not (found.comparisons or found.evaluations or found.runs):
         raise errors[0]
+    called = named_apart(call([run.history for run in found.runs]), [run.folder for run in found.runs])
+    found.runs[:] = [replace(run, called=name) for run, name in zip(found.runs, called, strict=True)]
     found.left_out.extend(map(str, errors))
     return found
 

@@ -1,6 +1,5 @@
 """`run.py report`: runs and comparisons as one HTML page to send, that opens without a server and without a network."""
 
-import dataclasses
 import shlex
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -11,11 +10,11 @@ from typing import Any
 from dreamer_mpc.config import ReportConfig, parse, to_dict
 from dreamer_mpc.report.charts import curves_picture
 from dreamer_mpc.report.comparison import comparison_picture, figures
-from dreamer_mpc.report.curves import Curve, method_of, published, read_run
+from dreamer_mpc.report.curves import published, read_run
 from dreamer_mpc.report.found import Found, FoundComparison, FoundEvaluation, FoundRun, find
 from dreamer_mpc.report.html import MB, Enclosures, card, code, heading, note, page, table
 from dreamer_mpc.report.rows import decided, drawn_by
-from dreamer_mpc.report.styles import in_words, style
+from dreamer_mpc.report.styles import in_words, style, styles
 from dreamer_mpc.report.words import mean_and_spread, plural
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import user_path, write_text
@@ -74,12 +73,13 @@ def write_page(found: Found, enclosures: Enclosures, title: str | None) -> str:
 def cards(found: Found) -> str:
     """The numbers to be seen first: one for each comparison, and the last evaluation of each run."""
     shown = [_claim(comparison) for comparison in found.comparisons]
+    colors = _colors(found.runs)
     for run in found.runs:
         if run.evaluations:
             last = run.evaluations[-1]
-            words = f"return in {run.config.env} after {last['env_steps']:,} env steps: {_name(run)}, seed "
-            words += f"{run.config.seed}, mean{_and_spread(last)} over {plural(int(last['eval/episodes']), 'episode')}"
-            shown.append(card(_return(last["eval/return_mean"]), words, style(method_of(run.config)).color))
+            words = f"return in {run.called.task} after {last['env_steps']:,} env steps: {_name(run)}, seed "
+            words += f"{run.called.seed}, mean{_and_spread(last)} over {plural(int(last['eval/episodes']), 'episode')}"
+            shown.append(card(_return(last["eval/return_mean"]), words, colors[run.called.method]))
     for evaluation in found.evaluations:
         best = max(evaluation.record["results"], key=lambda row: row["return_mean"])
         words = f"return in {evaluation.record['env']} under {best['planner']}, the best of "
@@ -166,27 +166,28 @@ def _curves(runs: Sequence[FoundRun], enclosures: Enclosures, scratch: Path) -> 
     evaluated = [run for run in runs if run.evaluations]
     if not evaluated:
         return ""
-    drawn: dict[str, Curve] = {}
-    for run in evaluated:
-        curve = read_run(run.folder)
-        again = dataclasses.replace(curve, method=f"{curve.method}, {run.folder.name}")
-        drawn[(again if curve.name in drawn else curve).name] = again if curve.name in drawn else curve
-    curves, picture = list(drawn.values()), scratch / "curves.png"
+    curves, picture = [read_run(run.folder)[1].called(run.called) for run in evaluated], scratch / "curves.png"
     curves_picture(picture, curves, {curve.task: published(curve.task) for curve in curves})
     titles = ("run", "task", "seed", "env steps", "return ± standard deviation", "episodes")
     cells = []
     for run in evaluated:
         last, episodes = run.evaluations[-1], int(run.evaluations[-1]["eval/episodes"])
-        about = (_name(run), run.config.env, str(run.config.seed), f"{last['env_steps']:,}")
+        about = (_name(run), run.called.task, str(run.called.seed), f"{last['env_steps']:,}")
         value = mean_and_spread(last["eval/return_mean"], last["eval/return_std"], episodes)
         cells.append((*about, value, str(episodes)))
-    colors = [style(method_of(run.config)).color for run in evaluated]
+    colors = [_colors(runs)[run.called.method] for run in evaluated]
     words = "The last evaluation of each run, without exploration; standard deviation over its episodes."
     return enclosures.figure(picture, "Returns during training") + table(titles, cells, colors) + note(words)
 
 
+def _colors(runs: Sequence[FoundRun]) -> dict[str, str]:
+    """The colour of each method, in the picture as well."""
+    drawn = styles(run.called.method for run in runs if run.evaluations)
+    return {method: own.color for method, own in drawn.items()}
+
+
 def _name(run: FoundRun) -> str:
-    return in_words(method_of(run.config))
+    return in_words(run.called.method)
 
 
 def _media(found: Found, enclosures: Enclosures) -> str:
@@ -199,7 +200,7 @@ def _media(found: Found, enclosures: Enclosures) -> str:
     for run in found.runs:
         for suffix in (".mp4", "-decision.png"):
             files = sorted((run.folder / "videos").glob(f"*{suffix}"))
-            shown += _pairs(files[-1:], f"{run.config.env}, {_name(run)}, seed {run.config.seed}")
+            shown += _pairs(files[-1:], f"{run.called.task}, {_name(run)}, seed {run.called.seed}")
     pictures = "".join(enclosures.figure(*pair) for pair in shown if pair[0].suffix == ".png")
     return "".join(enclosures.figure(*pair) for pair in shown if pair[0].suffix == ".mp4") + pictures
 
@@ -218,9 +219,7 @@ def _pairs(files: Iterable[Path], of: str) -> list[tuple[Path, str]]:
 
 def _settings(found: Found) -> str:
     """Settings that are not the same in all runs, and not in all planners of a comparison."""
-    runs = {f"{_name(run)}, {run.config.env}, seed {run.config.seed}": run for run in found.runs}
-    if len(runs) < len(found.runs):
-        runs = {str(run.folder): run for run in found.runs}
+    runs = {f"{_name(run)}, {run.called.task}, seed {run.called.seed}": run for run in found.runs}
     every = {name: _flat(to_dict(run.config)) for name, run in runs.items()}
     parts = [_differing(every, "of the runs", leave_out=NOT_SETTINGS)]
     for comparison in found.comparisons:
@@ -269,6 +268,7 @@ def _versions(found: Found) -> str:
         packages = ", ".join(f"{name} {version}" for name, version in (known.get("packages") or {}).items())
         words = f"Commit {known.get('commit') or 'unknown'}, Python {known.get('python', 'unknown')}, on "
         words += f"{known.get('device', 'an unknown device')}, started {known.get('started', 'at an unknown time')}"
+        words += "".join(f". Changed by --resume {changed}" for changed in run.history.changes)
         command = shlex.join(map(str, known.get("command") or []))
         parts.append(heading(str(run.folder)) + note(words) + note(packages) + (code(command) if command else ""))
     return "".join(parts)
