@@ -173,6 +173,15 @@ def test_the_picture_follows_the_file(tmp_path):
         assert other.shape != one.shape or (other != one).any()
 
 
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_long_names_do_not_run_off_the_picture(tmp_path, tasks):
+    names = [", ".join([start, *["and so on"] * 9]) for start in ("dreamer", "mppi")]
+    curves = [curve(task, name) for task in ("cheetah-run", "walker-run")[:tasks] for name in (*names, "cem, short")]
+    picture = drawn(tmp_path, *curves)
+    low = picture.shape[0] * 6 // 10
+    assert (picture[low:, :4] == 255).all() and (picture[low:, -4:] == 255).all(), "letters at the edges"
+
+
 def test_all_folders_below_are_redrawn(tmp_path, capsys):
     for name in ("a", "a/b"):
         (tmp_path / name).mkdir()

@@ -88,11 +88,22 @@ def curves_picture(path: str | Path, curves: "Sequence[Curve]", published: "Mapp
     words = textwrap.wrap(_meaning(curves, published, until, common), 17 * figure.get_figwidth() - 8)
     below = 0.12 + 0.155 * len(words)  # inches
     place = {"loc": "lower center", "bbox_to_anchor": (0.5, below / figure.get_figheight())}
-    figure.legend(handles.values(), handles.keys(), ncols=ncols, frameon=False, fontsize=9.5, **place)
+    lines = _legend(figure, handles, ncols, place)
     figure.text(0.012, 0.08 / figure.get_figheight(), "\n".join(words), fontsize=8.5, color="0.25", va="bottom")
-    below += 0.12 + 0.21 * -(-len(handles) // ncols)
+    below += 0.12 + 0.21 * lines
     figure.tight_layout(rect=(0, below / figure.get_figheight(), 1, 1))
     save(figure, path)
+
+
+def _legend(figure, handles: Mapping[str, object], most: int, place: Mapping[str, object]) -> int:
+    """Draw the legend in at most that many columns, fewer where it would be wider than the figure; gives its lines."""
+    labels = ["\n".join(textwrap.wrap(label, int(11 * figure.get_figwidth()))) for label in handles]
+    for columns in range(most, 0, -1):
+        legend = figure.legend(handles.values(), labels, ncols=columns, frameon=False, fontsize=9.5, **place)
+        if columns == 1 or legend.get_window_extent(figure.canvas.get_renderer()).width < figure.bbox.width:
+            return -(-len(labels) // columns) + sum(label.count("\n") for label in labels)
+        legend.remove()
+    raise ValueError("a legend needs a column")
 
 
 def _common_quality(methods) -> str:
