@@ -118,7 +118,9 @@ class Analysis:
 
     def _check_device(self) -> None:
         """UserError where units were done on another device, whose numbers differ. Drawing them again needs none."""
-        others = {unit["device"] for unit in self.ledger.done.values()} - {device_name(self.device)}
+        own = device_name(self.device)
+        older = own.replace("1 thread", "1 threads") if own.endswith(" 1 thread") else own  # as it was called
+        others = {unit["device"] for unit in self.ledger.done.values()} - {own, older}
         if others:
             raise UserError(
                 f"{self.ledger.folder} holds another analysis, with other device ({min(others)}): {AFRESH}"

@@ -157,6 +157,7 @@ class Record(Episodes):
         known = {sha256: name for name, sha256 in old["checkpoints"].items()}
         new = new | {"checkpoints": {known.get(sha256, name): sha256 for name, sha256 in checkpoints.items()}}
         old["planners"] = {name: completed_settings(settings) for name, settings in old["planners"].items()}
+        old |= {key: {} for key, value in new.items() if isinstance(value, dict) and key not in old}
         new["planners"] = {name: completed_settings(settings) for name, settings in new["planners"].items()}
         if old.get("device") != new.get("device") and _hardware(old.get("device")) == _hardware(new.get("device")):
             self.notes.append(

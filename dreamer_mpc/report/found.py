@@ -46,7 +46,9 @@ class FoundComparison:
     @property
     def title(self) -> str:
         """Of its picture."""
-        return comparison_title(self.env, self.rows, self.made_with.get("render_quality"))
+        quality, others = self.made_with.get("render_quality"), self.made_with.get("trained_with") or {}
+        trained = [others.get(sha256, quality) for sha256 in self.made_with["checkpoints"].values()]
+        return comparison_title(self.env, self.rows, quality, trained)
 
     def command(self) -> str:
         """The command that plays the same episodes under the same planners."""

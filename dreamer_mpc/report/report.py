@@ -15,7 +15,7 @@ from dreamer_mpc.report.found import Found, FoundComparison, FoundEvaluation, Fo
 from dreamer_mpc.report.html import MB, Enclosures, card, code, heading, note, page, table
 from dreamer_mpc.report.rows import decided, drawn_by
 from dreamer_mpc.report.styles import in_words, style, styles
-from dreamer_mpc.report.words import mean_and_spread, plural
+from dreamer_mpc.report.words import decimals, mean_and_spread, plural
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import user_path, write_text
 from dreamer_mpc.util.intervals import FEWEST
@@ -90,7 +90,7 @@ def cards(found: Found) -> str:
 
 
 def _digits(value: float) -> int:
-    return 0 if abs(value) >= 100 else 1
+    return decimals(0 if abs(value) >= 100 else 1, value)
 
 
 def _return(value: float) -> str:
@@ -110,7 +110,7 @@ def _claim(comparison: FoundComparison) -> str:
     if not paired:
         best = max(comparison.rows, key=lambda row: row["return_mean"])
         words = f"return in {comparison.env} under {best['planner']} {_interval(best, 'return')}, {episodes}"
-        return card(f"{best['return_mean']:,.0f}", words, style(best["planner"]).color)
+        return card(_return(best["return_mean"]), words, style(best["planner"]).color)
     best = max(paired, key=lambda row: row["difference_mean"])
     among = f", the largest of {len(paired)} differences" if len(paired) > 1 else ""
     surely = "decided" if decided(best) else "not decided"
@@ -122,7 +122,10 @@ def _claim(comparison: FoundComparison) -> str:
 def _interval(row: dict[str, Any], key: str) -> str:
     low, high = row[f"{key}_low"], row[f"{key}_high"]
     sign = "+" if key == "difference" else ""
-    return "without an interval" if low is None else f"[{low:{sign}.1f}, {high:{sign}.1f}]".replace("-", "−")
+    if low is None:
+        return "without an interval"
+    digits = f"{sign}.{decimals(1, low, high)}f"
+    return f"[{low:{digits}}, {high:{digits}}]".replace("-", "−")
 
 
 def _comparison(comparison: FoundComparison, enclosures: Enclosures, scratch: Path) -> str:
@@ -148,14 +151,14 @@ def _comparison(comparison: FoundComparison, enclosures: Enclosures, scratch: Pa
 
 def _evaluation(evaluation: FoundEvaluation) -> str:
     record, rows = evaluation.record, evaluation.record["results"]
-    world = drawn_by(record.get("render_quality"))
+    quality = record.get("render_quality")
+    world = drawn_by(quality, record.get("trained_with", quality))
     title = f"{record['env']}: {record['checkpoint']}, {record['env_steps']:,} env steps{world}"
     titles = ("planner", "return ± standard deviation", "95 % interval", "ms per action", "episodes")
     cells = []
     for row in rows:
         value = mean_and_spread(row["return_mean"], row["return_std"], row["episodes"])
-        some = row["return_low"] is not None
-        interval = f"[{row['return_low']:.1f}, {row['return_high']:.1f}]" if some else "–"
+        interval = "–" if row["return_low"] is None else _interval(row, "return")
         cells.append((row["planner"], value, interval, f"{row['ms_per_action']:,.3g}", str(row["episodes"])))
     words = f"Intervals of the means: Student's t, from {FEWEST} episodes on."
     return heading(title) + table(titles, cells, [style(row["planner"]).color for row in rows]) + note(words)
