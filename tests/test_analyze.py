@@ -29,7 +29,7 @@ SMALL = [
     "--lookahead", 2, "--levels", 0, 0.1, "--weights", 0, 1, "--device", "cpu", *CHEAP, "--dream-mpc.draws", 2,
     "--dream-mpc.iterations", 1,
 ]  # fmt: skip
-FILES = {"rows.csv", "summary.csv", "analysis.png", "analysis.json"}
+FILES = {"rows.csv", "summary.csv", "table.csv", "analysis.png", "analysis.json"}
 
 
 @pytest.fixture(scope="module")

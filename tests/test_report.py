@@ -170,9 +170,27 @@ def test_what_is_damaged_is_left_out_and_named(folder, tmp_path, capsys):
     assert "is damaged" in words((tmp_path / "a/report.html").read_text())
 
 
+def test_an_analysis_is_on_the_page_with_its_table_and_picture(tmp_path, capsys):
+    folder = tmp_path / "analysis"
+    folder.mkdir()
+    (folder / "analysis.json").write_text(json.dumps({"what": "model-error"}))
+    assert run.main(["report", str(folder)]) == 0
+    text = words((folder / "report.html").read_text())
+    assert "Planning with world models: model-error" in text and "Its table is not there" in text
+    (folder / "table.csv").write_text(to_csv([{"tasks": "smooth", "reward\nerror": "0.05 [0.04, 0.06]"}]))
+    cv2.imwrite(str(folder / "analysis.png"), np.zeros((90, 160, 3), np.uint8))
+    make_run(tmp_path / "run", [100.0])
+    assert run.main(["report", str(tmp_path)]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "tasks reward error smooth 0.05 [0.04, 0.06]" in words(page) and page.count("<img") == 2
+    (folder / "table.csv").write_text("a,b\n1\n")
+    assert run.main(["report", str(tmp_path)]) == 0
+    assert "table.csv beside it is damaged" in capsys.readouterr().out
+
+
 REFUSED = {
     "no folder": (["{empty}/x"], "no folder"),
-    "nothing in it": (["{empty}"], "holds no run, comparison or evaluation"),
+    "nothing in it": (["{empty}"], "holds no run, comparison, evaluation or analysis"),
     "a file": (["{file}"], "no folder"),
     "a page that cannot be": (["{good}", "--out", "{file}/a.html"], "cannot write"),
     "a negative size": (["{good}", "--max-mb", "-1"], "max"),

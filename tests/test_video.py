@@ -8,7 +8,7 @@ import pytest
 import torch
 from matplotlib.text import Text
 
-from dreamer_mpc.report import comparison
+from dreamer_mpc.report import comparison, video
 from dreamer_mpc.report.comparison import comparison_picture
 from dreamer_mpc.report.rows import COMPARISON, from_comparison
 from dreamer_mpc.report.styles import STYLES, styles
@@ -192,6 +192,32 @@ def test_the_decision_picture_shows_the_change_that_was_made_and_says_where_ther
     for level in (0, 3):
         unseen = change(level)
         assert (unseen > 200).all(2).mean() > 0.8 and unseen.min() < 100, "words in place of black frames"
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_the_title_of_a_decision_does_not_run_off_its_picture(tmp_path, times):
+    title = "cheetah-run, dream-mpc, 25,000 env steps, drawn with full (trained with fast): the decision at step 250"
+    frames = np.zeros((4, 64, 64, 3), np.uint8)
+    decision_picture(tmp_path / "a.png", decision(frames, frames), ", ".join([title] * times), "#0072B2")
+    top = read_png(tmp_path / "a.png")[:62]
+    assert (top < 128).any() and (top[:, -15:] == 255).all()
+
+
+def test_the_title_of_a_comparison_does_not_run_off_its_picture(tmp_path):
+    title = "tests.example_env:make: 10 episodes of each of 12 checkpoints, drawn with full (some trained with fast)"
+    comparison_picture(tmp_path / "a.png", RESULTS["one"], title)
+    top = read_png(tmp_path / "a.png")[:40]
+    assert (top < 128).any() and (top[:, -10:] == 255).all()
+
+
+def test_negative_j_has_the_same_minus_before_and_after(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(video, "save", lambda figure, path, photos: figures.append(figure))
+    frames = np.zeros((4, 64, 64, 3), np.uint8)
+    told = decision(frames, frames, j_before=-0.075, j_after=-0.08)
+    decision_picture(tmp_path / "a.png", told, "one decision", "#0072B2")
+    words = [text.get_text() for text in figures[0].findobj(Text)]
+    assert "before\nJ = −0.075" in words and "after\nJ = −0.080\n−0.005\n± 0.100 (s.e.)" in words
 
 
 def test_the_decision_picture_shows_changed_actions_j_and_names(tmp_path):

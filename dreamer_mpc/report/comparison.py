@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from dreamer_mpc.report.charts import WIDTH, new_figure, save
+from dreamer_mpc.report.charts import WIDTH, fit, new_figure, save
 from dreamer_mpc.report.rows import Row, decided, drawn_by
 from dreamer_mpc.report.styles import Style, styles
 from dreamer_mpc.report.words import decimals, plural
@@ -36,11 +36,12 @@ def comparison_picture(path: str | Path, rows: Sequence[Row], title: str) -> Non
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_axisbelow(True)
-    figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=12)
+    heading = figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=12)
     words = "\n".join(textwrap.wrap(_explanation(rows, paired), 148))
     figure.supxlabel(words, x=0.01, ha="left", fontsize=8.5, color="0.25")
     figure.draw_without_rendering()  # so that the places of all texts are known
     figure.set_layout_engine("none")
+    fit(heading)
     _space_ticks(main)
     low, high = cost.get_xlim()
     if high < 2 * low:  # of several powers of ten there are few

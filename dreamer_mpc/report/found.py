@@ -1,4 +1,4 @@
-"""What a folder holds that can be reported: runs, comparisons and evaluations."""
+"""What a folder holds that can be reported: runs, comparisons, evaluations and analyses."""
 
 import csv
 import json
@@ -16,6 +16,7 @@ from dreamer_mpc.runs.logger import read_metrics
 from dreamer_mpc.util.errors import UserError
 
 COMPARE, EVALUATION, METRICS = "compare.csv", "eval.json", "metrics.jsonl"
+ANALYSIS, TABLE, PICTURE = "analysis.json", "table.csv", "analysis.png"
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,34 @@ class FoundEvaluation:
 
 
 @dataclass(frozen=True)
+class FoundAnalysis:
+    """analysis.json, and the table and the picture beside it as far as they are there."""
+
+    folder: Path
+    what: str
+    table: list[dict[str, str]]
+
+    @classmethod
+    def read(cls, folder: Path) -> "FoundAnalysis":
+        """UserError where a file is damaged."""
+        path, rows = folder / ANALYSIS, []
+        try:
+            what = json.loads(path.read_text(encoding="utf-8"))["what"]
+            if (folder / TABLE).exists():
+                with (folder / TABLE).open(newline="", encoding="utf-8") as file:
+                    rows = list(csv.DictReader(file, strict=True))
+            if not isinstance(what, str) or any(None in row or None in row.values() for row in rows):
+                raise ValueError("not what analyze wrote")
+        except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+            raise UserError(f"{path} or {TABLE} beside it is damaged ({error}): run analyze again") from error
+        return cls(folder, what, rows)
+
+    @property
+    def picture(self) -> Path:
+        return self.folder / PICTURE
+
+
+@dataclass(frozen=True)
 class FoundRun:
     """A run: its settings, its name among the others, its evaluations, and what it ran on."""
 
@@ -112,20 +141,23 @@ class Found:
 
     comparisons: list[FoundComparison]
     evaluations: list[FoundEvaluation]
+    analyses: list[FoundAnalysis]
     runs: list[FoundRun]
     left_out: list[str]
 
 
 def find(folders: list[Path]) -> Found:
     """What is in these folders and below. UserError where one holds nothing, or nothing can be read."""
-    found, errors = Found([], [], [], []), []
+    found, errors = Found([], [], [], [], []), []
     kinds = (COMPARE, FoundComparison, found.comparisons), (METRICS, FoundRun, found.runs)
-    kinds = (*kinds, (EVALUATION, FoundEvaluation, found.evaluations))
+    kinds = (*kinds, (EVALUATION, FoundEvaluation, found.evaluations), (ANALYSIS, FoundAnalysis, found.analyses))
     seen = set()
     for folder in folders:
         files = [(path, *kind) for kind in kinds for path in sorted(folder.rglob(kind[0])) if _is_one(path)]
         if not files:
-            raise UserError(f"{folder} holds no run, comparison or evaluation: name a folder that one of them wrote")
+            raise UserError(
+                f"{folder} holds no run, comparison, evaluation or analysis: name a folder that one of them wrote"
+            )
         for path, _, kind, into in files:
             if path.resolve() in seen:
                 continue
@@ -134,7 +166,7 @@ def find(folders: list[Path]) -> Found:
                 into.append(kind.read(path.parent))
             except UserError as error:
                 errors.append(error)
-    if not (found.comparisons or found.evaluations or found.runs):
+    if not (found.comparisons or found.evaluations or found.analyses or found.runs):
         raise errors[0]
     called = named_apart(call([run.history for run in found.runs]), [run.folder for run in found.runs])
     found.runs[:] = [replace(run, called=name) for run, name in zip(found.runs, called, strict=True)]

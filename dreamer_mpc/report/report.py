@@ -1,4 +1,4 @@
-"""`run.py report`: runs and comparisons as one HTML page to send, that opens without a server and without a network."""
+"""`run.py report`: runs, comparisons and analyses as one HTML page to send, that opens without a network."""
 
 import shlex
 import tempfile
@@ -11,7 +11,7 @@ from dreamer_mpc.config import ReportConfig, parse, to_dict
 from dreamer_mpc.report.charts import curves_picture
 from dreamer_mpc.report.comparison import comparison_picture, figures
 from dreamer_mpc.report.curves import published, read_run
-from dreamer_mpc.report.found import Found, FoundComparison, FoundEvaluation, FoundRun, find
+from dreamer_mpc.report.found import Found, FoundAnalysis, FoundComparison, FoundEvaluation, FoundRun, find
 from dreamer_mpc.report.html import MB, Enclosures, card, code, heading, note, page, table
 from dreamer_mpc.report.rows import decided, drawn_by
 from dreamer_mpc.report.styles import in_words, style, styles
@@ -31,11 +31,11 @@ def main(args: Sequence[str]) -> int:
     """Write the page."""
     config = parse(ReportConfig, args, prog=program("report"))
     if not config.folders:
-        raise UserError("report needs a FOLDER: name one that a run, eval or compare wrote, or several")
+        raise UserError("report needs a FOLDER: name one that a run, eval, compare or analyze wrote, or several")
     folders = [user_path(folder) for folder in config.folders]
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"no folder {folder}: name one that a run, eval or compare wrote")
+            raise UserError(f"no folder {folder}: name one that a run, eval, compare or analyze wrote")
     found = find(folders)
     path = user_path(config.out) if config.out else folders[0] / REPORT
     enclosures = Enclosures(config.max_mb * MB)
@@ -61,13 +61,15 @@ def write_page(found: Found, enclosures: Enclosures, title: str | None) -> str:
         sections = [
             ("Comparisons", "".join(_comparison(c, enclosures, Path(scratch)) for c in found.comparisons)),
             ("Evaluations", "".join(map(_evaluation, found.evaluations))),
+            ("Analyses", "".join(_analysis(a, enclosures) for a in found.analyses)),
             ("Learning curves", _curves(found.runs, enclosures, Path(scratch))),
             ("Videos and decisions", _media(found, enclosures)),
             ("Settings that differ", _settings(found)),
             ("Versions and commands", _versions(found)),
             ("Left out", "".join(map(note, found.left_out))),
         ]
-    return page(title or f"Planning with world models: {', '.join(envs)}", sections, head)
+    subjects = envs or dict.fromkeys(analysis.what for analysis in found.analyses)
+    return page(title or f"Planning with world models: {', '.join(subjects)}", sections, head)
 
 
 def cards(found: Found) -> str:
@@ -162,6 +164,18 @@ def _evaluation(evaluation: FoundEvaluation) -> str:
         cells.append((row["planner"], value, interval, f"{row['ms_per_action']:,.3g}", str(row["episodes"])))
     words = f"Intervals of the means: Student's t, from {FEWEST} episodes on."
     return heading(title) + table(titles, cells, [style(row["planner"]).color for row in rows]) + note(words)
+
+
+def _analysis(analysis: FoundAnalysis, enclosures: Enclosures) -> str:
+    parts = [heading(f"{analysis.what} ({analysis.folder})")]
+    if analysis.picture.exists():
+        parts.append(enclosures.figure(analysis.picture, f"{analysis.what}, in the words of docs/analysis.md"))
+    if analysis.table:
+        words = f"In brackets: 95 % intervals, Student's t, from {FEWEST} episodes on."
+        parts.append(table(list(analysis.table[0]), [list(row.values()) for row in analysis.table]) + note(words))
+    else:
+        parts.append(note("Its table is not there: the same analyze command writes it, and measures nothing again."))
+    return "".join(parts)
 
 
 def _curves(runs: Sequence[FoundRun], enclosures: Enclosures, scratch: Path) -> str:
