@@ -416,6 +416,8 @@ def test_units_of_another_device_are_drawn_but_not_added_to(agents, tmp_path, ca
     done(analyze(agents / "paper", "true-gain", tmp_path, "--episodes", 1))
     error = refused(analyze(agents / "paper", "true-gain", tmp_path, "--episodes", 2))
     assert "other device (NVIDIA H200)" in error and len(calls["units"]) == 1
+    path.write_text(re.sub(r'"device": ".*"', '"device": "CPU, 1 threads"', path.read_text()))
+    done(analyze(agents / "paper", "true-gain", tmp_path, "--episodes", 2))  # as older versions called one thread
 
 
 def test_another_measure_in_the_same_folder_is_refused(agents, tmp_path):
