@@ -462,7 +462,7 @@ def test_a_comparison_goes_on_with_another_number_of_threads(trained, tmp_path, 
     before = json.loads((tmp_path / "compare.json").read_text())
     (tmp_path / "compare.json").write_text(json.dumps(before | {"device": "CPU, 64 threads"}))
     result = done(compare(trained, tmp_path, *args, 2))
-    said = "played by CPU, 64 threads, the others now by CPU, 1 threads"
+    said = "played by CPU, 64 threads, the others now by CPU, 1 thread:"
     assert result.out.count(said) == 1 and len(returns(tmp_path, "policy")) == 2
     (tmp_path / "compare.json").write_text(json.dumps(before | {"device": "NVIDIA H200"}))
     assert "with other device (NVIDIA H200)" in refused(compare(trained, tmp_path, *args, 2))

@@ -14,7 +14,7 @@ from dreamer_mpc.util.program import program
 
 
 def main(args: Sequence[str]) -> int:
-    """Measure checkpoints: table, rows.csv, summary.csv, picture."""
+    """Measure checkpoints: rows.csv, summary.csv, table.csv, picture."""
     checkpoint = settings.option(args, "checkpoint")
     what = settings.option(args, "what")
     first = None if checkpoint is None or what is None else Subject.load(checkpoint)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -12,7 +13,7 @@ from dreamer_mpc.agents.protocol import AgentKind
 from dreamer_mpc.config.load import PRESETS, config_from_dict, first_lines, flag_names, load_presets, whole
 from dreamer_mpc.config.schema import Config, PlannerSettings
 from dreamer_mpc.envs.scene import WARP
-from dreamer_mpc.planners import PLANNERS, Planner, make_planner
+from dreamer_mpc.planners import PLANNERS, Ascent, Planner, Policy, make_planner
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.world_model import WorldModelKind
 
@@ -104,6 +105,18 @@ def with_setting(planner: Planner, name: str, setting: str, value: str) -> Plann
     except (OmegaConfBaseException, ValueError) as error:
         remedy = "; give true or false" if isinstance(getattr(planner, key), bool) else ""
         raise UserError(f"{name}.{setting}={value}: {first_lines(error)}{remedy}") from error
+
+
+def completed_settings(settings: Any) -> Any:
+    """A planner's settings from a file of results, with those that gradient planners and the policy got after it."""
+    if not isinstance(settings, dict):
+        return settings
+    younger: dict[str, Any] = {}
+    if not settings:  # the policy's had none
+        younger = dataclasses.asdict(Policy())
+    elif "step_size" in settings:
+        younger = dataclasses.asdict(Ascent())
+    return json.loads(json.dumps(younger | settings))
 
 
 def agent_of(config: Config) -> AgentKind:

@@ -257,7 +257,7 @@ class CompareConfig(EpisodeSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class AnalyzeConfig(PlaySettings):
-    """Measure what a planner's gradient is worth on trained agents: table, rows.csv, summary.csv, picture.
+    """Measure what a planner's gradient is worth on trained agents: rows.csv, summary.csv, table, picture.
 
     After an interruption, the same command continues. Checkpoints may be of several tasks; a planner has the discount
     of each. docs/analysis.md defines every measure; a setting that some of them alone read says so.
@@ -395,10 +395,10 @@ class PlotConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """Write one HTML page of runs, comparisons and evaluations: to be sent, and opened without server or network."""
+    """Write one HTML page of runs, comparisons, evaluations and analyses: to be sent, and opened without a network."""
 
     folders: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
-    """Run folders, folders of comparisons or evaluations, or folders that contain such."""
+    """Run folders, folders of comparisons, evaluations or analyses, or folders that contain such."""
     out: str | None = None
     """The file; None is report.html in the first folder."""
     title: str | None = None

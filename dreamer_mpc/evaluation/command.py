@@ -56,6 +56,7 @@ def _evaluate(config: settings.EvalConfig, subject: Subject) -> int:
         "checkpoint": str(subject.path),
         "env": env,
         "render_quality": quality,
+        **({} if own == quality else {"trained_with": own}),  # render quality
         "env_steps": subject.checkpoint.counters.env_steps,
         "seed": config.seed,
         "num_envs": rows[0]["num_envs"],

@@ -137,6 +137,10 @@ class Comparison:
             "device": device_name(device),
             "planners": {label: asdict(planner) for label, planner in planners.items()},
         }
+        qualities = {sha256: subject.trained.render_quality for sha256, subject in by_content.items()}
+        others = {sha256: own for sha256, own in qualities.items() if own != trained.render_quality}
+        if others:
+            made_with["trained_with"] = others  # render qualities
         checkpoints = {str(subject.path): sha256 for sha256, subject in by_content.items()}
         folder = output_path(config.out or first.run.comparison)
         record = Record(folder, made_with, checkpoints, config.overwrite)
@@ -165,7 +169,7 @@ class Comparison:
                         record.begin()
                     for label in self.planners:
                         video_steps = self._video_steps(label) if number == 0 else 0
-                        self._play(label, checkpoint, agent, envs, progress, video_steps)
+                        self._play(label, checkpoint, subject, agent, envs, progress, video_steps)
         finally:
             envs.close()
 
@@ -173,6 +177,7 @@ class Comparison:
         self,
         label: str,
         checkpoint: str,
+        subject: Subject,
         agent: Agent,
         envs: gymnasium.vector.VectorEnv,
         progress: EpisodesProgress,
@@ -192,11 +197,14 @@ class Comparison:
                 record.add(label, checkpoint, first, config.seed + first, result, device_name(agent.device))
             progress.finish(result.returns, result.lengths, counted=first == missing.start)
             if video_steps:
-                self._write_visuals(label, agent, result, progress)
+                self._write_visuals(label, subject, agent, result, progress)
             video_steps = 0
 
-    def _write_visuals(self, label: str, agent: Agent, result: Evaluation, progress: EpisodesProgress) -> None:
-        stem, title = self.record.stem(label), f"{self.trained.env}, {label}{drawn_by(self.trained.render_quality)}"
+    def _write_visuals(
+        self, label: str, subject: Subject, agent: Agent, result: Evaluation, progress: EpisodesProgress
+    ) -> None:
+        world = drawn_by(self.trained.render_quality, subject.trained.render_quality)
+        stem, title = self.record.stem(label), f"{self.trained.env}, {label}{world}"
         for path in write_visuals(stem, agent, self.planners[label], label, result, title, progress.line):
             progress.line(f"wrote {path}")
 

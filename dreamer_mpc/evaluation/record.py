@@ -7,15 +7,14 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dreamer_mpc.config import completed_settings
 from dreamer_mpc.evaluation.episodes import Evaluation
-from dreamer_mpc.planners import Ascent, Policy
 from dreamer_mpc.report.words import plural
 from dreamer_mpc.util.errors import UserError, cannot_write
 from dreamer_mpc.util.files import from_json, to_csv, write_text
@@ -157,8 +156,9 @@ class Record(Episodes):
             return new | {"checkpoints": dict(checkpoints)}
         known = {sha256: name for name, sha256 in old["checkpoints"].items()}
         new = new | {"checkpoints": {known.get(sha256, name): sha256 for name, sha256 in checkpoints.items()}}
-        old["planners"] = {name: _completed(settings) for name, settings in old["planners"].items()}
-        new["planners"] = {name: _completed(settings) for name, settings in new["planners"].items()}
+        old["planners"] = {name: completed_settings(settings) for name, settings in old["planners"].items()}
+        old |= {key: {} for key, value in new.items() if isinstance(value, dict) and key not in old}
+        new["planners"] = {name: completed_settings(settings) for name, settings in new["planners"].items()}
         if old.get("device") != new.get("device") and _hardware(old.get("device")) == _hardware(new.get("device")):
             self.notes.append(
                 f"the episodes that are there were played by {old['device']}, the others now by {new['device']}: "
@@ -252,18 +252,6 @@ def read_made_with(path: Path, groups: tuple[str, ...] = ("checkpoints", "planne
     if not all(isinstance(group, dict) for group in found):
         raise damaged(path)
     return made_with
-
-
-def _completed(settings: Any) -> Any:
-    """A planner's settings from a file, with those that were added to gradient planners and the policy after it."""
-    if not isinstance(settings, dict):
-        return settings
-    younger = {}
-    if not settings:  # the policy's had none
-        younger = asdict(Policy())
-    elif "step_size" in settings:
-        younger = asdict(Ascent())
-    return json.loads(json.dumps(younger | settings))
 
 
 def difference(old: Any, new: Any) -> str:

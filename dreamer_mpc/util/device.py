@@ -59,7 +59,10 @@ def preserved_rng(device: torch.device) -> Iterator[None]:
 
 def device_name(device: torch.device) -> str:
     """The name of the device's hardware."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' * (threads != 1)}"
 
 
 def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
