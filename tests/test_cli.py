@@ -488,9 +488,11 @@ def test_short_episodes_are_found_before_a_folder_is_made_and_the_remedies_work(
     length = 8 if repeat == 1 else 5
     refused = quietly(*args, length)
     assert refused.code == 2 and refused.err.count("\n") == 1 and not (tmp_path / "run").exists()
-    assert refused.err.endswith(f"lower --replay.sequence-length {remedies}\n"), refused.err
+    across = "or let sequences go on into the next episode (--replay.across-episodes)"
+    assert refused.err.endswith(f"lower --replay.sequence-length {remedies}, {across}\n"), refused.err
     remedy = [7] if repeat == 1 else [length, "--action-repeat", 1]
     assert quietly(*args, *remedy).code == 0
+    assert quietly(*args, length, "--replay.across-episodes", "--overwrite").code == 0
 
 
 def test_a_count_may_be_written_in_scientific_notation(tmp_path):

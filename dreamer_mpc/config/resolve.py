@@ -173,7 +173,8 @@ def check_start(config: Config) -> None:
         if frames < replay.sequence_length:
             raise UserError(
                 f"--replay.sequence-length {replay.sequence_length} is longer than an episode of --max-env-steps "
-                f"{config.max_env_steps}, {frames} frames: lower it, or raise that"
+                f"{config.max_env_steps}, {frames} frames: lower it, raise that, or let sequences go on into the next "
+                "episode (--replay.across-episodes)"
             )
 
 
