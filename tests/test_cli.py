@@ -268,7 +268,7 @@ REFUSED = [  # options for resuming a finished run, with {} in place of its fold
     ("--resume {} --device tpu", ["--device must be auto, cpu, cuda or cuda:N, got 'tpu'"]),
     ("--resume {} --replay.capacity 10", ["--replay.capacity 10 has less than"]),
     ("--resume {} --max-env-steps 6", ["is longer than an episode of --max-env-steps 6"]),
-    ("--resume {} --world-model.deter 20", ["weights do not fit --world-model and --behavior"]),
+    ("--resume {} --world-model.deter 20", ["--world-model.deter of", "is 16 and cannot become 20: leave it out"]),
     ("--config quick --run-dir {}", ["--resume", "--overwrite"]),
     ("--config quick --env cheetah-rnu --run-dir {} --overwrite", ["unknown env"]),
     ("eval --checkpoint {} --env cartpole-swingup --num-envs 1", ["6 action dimensions", "cartpole-swingup"]),

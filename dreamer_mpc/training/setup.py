@@ -88,10 +88,7 @@ def check_resumed(saved: SavedRun, config: Config, changed: bool) -> None:
         _check_settings(config)
     if not complete:
         return
-    checkpoint = saved.checkpoint
-    if changed:
-        load_agent(checkpoint, config, checkpoint.action_dim, torch.device("cpu"))
-    done = checkpoint.counters.env_steps
+    done = saved.checkpoint.counters.env_steps
     raise Stopped(f"{saved.folder.path} is complete with its {done:,} env steps; with a larger --env-steps it goes on")
 
 
