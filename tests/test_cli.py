@@ -240,6 +240,7 @@ TRAIN_ERRORS = {
         "--replay.sequence-length must be at least 2 with --behavior.kind v3, got 1",
     ),
     "share out of range": (["--behavior.slow-rate", "2"], "--behavior.slow-rate must be between 0 and 1, got 2"),
+    "camera of a factory": ([*TINY, "--camera", "back"], "--camera back does not go with tests.example_env:make"),
     "custom env that is not there": (["--env", "nowhere:make"], "cannot import nowhere"),
     "unknown command": (
         ["trian"],

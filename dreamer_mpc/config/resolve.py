@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dreamer_mpc.agents.protocol import AgentKind
 from dreamer_mpc.config.load import PRESETS, config_from_dict, first_lines, flag_names, load_presets, whole
 from dreamer_mpc.config.schema import Config, PlannerSettings
+from dreamer_mpc.envs.names import is_factory
 from dreamer_mpc.envs.scene import WARP
 from dreamer_mpc.planners import PLANNERS, Planner, make_planner
 from dreamer_mpc.util.errors import UserError
@@ -167,6 +168,12 @@ def check_runs(name: str, planner: Planner, trained: Config, subject: str) -> No
 def check_start(config: Config) -> None:
     """UserError for errors in a training run's settings that can be found before anything is built."""
     resolve(config)
+    # Before this was refused it had no effect: a run that has it can still go on.
+    if config.camera is not None and is_factory(config.env) and config.resume is None:
+        raise UserError(
+            f"--camera {config.camera} does not go with {config.env}, which draws itself: leave it out, or give your "
+            "factory an argument for it (--env-args)"
+        )
     replay = config.replay
     if config.max_env_steps is not None and not replay.across_episodes:
         frames = -(-config.max_env_steps // config.action_repeat) + 1
