@@ -93,6 +93,7 @@ def _main(args: Sequence[str]) -> int:
     from dreamer_mpc.util.ending import unexpected
     from dreamer_mpc.util.errors import HelpShown, UserError
     from dreamer_mpc.util.packages import missing_package
+    from dreamer_mpc.util.stop import INTERRUPTED
     from dreamer_mpc.util.threads import wait_passively
 
     wait_passively()  # before any command loads torch
@@ -105,7 +106,7 @@ def _main(args: Sequence[str]) -> int:
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except HelpShown:
         raise
     except (Exception, SystemExit) as error:

@@ -193,7 +193,7 @@ def test_an_evaluation_is_given_up_and_made_first_on_resume(whole, tmp_path, mon
         return evaluate(*args, **kwargs)
 
     monkeypatch.setattr(dreamer_mpc.evaluation.player, "evaluate", interrupted)
-    output = train(*whole[0], "--run-dir", tmp_path / "run")
+    output = train(*whole[0], "--run-dir", tmp_path / "run", code=130)
     monkeypatch.undo()
     assert "stopped at 24 env steps" in output and "evaluation at" not in output
     assert output.count("checkpoint ") == 1, "the one before the evaluation is whole"
@@ -277,7 +277,7 @@ def test_a_terminal_s_interrupt_stops_a_run_with_workers(tmp_path):
     time.sleep(1.0)
     os.killpg(process.pid, signal.SIGINT)
     output, error = process.communicate(timeout=60)
-    assert process.returncode == 0, error
+    assert process.returncode == 130, error
     assert re.search(r"stopped at [\d,]+ env steps; go on with: python run.py --resume", output)
     assert error.strip() == "stopping after a last checkpoint; Ctrl-C again stops at once, without one"
     assert load_checkpoint(tmp_path / "run").counters.env_steps > 0

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 
 def main(args: Sequence[str]) -> int:
-    """Train an agent with evaluations and checkpoints; finally print the last evaluation under policy and planner."""
+    """Train an agent with evaluations and checkpoints; finally print the last evaluation under policy and planner.
+
+    The exit code is 0, also of a run that was asked to stop and has saved, except by Ctrl-C: then 130.
+    """
     started = time.monotonic()
     wait_passively()
     with Stop() as stop:
@@ -28,6 +31,7 @@ def main(args: Sequence[str]) -> int:
             _train(stop, args, started)
         except Stopped as stopped:
             print(stopped)
+            return stop.code
     return 0
 
 
