@@ -22,7 +22,9 @@ from dreamer_mpc.envs.surroundings import Surroundings, seed_generators
 from dreamer_mpc.envs.view import declared_names, declared_speed
 
 LARGEST_BOUND = 1e9  # larger bounds, such as those of np.finfo, count as no bounds
-LARGEST_REWARD = 1e30  # replay keeps float32
+# Returns are up to 1 / (1 - discount) times as large, and their squared errors, sums of those over a batch, and squared
+# norms of their gradients must stay below 3.4e38, the largest number of float32 and of bfloat16.
+LARGEST_REWARD = 1e10
 BRIGHTEST = 255  # value of a pixel
 # Array libraries: einops, which the agent uses, takes any imported module of such a name for the real one.
 LOOKED_FOR = {"cupy", "jax", "mlx", "oneflow", "paddle", "pytensor", "tensorflow", "tinygrad"}
@@ -337,7 +339,7 @@ def _number(reward: Any) -> float:
         raise Wrong(f"returned a reward that does not fit: it must be one number, got {_kind(reward)}")
     value = float(array.item())
     if not abs(value) <= LARGEST_REWARD:
-        raise Wrong(f"returned the reward {value}: it must be finite (within 1e30)")
+        raise Wrong(f"returned the reward {value}: it must be finite and within ±1e10, or squared errors overflow")
     return value
 
 

@@ -205,7 +205,9 @@ def test_help_names_groups_defaults_and_units():
 TRAIN_ERRORS = {
     "unknown env": (["--env", "cheeta-run"], "unknown env 'cheeta-run': did you mean cheetah-run?"),
     "unknown planner": (["--planner", "dreem-mpc"], "invalid choice 'dreem-mpc' for argument '--planner'"),
-    "unknown key": (["--dream-mpc.horizn", "3"], "Unrecognized options: --dream-mpc.horizn"),
+    "unknown key": (["--dream-mpc.horizn", "3"], "unknown option --dream-mpc.horizn; perhaps --dream-mpc.horizon"),
+    "key of another command": (["--episodes", "3"], "error: unknown option --episodes; perhaps --eval.episodes\n"),
+    "word without an option": (["--overwrite", "yes"], "yes belongs to no option"),
     "value out of range": (["--dream-mpc.candidates", "0"], "--dream-mpc.candidates must be at least 1, got 0"),
     "value of another type": (["--env-steps", "many"], "--env-steps"),
     "neither number nor None": (["--max-env-steps", "many"], "error: Error parsing --max-env-steps: invalid literal"),

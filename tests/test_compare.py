@@ -816,7 +816,7 @@ ERRORS = {
         ["--sweep", "policy.sample=some"],
         "policy.sample=some: sample: Value 'some' is not a valid bool (type str); give true or false",
     ),
-    "samples by another word": (["--policy.sample", "some"], "Unrecognized options: some"),
+    "samples by another word": (["--policy.sample", "some"], "some belongs to no option"),
     "a swept value out of range": (["--sweep", "cem.elites=4,21"], "cem.elites=21: elites must be between 1 and 20"),
     "a swept value of another type": (["--sweep", "cem.horizon=2.5"], "cem.horizon=2.5"),
     "a swept word that is none": (["--sweep", "cem.objective=retrun"], "cem.objective=retrun"),
@@ -831,7 +831,7 @@ ERRORS = {
     "no environments": (["--num-envs", "0"], "--num-envs must be at least 1, got 0"),
     "a negative seed": (["--seed", "-1"], "--seed must be at least 0, got -1"),
     "a setting out of range": (["--cem.horizon", "0"], "--cem.horizon must be at least 1, got 0"),
-    "unknown option": (["--planner", "cem"], "Unrecognized options: --planner, cem Perhaps you meant: --planners"),
+    "unknown option": (["--planner", "cem"], "unknown option --planner; perhaps --planners"),
     "unknown device": (["--device", "tpu"], "--device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
 }
 

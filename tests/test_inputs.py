@@ -59,7 +59,7 @@ MISTAKES = {
     "a task's camera": ("cheetah-run", {"camera": "x"}, r"the cameras -1 \(free\), 0 \(side\), 1 \(back\), got 'x'"),
     "a task's argument": ("cheetah-run", X, "made with --env-args x .*it takes time_limit, environment_kwargs.$"),
     "a factory's argument": ("tests.test_inputs:make", X, "x of --env-args, but .*'x': it takes length, terminates$"),
-    "one that it passes on": ("tests.test_inputs:passing", X, "x of --env-args .*it takes size, what .*kwargs passes on$"),
+    "one that it passes on": ("tests.test_inputs:passing", X, "x of --env-args .*takes size, what .*kwargs passes on$"),
 }
 
 
