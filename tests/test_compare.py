@@ -877,6 +877,19 @@ def test_a_folder_that_cannot_be_written_is_one_line(trained, tmp_path):
     assert (tmp_path / "file").read_text() == "in the way"
 
 
+@pytest.mark.parametrize("named", [True, False], ids=["by --out", "the checkpoint's own"])
+def test_eval_refuses_a_named_folder_that_cannot_be_written_before_it_plays(named, trained, tmp_path, monkeypatch):
+    """In the run folder of others, which may be read-only, it plays all the same, and prints what was played."""
+    run_folder, played, play = shutil.copytree(trained, tmp_path / "run"), [], dreamer_mpc.evaluation.compare.evaluate
+    shutil.rmtree(run_folder / "eval", ignore_errors=True)
+    (run_folder / "eval").write_text("in the way")
+    monkeypatch.setattr(dreamer_mpc.evaluation.compare, "evaluate", lambda *args: played.append(1) or play(*args))
+    out = ["--out", run_folder / "eval"] if named else []
+    result = quietly("eval", "--checkpoint", run_folder, "--planner", "policy", "--episodes", 1, "--num-envs", 1, *out)
+    assert f"cannot write to {run_folder / 'eval'}" in refused(result)
+    assert len(played) == (0 if named else 1) and ("policy" in result.out) == (not named)
+
+
 def test_a_disk_that_fills_up_costs_files_and_no_result(trained, tmp_path, monkeypatch):
     real, full = dreamer_mpc.evaluation.record.write_text, []
 

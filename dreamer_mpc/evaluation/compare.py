@@ -116,7 +116,7 @@ class Comparison:
         env, quality = config.env or subject.trained.env, config.render_quality or subject.trained.render_quality
         args = config.env_args or (() if config.env else subject.trained.env_args)  # those of another one say nothing
         trained = replace(subject.trained, env=env, env_args=args, render_quality=quality)
-        episodes = Episodes(output_path(config.out or subject.run.evaluation))
+        episodes = Episodes(output_path(config.out or subject.run.evaluation), named=config.out is not None)
         return cls(config, trained, {str(subject.path): subject}, planners, episodes, device, config.episodes)
 
     @classmethod
