@@ -43,8 +43,8 @@ class Episodes:
     def begin(self) -> None:
         """Make the folder; called after every check at the start has passed.
 
-        UserError where a named one cannot be used. In another one, such as that of an agent of others, the episodes are played all the same: they are printed
-        before the file is written.
+        UserError where a named one cannot be used. In another one, such as that of an agent of others, the episodes are
+        played all the same: they are printed before the file is written.
         """
         with usable(self.folder) if self.named else contextlib.suppress(OSError):
             try_folder(self.folder)
