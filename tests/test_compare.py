@@ -978,3 +978,10 @@ def test_a_video_that_cannot_be_written_costs_no_episode(trained, tmp_path, monk
     monkeypatch.undo()
     done(compare(trained, tmp_path, *args))
     assert {path.name for path in tmp_path.glob("*.mp4")} == {"policy.mp4", "cem.mp4"}
+
+
+@pytest.mark.parametrize("cores, said", [(2, True), (5, False)])
+def test_fewer_environments_than_asked_for_are_said(cores, said, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    args = ["--planners", "policy", "--episodes", 3, "--num-envs", 5]
+    assert ("2 environments at once, as many as CPU cores" in done(compare(trained, tmp_path, *args)).out) == said

@@ -114,11 +114,13 @@ def _settings(args: Sequence[str], owned: contextlib.ExitStack) -> "tuple[Config
 
 def _final_rows(trainer: "Trainer") -> "list[Row]":
     """The last evaluation, and one of the bare policy on the same episode seeds."""
+    from dreamer_mpc.report.words import plural
     from dreamer_mpc.runs.checkpoint import find_checkpoint
 
     config = trainer.config
     rows = [trainer.evaluation.row(config.planner)]
     if config.planner != "policy" and config.agent == "dreamer":
+        print(f"evaluating the bare policy on the same {plural(config.eval.episodes, 'episode')}", flush=True)
         bare = trainer.evaluator.under("policy", find_checkpoint(trainer.folder.path)).evaluation
         if mishaps := bare.mishaps():
             print(f"policy: {mishaps}")
