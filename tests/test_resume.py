@@ -480,7 +480,7 @@ def test_what_a_saved_run_cannot_become_is_one_line(args, words, run_folder):
 
 CHANGED = {  # another value of a setting than the doubled one
     "world_model.downsampling": "strided", "world_model.representation": "barlow", "behavior.kind": "v3",
-    "optimizer.kind": "laprop", "world_model.kind": "categorical", "world_model.reward_readout": "symlog",
+    "optimizer.kind": "laprop", "world_model.reward_readout": "symlog",
     "behavior.exploration": "policy", "behavior.head_targets": "own",
 }  # fmt: skip
 
