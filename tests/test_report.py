@@ -213,6 +213,14 @@ def test_bad_input_is_one_line(name, tmp_path, capsys):
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error
 
 
+def test_a_page_that_cannot_be_written_is_refused_before_its_pictures_are_drawn(tmp_path, monkeypatch, capsys):
+    make_run(tmp_path / "run", [1.0])
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("dreamer_mpc.report.report.write_page", lambda *_: pytest.fail("drawn"))
+    assert run.main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "file" / "a.html")]) == 2
+    assert "cannot write" in capsys.readouterr().err
+
+
 def browse(page: Path, profile: Path, *options: str) -> str:
     """What headless Chromium prints for a page."""
     quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={profile}"]

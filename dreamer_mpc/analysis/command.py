@@ -11,6 +11,7 @@ from dreamer_mpc.report.panels import analysis_table
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.intervals import FEWEST
 from dreamer_mpc.util.program import program
+from dreamer_mpc.util.stop import INTERRUPTED
 
 
 def main(args: Sequence[str]) -> int:
@@ -32,7 +33,7 @@ def main(args: Sequence[str]) -> int:
     except KeyboardInterrupt:
         how = "without --overwrite " if config.overwrite else ""
         print(f"\ninterrupted: the same command {how}goes on from here", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     summary = analysis.summary()
     if not summary:
         raise UserError(

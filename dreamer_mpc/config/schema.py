@@ -27,7 +27,8 @@ class TrainConfig:
     """The training loop: random episodes first, then rounds of collecting and updating."""
 
     seed_episodes: int = 5
-    """Episodes of random actions before the first update (paper: 5)."""
+    """Episodes of random actions before the first update (paper: 5); more are played until there is a
+    sequence for it."""
     every: int = 1000
     """Env steps between rounds of updates (paper: 1000, one episode)."""
     updates: int = 100

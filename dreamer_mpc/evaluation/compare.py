@@ -33,6 +33,7 @@ from dreamer_mpc.evaluation.summary import summarise_scores
 from dreamer_mpc.evaluation.visualize import write_visuals
 from dreamer_mpc.planners import Planner
 from dreamer_mpc.report.rows import Row, drawn_by
+from dreamer_mpc.report.words import plural
 from dreamer_mpc.util.device import choose_device, device_name
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import output_path
@@ -116,7 +117,7 @@ class Comparison:
         env, quality = config.env or subject.trained.env, config.render_quality or subject.trained.render_quality
         args = config.env_args or (() if config.env else subject.trained.env_args)  # those of another one say nothing
         trained = replace(subject.trained, env=env, env_args=args, render_quality=quality)
-        episodes = Episodes(output_path(config.out or subject.run.evaluation))
+        episodes = Episodes(output_path(config.out or subject.run.evaluation), named=config.out is not None)
         return cls(config, trained, {str(subject.path): subject}, planners, episodes, device, config.episodes)
 
     @classmethod
@@ -162,6 +163,8 @@ class Comparison:
         envs = make_envs(self.trained, side_by_side_envs(config.num_envs, config.episodes), self.device)
         try:
             with EpisodesProgress(total, self.played(), steps=_steps(self.trained)) as progress:
+                if envs.num_envs < min(config.num_envs, config.episodes):
+                    progress.line(f"{plural(envs.num_envs, 'environment')} at once, as many as CPU cores (--num-envs)")
                 for number, (checkpoint, subject) in enumerate(self.subjects.items()):
                     settings = replace(subject.trained, env=self.trained.env, compile=config.compile)
                     agent = load_agent(subject.checkpoint, settings, envs.single_action_space.shape[0], self.device)

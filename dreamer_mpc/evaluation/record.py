@@ -17,7 +17,7 @@ from dreamer_mpc.config import completed_settings
 from dreamer_mpc.evaluation.episodes import Evaluation
 from dreamer_mpc.report.words import plural
 from dreamer_mpc.util.errors import UserError, cannot_write
-from dreamer_mpc.util.files import from_json, to_csv, write_text
+from dreamer_mpc.util.files import from_json, to_csv, try_folder, write_text
 
 NUMBERS = {"episode": int, "env_seed": int, "return": float, "agent_steps": int, "ms_per_action": float}
 NUMBERS |= {"num_envs": int, "model_evaluations": int}
@@ -32,20 +32,21 @@ EPISODE_COLUMNS = (
 
 
 class Episodes:
-    """Episodes that were played, kept in memory, and the folder for the result files."""
+    """Episodes that were played, kept in memory, and the folder for the result files, which the user may have named."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, named: bool = False):
+        self.folder, self.named = folder, named
         self.notes: list[str] = []  # for the user
         self.rows: list[dict[str, Any]] = []  # one row per episode
 
     def begin(self) -> None:
         """Make the folder; called after every check at the start has passed.
 
-        Where that fails, the episodes are played all the same: they are printed before the file is written.
+        UserError where a named one cannot be used. In another one, such as that of an agent of others, the episodes are
+        played all the same: they are printed before the file is written.
         """
-        with contextlib.suppress(OSError):
-            self.folder.mkdir(parents=True, exist_ok=True)
+        with usable(self.folder) if self.named else contextlib.suppress(OSError):
+            try_folder(self.folder)
 
     def of(self, label: str, checkpoint: str, most: int | None = None) -> list[dict[str, Any]]:
         """The episodes of one planner on one checkpoint, in order: those whose number is below `most`."""

@@ -1,8 +1,9 @@
 """`run.py report`: runs, comparisons and analyses as one HTML page to send, that opens without a network."""
 
+import contextlib
 import shlex
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from dreamer_mpc.report.html import MB, Enclosures, card, code, heading, note, p
 from dreamer_mpc.report.rows import decided, drawn_by
 from dreamer_mpc.report.styles import in_words, style, styles
 from dreamer_mpc.report.words import decimals, mean_and_spread, plural
-from dreamer_mpc.util.errors import UserError
-from dreamer_mpc.util.files import user_path, write_text
+from dreamer_mpc.util.errors import UserError, cannot_write
+from dreamer_mpc.util.files import try_folder, user_path, write_text
 from dreamer_mpc.util.intervals import FEWEST
 from dreamer_mpc.util.program import program
 from dreamer_mpc.util.versions import program_version
@@ -39,17 +40,25 @@ def main(args: Sequence[str]) -> int:
     found = find(folders)
     path = user_path(config.out) if config.out else folders[0] / REPORT
     enclosures = Enclosures(config.max_mb * MB)
+    with _writing(path):
+        try_folder(path.parent)
     text = write_page(found, enclosures, config.title)
-    try:
+    with _writing(path):
         write_text(path, text)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}): name another file with --out") from error
     for reason in found.left_out:
         print(f"left out: {reason}")
     for left in enclosures.left_out:
         print(f"left out, as the page would be larger than --max-mb {config.max_mb:g}: {left}")
     print(f"wrote {path} ({path.stat().st_size / MB:.1f} MB): one file, to be sent or opened in a browser")
     return 0
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(path, error, "name another file with --out") from error
 
 
 def write_page(found: Found, enclosures: Enclosures, title: str | None) -> str:
