@@ -55,12 +55,19 @@ def command(word: str) -> Callable[[Sequence[str]], int]:
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command, by default the command line's; an error that the user can fix is one line, with exit code 2.
 
-    Any other error is one line as well, with exit code 1 and a file that holds its traceback (`util/ending.py`).
-    Output that cannot be printed costs the output alone.
+    So is a package that is missing. Any other error is one line as well, with exit code 1 and a file that holds its
+    traceback (`util/ending.py`). Output that cannot be printed costs the output alone.
     """
-    from dreamer_mpc.envs.output import lasting_output
-    from dreamer_mpc.envs.surroundings import no_sudden_end
+    from dreamer_mpc.util.packages import missing_package
 
+    try:
+        from dreamer_mpc.envs.output import lasting_output
+        from dreamer_mpc.envs.surroundings import no_sudden_end
+    except ModuleNotFoundError as error:
+        if line := missing_package(error):
+            print(f"error: {line}", file=sys.stderr)
+            return 2
+        raise
     with lasting_output(), no_sudden_end():
         return _main(sys.argv[1:] if args is None else args)
 
@@ -85,6 +92,8 @@ def _main(args: Sequence[str]) -> int:
     from dreamer_mpc.envs import EnvError
     from dreamer_mpc.util.ending import unexpected
     from dreamer_mpc.util.errors import HelpShown, UserError
+    from dreamer_mpc.util.packages import missing_package
+    from dreamer_mpc.util.stop import INTERRUPTED
     from dreamer_mpc.util.threads import wait_passively
 
     wait_passively()  # before any command loads torch
@@ -97,13 +106,14 @@ def _main(args: Sequence[str]) -> int:
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except HelpShown:
         raise
     except (Exception, SystemExit) as error:
-        if not _is_out_of_memory(error):
+        line = OUT_OF_MEMORY[word == "train"] if _is_out_of_memory(error) else missing_package(error)
+        if line is None:
             return unexpected(error)
-        print(f"error: {OUT_OF_MEMORY[word == 'train']}", file=sys.stderr)
+        print(f"error: {line}", file=sys.stderr)
         return 2
 
 

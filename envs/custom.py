@@ -4,6 +4,7 @@ Every error in them becomes an `EnvError` of one line.
 """
 
 import inspect
+import re
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ import gymnasium
 import numpy as np
 
 from dreamer_mpc.envs.actions import StepResult, repeat_action, to_bounds
-from dreamer_mpc.envs.errors import EnvError, describe_error, shorten
+from dreamer_mpc.envs.errors import EnvError, arguments_of, describe_error, shorten
 from dreamer_mpc.envs.gymnasium_ids import make_gymnasium_env
 from dreamer_mpc.envs.imports import import_module, is_of_folder, is_standard
 from dreamer_mpc.envs.names import is_gymnasium_id
@@ -21,7 +22,9 @@ from dreamer_mpc.envs.surroundings import Surroundings, seed_generators
 from dreamer_mpc.envs.view import declared_names, declared_speed
 
 LARGEST_BOUND = 1e9  # larger bounds, such as those of np.finfo, count as no bounds
-LARGEST_REWARD = 1e30  # replay keeps float32
+# Returns are up to 1 / (1 - discount) times as large, and their squared errors, sums of those over a batch, and squared
+# norms of their gradients must stay below 3.4e38, the largest number of float32 and of bfloat16.
+LARGEST_REWARD = 1e10
 BRIGHTEST = 255  # value of a pixel
 # Array libraries: einops, which the agent uses, takes any imported module of such a name for the real one.
 LOOKED_FOR = {"cupy", "jax", "mlx", "oneflow", "paddle", "pytensor", "tensorflow", "tinygrad"}
@@ -73,7 +76,7 @@ def make_custom_env(
         if is_gymnasium_id(name):
             env = make_gymnasium_env(name, image_size, camera, render_quality, args)
         else:
-            env = guarded(name, "the factory", _load_factory(name, args), **args)
+            env = _call_factory(name, _load_factory(name, args), args)
         guarded(name, "the factory", _check_env, env)
         made = guarded(name, "the environment", CustomEnv, env, name=name, surroundings=surroundings, **settings)
     _IN_USE[id(made.unwrapped)] = made
@@ -223,10 +226,26 @@ def _load_factory(name: str, args: dict[str, Any]) -> Callable[..., gymnasium.En
     except TypeError as error:
         named = f"with the arguments {', '.join(args)} of --env-args"
         given = named if args else "without arguments (--env-args gives some)"
-        raise EnvError(f"{name}: the factory is called {given}, but {error}") from error
+        raise EnvError(f"{name}: the factory is called {given}, but {error}: {arguments_of(factory)}") from error
     except ValueError:  # some built-in functions have no signature; the call itself checks the arguments
         pass
     return factory
+
+
+def _call_factory(name: str, factory: Callable[..., gymnasium.Env], args: dict[str, Any]) -> Any:
+    """What the factory returns; an argument that something inside it does not take was the user's, in --env-args."""
+    try:
+        return guarded(name, "the factory", factory, **args)
+    except EnvError as raised:
+        cause = raised.__cause__
+        unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(cause)) if type(cause) is TypeError else None
+        if unexpected is None or unexpected[1] not in args:
+            raise
+        known = arguments_of(factory)
+        raise EnvError(
+            f"{name}: the factory cannot take {unexpected[1]} of --env-args ({describe_error(cause)}): leave it out, "
+            f"or correct its name{f'; {known}' if known else ''}"
+        ) from cause
 
 
 def _how_to_import(module_name: str, error: ImportError) -> str:
@@ -320,7 +339,7 @@ def _number(reward: Any) -> float:
         raise Wrong(f"returned a reward that does not fit: it must be one number, got {_kind(reward)}")
     value = float(array.item())
     if not abs(value) <= LARGEST_REWARD:
-        raise Wrong(f"returned the reward {value}: it must be finite (within 1e30)")
+        raise Wrong(f"returned the reward {value}: it must be finite and within ±1e10, or squared errors overflow")
     return value
 
 

@@ -308,7 +308,7 @@ def _load_suite(domain: str, task: str, seed: int | None, args: dict[str, Any]):
     except (TypeError, ValueError) as error:
         if not args:
             raise
-        raise unfit_args(f"{domain}-{task}", args, error) from error
+        raise unfit_args(f"{domain}-{task}", args, error, suite._DOMAINS[domain].SUITE[task], "random") from error
     finally:
         logging.set_verbosity(verbosity)
 

@@ -1,7 +1,8 @@
 """The error of this package for mistakes of the user."""
 
+import inspect
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 LONGEST = 300  # characters of a message from user code
@@ -28,10 +29,28 @@ def shorten(value: object) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
-def unfit_args(name: str, args: Mapping[str, object], error: Exception) -> EnvError:
-    """The error of an environment that cannot be made with `args`."""
-    given = " ".join(args)
-    return EnvError(f"{name} cannot be made with --env-args {given} ({shorten(error)}): leave out what it lacks")
+def unfit_args(
+    name: str, args: Mapping[str, object], error: Exception, function: Callable[..., object], *own: str
+) -> EnvError:
+    """The error of an environment that `function` cannot make with `args`; `own` are arguments that no user gives."""
+    given, known = " ".join(args), arguments_of(function, *own)
+    takes = f" ({known})" if known else ""
+    return EnvError(f"{name} cannot be made with --env-args {given} ({shorten(error)}): leave out what it lacks{takes}")
+
+
+def arguments_of(function: Callable[..., object], *own: str) -> str:
+    """`it takes size, goal`: the arguments that `function` names, without `own`; empty where that is not known.
+
+    One with **kwargs may take more, as it passes them on.
+    """
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some built-in functions have none
+        return ""
+    names = [each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    names = [name for name in names if name not in own]
+    passed = [f"what **{each.name} passes on" for each in parameters if each.kind is each.VAR_KEYWORD]
+    return f"it takes {', '.join([*names, *passed]) or 'none'}"
 
 
 def describe_error(error: BaseException) -> str:

@@ -64,7 +64,9 @@ def make_gymnasium_env(
         raise
     except Exception as error:
         if args and isinstance(error, TypeError):
-            raise unfit_args(name, args, error) from error
+            creator = gymnasium.envs.registration.load_env_creator
+            maker = creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+            raise unfit_args(name, args, error, maker, *settings) from error
         raise EnvError(f"{name}: gymnasium.make raised {describe_error(error)}: check what it needs") from error
 
 

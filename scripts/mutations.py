@@ -1058,7 +1058,7 @@ MUTATIONS = [
     Mutation(
         "a run that ends with 0 is restarted for ever", "dreamer_mpc/sweeps/sweep.py",
         "(end.asked or self._stopping() or further)", "True",
-        ("tests/test_sweep.py::test_a_run_whose_process_ends_with_0_goes_on_only_where_it_gets_further",),
+        ("tests/test_sweep.py::test_a_run_whose_process_stops_goes_on_only_where_it_gets_further",),
     ),
     Mutation(
         "threads of others hold up the end", "dreamer_mpc/__main__.py",

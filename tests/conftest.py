@@ -36,6 +36,13 @@ def pytest_report_header(config):
     return "the whole suite: about a quarter of an hour on two cores; [ n %] is how far it is. One file: -n 0 FILE"
 
 
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Leave signatures unchecked, as they are where the program is used: for what its own checks say."""
+    monkeypatch.setattr(typecheck, "CALLS", 0)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """Restore one thread after a test that uses more, and check signatures again."""

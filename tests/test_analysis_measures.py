@@ -13,10 +13,11 @@ from dreamer_mpc.analysis.estimate import estimate, per_episode
 from dreamer_mpc.analysis.finite_differences import FiniteDifferences, beside, paired
 from dreamer_mpc.analysis.gradient_snr import GradientSNR, ratio
 from dreamer_mpc.analysis.groups import group_of
-from dreamer_mpc.analysis.model_error import ModelError, calibration
+from dreamer_mpc.analysis.model_error import QUANTITIES, ModelError, calibration
 from dreamer_mpc.analysis.true_gain import TrueGain, by_prediction, correlation
 from dreamer_mpc.evaluation.episodes import evaluate
 from dreamer_mpc.planners import make_planner
+from dreamer_mpc.report import panels
 from dreamer_mpc.util.intervals import mean_interval, strata_interval
 from tests.support import linear_world as world
 from tests.support.agents import make_agent
@@ -543,6 +544,30 @@ def test_differences_are_to_the_planner_with_all_settings_and_corrected():
     assert lines["caution"]["p_holm"] == pytest.approx(2 * lines["caution"]["p"], rel=1e-9, abs=0)
     assert lines["caution"]["p_holm"] < 1e-6 < 0.05 < lines["penalty"]["p_holm"]
     assert lines["all settings"]["difference"] is None
+
+
+def test_what_is_taken_away_is_said_and_the_policy_is_no_setting():
+    rows = [
+        {"checkpoint": "a/checkpoints/x", "episode": e, "method": method, "return": float(e)}
+        for method in ("policy", "all settings", "caution") for e in range(6)
+    ]  # fmt: skip
+    summary = Ablate.summary(SimpleNamespace(), rows)
+    said = [row["without"] for row in Ablate.table(SimpleNamespace(), summary)]
+    assert said == ["all of it (the policy)", "nothing (all settings)", "caution"]
+    assert [panel.names for panel in Ablate.panels(SimpleNamespace(), summary)] == [said[::2]] * 2
+
+
+def test_a_panel_without_lines_says_why(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(panels, "save", lambda figure, path: figures.append(figure))
+    measured = {"group": "smooth", "checkpoint": "a", "method": "penalty 0", **dict.fromkeys(QUANTITIES, 1.0)}
+    rows = [measured | {"depth": depth, "episode": e} for depth in (1, 2) for e in range(4)]
+    drawn = ModelError.panels(SimpleNamespace(), ModelError.summary(SimpleNamespace(), rows))
+    panels.panels_picture(tmp_path / "a.png", drawn, "model-error: a title that is long enough")
+    *others, empty = [axes for axes in figures[0].axes if axes.axison]
+    assert [text.get_text() for text in empty.texts] == ["too few plans: 5 of a\ncheckpoint are needed at a\ndepth"]
+    assert not len(empty.get_xticks()) and not len(empty.get_yticks()) and not empty.lines
+    assert others and not any(axes.texts for axes in others)
 
 
 # statistics

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 from types import SimpleNamespace as Fake
 
@@ -29,7 +30,9 @@ SMALL = [
     "--lookahead", 2, "--levels", 0, 0.1, "--weights", 0, 1, "--device", "cpu", *CHEAP, "--dream-mpc.draws", 2,
     "--dream-mpc.iterations", 1,
 ]  # fmt: skip
-FILES = {"rows.csv", "summary.csv", "analysis.png", "analysis.json"}
+ABLATED = ROOT / "results" / "analysis" / "ablate"
+SIX = ["acrobot-swingup", "cheetah-run", "cheetah-run-dreamer", "hopper-hop", "walker-run", "walker-run-dreamer"]
+FILES = {"rows.csv", "summary.csv", "table.csv", "analysis.png", "analysis.json"}
 
 
 @pytest.fixture(scope="module")
@@ -416,6 +419,8 @@ def test_units_of_another_device_are_drawn_but_not_added_to(agents, tmp_path, ca
     done(analyze(agents / "paper", "true-gain", tmp_path, "--episodes", 1))
     error = refused(analyze(agents / "paper", "true-gain", tmp_path, "--episodes", 2))
     assert "other device (NVIDIA H200)" in error and len(calls["units"]) == 1
+    path.write_text(re.sub(r'"device": ".*"', '"device": "CPU, 1 threads"', path.read_text()))
+    done(analyze(agents / "paper", "true-gain", tmp_path, "--episodes", 2))  # as older versions called one thread
 
 
 def test_another_measure_in_the_same_folder_is_refused(agents, tmp_path):
@@ -507,6 +512,7 @@ def test_the_commands_of_the_page_run(agents, tmp_path):
     """Each with a small agent and small sizes in place of its own; one of them in a process of its own."""
     page = (ROOT / "docs" / "analysis.md").read_text()
     commands = re.findall(r"^    python run\.py (analyze .*)$", page, re.MULTILINE)
+    commands = [line for line in commands if "ablate-of-six" not in line]  # it has a test of its own, below
     assert {re.search(r"--what (\S+)", line)[1] for line in commands} == set(MEASURES)
     for number, line in enumerate(commands):
         args = shrunk(line, agents / "long", tmp_path / str(number))
@@ -515,6 +521,26 @@ def test_the_commands_of_the_page_run(agents, tmp_path):
             assert result.returncode == 0, line + result.stderr
         else:
             done(quietly(*args))
+
+
+def test_the_page_s_table_of_six_agents_is_what_its_command_makes(tmp_path):
+    """From the committed rows of all eight; what it says of all eight is in the committed summary."""
+    page = (ROOT / "docs" / "analysis.md").read_text()
+    section = page[page.index("### Which part of the method matters?") : page.index("### How many seeds")]
+    (line,) = re.findall(r"^    python run\.py (analyze .*)--out runs/ablate-of-six$", section, re.MULTILINE)
+    short = "pretrained/{acrobot-swingup,{cheetah,walker}-run{,-dreamer},hopper-hop}"  # as bash expands it
+    words = shlex.split(line.replace(short, " ".join(f"pretrained/{name}" for name in SIX)))
+    shutil.copytree(ABLATED, tmp_path / "six")
+    done(quietly(*words, "--out", tmp_path / "six", "--device", "cpu"))
+    summaries = (table(folder / "summary.csv") for folder in (tmp_path / "six", ABLATED))
+    six, eight = ([row for row in summary if row["scope"] == "all"] for summary in summaries)
+    assert {row["checkpoints"] for row in six} == {"6"} and {row["checkpoints"] for row in eight} == {"8"}
+    said = re.findall(r"^\| [^|]+ \| (?:\* )?(\S+) \[(\S+), (\S+)\] \|", section.replace("−", "-"), re.MULTILINE)
+    keys = ("difference", "difference_low", "difference_high")
+    made = [[round(float(row[key]), 1) for key in keys] for row in six if row["difference"]]
+    assert sorted([float(number) for number in row] for row in said) == sorted(made)
+    assert [row["method"] for row in six if row["p_holm"] and float(row["p_holm"]) < 0.05] == ["shared draws"]
+    assert f"the least p of the ten is {min(float(row['p_holm']) for row in eight if row['p_holm']):.2f}" in section
 
 
 def test_every_setting_of_the_page_and_each_measure_is_described():

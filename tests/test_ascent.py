@@ -14,6 +14,7 @@ from tests.support.planning import (
     ASCENDING,
     PAPER,
     SMALL,
+    near,
     plain_ascent,
     plain_gradient,
     plan,
@@ -196,7 +197,7 @@ def test_a_model_that_ignores_the_actions_leaves_them_as_proposed():
     model, state, planner = Deaf(), start(), small("dream-mpc")
     result = plan(planner, model, state)
     same(result, plan(replace(planner, step_size=0.0), model, state))
-    same(result, plan(planner, model.requires_grad_(False), state))
+    near(result, plan(planner, model.requires_grad_(False), state))
 
 
 @every_ascent

@@ -9,6 +9,7 @@ import signal
 import pytest
 
 from dreamer_mpc.config import Config, SweepConfig
+from dreamer_mpc.data.replay import Replay
 from dreamer_mpc.runs.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from dreamer_mpc.runs.resume import NEUTRAL
 from dreamer_mpc.sweeps.runs import list_runs
@@ -28,26 +29,37 @@ def marks(row):
 
 @pytest.fixture
 def short(tmp_path, monkeypatch):
-    """A run whose seed episodes are shorter than a sequence: it failed at its first update."""
+    """The command of a run whose two seed episodes have 6 frames, and its sequences 8; the third has 51."""
     monkeypatch.setenv("GROWING_ENV_TRIED", str(tmp_path / "tried"))
     args = ["--replay.sequence-length", "8", "--max-env-steps", "50", "--env-steps", "90", "--train.seed-episodes", "2"]
-    folder, env = tmp_path / "run", ["--env", "tests.support.growing_env:make"]
-    said = train(*TINY, *RUN, *env, *args, "--run-dir", folder, code=2)
-    assert "lower --replay.sequence-length to 6 or less" in said
-    return folder
+    return [*TINY, *RUN, "--env", "tests.support.growing_env:make", *args, "--run-dir", tmp_path / "run"]
 
 
-@pytest.mark.parametrize("remedy", [["--train.seed-episodes", 5], ["--replay.sequence-length", 4]])
-def test_shorter_sequences_and_more_seed_episodes_work_on_resume(remedy, short):
-    train("--resume", short, *remedy)
-    checkpoint, rows = load_checkpoint(short), records(short)
+def test_seed_episodes_go_on_until_one_is_as_long_as_a_sequence(short):
+    said = train(*short)
+    assert "2 seed episodes gave no 8 frames of one episode" in said
+    rows = records(short[-1])
+    assert [row["env_steps"] for row in rows][:2] == [5 + 5 + 7, 5 + 5 + 7 + 8]
+    assert rows[0]["episodes"] == 2 and rows[0]["updates"] == 0 and rows[-1]["updates"] > 0
+
+
+@pytest.mark.parametrize("remedy", [[], ["--train.seed-episodes", 5], ["--replay.sequence-length", 4]])
+def test_a_run_that_failed_at_its_first_update_for_want_of_a_sequence_goes_on(remedy, short, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Replay, "holds", lambda *_: True)  # as before seed episodes went on by themselves
+        assert "lower --replay.sequence-length to 6 or less" in train(*short, code=2)
+    folder = short[-1]
+    train("--resume", folder, *remedy)
+    checkpoint, rows = load_checkpoint(folder), records(folder)
     assert checkpoint.counters.env_steps >= 90 and checkpoint.counters.updates > 0
-    more = remedy[0] == "--train.seed-episodes"
+    name = remedy[0] if remedy else None
     first = next(row for row in rows if row["updates"])
-    assert first["episodes"] >= (5 if more else 2)
+    assert first["episodes"] >= (5 if name == "--train.seed-episodes" else 2)
     of_training = [row["env_steps"] for row in rows if not marks(row)]
-    assert of_training[:2] == ([10, 70] if more else [10, 18])
-    assert [marks(row) for row in rows if marks(row)] == [[f"changed/{remedy[0][2:].replace('-', '_')}"]]
+    # On resume the environment is a new one: again two episodes of 5 steps before those of 50.
+    after = {None: 10 + 5 + 5 + 7, "--train.seed-episodes": 70, "--replay.sequence-length": 18}[name]
+    assert of_training[:2] == [10, after]
+    assert [marks(row) for row in rows if marks(row)] == ([[f"changed/{name[2:].replace('-', '_')}"]] if name else [])
 
 
 def test_seed_episodes_that_are_over_are_refused(tmp_path):

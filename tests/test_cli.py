@@ -205,7 +205,9 @@ def test_help_names_groups_defaults_and_units():
 TRAIN_ERRORS = {
     "unknown env": (["--env", "cheeta-run"], "unknown env 'cheeta-run': did you mean cheetah-run?"),
     "unknown planner": (["--planner", "dreem-mpc"], "invalid choice 'dreem-mpc' for argument '--planner'"),
-    "unknown key": (["--dream-mpc.horizn", "3"], "Unrecognized options: --dream-mpc.horizn"),
+    "unknown key": (["--dream-mpc.horizn", "3"], "unknown option --dream-mpc.horizn; perhaps --dream-mpc.horizon"),
+    "key of another command": (["--episodes", "3"], "error: unknown option --episodes; perhaps --eval.episodes\n"),
+    "word without an option": (["--overwrite", "yes"], "yes belongs to no option"),
     "value out of range": (["--dream-mpc.candidates", "0"], "--dream-mpc.candidates must be at least 1, got 0"),
     "value of another type": (["--env-steps", "many"], "--env-steps"),
     "neither number nor None": (["--max-env-steps", "many"], "error: Error parsing --max-env-steps: invalid literal"),
@@ -240,6 +242,7 @@ TRAIN_ERRORS = {
         "--replay.sequence-length must be at least 2 with --behavior.kind v3, got 1",
     ),
     "share out of range": (["--behavior.slow-rate", "2"], "--behavior.slow-rate must be between 0 and 1, got 2"),
+    "camera of a factory": ([*TINY, "--camera", "back"], "--camera back does not go with tests.example_env:make"),
     "custom env that is not there": (["--env", "nowhere:make"], "cannot import nowhere"),
     "unknown command": (
         ["trian"],
@@ -268,7 +271,7 @@ REFUSED = [  # options for resuming a finished run, with {} in place of its fold
     ("--resume {} --device tpu", ["--device must be auto, cpu, cuda or cuda:N, got 'tpu'"]),
     ("--resume {} --replay.capacity 10", ["--replay.capacity 10 has less than"]),
     ("--resume {} --max-env-steps 6", ["is longer than an episode of --max-env-steps 6"]),
-    ("--resume {} --world-model.deter 20", ["weights do not fit --world-model and --behavior"]),
+    ("--resume {} --world-model.deter 20", ["--world-model.deter of", "is 16 and cannot become 20: leave it out"]),
     ("--config quick --run-dir {}", ["--resume", "--overwrite"]),
     ("--config quick --env cheetah-rnu --run-dir {} --overwrite", ["unknown env"]),
     ("eval --checkpoint {} --env cartpole-swingup --num-envs 1", ["6 action dimensions", "cartpole-swingup"]),
@@ -488,9 +491,11 @@ def test_short_episodes_are_found_before_a_folder_is_made_and_the_remedies_work(
     length = 8 if repeat == 1 else 5
     refused = quietly(*args, length)
     assert refused.code == 2 and refused.err.count("\n") == 1 and not (tmp_path / "run").exists()
-    assert refused.err.endswith(f"lower --replay.sequence-length {remedies}\n"), refused.err
+    across = "or let sequences go on into the next episode (--replay.across-episodes)"
+    assert refused.err.endswith(f"lower --replay.sequence-length {remedies}, {across}\n"), refused.err
     remedy = [7] if repeat == 1 else [length, "--action-repeat", 1]
     assert quietly(*args, *remedy).code == 0
+    assert quietly(*args, length, "--replay.across-episodes", "--overwrite").code == 0
 
 
 def test_a_count_may_be_written_in_scientific_notation(tmp_path):

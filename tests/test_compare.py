@@ -462,7 +462,7 @@ def test_a_comparison_goes_on_with_another_number_of_threads(trained, tmp_path, 
     before = json.loads((tmp_path / "compare.json").read_text())
     (tmp_path / "compare.json").write_text(json.dumps(before | {"device": "CPU, 64 threads"}))
     result = done(compare(trained, tmp_path, *args, 2))
-    said = "played by CPU, 64 threads, the others now by CPU, 1 threads"
+    said = "played by CPU, 64 threads, the others now by CPU, 1 thread:"
     assert result.out.count(said) == 1 and len(returns(tmp_path, "policy")) == 2
     (tmp_path / "compare.json").write_text(json.dumps(before | {"device": "NVIDIA H200"}))
     assert "with other device (NVIDIA H200)" in refused(compare(trained, tmp_path, *args, 2))
@@ -816,7 +816,7 @@ ERRORS = {
         ["--sweep", "policy.sample=some"],
         "policy.sample=some: sample: Value 'some' is not a valid bool (type str); give true or false",
     ),
-    "samples by another word": (["--policy.sample", "some"], "Unrecognized options: some"),
+    "samples by another word": (["--policy.sample", "some"], "some belongs to no option"),
     "a swept value out of range": (["--sweep", "cem.elites=4,21"], "cem.elites=21: elites must be between 1 and 20"),
     "a swept value of another type": (["--sweep", "cem.horizon=2.5"], "cem.horizon=2.5"),
     "a swept word that is none": (["--sweep", "cem.objective=retrun"], "cem.objective=retrun"),
@@ -831,7 +831,7 @@ ERRORS = {
     "no environments": (["--num-envs", "0"], "--num-envs must be at least 1, got 0"),
     "a negative seed": (["--seed", "-1"], "--seed must be at least 0, got -1"),
     "a setting out of range": (["--cem.horizon", "0"], "--cem.horizon must be at least 1, got 0"),
-    "unknown option": (["--planner", "cem"], "Unrecognized options: --planner, cem Perhaps you meant: --planners"),
+    "unknown option": (["--planner", "cem"], "unknown option --planner; perhaps --planners"),
     "unknown device": (["--device", "tpu"], "--device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
 }
 
@@ -875,6 +875,19 @@ def test_a_folder_that_cannot_be_written_is_one_line(trained, tmp_path):
         message = refused(compare(trained, out, "--planners", "policy", "--episodes", 1))
         assert f"cannot write to {out}" in message and "--out" in message
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["by --out", "the checkpoint's own"])
+def test_eval_refuses_a_named_folder_that_cannot_be_written_before_it_plays(named, trained, tmp_path, monkeypatch):
+    """In the run folder of others, which may be read-only, it plays all the same, and prints what was played."""
+    run_folder, played, play = shutil.copytree(trained, tmp_path / "run"), [], dreamer_mpc.evaluation.compare.evaluate
+    shutil.rmtree(run_folder / "eval", ignore_errors=True)
+    (run_folder / "eval").write_text("in the way")
+    monkeypatch.setattr(dreamer_mpc.evaluation.compare, "evaluate", lambda *args: played.append(1) or play(*args))
+    out = ["--out", run_folder / "eval"] if named else []
+    result = quietly("eval", "--checkpoint", run_folder, "--planner", "policy", "--episodes", 1, "--num-envs", 1, *out)
+    assert f"cannot write to {run_folder / 'eval'}" in refused(result)
+    assert len(played) == (0 if named else 1) and ("policy" in result.out) == (not named)
 
 
 def test_a_disk_that_fills_up_costs_files_and_no_result(trained, tmp_path, monkeypatch):
@@ -965,3 +978,10 @@ def test_a_video_that_cannot_be_written_costs_no_episode(trained, tmp_path, monk
     monkeypatch.undo()
     done(compare(trained, tmp_path, *args))
     assert {path.name for path in tmp_path.glob("*.mp4")} == {"policy.mp4", "cem.mp4"}
+
+
+@pytest.mark.parametrize("cores, said", [(2, True), (5, False)])
+def test_fewer_environments_than_asked_for_are_said(cores, said, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    args = ["--planners", "policy", "--episodes", 3, "--num-envs", 5]
+    assert ("2 environments at once, as many as CPU cores" in done(compare(trained, tmp_path, *args)).out) == said

@@ -1,5 +1,7 @@
 """The end of the program: its exit code, whatever others left running."""
 
+import sys
+
 import pytest
 
 from tests.support.commands import ROOT, script
@@ -29,3 +31,37 @@ def test_a_thread_or_process_that_does_not_end_does_not_hold_up_the_end(command,
     assert ("threads that do not end are left behind: camera\n" in done.stderr) == left
     assert ("processes that do not end are killed: helper\n" in done.stderr) == left
     assert ("unknown command" in done.stderr) == (command == "nonsense")
+
+
+# Packages that are missing
+
+WITHOUT = """
+import runpy, sys
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+    def find_spec(self, name, *where):
+        return None if name in {missing!r} else self.finder.find_spec(name, *where)
+sys.meta_path[:] = map(Without, sys.meta_path)
+sys.argv = ["run.py", *{args!r}]
+runpy.run_path({program!r}, run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("missing, args", [("gymnasium", ["--help"]), ("tyro", ["eval", "--checkpoint", "runs/x"])])
+def test_a_package_that_this_python_lacks_is_one_line_with_what_installs_it(missing, args, tmp_path):
+    code = WITHOUT.format(missing=[missing], args=args, program=str(ROOT / "run.py"))
+    done = script(tmp_path / "without.py", code, timeout=60, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and not done.stdout, done.stderr
+    assert done.stderr.startswith(f"error: this Python ({sys.executable}) has no {missing}: ")
+    assert str(ROOT / ".venv/bin/activate") in done.stderr
+
+
+def test_an_import_that_fails_in_a_users_module_is_shown_as_theirs(tmp_path):
+    (tmp_path / "mine.py").write_text("import no_such_package\n")
+    code = WITHOUT.format(missing=[], args=["envs", "mine:make"], program=str(ROOT / "run.py"))
+    done = script(tmp_path / "without.py", code, timeout=60, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "cannot import mine" in done.stderr and "but imports no_such_package: install that" in done.stderr

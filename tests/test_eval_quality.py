@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import re
 
 import cv2
@@ -13,11 +14,13 @@ from dreamer_mpc.config import Config, SweepConfig, load_presets, resolve
 from dreamer_mpc.config.schema import EvaluationConfig
 from dreamer_mpc.envs import choose_gl_backend, make_env
 from dreamer_mpc.envs.dmc import DMCEnv
-from dreamer_mpc.evaluation import player
+from dreamer_mpc.evaluation import compare, player
 from dreamer_mpc.evaluation.player import evaluation_envs
 from dreamer_mpc.evaluation.visualize import write_visuals
 from dreamer_mpc.report.charts import _common_quality
-from dreamer_mpc.report.curves import gather, method_of, published
+from dreamer_mpc.report.curves import gather, published
+from dreamer_mpc.report.found import FoundComparison
+from dreamer_mpc.report.methods import method_of
 from dreamer_mpc.report.plot import plot
 from dreamer_mpc.report.styles import STYLES, in_words, style, styles
 from dreamer_mpc.runs.resume import open_run
@@ -26,7 +29,7 @@ from dreamer_mpc.training.command import _settings
 from dreamer_mpc.util.errors import UserError
 from scripts.soak import TIMES, differences
 from tests.support.agents import BRIEF, CHEAP, TINY
-from tests.support.commands import quietly, records, train
+from tests.support.commands import ROOT, quietly, records, train
 from tests.support.stops import stop
 from tests.test_plot import make_run, table
 
@@ -230,6 +233,26 @@ def test_standalone_evaluations_play_in_the_quality_of_training(whole, tmp_path)
     assert '"render_quality": "small-shadows"' in (tmp_path / "eval.json").read_text()
 
 
+def test_pictures_and_pages_say_that_agents_were_trained_in_another_quality(whole, tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(compare, "write_visuals", lambda *args: titles.append(args[-2]) or [])
+    few = ["--episodes", 1, "--num-envs", 1, "--seed", 500, "--render-quality", "fast", "--out", tmp_path]
+    args = ["compare", "--checkpoint", whole[0], "--planners", "policy", *few]
+    assert quietly(*args, "--video").code == 0
+    ended = ", drawn with fast (trained with small-shadows)"
+    assert FoundComparison.read(tmp_path).title.endswith(f"1 episode of 1 checkpoint{ended}")
+    assert titles == [f"cheetah-run, policy{ended}"]
+    record = json.loads((tmp_path / "compare.json").read_text())
+    assert record.pop("trained_with") == {sha256: "small-shadows" for sha256 in record["checkpoints"].values()}
+    (tmp_path / "compare.json").write_text(json.dumps(record))
+    assert FoundComparison.read(tmp_path).title.endswith("1 checkpoint"), "of an older version"
+    assert quietly(*args).code == 0, "which goes on"
+    assert FoundComparison.read(tmp_path).title.endswith(ended)
+    assert quietly("eval", "--checkpoint", whole[0], "--planner", "policy", *few).code == 0
+    assert quietly("report", tmp_path).code == 0
+    assert f"env steps{ended}" in (tmp_path / "report.html").read_text()
+
+
 # curves
 
 
@@ -271,3 +294,19 @@ def test_a_method_keeps_its_name_and_its_style():
     both = styles([method, "dream-mpc"])
     assert both["dream-mpc"] == STYLES["dream-mpc"] != both[method]
     assert in_words("dreamer, drawn by warp") == "dreamer, drawn by warp"
+
+
+def test_the_page_s_returns_by_rendering_are_those_of_its_files():
+    page = (ROOT / "docs" / "evaluation.md").read_text()
+    returns = {}
+    for quality in ("small-shadows", "full", "fast"):
+        said = json.loads((ROOT / "results" / "v3" / "rendering" / f"{quality}.json").read_text())
+        assert said["render_quality"] == quality and said["env"] == "cheetah-run"
+        returns[quality] = np.array(said["results"][0]["returns"])
+        words = f"{returns[quality].mean():.0f} ± {returns[quality].std(ddof=1):.0f}\\s+with (its own )?`{quality}`"
+        assert re.search(words, page), words
+    for quality in ("full", "fast"):
+        difference = returns[quality] - returns["small-shadows"]
+        half = 2.3646 * difference.std(ddof=1) / 8**0.5  # Student's t of 7 degrees of freedom, 97.5 %
+        numbers = (difference.mean(), difference.mean() - half, difference.mean() + half)
+        assert "{:.0f} [{:.0f}, {:.0f}]".format(*numbers).replace("-", "−") in page

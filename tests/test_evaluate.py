@@ -98,12 +98,14 @@ def test_what_is_executed_is_the_plan_and_a_trace_s_value_its_j():
 @pytest.mark.parametrize("recorded_steps", [0, 2])
 def test_a_listener_is_told_of_every_step(recorded_steps):
     steps = []
-    result = evaluate(Still(), POLICY, make_envs(1), 3, seed=10, recorded_steps=recorded_steps, on_step=steps.append)
+    heard = {"recorded_steps": recorded_steps, "on_step": lambda *counts: steps.append(counts)}
+    result = evaluate(Still(), POLICY, make_envs(1), 3, seed=10, **heard)
     assert result.lengths == [5, 6, 3]
-    assert steps == list(range(1, 15))
+    ended = [0] * 4 + [1] * 6 + [2] * 3 + [3]
+    assert steps == list(zip(range(1, 15), ended, strict=True))
     steps.clear()
-    evaluate(Still(), POLICY, make_envs(3), 3, seed=10, on_step=steps.append)
-    assert steps == [1, 2, 3, 4, 5, 6], "of all rows at once: as many as the longest episode"
+    evaluate(Still(), POLICY, make_envs(3), 3, seed=10, **heard)
+    assert steps == [(1, 0), (2, 0), (3, 1), (4, 1), (5, 2), (6, 3)], "of all rows at once"
 
 
 @pytest.mark.parametrize("planner", [DREAM, make_planner("policy", sample=True)])

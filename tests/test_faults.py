@@ -19,12 +19,13 @@ import dreamer_mpc.evaluation.visualize
 import dreamer_mpc.runs.logger
 from dreamer_mpc.agents.dreamer import Dreamer, SkippedUpdateCounter
 from dreamer_mpc.data.replay import Replay
+from dreamer_mpc.envs.custom import LARGEST_REWARD
 from dreamer_mpc.runs.checkpoint import load_checkpoint
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.runs.logger import Logger, check_backend
 from dreamer_mpc.training.profiling import Profiler
 from dreamer_mpc.util.errors import UserError
-from tests.support.agents import CATEGORICAL, CHEAP, FAMILIES, make_agent, make_batch
+from tests.support.agents import CATEGORICAL, CHEAP, FAMILIES, WORLD, make_agent, make_batch
 from tests.support.checkpoints import equal
 from tests.support.commands import counters, env_steps_in, quietly, records, train
 
@@ -93,6 +94,25 @@ def test_too_many_in_a_row_end_the_run_with_what_to_look_at(tmp_path, monkeypatc
     last = output.splitlines()[-1]
     assert last.startswith("error: 4 updates in a row") and str(path) in last and "--optimizer" in last
     assert records(folder)[-1]["updates"] == 6, "the round that showed it is on record"
+
+
+@pytest.mark.parametrize(
+    "world, behavior, optimizer",
+    [(WORLD, {}, {}), (CATEGORICAL, {"kind": "v3"}, {"kind": "laprop", "warmup": 1})],
+    ids=["paper", "v3"],
+)
+def test_the_largest_rewards_that_an_environment_may_give_skip_no_update(world, behavior, optimizer):
+    """Also where they are predicted, and returns are a thousand times as large."""
+    agent = make_agent(world=world, behavior={**behavior, "discount": 0.999, "return_lambda": 1.0}, **optimizer)
+    if not behavior:
+        with torch.no_grad():
+            list(agent.model.world_model.reward_head.parameters())[-1].fill_(LARGEST_REWARD)
+            list(agent.model.critic.parameters())[-1].fill_(1000 * LARGEST_REWARD)
+    for seed in range(3):
+        batch = make_batch(seed)
+        sign = torch.where(batch.reward > 0, 1.0, -1.0)
+        assert agent.update(batch._replace(reward=LARGEST_REWARD * sign)).metrics["skipped"] == 0
+    assert all(x.isfinite().all() for x in agent.model.parameters())
 
 
 def test_the_second_family_is_told_of_its_own_rates(tmp_path):

@@ -157,7 +157,7 @@ def test_what_contradicts_itself_or_is_not_there(start, words, named):
 def test_only_sequences_that_go_on_into_the_next_episode_may_be_longer_than_one():
     config = dataclasses.replace(Config(), max_env_steps=40)
     check_start(dataclasses.replace(config, replay=dataclasses.replace(config.replay, across_episodes=True)))
-    with pytest.raises(UserError, match="longer than an episode of --max-env-steps 40, 21 frames: lower it, or raise"):
+    with pytest.raises(UserError, match="longer than an episode of --max-env-steps 40, 21 frames: lower it, raise"):
         check_start(dataclasses.replace(config, replay=dataclasses.replace(config.replay, across_episodes=False)))
 
 

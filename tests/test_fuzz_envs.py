@@ -191,6 +191,13 @@ def test_what_numpy_and_other_libraries_return_is_taken(folder):
             play(1, workers=False, episodes=1)
 
 
+def test_a_reward_whose_square_would_overflow_is_refused_before_a_run_begins(folder):
+    with injected(Fault("step", "part", (1, 9e9)), folder):
+        play(1, workers=False, episodes=1)
+    with injected(Fault("step", "part", (1, -2e10)), folder), pytest.raises(EnvError, match="finite and within ±1e10"):
+        play(1, workers=False)
+
+
 BROKEN_MODULES = {
     "def make(:": r"importing broken raised SyntaxError: .*: mend it",
     "\n1 / 0": r"importing broken raised ZeroDivisionError: division by zero \(broken.py, line 2\)",

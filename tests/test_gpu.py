@@ -16,6 +16,7 @@ from dreamer_mpc.agents.returns import lambda_return
 from dreamer_mpc.config import load_presets
 from dreamer_mpc.kernels import block_cell, block_walk, cell, fused, graphs, norm, pixels, pooled_norm
 from dreamer_mpc.kernels.graphs import OWN, PRIORITIES, Aside, Captured
+from dreamer_mpc.library import Player
 from dreamer_mpc.networks import MLP, Critic
 from dreamer_mpc.networks.norm_mlp import NormEnsemble, NormMLP
 from dreamer_mpc.networks.normal_actor import NormalActor
@@ -103,6 +104,15 @@ def test_an_agent_has_a_graph_for_the_mode_and_another_for_samples():
             assert torch.allclose(mode, actions[-1], rtol=2e-3, atol=2e-3) == (not sample), t
     for actions in taken.values():
         torch.testing.assert_close(actions[4], actions[7], rtol=2e-3, atol=2e-3)
+
+
+def test_a_player_acts_through_the_captured_step():
+    """What it checks of a plan's numbers comes after the step: a recording must not look at them."""
+    players = [Player(agent, make_planner("policy"), (64, 64, 3)) for agent in make_pair(bf16=False)]
+    images = random_batch(1).image[: graphs.WARMUP_CALLS + 3, :2].cpu().numpy()
+    for image in images:
+        captured, eager = (player(image) for player in players)
+        assert abs(captured - eager).max() < 2e-3
 
 
 def check_acting(name, batch, **settings):

@@ -30,6 +30,11 @@ def make(length=10, terminates=False):
     return CountingEnv(length=length, terminates=terminates)
 
 
+def passing(size=64, **kwargs):
+    """A factory that passes arguments on."""
+    return CountingEnv(**kwargs)
+
+
 # environments
 
 
@@ -48,12 +53,13 @@ def test_an_id_of_gymnasium_is_seen_through_its_renderer(tmp_path, monkeypatch):
 X = {"env_args": {"x": 1}}
 MISTAKES = {
     "an unknown id": ("HalfCheeta-v5", {}, "no id that gymnasium knows: did you mean HalfCheetah-v5"),
-    "an argument it lacks": ("HalfCheetah-v5", X, "cannot be made with --env-args x .*leave out"),
+    "an argument it lacks": ("HalfCheetah-v5", X, "with --env-args x .*leave out .*it takes xml_file, frame_skip,"),
     "a camera it lacks": ("HalfCheetah-v5", {"camera": "nope"}, r"the cameras -1 \(free\), 0 \(track\), got 'nope'"),
     "a camera of none": ("MountainCarContinuous-v0", {"camera": 1}, "has no choice of cameras"),
     "a task's camera": ("cheetah-run", {"camera": "x"}, r"the cameras -1 \(free\), 0 \(side\), 1 \(back\), got 'x'"),
-    "a task's argument": ("cheetah-run", X, "cheetah-run cannot be made with --env-args x"),
-    "a factory's argument": ("tests.test_inputs:make", X, "the arguments x of --env-args, but"),
+    "a task's argument": ("cheetah-run", X, "made with --env-args x .*it takes time_limit, environment_kwargs.$"),
+    "a factory's argument": ("tests.test_inputs:make", X, "x of --env-args, but .*'x': it takes length, terminates$"),
+    "one that it passes on": ("tests.test_inputs:passing", X, "x of --env-args .*takes size, what .*kwargs passes on$"),
 }
 
 

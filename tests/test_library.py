@@ -1,9 +1,11 @@
 """The library: players act as `eval` does, inputs that do not fit are explained, and exports do what the agent does."""
 
 import json
+import re
 import runpy
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -11,7 +13,9 @@ import torch
 
 import dreamer_mpc
 from dreamer_mpc.evaluation.subject import Subject
-from dreamer_mpc.library.export import SUFFIXES, Policy, _check, export_policy
+from dreamer_mpc.library.export import INPUTS, SUFFIXES, Policy, _check, export_policy
+from dreamer_mpc.planners import PLANNERS, Memory
+from dreamer_mpc.planners import Policy as PolicyPlanner
 from dreamer_mpc.runs.checkpoint import save_checkpoint
 from dreamer_mpc.util.errors import UserError
 from tests.support.agents import ACTION_DIM, FAMILIES
@@ -117,6 +121,7 @@ BAD = {
     "channels first": (lambda x: x.transpose(0, 3, 1, 2), r"got uint8 \[2, 3, 64, 64\]: channels come last"),
     "another size": (lambda x: x[:, ::2], r"uint8 \[64, 64, 3\], or \[N, ...\] .* got uint8 \[2, 32, 64, 3\]"),
     "a list": (lambda x: x.tolist(), "as a NumPy array or a torch tensor, got list"),
+    "none": (lambda x: x[:0], r"got uint8 \[0, 64, 64, 3\], which is empty"),
     "fewer rows": (lambda x: x[:1], "plays 2 environments, got images of 1"),
 }
 
@@ -130,14 +135,32 @@ def test_an_image_that_does_not_fit_is_explained_in_one_line(change, words, agen
     assert "\n" not in str(raised.value)
 
 
-def test_other_mistakes_are_one_line_too(agent, images):
-    player = agent.player("policy")
+def test_other_mistakes_are_one_line_too(agent, images, unchecked):
+    player, played = agent.player("policy"), agent.player("policy")
+    played(images[0])
     calls = {
         "has seen no image": lambda: player.state,
         "has no setting horizn": lambda: agent.player("dream-mpc", horizn=3),
         "settings go with the name": lambda: agent.player(dreamer_mpc.make_planner("policy"), horizon=3),
-        "bool .0., one for each": lambda: player.reset([True]),
-        "horizon must be 1 or more": lambda: agent.imagine(np.zeros(agent.state_dim, np.float32), horizon=0),
+        "bool .2., one for each": lambda: played.reset([True]),
+        "horizon must be at least 1, got 0": lambda: agent.imagine(np.zeros(agent.state_dim, np.float32), horizon=0),
+        "horizon must be a whole number, got '3'": lambda: agent.imagine(
+            np.zeros(agent.state_dim, np.float32), horizon="3"
+        ),
+        "got numbers that are not finite": lambda: agent.imagine(np.full(agent.state_dim, np.nan, np.float32)),
+        r"actions must be .* got float32 \[0, 2\], which is empty": lambda: agent.imagine(
+            np.zeros(agent.state_dim, np.float32), np.zeros((0, ACTION_DIM), np.float32)
+        ),
+        r"a state must be .* got float32 \[2, 0\]": lambda: agent.decode(np.zeros((2, 0), np.float32)),
+        "the next call begins an episode": lambda: agent.player("policy").reset([True]),
+        "got the class Stranger: give Stranger": lambda: agent.player(Stranger),
+        r"an object with a method plan\(model, state, memory\), got int": lambda: agent.player(5),
+        r"got Forgetful with plan\(model, state\)": lambda: agent.player(Forgetful()),
+        "seed must be a whole number, got 1.5": lambda: agent.player("policy", seed=1.5),
+        "bounds must be .low, high., each a number or 2 numbers": lambda: agent.player("policy", bounds=([0] * 3, 1)),
+        "make_env has no setting repeat: known are action_repeat": lambda: agent.make_env(repeat=2),
+        "image_size must be a whole number, got '64'": lambda: agent.make_env(image_size="64"),
+        "a path must be a text or a pathlib.Path, got int": lambda: dreamer_mpc.load(5),
         "low below high": lambda: agent.player("policy", bounds=(1, -1)),
         "a state must be float32": lambda: agent.imagine(np.zeros(3, np.float32)),
         "actions of 3 environments do not fit 2": lambda: agent.imagine(
@@ -169,6 +192,11 @@ def test_an_exported_policy_gives_what_the_agent_gives(checkpoint, tmp_path):
     assert export_policy(Subject.load(checkpoint), path, form) < 1e-4
     about = json.loads((tmp_path / f"{path.name}.json").read_text())
     assert path.exists() and about["inputs"]["image"]["shape"] == ["batch", 64, 64, 3]
+    if form == "torch":
+        sizes = {name: [2, *shape["shape"][1:]] for name, shape in about["inputs"].items()}
+        given = [torch.zeros(sizes[name], dtype=torch.uint8 if name == "image" else torch.float32) for name in INPUTS]
+        action, _ = torch.export.load(path).module()(*given)
+        assert action.numpy().shape == (2, ACTION_DIM), "no gradient is attached"
 
 
 def test_an_exported_policy_is_the_agent_s(agent, images, checkpoint):
@@ -193,32 +221,136 @@ def test_what_cannot_be_exported_is_one_line(checkpoint, tmp_path, monkeypatch):
         return done.err
 
     assert "is a file *.pt2, not " in refused("--format", "torch", "--out", tmp_path / "policy.onnx")
+    assert "cannot write /proc/policy.pt2 (" in refused("--format", "torch", "--out", "/proc/policy.pt2")
+    (tmp_path / "policy.pt2.json").mkdir()
+    assert "Is a directory" in refused("--format", "torch", "--out", tmp_path / "policy.pt2")
+    (tmp_path / "policy.pt2.json").rmdir()
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else name)
     assert "ONNX needs onnxscript: pip install 'dreamer-mpc[onnx]', or --format torch" in refused()
     assert not list(tmp_path.iterdir())
 
 
-def plan_of_policy(model, state):
-    return dreamer_mpc.make_planner("policy").plan(model, state)
-
-
+@dataclass
 class Stranger:
-    """A planner that answers what it is told to."""
+    """The policy as a planner that has no hash, with other parts of its plans; `parts` may be the whole plan."""
 
-    def __init__(self, answer):
-        self.plan = lambda model, state, memory=None: answer(model, state)
+    parts: Any = field(default_factory=dict)
+    candidates: list = field(default_factory=list)  # a planner may call anything so
+
+    def plan(self, model, state, memory=None):
+        return with_parts(dreamer_mpc.make_planner("policy").plan(model, state), self.parts)
 
 
-@pytest.mark.parametrize(("answer", "words"), [
-    (lambda model, state: state, "must return a Plan of dreamer_mpc.planners, got Tensor"),
-    (lambda *given: replace(plan_of_policy(*given), action=torch.full((2, ACTION_DIM), 4.0)), "got 4"),
-    (lambda *given: replace(plan_of_policy(*given), action=torch.full((2, ACTION_DIM), np.nan)), "got nan"),
-], ids=["no plan", "too large", "not a number"])  # fmt: skip
-def test_a_stranger_s_plan_that_is_none_or_out_of_bounds_is_one_line(agent, images, answer, words):
-    with pytest.raises(ValueError, match="Stranger.plan must ") as raised:
-        agent.player(Stranger(answer))(images[0])
+class Forgetful:
+    """A planner without the argument for its memory."""
+
+    def plan(self, model, state):
+        raise NotImplementedError
+
+
+def with_parts(plan, parts):
+    if not isinstance(parts, dict):
+        return parts
+    for name, value in parts.items():
+        setattr(plan, name, value)
+    return plan
+
+
+class Kept(NamedTuple):
+    """A memory that cannot forget."""
+
+    actions: torch.Tensor
+
+
+UNFIT = {  # plans of 2 rows for an agent of 2 actions
+    "no plan": (torch.zeros(2), "must return a Plan of dreamer_mpc.planners, got Tensor"),
+    "too large": ({"action": torch.full((2, 2), 4.0)}, "must give actions in [-1, 1], got 4"),
+    "not a number": ({"action": torch.full((2, 2), np.nan)}, "must give actions in [-1, 1], got nan"),
+    "3 numbers": ({"action": torch.zeros(2, 3)}, "the action [B, A] as float32 [2, 2] on cpu, got float32 [2, 3] on"),
+    "one row": ({"action": torch.zeros(1, 2)}, "got float32 [1, 2] on cpu"),
+    "doubles": ({"action": torch.zeros(2, 2).double()}, "got float64 [2, 2] on cpu"),
+    "NumPy": ({"action": np.zeros((2, 2))}, "must give the action as a torch tensor [B, A], got ndarray [2, 2]"),
+    "one value": ({"value": torch.zeros(())}, "the value [B] as float32 [2] on cpu, got float32 [] on cpu"),
+    "no value": ({"value": None}, "must give the value as a torch tensor [B], got NoneType"),
+    "a tensor kept": ({"memory": torch.zeros(2, 3)}, "None or a named tuple of tensors [B, ...], of B = 2 rows, with"),
+    "kept for good": ({"memory": Kept(torch.zeros(2))}, "with a method reset(done), such as"),
+    "kept of one row": ({"memory": Memory(torch.zeros(1, 3, 2), torch.ones(1, dtype=torch.bool))}, "got Memory"),
+    "no count": ({"model_evaluations": 2.5}, "must give model_evaluations as a whole number, got float"),
+}
+
+
+@pytest.mark.parametrize("parts, words", UNFIT.values(), ids=UNFIT)
+def test_a_plan_that_does_not_fit_is_one_line_that_names_the_planner(agent, images, parts, words, unchecked):
+    player = agent.player(Stranger(parts))
+    with pytest.raises(ValueError, match="^Stranger.plan must ") as raised:
+        player(images[0])
     assert words in str(raised.value) and "\n" not in str(raised.value)
+    with pytest.raises(ValueError, match="has seen no image"):
+        player.state  # noqa: B018
+    with pytest.raises(ValueError, match="^Stranger.plan must "):  # not that it plays 2 environments
+        player(images[:3, 0])
+
+
+def test_a_planner_without_a_hash_plays_and_its_settings_may_change(agent, images):
+    np.testing.assert_array_equal(agent.player(Stranger())(images[0]), agent.player("policy")(images[0]))
+    changed = Stranger()
+    player = agent.player(changed)
+    player(images[0])
+    changed.parts = {"action": torch.full((2, ACTION_DIM), 0.5)}
+    assert (player(images[1]) == 0.5).all()
+
+
+@pytest.mark.parametrize("command", [
+    ["train", "--run-dir"],
+    ["eval", "--episodes", "1", "--num-envs", "1", "--out"],
+    ["compare", "--episodes", "1", "--num-envs", "1", "--planners", "policy", "--out"],
+], ids=lambda command: command[0])  # fmt: skip
+@pytest.mark.parametrize("action, words", [
+    (torch.zeros(1, 3), "must give the action [B, A] as float32 [1, 2] on cpu, got float32 [1, 3] on cpu"),
+    (torch.full((1, 2), np.nan), "must give actions in [-1, 1], got nan"),
+], ids=["3 numbers", "not a number"])  # fmt: skip
+def test_an_unfit_plan_ends_a_command_with_one_line(command, action, words, checkpoint, tmp_path, monkeypatch):
+    right, unfit = PolicyPlanner.plan, {"action": action}
+    monkeypatch.setattr(PolicyPlanner, "plan", lambda *given: with_parts(right(*given), unfit))
+    subject = [*FAMILIES[checkpoint.stem], "--num-envs", "1"] if command[0] == "train" else ["--checkpoint", checkpoint]
+    planner = [] if command[0] == "compare" else ["--planner", "policy"]
+    done = quietly(*command, tmp_path / "out", *subject, *planner)
+    assert done.code == 2 and done.err.strip().splitlines()[-1] == f"error: Policy.plan {words}", done.err
+
+
+WRONG = [
+    ("policy", "sample", "yes", "sample must be True or False, got 'yes'"),
+    ("policy", "sample", 1, "sample must be True or False, got 1"),
+    ("cem", "horizon", 2.5, "horizon must be a whole number, got 2.5"),
+    ("mppi", "candidates", True, "candidates must be a whole number, got True"),
+    ("cem", "discount", "0.9", "discount must be a number, got '0.9'"),
+    ("grad-mpc", "objective", 3, "objective must be one of return, lambda-return, rewards, got 3"),
+    ("dream-mpc", "draws", "few", "draws must be a whole number or None, got 'few'"),
+    ("dream-mpc", "line_search", 0.1, "line_search must be a tuple of values, each a number, got 0.1"),
+    ("dream-mpc", "habits", "clip", "habits must be a tuple of values, each a text, got 'clip'"),
+]
+
+
+@pytest.mark.parametrize("planner, setting, value, words", WRONG, ids=str)
+def test_a_setting_of_another_type_is_refused(agent, planner, setting, value, words, unchecked):
+    for make in (agent.player, dreamer_mpc.make_planner):
+        with pytest.raises(ValueError, match=f"^{re.escape(words)}$"):
+            make(planner, **{setting: value})
+
+
+@pytest.mark.parametrize("planner", PLANNERS)
+def test_every_setting_has_a_type_that_is_checked(planner, unchecked):
+    for setting in fields(PLANNERS[planner]):
+        with pytest.raises(ValueError, match=f"^{setting.name} must be .* got {{}}$"):
+            dreamer_mpc.make_planner(planner, **{setting.name: {}})
+
+
+def test_settings_may_be_lists_and_numbers_of_numpy(agent, images, unchecked):
+    own = agent.player("cem", horizon=np.int64(2), candidates=8, elites=2, discount=np.float32(0.9))
+    assert own(images[0]).shape == (2, ACTION_DIM)
+    for make in (lambda *name, **settings: agent.player(*name, **settings).planner, dreamer_mpc.make_planner):
+        assert make("dream-mpc", line_search=[0.1, 1]).line_search == (0.1, 1)
 
 
 def test_an_agent_says_in_a_line_what_it_is(agent):

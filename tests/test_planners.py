@@ -20,6 +20,7 @@ from tests.support.planning import (
     kind,
     marked,
     memory_for,
+    near,
     plan,
     previous_plan,
     same,
@@ -94,7 +95,7 @@ def test_plans_the_same_under_no_grad_and_with_frozen_parameters_or_a_state_that
     leaf = state.clone().requires_grad_()
     same(plan(planner, model, leaf * 1.0), expected)
     assert leaf.grad is None
-    same(plan(planner, model.requires_grad_(False), state), expected)
+    near(plan(planner, model.requires_grad_(False), state), expected)
 
 
 @every_planner

@@ -12,7 +12,8 @@ import pytest
 import run
 from dreamer_mpc.config import Config, to_yaml
 from dreamer_mpc.planners import Policy
-from dreamer_mpc.report.curves import Curve, gather, method_of, published, read_curves, write_curves
+from dreamer_mpc.report.curves import Curve, gather, published, read_curves, write_curves
+from dreamer_mpc.report.methods import method_of
 from dreamer_mpc.report.plot import plot
 from dreamer_mpc.util.errors import UserError
 
@@ -170,6 +171,15 @@ def test_the_picture_follows_the_file(tmp_path):
     for i, curves in enumerate(others):
         other = drawn(tmp_path / f"c{i}", *curves)
         assert other.shape != one.shape or (other != one).any()
+
+
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_long_names_do_not_run_off_the_picture(tmp_path, tasks):
+    names = [", ".join([start, *["and so on"] * 9]) for start in ("dreamer", "mppi")]
+    curves = [curve(task, name) for task in ("cheetah-run", "walker-run")[:tasks] for name in (*names, "cem, short")]
+    picture = drawn(tmp_path, *curves)
+    low = picture.shape[0] * 6 // 10
+    assert (picture[low:, :4] == 255).all() and (picture[low:, -4:] == 255).all(), "letters at the edges"
 
 
 def test_all_folders_below_are_redrawn(tmp_path, capsys):

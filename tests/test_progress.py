@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from dreamer_mpc.evaluation.progress import EpisodesProgress
+from dreamer_mpc.evaluation.progress import EpisodesProgress, lines_of_evaluation
 from dreamer_mpc.report.display import LINE_EVERY_S, is_live
 from dreamer_mpc.report.words import duration
 from dreamer_mpc.runs.folder import RunFolder
@@ -344,3 +344,16 @@ def test_a_live_table_of_many_runs_shows_first_what_needs_attention():
         shown.print(progress._render())
     text = shown.file.getvalue()
     assert "broken" in text and "not shown" in text and text.count("\n") <= console.height
+
+
+def test_a_long_evaluation_of_a_run_says_what_is_played(clock):
+    said = []
+    on_step = lines_of_evaluation(said.append, "policy", 5, 2, clock)
+    for step, ended in ((500, 0), (1200, 2), (1300, 2), (2400, 4)):
+        on_step(step, ended)
+        clock.now += LINE_EVERY_S
+    assert said == [
+        "evaluating policy: episode 3 to 4 of 5, step 1,200 of the evaluation",
+        "evaluating policy: episode 3 to 4 of 5, step 1,300 of the evaluation",
+        "evaluating policy: episode 5 of 5, step 2,400 of the evaluation",
+    ]

@@ -2,8 +2,10 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
+from dataclasses import asdict
 from html import unescape
 from pathlib import Path
 
@@ -12,6 +14,10 @@ import numpy as np
 import pytest
 
 import run
+from dreamer_mpc.config import CompareConfig, Config, parse, with_planners_of
+from dreamer_mpc.evaluation.compare import contestants
+from dreamer_mpc.planners import DreamMPC, Policy
+from dreamer_mpc.report.command import changed_presets, compare_command
 from dreamer_mpc.report.rows import Row, to_comparison
 from dreamer_mpc.report.styles import STYLES
 from dreamer_mpc.report.video import write_mp4
@@ -54,7 +60,8 @@ ROWS = [
 ]  # fmt: skip
 MADE_WITH = {
     "env": "hopper-hop", "seed": 40000, "render_quality": "full", "checkpoints": {"a b": "6d8172708"},
-    "planners": {"dream-mpc-default": {"horizon": 10, "reuse": 0}, "dream-mpc-paper": {"horizon": 15, "reuse": 0}},
+    "planners": {"dream-mpc-default": {"horizon": 10, "scale_penalty": False},
+                 "dream-mpc-paper": {"horizon": 15, "scale_penalty": False}},
 }  # fmt: skip
 
 
@@ -92,12 +99,49 @@ def test_the_page_says_what_was_gained_and_how_it_was_measured(page):
     assert "dream-mpc-paper 160 [158, 162] +20.8 [+18.8, +22.8] * 10.5" in text, "the table with paired differences"
     for setting in ("planner dream-mpc policy", "horizon 10 15"):
         assert setting in text, "those that differ"
-    assert "replay.capacity" not in text and "reuse" not in text, "those that are the same"
+    assert "replay.capacity" not in text and "scale_penalty" not in text, "those that are the same"
     assert "Commit abc123" in text and "torch 2.13.0" in text and "run.py --env 'a b'" in text
     assert "python run.py compare --checkpoint 'a b' --planners policy,dream-mpc-default,dream-mpc-paper,mppi" in text
     assert "--sweep dream-mpc-default.open_loop=0:caution=0 --episodes 64 --seed 40000" in text
     for part in ("Comparisons", "Learning curves", "Videos and decisions", "Settings that differ"):
         assert part in text
+
+
+COMPARED = {
+    "a setting of the policy alone": (["--policy.sample"], "policy", ["policy.sample=true,false"]),
+    "groups, lists and None": (
+        ["--dream-mpc.line-search", "0.5", "--dream-mpc.no-mode-candidate", "--dream-mpc.draws", "None",
+         "--dream-mpc.discount", "0.9", "--mppi.elites", "7", "--cem.horizon", "3"],
+        "policy,dream-mpc,cem,mppi", [],
+    ),
+    "sweeps over other settings": (
+        ["--dream-mpc.horizon", "4", "--dream-mpc.line-search", "--mppi.discount", "0.5"],
+        "dream-mpc-default", ["dream-mpc.caution=0,1:reuse=0.5", "mppi.discount=0.9", "dream-mpc-default.draws=2"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_the_command_on_the_page_has_every_setting_whatever_its_checkpoint_has(name):
+    given, planners, sweep = COMPARED[name]
+    args = ["--checkpoint", "a b", "--planners", planners, *(["--sweep", *sweep] if sweep else []), *given]
+    made, _ = contestants(parse(CompareConfig, args), [])
+    made_with = json.loads(json.dumps({**MADE_WITH, "planners": {key: asdict(made[key]) for key in made}}))
+    command = compare_command([row(label, 1.0) for label in made], made_with)
+    other = Config(policy=Policy(sample=True), dream_mpc=DreamMPC(horizon=9, discount=0.8, caution=0.3, habits=()))
+    default = with_planners_of(other, CompareConfig(checkpoint=("a b",)))  # what another checkpoint would say
+    again = parse(CompareConfig, shlex.split(command)[3:], default)
+    assert contestants(again, [])[0] == made and list(contestants(again, [])[0]) == list(made)
+    assert (again.checkpoint, again.episodes, again.seed, again.num_envs) == (("a b",), 64, 40000, 16)
+    assert again.render_quality == "full"
+
+
+def test_a_preset_that_has_changed_since_is_named(page):
+    assert "But this version has other settings" not in words(page)
+    planners = {"dream-mpc-paper": {"horizon": 12, "discount": 0.5}, "policy": {}}
+    assert changed_presets(ROWS, MADE_WITH | {"planners": planners}) == ["dream-mpc-paper (horizon 12 -> 15)"]
+    command = compare_command(ROWS, MADE_WITH | {"planners": planners})
+    assert command.endswith("--policy.no-sample --dream-mpc.discount 0.5"), "older files: the policy had no settings"
 
 
 def test_the_page_is_one_file_that_asks_nobody_for_anything(page):
@@ -126,9 +170,27 @@ def test_what_is_damaged_is_left_out_and_named(folder, tmp_path, capsys):
     assert "is damaged" in words((tmp_path / "a/report.html").read_text())
 
 
+def test_an_analysis_is_on_the_page_with_its_table_and_picture(tmp_path, capsys):
+    folder = tmp_path / "analysis"
+    folder.mkdir()
+    (folder / "analysis.json").write_text(json.dumps({"what": "model-error"}))
+    assert run.main(["report", str(folder)]) == 0
+    text = words((folder / "report.html").read_text())
+    assert "Planning with world models: model-error" in text and "Its table is not there" in text
+    (folder / "table.csv").write_text(to_csv([{"tasks": "smooth", "reward\nerror": "0.05 [0.04, 0.06]"}]))
+    cv2.imwrite(str(folder / "analysis.png"), np.zeros((90, 160, 3), np.uint8))
+    make_run(tmp_path / "run", [100.0])
+    assert run.main(["report", str(tmp_path)]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "tasks reward error smooth 0.05 [0.04, 0.06]" in words(page) and page.count("<img") == 2
+    (folder / "table.csv").write_text("a,b\n1\n")
+    assert run.main(["report", str(tmp_path)]) == 0
+    assert "table.csv beside it is damaged" in capsys.readouterr().out
+
+
 REFUSED = {
     "no folder": (["{empty}/x"], "no folder"),
-    "nothing in it": (["{empty}"], "holds no run, comparison or evaluation"),
+    "nothing in it": (["{empty}"], "holds no run, comparison, evaluation or analysis"),
     "a file": (["{file}"], "no folder"),
     "a page that cannot be": (["{good}", "--out", "{file}/a.html"], "cannot write"),
     "a negative size": (["{good}", "--max-mb", "-1"], "max"),
@@ -149,6 +211,14 @@ def test_bad_input_is_one_line(name, tmp_path, capsys):
     assert run.main(["report", *[word.format(**places) for word in args]]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_its_pictures_are_drawn(tmp_path, monkeypatch, capsys):
+    make_run(tmp_path / "run", [1.0])
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("dreamer_mpc.report.report.write_page", lambda *_: pytest.fail("drawn"))
+    assert run.main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "file" / "a.html")]) == 2
+    assert "cannot write" in capsys.readouterr().err
 
 
 def browse(page: Path, profile: Path, *options: str) -> str:

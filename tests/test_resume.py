@@ -1,5 +1,6 @@
 """A run that is stopped, killed or hits a full disk, and is resumed, equals an uninterrupted one bit for bit."""
 
+import dataclasses
 import errno
 import functools
 import itertools
@@ -13,15 +14,19 @@ import sys
 import time
 
 import pytest
+import torch
 from safetensors.torch import load
 
 import dreamer_mpc.evaluation.player
 import dreamer_mpc.runs.saving
 import dreamer_mpc.training.setup
 import dreamer_mpc.training.trainer
+from dreamer_mpc.config import Config, load_presets, option, parse
+from dreamer_mpc.config.make import make_agent
 from dreamer_mpc.envs.rows import LocalVectorEnv
 from dreamer_mpc.runs.checkpoint import as_payload, find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
 from dreamer_mpc.runs.payload import FORMAT_VERSION, read_payload, write_payload
+from dreamer_mpc.runs.resume import FIXED
 from dreamer_mpc.training.schedule import Schedule
 from dreamer_mpc.training.trainer import Trainer
 from scripts import soak
@@ -98,6 +103,17 @@ def test_a_run_stopped_again_and_again_is_the_one_that_was_not(stop_at, uninterr
         output = train("--resume", tmp_path / "run")
     assert stops == 4
     assert_same_run(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize("number", [10, 14, 20])
+def test_a_run_stopped_in_seed_episodes_beyond_those_asked_for_is_the_one_that_was_not(number, stop_at, tmp_path):
+    args = [*V3, "--num-envs", "2", "--planner", "policy", "--replay.sequence-length", "20"]  # an episode has 9 frames
+    train(*args, "--run-dir", tmp_path / "whole")
+    assert records(tmp_path / "whole")[0]["episodes"] == 4
+    stop_at(number)
+    assert "stopped at" in train(*args, "--run-dir", tmp_path / "run")
+    train("--resume", tmp_path / "run")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +193,7 @@ def test_an_evaluation_is_given_up_and_made_first_on_resume(whole, tmp_path, mon
         return evaluate(*args, **kwargs)
 
     monkeypatch.setattr(dreamer_mpc.evaluation.player, "evaluate", interrupted)
-    output = train(*whole[0], "--run-dir", tmp_path / "run")
+    output = train(*whole[0], "--run-dir", tmp_path / "run", code=130)
     monkeypatch.undo()
     assert "stopped at 24 env steps" in output and "evaluation at" not in output
     assert output.count("checkpoint ") == 1, "the one before the evaluation is whole"
@@ -261,7 +277,7 @@ def test_a_terminal_s_interrupt_stops_a_run_with_workers(tmp_path):
     time.sleep(1.0)
     os.killpg(process.pid, signal.SIGINT)
     output, error = process.communicate(timeout=60)
-    assert process.returncode == 0, error
+    assert process.returncode == 130, error
     assert re.search(r"stopped at [\d,]+ env steps; go on with: python run.py --resume", output)
     assert error.strip() == "stopping after a last checkpoint; Ctrl-C again stops at once, without one"
     assert load_checkpoint(tmp_path / "run").counters.env_steps > 0
@@ -443,7 +459,8 @@ HUGE = ["--env-steps", 2_000_000_000, "--replay.capacity", 2_000_000_000]
         (["--num-envs", 2], "--num-envs of .* is 1 and cannot become 2"),
         (["--env", "cartpole-swingup"], "--env of .* is tests.example_env:make and cannot become cartpole-swingup"),
         (["--action-repeat", 2], "--action-repeat of .* is 1 and cannot become 2"),
-        (["--world-model.deter", 20], "the checkpoint's weights do not fit --world-model"),
+        (["--world-model.deter", 20], "--world-model.deter of .* is 16 and cannot become 20: leave it out, or start"),
+        (["--world-model.continuation"], "--world-model.continuation of .* is False and cannot become True: leave it"),
         (
             ["--world-model.kind", "categorical", "--world-model.blocks", 2],
             "--world-model.kind of .* is gaussian and cannot become categorical: leave it out, or start another run",
@@ -459,6 +476,48 @@ def test_what_a_saved_run_cannot_become_is_one_line(args, words, run_folder):
     assert re.search(words, output.splitlines()[-1])
     assert sum(line.startswith("error: ") for line in output.splitlines()) == 1
     assert {path: path.stat().st_mtime_ns for path in run_folder.rglob("*")} == before
+
+
+CHANGED = {  # another value of a setting than the doubled one
+    "world_model.downsampling": "strided", "world_model.representation": "barlow", "behavior.kind": "v3",
+    "optimizer.kind": "laprop", "world_model.reward_readout": "symlog",
+    "behavior.exploration": "policy", "behavior.head_targets": "own",
+}  # fmt: skip
+
+
+def changed(group, name):
+    value = getattr(group[1], name)
+    if isinstance(value, str):
+        return CHANGED[f"{group[0]}.{name}"]
+    if isinstance(value, bool):
+        return not value
+    return tuple(2 * each for each in value) if isinstance(value, tuple) else 2 * value
+
+
+def form(config):
+    """Names and shapes of all that the agent of `config` keeps."""
+    agent = make_agent(config, 2, torch.device("cpu"))
+    return {name: getattr(value, "shape", None) for name, value in flatten(agent.state_dict()).items()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_settings_that_decide_what_an_agent_consists_of_may_not_change(family):
+    args = [*FAMILIES[family], *(["--world-model.blocks", "2"] if family == "paper" else [])]
+    config = parse(Config, args, load_presets(option(args, "config")))
+    own, deciding = form(config), set()
+    for group in ("world_model", "behavior", "optimizer"):
+        settings = getattr(config, group)
+        for field in dataclasses.fields(settings):
+            key = f"{group}.{field.name}"
+            if key in ("world_model.kind", "behavior.bootstrap", "behavior.discount", "behavior.return_lambda"):
+                continue  # the first is of other settings' form; the others are shares, at most 1
+            try:
+                other = dataclasses.replace(settings, **{field.name: changed((group, settings), field.name)})
+            except ValueError:
+                continue  # of the other kind alone, or a share
+            if form(dataclasses.replace(config, **{group: other})) != own:
+                deciding.add(key)
+    assert {"world_model.deter", "behavior.value_heads"} < deciding and deciding <= set(FIXED)
 
 
 def test_other_settings_may_change(run_folder):

@@ -167,8 +167,9 @@ def test_a_run_that_never_began_is_not_tried_again_and_one_that_is_complete_is_n
     assert sweep.entries[0].state == "failed" and sweep.entries[0].starts == 1 == len(launcher.commands)
 
 
+@pytest.mark.parametrize("code", [0, 130], ids=["asked to stop", "Ctrl-C"])
 @pytest.mark.parametrize(("records", "state", "starts"), [([4, 4, 4], "failed", 3), ([4, 8, 12, 16], "complete", 4)])
-def test_a_run_whose_process_ends_with_0_goes_on_only_where_it_gets_further(records, state, starts, tmp_path):
+def test_a_run_whose_process_stops_goes_on_only_where_it_gets_further(records, state, starts, code, tmp_path):
     (one,) = sweep_of(tmp_path, planners="policy")
     reached = iter(records)
 
@@ -176,7 +177,7 @@ def test_a_run_whose_process_ends_with_0_goes_on_only_where_it_gets_further(reco
         steps = next(reached)
         write_metrics(one, *range(4, steps + 1, 4), evaluated=steps == 16)
 
-    launcher = FakeLauncher([0] * len(records), on_start=on_start)
+    launcher = FakeLauncher([code] * (len(records) - 1) + [0], on_start=on_start)
     sweep = Sweep([one], launcher, restarts=2)
     sweep.work(Stop(), lambda: None)
     (entry,) = sweep.entries
@@ -274,7 +275,7 @@ def test_a_killed_run_is_restarted_and_a_stopped_sweep_goes_on(tmp_path):
         output = sweep.communicate(timeout=120)[0]
     finally:
         sweep.kill()
-    assert sweep.returncode == 0 and "stopped: the same command goes on from here" in output, output
+    assert sweep.returncode == 130 and "stopped: the same command goes on from here" in output, output
     assert "start 2" in output and not again.is_running()
     assert "stopped at" in (tmp_path / "logs" / f"{folder.name}.txt").read_text()
     done = records(folder)[-1]["env_steps"]

@@ -24,7 +24,7 @@ from dreamer_mpc.training.state import MetricMeans
 from dreamer_mpc.training.trainer import Trainer
 from dreamer_mpc.util.errors import UserError
 from tests.support.agents import TINY
-from tests.support.commands import records
+from tests.support.commands import records, train
 from tests.support.counting_env import CountingEnv
 
 SHORT = [
@@ -245,6 +245,25 @@ def test_seed_episodes_are_exactly_as_many_as_asked(num_envs, episodes, tmp_path
     assert records(tmp_path)[0]["env_steps"] == 10 * episodes, "rows without a seed episode are not stepped"
     assert records(tmp_path)[0]["episodes"] == episodes
     assert held[0] == (episodes + num_envs, 11 * episodes + num_envs), "and all rows have begun another one"
+
+
+def test_across_episodes_seed_episodes_go_on_until_an_environment_has_a_sequence(tmp_path):
+    args = [*TINY, "--planner", "policy", "--env-steps", "90", "--num-envs", "2", "--train.seed-episodes", "1"]
+    args += ["--replay.sequence-length", "25", "--replay.across-episodes"]  # an episode has 8 steps and 9 frames
+    output = train(*args, "--run-dir", tmp_path / "run")
+    assert output.count("1 seed episode gave no 25 frames of one environment") == 1
+    rows = records(tmp_path / "run")
+    # One environment: 9, 9 and 7 frames, which are 8, 8 and 6 steps. The other one joins it after its first episode.
+    assert (rows[0]["env_steps"], rows[0]["agent_steps"]) == (8 + 2 * (8 + 6), 8 + 2 * (8 + 6))
+    assert (rows[0]["episodes"], rows[0]["updates"]) == (2 + 1, 0)
+    assert rows[-1]["env_steps"] == 90 and rows[-1]["updates"] > 0
+
+
+def test_seed_episodes_that_never_give_a_sequence_end_the_run_with_what_to_change(tmp_path):
+    args = [*TINY, "--planner", "policy", "--replay.sequence-length", "25", "--replay.across-episodes"]
+    said = train(*args, "--num-envs", "1", "--run-dir", tmp_path / "run", code=2)
+    assert "2 ended, and gave no 25 frames of one environment" in said and "raise --env-steps" in said
+    assert train("--resume", tmp_path / "run", "--env-steps", 40).count("evaluation at 40 env steps") == 1
 
 
 @pytest.mark.parametrize(

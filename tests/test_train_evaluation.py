@@ -15,6 +15,7 @@ from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.runs.resume import open_run
 from dreamer_mpc.training.trainer import Trainer
 from tests.support.agents import CHEAP, TINY, same
+from tests.support.commands import train
 from tests.support.counting_env import CountingEnv
 
 # A seed episode of 10 env steps, then rounds of one update and 20 env steps, each with an evaluation at its end.
@@ -167,3 +168,13 @@ def test_what_is_drawn_from_replay_depends_on_the_training_s_seed(tmp_path):
     first = drawn(tmp_path / "a", 3)
     assert torch.equal(first, drawn(tmp_path / "b", 3))
     assert not torch.equal(first, drawn(tmp_path / "c", 4))
+
+
+def test_evaluations_that_last_say_which_planner_and_episode_is_played(tmp_path, monkeypatch):
+    monkeypatch.setattr("dreamer_mpc.evaluation.progress.LINE_EVERY_S", 0.0)
+    args = [*TINY, *CHEAP, "--num-envs", "1", "--planner", "dream-mpc", "--eval.episodes", "2"]
+    lines = train(*args, "--run-dir", tmp_path / "run").splitlines()
+    second = "evaluating {}: episode 2 of 2, step 9 of the evaluation"  # an episode has 8 steps
+    assert lines.count(second.format("dream-mpc")) == 1
+    then = lines.index("evaluating the bare policy on the same 2 episodes")
+    assert lines.index(second.format("dream-mpc")) < then < lines.index(second.format("policy"))

@@ -1,6 +1,7 @@
 """Networks, output distributions and the scale of returns of DreamerV3."""
 
 import math
+import re
 from functools import partial
 
 import numpy as np
@@ -16,6 +17,7 @@ from dreamer_mpc.networks.normal_actor import BoundedNormal, NormalActor
 from dreamer_mpc.networks.two_hot import TwoHot, symexp, symexp_bins, symlog
 from dreamer_mpc.networks.value_ensemble import TwoHotCritic
 from dreamer_mpc.planners.protocol import ActionDistribution
+from tests.support.commands import ROOT
 
 MAKES = {"one": NormMLP, "ensemble": partial(NormEnsemble, members=2)}
 each_make = pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
@@ -437,3 +439,18 @@ def test_a_skipped_update_leaves_the_scale():
     assert broken.isnan().any() and torch.equal(returns.bounds, before)
     returns.commit(broken, torch.tensor(True))
     assert torch.equal(returns.bounds, before) and before.any()
+
+
+@pytest.mark.parametrize("rest", ["1e-3", "1e-6", "1e-8"])
+def test_far_bins_have_the_share_in_the_gradient_that_the_page_says(rest):
+    """docs/v3.md: of values 1 and 300 read as `real`, and as `symlog`, where both have nearly the same share."""
+    page, bins, found = (ROOT / "docs" / "v3.md").read_text(), bins64(), []
+    (row,) = re.findall(rf"^\| {rest} \| (.*) \|$", page, re.MULTILINE)
+    for value, readout in ((1.0, "real"), (300.0, "real"), (300.0, "symlog")):
+        probs = torch.full_like(bins, float(rest) / 255)
+        below = int((bins <= value).sum()) - 1
+        probs[below : below + 2] += (1 - float(rest)) / 2
+        logits = probs.log().requires_grad_()
+        (grad,) = torch.autograd.grad(TwoHot(logits, bins, readout).mean, logits)
+        found.append(float(grad[bins.abs() > 10 * value].norm() / grad.norm()))
+    assert found == pytest.approx([float(share) for share in row.split(" | ")], rel=0.05)

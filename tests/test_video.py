@@ -1,13 +1,21 @@
+import math
 import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
+from matplotlib.text import Text
 
+from dreamer_mpc.report import comparison, video
 from dreamer_mpc.report.comparison import comparison_picture
+from dreamer_mpc.report.rows import COMPARISON, from_comparison
+from dreamer_mpc.report.styles import STYLES, styles
 from dreamer_mpc.report.video import Decision, Page, decision_picture, write_mp4
+from dreamer_mpc.report.words import decimals, mean_and_spread, return_in_words
 from dreamer_mpc.util import encode
+from dreamer_mpc.util.device import device_name
 from tests.support.commands import ROOT
 
 
@@ -186,6 +194,32 @@ def test_the_decision_picture_shows_the_change_that_was_made_and_says_where_ther
         assert (unseen > 200).all(2).mean() > 0.8 and unseen.min() < 100, "words in place of black frames"
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_the_title_of_a_decision_does_not_run_off_its_picture(tmp_path, times):
+    title = "cheetah-run, dream-mpc, 25,000 env steps, drawn with full (trained with fast): the decision at step 250"
+    frames = np.zeros((4, 64, 64, 3), np.uint8)
+    decision_picture(tmp_path / "a.png", decision(frames, frames), ", ".join([title] * times), "#0072B2")
+    top = read_png(tmp_path / "a.png")[:62]
+    assert (top < 128).any() and (top[:, -15:] == 255).all()
+
+
+def test_the_title_of_a_comparison_does_not_run_off_its_picture(tmp_path):
+    title = "tests.example_env:make: 10 episodes of each of 12 checkpoints, drawn with full (some trained with fast)"
+    comparison_picture(tmp_path / "a.png", RESULTS["one"], title)
+    top = read_png(tmp_path / "a.png")[:40]
+    assert (top < 128).any() and (top[:, -10:] == 255).all()
+
+
+def test_negative_j_has_the_same_minus_before_and_after(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(video, "save", lambda figure, path, photos: figures.append(figure))
+    frames = np.zeros((4, 64, 64, 3), np.uint8)
+    told = decision(frames, frames, j_before=-0.075, j_after=-0.08)
+    decision_picture(tmp_path / "a.png", told, "one decision", "#0072B2")
+    words = [text.get_text() for text in figures[0].findobj(Text)]
+    assert "before\nJ = −0.075" in words and "after\nJ = −0.080\n−0.005\n± 0.100 (s.e.)" in words
+
+
 def test_the_decision_picture_shows_changed_actions_j_and_names(tmp_path):
     frames, actions = np.zeros((4, 64, 64, 3), np.uint8), np.zeros((4, 2))
     plain = drawn(tmp_path / "a.png", frames, frames)
@@ -261,6 +295,49 @@ def test_the_comparison_s_picture_follows_its_rows(tmp_path):
     assert (picture(policy, cem) == drawn).all()
     many = picture(*sweep(12))
     assert (picture(*sweep(12, last=-5.0)) != many).any() and (picture(*sweep(12, value=20.0)) != many).any()
+
+
+def texts(path, rows, monkeypatch):
+    """The figure of a comparison and all of its words."""
+    figures = []
+    monkeypatch.setattr(comparison, "save", lambda figure, path: figures.append(figure))
+    comparison_picture(path, rows, "title")
+    return figures[0], [text.get_text() for text in figures[0].findobj(Text) if text.get_visible()]
+
+
+SMALL = {"return_low": 0.02, "return_high": 0.25}
+
+
+@pytest.mark.parametrize("ms", [10.0, 10.001, 10.3, 12.0])
+def test_the_policy_and_its_samples_are_told_apart(tmp_path, monkeypatch, ms):
+    rows = [result("policy", 0.13, 0) | SMALL, result("policy sample=True", 0.12, 0, difference=-0.155) | SMALL]
+    rows[1] |= {"difference_low": -0.21, "difference_high": -0.10}
+    rows = [row | {"ms_per_action": time} for row, time in zip(rows, (10.0, ms), strict=True)]
+    figure, words = texts(tmp_path / "compare.png", rows, monkeypatch)
+    assert {"policy", "sample=True", "policy sample=True"} <= set(words), "both points have their names"
+    assert styles(["policy", "policy sample=True"])["policy sample=True"].color != STYLES["policy"].color
+    assert "return 0.13 [0.02, 0.25]" in words and "−0.15 [−0.21, −0.10]" in words, "digits of small returns"
+    for axes in figure.axes:
+        shown = [label.get_window_extent() for label in axes.get_xticklabels() if label.get_text()]
+        boxes = sorted((box for box in shown if box.width), key=lambda box: box.x0)
+        assert len(boxes) > 1 and all(a.x1 < b.x0 for a, b in zip(boxes, boxes[1:], strict=False)), "numbers touch"
+
+
+@pytest.mark.parametrize(
+    "usual, values, expected",
+    [(1, (0.5, -0.2), 2), (1, (0.03,), 3), (1, (0.03, 1.0), 1), (0, (0.1,), 0), (1, (0.0, None), 1), (1, (1e-9,), 4),
+     (1, (math.nan,), 1)],
+)  # fmt: skip
+def test_small_numbers_have_more_digits(usual, values, expected):
+    assert decimals(usual, *values) == expected
+    assert mean_and_spread(0.25, 0.031, 3) == "0.25 ± 0.03" and mean_and_spread(25.0, 0.03, 3) == "25.0 ± 0.0"
+    assert return_in_words(0.018) == "0.018" and return_in_words(18) == "18.0"
+
+
+def test_one_thread_is_called_so():
+    assert device_name(torch.device("cpu")) == "CPU, 1 thread"
+    cells = dict.fromkeys(COMPARISON.values(), "1") | {"device": "CPU, 1 threads"}
+    assert from_comparison(cells)["device"] == "CPU, 1 thread", "of older versions"
 
 
 def test_a_decided_difference_is_a_full_point(tmp_path):

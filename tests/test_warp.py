@@ -21,8 +21,8 @@ from dreamer_mpc.envs.frames import Frames, to_gray
 from dreamer_mpc.envs.scene import INSTALL, PACKAGES, TENDON_PARTS, Layout
 from dreamer_mpc.evaluation.subject import Subject
 from dreamer_mpc.library import load
-from dreamer_mpc.report.curves import method_of
 from dreamer_mpc.report.doctor import check_warp
+from dreamer_mpc.report.methods import method_of
 from dreamer_mpc.report.rows import drawn_by
 from dreamer_mpc.runs.folder import default_run_dir
 from scripts.soak import differences

@@ -22,6 +22,7 @@ from dreamer_mpc.kernels.cell import has_triton
 from dreamer_mpc.kernels.choice import Forms, choose_forms
 from dreamer_mpc.kernels.graphs import Aside, Captured
 from dreamer_mpc.planners import Planner, Policy
+from dreamer_mpc.planners.protocol import fitting
 from dreamer_mpc.world_model import Batch, ImageForm, WorldModelConfig, WorldModelKind, make_world_model
 
 PLAIN_CONVOLUTIONS = "convolutions run as plain layers, slower: their fast forms are for one color image of 64x64"
@@ -109,7 +110,7 @@ class Dreamer:
         self._skipped = SkippedUpdateCounter(self.device)
         self.capture = self.forms.graphs
         self.update = Captured(self._update) if self.capture else self._update
-        self._acts: dict[tuple[Planner, float], Any] = {}
+        self._acts: dict[tuple[Planner | int, float], Any] = {}
 
     def _choose_forms(
         self, action_dim: int, world_model: WorldModelConfig, kernels: bool, bf16: bool, capture: bool
@@ -152,11 +153,12 @@ class Dreamer:
         `exploration: policy` that of the policy takes its place, unless it is 0; samples of the policy stay as they
         are. Where `is_first`, an episode starts and the carry of the last one is dropped.
         """
-        key = (planner, action_noise)
+        key = (_known_by(planner), action_noise)
         if key not in self._acts:
             function = partial(self._act, planner, action_noise)
             self._acts[key] = Captured(function) if self.capture else function
-        rows = len(image) * getattr(planner, "candidates", 1)
+        candidates = getattr(planner, "candidates", 1)
+        rows = len(image) * (candidates if isinstance(candidates, int) else 1)
         with one_thread(self.device) if rows < THREADED_ROWS else contextlib.nullcontext():
             return self._acts[key](carry, image, is_first)
 
@@ -171,7 +173,7 @@ class Dreamer:
     ) -> Act:
         carry = carry.reset(is_first)
         state = self.model.world_model.observe_step(carry.state, carry.action, image, is_first, self._amp())
-        plan = planner.plan(self.model, state, carry.memory)
+        plan = fitting(planner, planner.plan(self.model, state, carry.memory), state, self.model.action_dim)
         action = self._explore(planner, state, plan.action, action_noise) if action_noise > 0 else plan.action
         return Act(action, Carry(state, action, plan.memory), plan.model_evaluations, plan.value)
 
@@ -297,3 +299,15 @@ class Dreamer:
             self.optimizers[name].load_state_dict(copy.deepcopy(optimizer))
             for group, settings in zip(self.optimizers[name].param_groups, own, strict=True):
                 group.update(settings)  # keep this agent's learning rates and device, not the saved ones
+
+
+def _known_by(planner: Planner) -> Planner | int:
+    """What its captured step is found by: equal planners share one; a planner without a hash is known by identity.
+
+    The step holds the planner, so that no other one can get its identity.
+    """
+    try:
+        hash(planner)
+    except TypeError:
+        return id(planner)
+    return planner

@@ -20,6 +20,7 @@ from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.intervals import holm, p_value
 
 WHOLE = "all settings"
+PLANNING = "all of it (the policy)"
 TAKEN_AWAY = {  # what is taken away -> the setting without it
     "shared draws": "draws=1",
     "line search": "line-search=none",
@@ -105,7 +106,7 @@ class Ablate(Measure):
         """A row for each setting, over all checkpoints."""
         return [
             {
-                "without": line["method"], "return": str(of_line(line, "return")),
+                "without": _without(line["method"]), "return": str(of_line(line, "return")),
                 "difference to all settings": ("* " if decided(line) else "") + str(of_line(line, "difference") or "–"),
                 "p, Holm": "–" if line["p_holm"] is None else f"{line['p_holm']:.2g}",
             }
@@ -115,15 +116,20 @@ class Ablate(Measure):
     def panels(self, summary: list[Line]) -> list[Panel]:
         """Differences over all checkpoints, and of each."""
         names = [line["method"] for line in summary if line["scope"] == ALL and line["method"] != WHOLE]
-        words = "return minus that with all settings"
-        every = Panel("all checkpoints", "taken away", words, names=names, joined=False, reference=0.0)
-        each = Panel("each checkpoint", "taken away", words, names=names, joined=False, reference=0.0)
+        words, shown = "return minus that with all settings", [_without(name) for name in names]
+        every = Panel("all checkpoints", "taken away", words, names=shown, joined=False, reference=0.0)
+        each = Panel("each checkpoint", "taken away", words, names=shown, joined=False, reference=0.0)
         for line in summary:
             if line["method"] != WHOLE:
                 of_all = line["scope"] == ALL
                 label = "all checkpoints" if of_all else name_of(line["scope"])
                 (every if of_all else each).add(label, names.index(line["method"]), of_line(line, "difference"))
         return [every, each]
+
+
+def _without(method: str) -> str:
+    """What is taken away, in tables and pictures."""
+    return {POLICY: PLANNING, WHOLE: f"nothing ({WHOLE})"}.get(method, method)
 
 
 def p_of(rows: list[Measured]) -> float | None:

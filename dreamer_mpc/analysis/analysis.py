@@ -23,6 +23,7 @@ from dreamer_mpc.config.make import load_agent, make_envs, side_by_side_envs
 from dreamer_mpc.envs.snapshot import not_restorable
 from dreamer_mpc.evaluation.record import AFRESH
 from dreamer_mpc.evaluation.subject import Subject, one_world
+from dreamer_mpc.report.found import PICTURE, TABLE
 from dreamer_mpc.report.panels import panels_picture
 from dreamer_mpc.report.rows import drawn_by
 from dreamer_mpc.report.words import duration, plural
@@ -38,7 +39,7 @@ MEASURES: dict[str, type[Measure]] = {
     "bad-model": BadModel,
     "ablate": Ablate,
 }
-PICTURE, SUMMARY = "analysis.png", "summary.csv"
+SUMMARY = "summary.csv"
 
 
 @dataclass
@@ -118,7 +119,9 @@ class Analysis:
 
     def _check_device(self) -> None:
         """UserError where units were done on another device, whose numbers differ. Drawing them again needs none."""
-        others = {unit["device"] for unit in self.ledger.done.values()} - {device_name(self.device)}
+        own = device_name(self.device)
+        older = own.replace("1 thread", "1 threads") if own.endswith(" 1 thread") else own  # as it was called
+        others = {unit["device"] for unit in self.ledger.done.values()} - {own, older}
         if others:
             raise UserError(
                 f"{self.ledger.folder} holds another analysis, with other device ({min(others)}): {AFRESH}"
@@ -132,14 +135,15 @@ class Analysis:
         return self._measure.summary(rows)
 
     def write(self, summary: list[Line]) -> list[Path]:
-        """Write summary and picture."""
+        """Write summary, the table that is shown, and picture."""
         self.ledger.write(SUMMARY, to_csv(summary))
+        self.ledger.write(TABLE, to_csv(self._measure.table(summary)))
         path = self.ledger.folder / PICTURE
         try:
             panels_picture(path, self._measure.panels(summary), self.title())
         except OSError as error:
             raise cannot_write(path, error, "name another folder with --out") from error
-        return [self.ledger.folder / name for name in ("rows.csv", SUMMARY, PICTURE)]
+        return [self.ledger.folder / name for name in ("rows.csv", SUMMARY, TABLE, PICTURE)]
 
     def title(self) -> str:
         """Of the picture: the measure, and of what."""

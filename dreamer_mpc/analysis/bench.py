@@ -12,7 +12,7 @@ from torch import Tensor
 from dreamer_mpc.agents.protocol import Agent, Carry
 from dreamer_mpc.envs.rows import RowVectorEnv
 from dreamer_mpc.planners import Memory, Plan, Planner, Policy
-from dreamer_mpc.planners.protocol import LatentDynamics, make_plan
+from dreamer_mpc.planners.protocol import LatentDynamics, bounded, make_plan
 from dreamer_mpc.util.device import Images, images_on, images_on_host, preserved_rng
 
 
@@ -107,7 +107,7 @@ class Bench:
         device = self.agent.device
         is_first = torch.full((len(image),), first, device=device)
         act = self.agent.act(planner, carry, images_on(image, device), is_first)
-        return act.carry, act.action.cpu().numpy()
+        return act.carry, bounded(planner, act.action.cpu().numpy())
 
     def step(self, action: np.ndarray, alive: Bool[np.ndarray, " B"]) -> tuple[Any, ...]:
         """A step of the rows that are alive: images, rewards, terminated, truncated."""

@@ -11,10 +11,11 @@ from dreamer_mpc.report.panels import analysis_table
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.intervals import FEWEST
 from dreamer_mpc.util.program import program
+from dreamer_mpc.util.stop import INTERRUPTED
 
 
 def main(args: Sequence[str]) -> int:
-    """Measure checkpoints: table, rows.csv, summary.csv, picture."""
+    """Measure checkpoints: rows.csv, summary.csv, table.csv, picture."""
     checkpoint = settings.option(args, "checkpoint")
     what = settings.option(args, "what")
     first = None if checkpoint is None or what is None else Subject.load(checkpoint)
@@ -32,7 +33,7 @@ def main(args: Sequence[str]) -> int:
     except KeyboardInterrupt:
         how = "without --overwrite " if config.overwrite else ""
         print(f"\ninterrupted: the same command {how}goes on from here", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     summary = analysis.summary()
     if not summary:
         raise UserError(

@@ -11,7 +11,7 @@ import torch
 from dreamer_mpc.evaluation.record import AFRESH, damaged, merged, read_made_with, usable
 from dreamer_mpc.report.words import plural
 from dreamer_mpc.util.errors import UserError, cannot_write
-from dreamer_mpc.util.files import to_csv, write_text
+from dreamer_mpc.util.files import to_csv, try_folder, write_text
 from dreamer_mpc.util.owner import in_turn
 
 Measured = dict[str, Any]  # one row of rows.csv
@@ -45,7 +45,7 @@ class Ledger:
     def begin(self) -> None:
         """Make the folder; called after every check at the start has passed."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            try_folder(self.folder)
         except OSError as error:
             raise cannot_write(f"to {self.folder}", error, "name another folder with --out") from error
         with usable(self.folder), in_turn(self.folder):

@@ -155,6 +155,7 @@ class ModelError(Measure):
             binned = Panel(
                 f"{group} tasks: calibration", "fifth of the value heads' spread, at equal depth",
                 "value error relative to its mean", reference=1.0,
+                empty=f"too few plans: {BINS} of a checkpoint are needed at a depth",
             )  # fmt: skip
             for line in _of(summary, "calibration"):
                 if line["group"] == group and line["bin"] is not None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import difflib
 import io
 import os
 import re
@@ -275,7 +276,7 @@ def parse(schema: type[T], args: Sequence[str], default: T | None = None, prog: 
     except SystemExit as stop:
         if not stop.code:
             raise HelpShown(0) from None
-        raise UserError(_one_line(stderr.getvalue())) from stop
+        raise UserError(_unknown_options(schema, args) or _one_line(stderr.getvalue())) from stop
 
 
 def parse_some(schema: type[T], args: Sequence[str], prog: str) -> tuple[T, list[str]]:
@@ -287,6 +288,27 @@ def parse_some(schema: type[T], args: Sequence[str], prog: str) -> tuple[T, list
             taking = arg == "-h" or f"--{_name(arg)}" in known
         (own if taking else rest).append(arg)
     return parse(schema, own, prog=prog), rest
+
+
+def _unknown_options(schema: type, args: Sequence[str]) -> str | None:
+    """The line on options that `schema` lacks, with those that may be meant; None where it has all."""
+    known = list(_flags(schema))
+    switches = {f"{group}{dot or '--'}no-{name}" for group, dot, name in map(_parted, known)}
+    given = [f"--{_name(arg)}" for arg in args if arg.startswith("--")]
+    unknown = [flag for flag in dict.fromkeys(given) if flag not in {"--help", *known, *switches}]
+    if not unknown:
+        return None
+    near: list[str] = []
+    for flag in unknown:
+        alike = [each for each in known if _parted(each)[2] == _parted(flag)[2]]  # of another group
+        near += alike or difflib.get_close_matches(flag, known, n=2, cutoff=0.7)
+    perhaps = f"perhaps {' or '.join(dict.fromkeys(near))}" if near else "--help lists them"
+    return f"unknown option{'s' * (len(unknown) > 1)} {', '.join(unknown)}; {perhaps}"
+
+
+def _parted(flag: str) -> tuple[str, str, str]:
+    """Group, dot and name of a flag: --eval . episodes; the first two are empty where it is of no group."""
+    return flag.removeprefix("--").rpartition(".") if "." not in flag else flag.rpartition(".")
 
 
 def _flags(schema: type, group: str = "") -> Iterator[str]:
@@ -365,6 +387,7 @@ def _one_line(box: str) -> str:
     text = " ".join([line for line in lines if re.search(r"\w", line)][1:])
     text = re.sub(r"Argument helptext:.*|For full helptext,.*", "", text)
     text = re.sub(r"\s+", " ", text).strip()
+    text = re.sub(r"^Unrecognized options: (.*)", r"\1 belongs to no option", text)
     text = re.sub(r"^Error parsing \w*Config: (\w+) must", lambda m: f"{_flag(m[1])} must", text)
     text = re.sub(r"^Error parsing ([\w-]+): (\w+) must", lambda m: f"{_flag(f'{m[1]}.{m[2]}')} must", text)
     return f"{text} (see --help)"

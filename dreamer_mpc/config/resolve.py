@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -11,8 +12,9 @@ from omegaconf.errors import OmegaConfBaseException
 from dreamer_mpc.agents.protocol import AgentKind
 from dreamer_mpc.config.load import PRESETS, config_from_dict, first_lines, flag_names, load_presets, whole
 from dreamer_mpc.config.schema import Config, PlannerSettings
+from dreamer_mpc.envs.names import is_factory
 from dreamer_mpc.envs.scene import WARP
-from dreamer_mpc.planners import PLANNERS, Planner, make_planner
+from dreamer_mpc.planners import PLANNERS, Ascent, Planner, Policy, make_planner
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.world_model import WorldModelKind
 
@@ -106,6 +108,18 @@ def with_setting(planner: Planner, name: str, setting: str, value: str) -> Plann
         raise UserError(f"{name}.{setting}={value}: {first_lines(error)}{remedy}") from error
 
 
+def completed_settings(settings: Any) -> Any:
+    """A planner's settings from a file of results, with those that gradient planners and the policy got after it."""
+    if not isinstance(settings, dict):
+        return settings
+    younger: dict[str, Any] = {}
+    if not settings:  # the policy's had none
+        younger = dataclasses.asdict(Policy())
+    elif "step_size" in settings:
+        younger = dataclasses.asdict(Ascent())
+    return json.loads(json.dumps(younger | settings))
+
+
 def agent_of(config: Config) -> AgentKind:
     """The kind of agent that `config` trains; `agent: auto` adds actor and critic if a planner needs one of them."""
     if config.agent != "auto":
@@ -167,13 +181,20 @@ def check_runs(name: str, planner: Planner, trained: Config, subject: str) -> No
 def check_start(config: Config) -> None:
     """UserError for errors in a training run's settings that can be found before anything is built."""
     resolve(config)
+    # Before this was refused it had no effect: a run that has it can still go on.
+    if config.camera is not None and is_factory(config.env) and config.resume is None:
+        raise UserError(
+            f"--camera {config.camera} does not go with {config.env}, which draws itself: leave it out, or give your "
+            "factory an argument for it (--env-args)"
+        )
     replay = config.replay
     if config.max_env_steps is not None and not replay.across_episodes:
         frames = -(-config.max_env_steps // config.action_repeat) + 1
         if frames < replay.sequence_length:
             raise UserError(
                 f"--replay.sequence-length {replay.sequence_length} is longer than an episode of --max-env-steps "
-                f"{config.max_env_steps}, {frames} frames: lower it, or raise that"
+                f"{config.max_env_steps}, {frames} frames: lower it, raise that, or let sequences go on into the next "
+                "episode (--replay.across-episodes)"
             )
 
 

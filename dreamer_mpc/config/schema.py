@@ -14,7 +14,7 @@ from dreamer_mpc.envs.frames import MOST_STACKED
 from dreamer_mpc.envs.names import is_factory
 from dreamer_mpc.planners import PLANNERS
 from dreamer_mpc.util.arguments import read_env_args
-from dreamer_mpc.util.checks import check_choices, check_most, check_ranges
+from dreamer_mpc.util.checks import check_kinds, check_most, check_ranges
 from dreamer_mpc.world_model import ImageForm, WorldModelConfig
 
 MOST_ENVS = 4096
@@ -27,7 +27,8 @@ class TrainConfig:
     """The training loop: random episodes first, then rounds of collecting and updating."""
 
     seed_episodes: int = 5
-    """Episodes of random actions before the first update (paper: 5)."""
+    """Episodes of random actions before the first update (paper: 5); more are played until there is a
+    sequence for it."""
     every: int = 1000
     """Env steps between rounds of updates (paper: 1000, one episode)."""
     updates: int = 100
@@ -156,6 +157,7 @@ class Config(PlannerSettings):
     optimizer: OptimizerConfig = OptimizerConfig()
 
     def __post_init__(self):
+        check_kinds(self)
         check_ranges(self, seed=(0, None), env_steps=(1, None), num_envs=(1, None), action_repeat=(1, None))
         check_most(self, MOST_ENVS, "num_envs")
         if self.max_env_steps is not None:
@@ -163,7 +165,6 @@ class Config(PlannerSettings):
         if isinstance(self.camera, int):
             check_ranges(self, camera=(-1, None))
         check_ranges(self, frame_stack=(1, MOST_STACKED))
-        check_choices(self)
         read_env_args(self.env_args)
 
     @property
@@ -257,7 +258,7 @@ class CompareConfig(EpisodeSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class AnalyzeConfig(PlaySettings):
-    """Measure what a planner's gradient is worth on trained agents: table, rows.csv, summary.csv, picture.
+    """Measure what a planner's gradient is worth on trained agents: rows.csv, summary.csv, table, picture.
 
     After an interruption, the same command continues. Checkpoints may be of several tasks; a planner has the discount
     of each. docs/analysis.md defines every measure; a setting that some of them alone read says so.
@@ -395,10 +396,10 @@ class PlotConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """Write one HTML page of runs, comparisons and evaluations: to be sent, and opened without server or network."""
+    """Write one HTML page of runs, comparisons, evaluations and analyses: to be sent, and opened without a network."""
 
     folders: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
-    """Run folders, folders of comparisons or evaluations, or folders that contain such."""
+    """Run folders, folders of comparisons, evaluations or analyses, or folders that contain such."""
     out: str | None = None
     """The file; None is report.html in the first folder."""
     title: str | None = None

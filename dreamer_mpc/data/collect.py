@@ -14,7 +14,7 @@ from dreamer_mpc.data.replay import Replay
 from dreamer_mpc.envs import reset_rows
 from dreamer_mpc.envs.rows import RowVectorEnv
 from dreamer_mpc.planners import Planner
-from dreamer_mpc.planners.protocol import Memory
+from dreamer_mpc.planners.protocol import Memory, bounded
 from dreamer_mpc.util.counters import Counters
 from dreamer_mpc.util.device import Images, images_on, images_on_host, to_device
 from dreamer_mpc.util.randomness import generator_state, restore_generator
@@ -113,7 +113,7 @@ class Collector:
                 self._sent = _Step(stepping, executed, executed, self.agent.initial(len(self._rows)), False)
             else:
                 act = self.agent.act(planner, self._carry, self._image, self._is_first, action_noise)
-                executed = act.action.cpu().numpy()  # waits for the device
+                executed = bounded(planner, act.action.cpu().numpy())  # waits for the device
                 self._sent = _Step(stepping, executed, act.action if self._shared else executed, act.carry, True)
         self.envs.step_async(executed, stepping)
 

@@ -134,6 +134,10 @@ class Replay:
         """Drop the episodes in progress in `rows`: their frames are not sampled any more."""
         self._episodes.drop(rows)
 
+    def holds(self, length: int) -> bool:
+        """Whether there is a sequence of `length` frames to sample."""
+        return int(self._pieces()[2].max(initial=0)) >= length
+
     def sample(self, batch_size: int, length: int, device: torch.device | str | None = None) -> Batch:
         """Sequences [length, batch_size, ...], uniform over every start that leaves `length` frames of its episode.
 
@@ -207,10 +211,13 @@ class Replay:
         index = index.to(self.device)
         return self._ring.slots(index % self.streams, index // self.streams)
 
+    def _pieces(self) -> tuple[Int64[np.ndarray, " P"], Int64[np.ndarray, " P"], Int64[np.ndarray, " P"]]:
+        """Stream, end and length of the frames in a row inside which a sequence lies."""
+        return self._episodes.stretches() if self.across_episodes else self._episodes.single()
+
     def _starts(self, batch_size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Streams and positions [B] where sequences start."""
-        episodes = self._episodes
-        stream, end, lengths = episodes.stretches() if self.across_episodes else episodes.single()
+        stream, end, lengths = self._pieces()
         ends = np.cumsum(np.maximum(lengths - length + 1, 0))
         if len(ends) == 0 or ends[-1] == 0:
             longest = lengths.max(initial=0)

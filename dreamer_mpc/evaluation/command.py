@@ -19,6 +19,7 @@ from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import to_csv
 from dreamer_mpc.util.owner import alone_in
 from dreamer_mpc.util.program import program
+from dreamer_mpc.util.stop import INTERRUPTED
 
 ANOTHER = "wait for it, or name another folder with --out"
 
@@ -56,6 +57,7 @@ def _evaluate(config: settings.EvalConfig, subject: Subject) -> int:
         "checkpoint": str(subject.path),
         "env": env,
         "render_quality": quality,
+        **({} if own == quality else {"trained_with": own}),  # render quality
         "env_steps": subject.checkpoint.counters.env_steps,
         "seed": config.seed,
         "num_envs": rows[0]["num_envs"],
@@ -111,7 +113,7 @@ def _compare(config: settings.CompareConfig, subjects: list[Subject]) -> int:
     except KeyboardInterrupt:
         how = "without --overwrite " if config.overwrite else ""
         print(f"\ninterrupted: the same command {how}goes on from here", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     rows, record = comparison.rows(), comparison.record
     print_table(comparison_table(rows, _worlds(comparison)), table_console(120))
     folder = record.folder

@@ -33,6 +33,7 @@ from dreamer_mpc.evaluation.summary import summarise_scores
 from dreamer_mpc.evaluation.visualize import write_visuals
 from dreamer_mpc.planners import Planner
 from dreamer_mpc.report.rows import Row, drawn_by
+from dreamer_mpc.report.words import plural
 from dreamer_mpc.util.device import choose_device, device_name
 from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.util.files import output_path
@@ -116,7 +117,7 @@ class Comparison:
         env, quality = config.env or subject.trained.env, config.render_quality or subject.trained.render_quality
         args = config.env_args or (() if config.env else subject.trained.env_args)  # those of another one say nothing
         trained = replace(subject.trained, env=env, env_args=args, render_quality=quality)
-        episodes = Episodes(output_path(config.out or subject.run.evaluation))
+        episodes = Episodes(output_path(config.out or subject.run.evaluation), named=config.out is not None)
         return cls(config, trained, {str(subject.path): subject}, planners, episodes, device, config.episodes)
 
     @classmethod
@@ -137,6 +138,10 @@ class Comparison:
             "device": device_name(device),
             "planners": {label: asdict(planner) for label, planner in planners.items()},
         }
+        qualities = {sha256: subject.trained.render_quality for sha256, subject in by_content.items()}
+        others = {sha256: own for sha256, own in qualities.items() if own != trained.render_quality}
+        if others:
+            made_with["trained_with"] = others  # render qualities
         checkpoints = {str(subject.path): sha256 for sha256, subject in by_content.items()}
         folder = output_path(config.out or first.run.comparison)
         record = Record(folder, made_with, checkpoints, config.overwrite)
@@ -158,6 +163,8 @@ class Comparison:
         envs = make_envs(self.trained, side_by_side_envs(config.num_envs, config.episodes), self.device)
         try:
             with EpisodesProgress(total, self.played(), steps=_steps(self.trained)) as progress:
+                if envs.num_envs < min(config.num_envs, config.episodes):
+                    progress.line(f"{plural(envs.num_envs, 'environment')} at once, as many as CPU cores (--num-envs)")
                 for number, (checkpoint, subject) in enumerate(self.subjects.items()):
                     settings = replace(subject.trained, env=self.trained.env, compile=config.compile)
                     agent = load_agent(subject.checkpoint, settings, envs.single_action_space.shape[0], self.device)
@@ -165,7 +172,7 @@ class Comparison:
                         record.begin()
                     for label in self.planners:
                         video_steps = self._video_steps(label) if number == 0 else 0
-                        self._play(label, checkpoint, agent, envs, progress, video_steps)
+                        self._play(label, checkpoint, subject, agent, envs, progress, video_steps)
         finally:
             envs.close()
 
@@ -173,6 +180,7 @@ class Comparison:
         self,
         label: str,
         checkpoint: str,
+        subject: Subject,
         agent: Agent,
         envs: gymnasium.vector.VectorEnv,
         progress: EpisodesProgress,
@@ -192,11 +200,14 @@ class Comparison:
                 record.add(label, checkpoint, first, config.seed + first, result, device_name(agent.device))
             progress.finish(result.returns, result.lengths, counted=first == missing.start)
             if video_steps:
-                self._write_visuals(label, agent, result, progress)
+                self._write_visuals(label, subject, agent, result, progress)
             video_steps = 0
 
-    def _write_visuals(self, label: str, agent: Agent, result: Evaluation, progress: EpisodesProgress) -> None:
-        stem, title = self.record.stem(label), f"{self.trained.env}, {label}{drawn_by(self.trained.render_quality)}"
+    def _write_visuals(
+        self, label: str, subject: Subject, agent: Agent, result: Evaluation, progress: EpisodesProgress
+    ) -> None:
+        world = drawn_by(self.trained.render_quality, subject.trained.render_quality)
+        stem, title = self.record.stem(label), f"{self.trained.env}, {label}{world}"
         for path in write_visuals(stem, agent, self.planners[label], label, result, title, progress.line):
             progress.line(f"wrote {path}")
 

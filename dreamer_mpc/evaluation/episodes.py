@@ -14,6 +14,7 @@ from dreamer_mpc.envs import UNKNOWN, EnvError, Facts, reset_rows
 from dreamer_mpc.envs.rows import RowVectorEnv
 from dreamer_mpc.evaluation.summary import summarise_scores
 from dreamer_mpc.planners import Planner
+from dreamer_mpc.planners.protocol import bounded
 from dreamer_mpc.report.rows import Row
 from dreamer_mpc.report.words import plural
 from dreamer_mpc.util.device import Images, images_on, images_on_host, preserved_rng
@@ -125,14 +126,14 @@ def evaluate(
     episodes: int,
     seed: int,
     recorded_steps: int = 0,
-    on_step: Callable[[int], None] | None = None,
+    on_step: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Run `episodes` episodes, episode e from environment seed `seed + e`, in parallel over the rows of `envs`.
 
     An episode whose process is lost, or whose simulator fails, is played again from its seed (`Repeats`). The first
     `recorded_steps` steps of episode 0 are kept, with frames at full size, which change nothing that the agent sees.
-    `on_step` is called after each step with the step count. The state of torch's generator is restored at the end, so
-    that an evaluation does not change the training around it.
+    `on_step` is called after each step with the count of steps and of ended episodes. The state of torch's generator is
+    restored at the end, so that an evaluation does not change the training around it.
     """
     with preserved_rng(agent.device):
         torch.manual_seed(seed)
@@ -146,7 +147,7 @@ def _evaluate(
     episodes: int,
     seed: int,
     recorded_steps: int,
-    on_step: Callable[[int], None] | None,
+    on_step: Callable[[int, int], None] | None,
 ) -> Evaluation:
     rows = envs.num_envs
     episode = np.arange(rows)  # the episode each row plays; those past the last are idle
@@ -160,7 +161,7 @@ def _evaluate(
         start = time.perf_counter()
         tensors = images_on(image, agent.device), torch.from_numpy(is_first).to(agent.device)
         act = agent.act(planner, carry, *tensors)
-        executed = act.action.cpu().numpy()  # waits for the device
+        executed = bounded(planner, act.action.cpu().numpy())  # waits for the device
         times.append(time.perf_counter() - start)
         seen = image
         recorded = episode[0] == 0 and len(recording.image) < recorded_steps
@@ -184,6 +185,6 @@ def _evaluate(
                 seeds[i] = seed + int(episode[i])
             image, _ = reset_rows(envs, is_first, seeds)
         if on_step:
-            on_step(len(times))
+            on_step(len(times), min(next_episode, episodes) - int((episode < episodes).sum()))
     ms = 1e3 * float(np.median(times))
     return Evaluation(returns, lengths, ms, rows, act.model_evaluations, recording, *repeats.counts)

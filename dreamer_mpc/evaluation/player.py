@@ -59,7 +59,7 @@ class Player:
     def __init__(self, config: Config, agent: Agent, envs: RowVectorEnv):
         self._config, self._agent, self._envs = config, agent, envs
 
-    def play(self, order: Order, on_step: Callable[[], None] = lambda: None) -> Played:
+    def play(self, order: Order, on_step: Callable[[int, int], None] | None = None) -> Played:
         """The same numbers in every process (on a CPU: bit for bit). Raises what environments and `on_step` raise."""
         began, settings = time.monotonic(), self._config.eval
         if order.checkpoint:
@@ -67,7 +67,7 @@ class Player:
         planner = planner_from(self._config, order.planner)
         recorded = settings.video_steps if settings.video and order.stem else 0
         evaluation = evaluate(
-            self._agent, planner, self._envs, settings.episodes, settings.seed, recorded, lambda _: on_step()
+            self._agent, planner, self._envs, settings.episodes, settings.seed, recorded, on_step
         )
         shown: list[Path] = []
         notes: list[str] = []

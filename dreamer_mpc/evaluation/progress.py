@@ -47,7 +47,7 @@ class EpisodesProgress(Lines):
     def __exit__(self, *error):
         self._bar.stop()
 
-    def start(self, label: str, first: int, count: int, rows: int | None = None) -> Callable[[int], None]:
+    def start(self, label: str, first: int, count: int, rows: int | None = None) -> Callable[[int, int], None]:
         """`count` episodes from number `first` are now played under `label`, `rows` at a time, by default all at once.
 
         Returns a callback for their step.
@@ -56,7 +56,7 @@ class EpisodesProgress(Lines):
         self._label, self._started, self._last_line = words, self._clock(), self._clock()
         rounds = -(-count // (rows or count))
 
-        def on_step(step: int) -> None:
+        def on_step(step: int, _: int = 0) -> None:
             # MofNComplete shows whole episodes; the bar moves in between once a length is known.
             share = min(step / (rounds * self._longest), 0.99) if self._longest else 0.0
             done = self._episodes + count * share
@@ -82,3 +82,24 @@ class EpisodesProgress(Lines):
         self._bar.update(self._task, completed=self._episodes, left=self._left(self._episodes, len(lengths)))
         mean = sum(map(float, returns)) / len(lengths)
         self.line(f"{self._label}: mean return {mean:.1f} in {duration(self._clock() - self._started)}")
+
+
+def lines_of_evaluation(
+    say: Callable[[str], None], planner: str, episodes: int, rows: int, clock: Callable[[], float] = time.monotonic
+) -> Callable[[int, int], None]:
+    """A callback for the steps of an evaluation of a run: while it lasts, `say` gets a line from time to time.
+
+    It plays `episodes` under `planner`, `rows` at a time.
+    """
+    last = clock()
+
+    def on_step(step: int, ended: int) -> None:
+        nonlocal last
+        if clock() - last < LINE_EVERY_S:
+            return
+        last = clock()
+        first, most = min(ended, episodes - 1) + 1, min(ended + rows, episodes)
+        playing = f"episode {first}" + (f" to {most}" if most > first else "")
+        say(f"evaluating {planner}: {playing} of {episodes}, step {step:,} of the evaluation")
+
+    return on_step

@@ -7,18 +7,17 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dreamer_mpc.config import completed_settings
 from dreamer_mpc.evaluation.episodes import Evaluation
-from dreamer_mpc.planners import Ascent, Policy
 from dreamer_mpc.report.words import plural
 from dreamer_mpc.util.errors import UserError, cannot_write
-from dreamer_mpc.util.files import from_json, to_csv, write_text
+from dreamer_mpc.util.files import from_json, to_csv, try_folder, write_text
 
 NUMBERS = {"episode": int, "env_seed": int, "return": float, "agent_steps": int, "ms_per_action": float}
 NUMBERS |= {"num_envs": int, "model_evaluations": int}
@@ -33,20 +32,21 @@ EPISODE_COLUMNS = (
 
 
 class Episodes:
-    """Episodes that were played, kept in memory, and the folder for the result files."""
+    """Episodes that were played, kept in memory, and the folder for the result files, which the user may have named."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, named: bool = False):
+        self.folder, self.named = folder, named
         self.notes: list[str] = []  # for the user
         self.rows: list[dict[str, Any]] = []  # one row per episode
 
     def begin(self) -> None:
         """Make the folder; called after every check at the start has passed.
 
-        Where that fails, the episodes are played all the same: they are printed before the file is written.
+        UserError where a named one cannot be used. In another one, such as that of an agent of others, the episodes are
+        played all the same: they are printed before the file is written.
         """
-        with contextlib.suppress(OSError):
-            self.folder.mkdir(parents=True, exist_ok=True)
+        with usable(self.folder) if self.named else contextlib.suppress(OSError):
+            try_folder(self.folder)
 
     def of(self, label: str, checkpoint: str, most: int | None = None) -> list[dict[str, Any]]:
         """The episodes of one planner on one checkpoint, in order: those whose number is below `most`."""
@@ -157,8 +157,9 @@ class Record(Episodes):
             return new | {"checkpoints": dict(checkpoints)}
         known = {sha256: name for name, sha256 in old["checkpoints"].items()}
         new = new | {"checkpoints": {known.get(sha256, name): sha256 for name, sha256 in checkpoints.items()}}
-        old["planners"] = {name: _completed(settings) for name, settings in old["planners"].items()}
-        new["planners"] = {name: _completed(settings) for name, settings in new["planners"].items()}
+        old["planners"] = {name: completed_settings(settings) for name, settings in old["planners"].items()}
+        old |= {key: {} for key, value in new.items() if isinstance(value, dict) and key not in old}
+        new["planners"] = {name: completed_settings(settings) for name, settings in new["planners"].items()}
         if old.get("device") != new.get("device") and _hardware(old.get("device")) == _hardware(new.get("device")):
             self.notes.append(
                 f"the episodes that are there were played by {old['device']}, the others now by {new['device']}: "
@@ -252,18 +253,6 @@ def read_made_with(path: Path, groups: tuple[str, ...] = ("checkpoints", "planne
     if not all(isinstance(group, dict) for group in found):
         raise damaged(path)
     return made_with
-
-
-def _completed(settings: Any) -> Any:
-    """A planner's settings from a file, with those that were added to gradient planners and the policy after it."""
-    if not isinstance(settings, dict):
-        return settings
-    younger = {}
-    if not settings:  # the policy's had none
-        younger = asdict(Policy())
-    elif "step_size" in settings:
-        younger = asdict(Ascent())
-    return json.loads(json.dumps(younger | settings))
 
 
 def difference(old: Any, new: Any) -> str:

@@ -30,7 +30,7 @@ def read(
 ) -> tuple[Tensor, Form]:
     """`x` as a tensor [N, *shape] on `device`, and its form; words in `shape` stand for any size.
 
-    ValueError, in one line, where it is no array, or has another dtype or shape.
+    ValueError, in one line, where it is no array, is empty, has another dtype or shape, or numbers that are not finite.
     """
     expected = f"{what} must be {_name(dtype)} [{', '.join(map(str, shape))}], or [N, ...] of several environments"
     if not isinstance(x, np.ndarray | Tensor):
@@ -44,8 +44,12 @@ def read(
     if _name(x.dtype) != _name(dtype):
         scaled = _name(dtype) == "uint8" and "float" in _name(x.dtype)
         raise ValueError(f"{expected}, got {got}{': pixels go from 0 to 255' if scaled else ''}")
+    if 0 in x.shape:
+        raise ValueError(f"{expected}, got {got}, which is empty")
     rows = len(x.shape) > len(shape)
     tensor = x if isinstance(x, Tensor) else torch.from_numpy(np.require(x, requirements=["C", "W"]))
+    if not tensor.isfinite().all():
+        raise ValueError(f"{expected}, got numbers that are not finite")
     form = Form(isinstance(x, Tensor), tensor.device, rows)
     return (tensor if rows else tensor[None]).to(device), form
 

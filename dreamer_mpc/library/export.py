@@ -48,6 +48,7 @@ class Policy(nn.Module):
         for part in (self.model, self.model.world_model):  # what acting does not need
             for name in UNUSED & dict(part.named_children()).keys():
                 setattr(part, name, None)
+        self.requires_grad_(False)  # so that outputs of the file are plain numbers, which `numpy()` takes
 
     def forward(
         self,
@@ -78,12 +79,12 @@ def export_policy(subject: Subject, path: str | Path, form: Format) -> float:
     agent = load_agent(subject.checkpoint, config, subject.checkpoint.action_dim, torch.device("cpu"))
     policy = Policy(agent).eval()
     try:
-        with atomic_path(path) as temporary:
+        with atomic_path(path) as temporary, atomic_path(f"{path}.json") as about:
             run = _write(policy, temporary, form)
             difference = _check(policy, run)
             if not difference <= TOLERANCE:
                 raise UserError(f"the exported policy differs from the agent by {difference:.2g}: nothing was written")
-        Path(f"{path}.json").write_text(json.dumps(_about(subject, policy, form), indent=1) + "\n")
+            about.write_text(json.dumps(_about(subject, policy, form), indent=1) + "\n")
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror}): name another file with --out") from error
     return difference
@@ -95,6 +96,7 @@ def _write(policy: Policy, path: Path, form: Format) -> Run:
     example = _inputs(policy, rows=2, seed=0)
     batch = torch.export.Dim("batch", min=1)
     shapes = dict.fromkeys(INPUTS, {0: batch})
+    path.touch()  # the operating system's reason where it cannot be written: torch has errors of its own for that
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of deprecations inside torch's exporter

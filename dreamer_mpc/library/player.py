@@ -1,5 +1,6 @@
 """Acting step by step with a trained agent, in environments that the caller steps."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,30 +11,12 @@ from torch import Tensor
 from dreamer_mpc.agents.protocol import Agent, Carry
 from dreamer_mpc.envs.actions import to_bounds
 from dreamer_mpc.library.arrays import Array, Form, read
-from dreamer_mpc.planners import Plan, Planner
+from dreamer_mpc.planners import Planner
+from dreamer_mpc.planners.protocol import bounded
+from dreamer_mpc.util.checks import check_whole
 from dreamer_mpc.util.device import preserved_rng
 
 Bounds = tuple[Any, Any]  # low and high, [A] each
-
-
-class _Checked:
-    """A planner whose plans are checked, as it may be a stranger's."""
-
-    def __init__(self, planner: Planner):
-        self._planner = planner
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._planner, name)
-
-    def plan(self, model: Any, state: Tensor, memory: Any = None) -> Plan:
-        """ValueError, in one line, for what is no plan, or one whose actions are not in [-1, 1]."""
-        plan, name = self._planner.plan(model, state, memory), type(self._planner).__name__
-        if not isinstance(plan, Plan):
-            raise ValueError(f"{name}.plan must return a Plan of dreamer_mpc.planners, got {type(plan).__name__}")
-        most = float(plan.action.abs().max())
-        if not most <= 1 + 1e-4:
-            raise ValueError(f"{name}.plan must give actions in [-1, 1], got {most:.3g}")
-        return plan
 
 
 class Player:
@@ -49,8 +32,9 @@ class Player:
     def __init__(
         self, agent: Agent, planner: Planner, image_shape: Sequence[int], seed: int = 0, bounds: Bounds | None = None
     ):
+        _check_planner(planner)
+        check_whole("seed", seed, 0)
         self.planner, self.image_shape, self._agent, self._seed = planner, tuple(image_shape), agent, seed
-        self._checked = _Checked(planner)
         self._bounds = None if bounds is None else _read_bounds(bounds, agent.model.action_dim)
         self._carry: Carry | None = None
         self._generators: list[Tensor] | None = None  # states, of the host and of a GPU
@@ -59,22 +43,23 @@ class Player:
         self._value: Tensor | None = None
 
     def __call__(self, image: Any) -> Array:
-        """The actions after seeing `image`. ValueError, in one line, where it does not fit."""
-        agent = self._agent
+        """The actions after seeing `image`. ValueError, in one line, where it or the plan does not fit."""
+        agent, carry, is_first = self._agent, self._carry, self._is_first
         images, form = read("an image", image, self.image_shape, torch.uint8, agent.device)
-        if self._carry is None:
-            self._carry, self._is_first = agent.initial(len(images)), np.ones(len(images), dtype=bool)
-        elif len(images) != len(self._is_first):
+        if carry is None:
+            carry, is_first = agent.initial(len(images)), np.ones(len(images), dtype=bool)
+        elif len(images) != len(is_first):
             raise ValueError(
-                f"this player plays {len(self._is_first)} environments, got images of {len(images)}: give all of them "
+                f"this player plays {len(is_first)} environments, got images of {len(images)}: give all of them "
                 "in each call, or begin again with reset()"
             )
         with preserved_rng(agent.device):
             self._resume_generators()
-            act = agent.act(self._checked, self._carry, images, torch.from_numpy(self._is_first).to(agent.device))
+            act = agent.act(self.planner, carry, images, torch.from_numpy(is_first).to(agent.device))
+            bounded(self.planner, act.action.cpu().numpy())
             self._keep_generators()
         self._carry, self._value, self._form = act.carry, act.value, form
-        self._is_first = np.zeros_like(self._is_first)
+        self._is_first = np.zeros_like(is_first)
         return form.answer(self._scaled(act.action))
 
     def reset(self, mask: Any = None) -> None:
@@ -87,6 +72,8 @@ class Player:
             self._carry = self._value = self._form = None
             self._is_first = np.zeros(0, dtype=bool)
             return
+        if self._carry is None:
+            raise ValueError("the player has seen no image yet: the next call begins an episode in each environment")
         rows = np.asarray(mask.cpu() if isinstance(mask, Tensor) else mask)
         if rows.dtype != bool or rows.shape != self._is_first.shape:
             raise ValueError(
@@ -129,9 +116,30 @@ class Player:
             self._generators.append(torch.cuda.get_rng_state(self._agent.device))
 
 
+def _check_planner(planner: Any) -> None:
+    """ValueError for what is no planner."""
+    wanted = "a planner must be a name or an object with a method plan(model, state, memory)"
+    if isinstance(planner, type):
+        raise ValueError(f"{wanted}, got the class {planner.__name__}: give {planner.__name__}()")
+    if not callable(getattr(planner, "plan", None)):
+        raise ValueError(f"{wanted}, got {type(planner).__name__}")
+    try:
+        signature = inspect.signature(planner.plan)
+    except ValueError:  # a function that was not written in Python may have none
+        return
+    try:
+        signature.bind(None, None, None)
+    except TypeError as error:
+        raise ValueError(f"{wanted}, got {type(planner).__name__} with plan{signature}") from error
+
+
 def _read_bounds(bounds: Bounds, action_dim: int) -> tuple[np.ndarray, np.ndarray]:
     """ValueError unless `bounds` are a finite low and a high above it for each part of an action."""
-    low, high = (np.broadcast_to(np.asarray(bound, dtype=np.float32), (action_dim,)) for bound in bounds)
+    got = " ".join(str(bounds).split())[:80]
+    try:
+        low, high = (np.broadcast_to(np.asarray(bound, dtype=np.float32), (action_dim,)) for bound in bounds)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"bounds must be (low, high), each a number or {action_dim} numbers, got {got}") from error
     if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
-        raise ValueError(f"bounds must be finite, low below high for each of {action_dim} numbers, got {bounds}")
+        raise ValueError(f"bounds must be finite, low below high for each of {action_dim} numbers, got {got}")
     return low, high

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import gymnasium
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from dreamer_mpc.library.arrays import Array, read
 from dreamer_mpc.library.player import Bounds, Player
 from dreamer_mpc.planners import PLANNERS, Planner, make_planner
 from dreamer_mpc.planners.rollout import LatentNoise, draw_noise, joined, policy_rollout, rollout
+from dreamer_mpc.util.checks import check_kind, check_whole
 from dreamer_mpc.util.device import choose_device, preserved_rng
 from dreamer_mpc.world_model import ImageForm
 
@@ -59,8 +61,17 @@ class TrainedAgent:
         return self.agent.model.world_model.images.shape
 
     def make_env(self, **changes: Any) -> gymnasium.Env:
-        """The environment that it was trained in, which takes actions in [-1, 1]; `changes` are those of `make_env`."""
-        settings = env_settings(self.config) | changes
+        """The environment that it was trained in, which takes actions in [-1, 1]; `changes` are those of `make_env`.
+
+        ValueError, in one line, for a setting that there is not or a value of another type; EnvError for other values.
+        """
+        own = env_settings(self.config)
+        if unknown := [key for key in changes if key not in own]:
+            raise ValueError(f"make_env has no setting {', '.join(unknown)}: known are {', '.join(own)}")
+        kinds = get_type_hints(make_env)
+        for key, value in changes.items():
+            check_kind(key, value, kinds[key])
+        settings = own | changes
         if settings["render_quality"] != WARP:
             return make_env(self.config.env, **settings)
         from dreamer_mpc.rendering.env import DrawnEnv  # loads an optional package
@@ -86,8 +97,7 @@ class TrainedAgent:
     def _planner(self, name: str, settings: dict[str, Any]) -> Planner:
         planner = planner_from(self.config, name)
         own = {field.name: getattr(planner, field.name) for field in fields(planner)}
-        given = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
-        planner = make_planner(name if name in PLANNERS else preset_kind(name), **own | given)
+        planner = make_planner(name if name in PLANNERS else preset_kind(name), **own | settings)
         check_runs(name, planner, self.config, f"{self.path} holds")
         return planner
 
@@ -103,8 +113,8 @@ class TrainedAgent:
         """
         if noise not in get_args(LatentNoise):
             raise ValueError(f"noise must be one of {', '.join(get_args(LatentNoise))}, got {noise!r}")
-        if horizon < 1:
-            raise ValueError(f"horizon must be 1 or more, got {horizon}")
+        check_whole("horizon", horizon, 1)
+        check_whole("seed", seed, 0)
         model = self.agent.model
         start, form = read("a state", state, (self.state_dim,), torch.float32, self.agent.device)
         taken = None if actions is None else self._actions(actions, len(start))
@@ -132,20 +142,24 @@ class TrainedAgent:
     @torch.no_grad()
     def decode(self, states: Any) -> Array:
         """The images that latent states [..., S] stand for: uint8 [..., H, W, C]. ValueError as from `imagine`."""
-        shape = states.shape[:-1] if hasattr(states, "shape") else ()
-        flat = states.reshape(-1, states.shape[-1]) if len(shape) else states
+        fits = isinstance(states, np.ndarray | Tensor) and tuple(states.shape[-1:]) == (self.state_dim,)
+        shape = states.shape[:-1] if fits else ()
+        flat = states.reshape(-1, self.state_dim) if len(shape) else states
         rows, form = read("a state", flat, (self.state_dim,), torch.float32, self.agent.device)
         image = form.answer(self.agent.model.world_model.decode(rows))
         return image.reshape(*shape, *image.shape[-3:])
 
 
-def load(path: str | Path, device: str = "auto") -> TrainedAgent:
+def load(path: str | Path, device: str | torch.device = "auto") -> TrainedAgent:
     """The agent of a checkpoint file, or of the newest checkpoint of a run folder.
 
     `device`: auto, cpu, cuda or cuda:N. UserError, in one line, where there is no checkpoint or device, or it does not
     fit. Training cannot go on from here: that is `run.py --resume` and `--init-from`.
     """
+    if not isinstance(path, str | Path):
+        raise ValueError(f"a path must be a text or a pathlib.Path, got {type(path).__name__}")
+    chosen = choose_device(device)
     subject = Subject.load(path)
-    config = replace(subject.trained, device=device)
-    agent = load_agent(subject.checkpoint, config, subject.checkpoint.action_dim, choose_device(device))
+    config = replace(subject.trained, device=str(chosen))
+    agent = load_agent(subject.checkpoint, config, subject.checkpoint.action_dim, chosen)
     return TrainedAgent(subject.path, subject.trained, subject.checkpoint.counters.env_steps, agent)

@@ -28,11 +28,14 @@ __all__ = [
 
 
 def make_planner(name: str, **settings: Any) -> Planner:
-    """Build the planner `name` of `PLANNERS`; ValueError on an unknown name, setting or value."""
-    if name not in PLANNERS:
+    """Build the planner `name` of `PLANNERS`; ValueError on an unknown name, setting or value.
+
+    Several values may be a list, which becomes a tuple: settings are compared and hashed.
+    """
+    if name not in list(PLANNERS):  # whatever `name` is
         raise ValueError(f"unknown planner {name!r}: known are {', '.join(PLANNERS)}")
     known = [field.name for field in fields(PLANNERS[name])]
     unknown = [setting for setting in settings if setting not in known]
     if unknown:
         raise ValueError(f"{name} has no setting {', '.join(unknown)}: known are {', '.join(known) or 'none'}")
-    return PLANNERS[name](**settings)
+    return PLANNERS[name](**{key: tuple(x) if isinstance(x, list) else x for key, x in settings.items()})

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dreamer_mpc.planners.protocol import LatentModel, Plan, choose
+from dreamer_mpc.util.checks import check_kinds
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,9 @@ class Policy:
     2020, the paper's base code). While collecting, --train.policy-action decides."""
 
     requires: ClassVar[tuple[str, ...]] = ("value", "policy")
+
+    def __post_init__(self):
+        check_kinds(self)
 
     @torch.no_grad()
     def plan(self, model: LatentModel, state: Float[Tensor, "B S"], memory: None = None) -> Plan:

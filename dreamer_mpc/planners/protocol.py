@@ -2,11 +2,15 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from dreamer_mpc.util.errors import UserError
 
 
 @runtime_checkable
@@ -87,7 +91,7 @@ class Plan:
     value: Float[Tensor, " B"]  # its objective J (CEM: the mean J of the elites)
     candidates: Float[Tensor, "B N H A"]  # all candidates, after refinement
     candidate_values: Float[Tensor, "B N"]  # J of each; -inf where the model returned a value that is not finite
-    memory: Any  # passed to the next call
+    memory: Any  # passed to the next call: None, or a named tuple of tensors [B, ...] with `reset`, as `Memory` is
     model_evaluations: int  # `step` calls per environment, counted per candidate
     fallback: Bool[Tensor, " B"]  # rows where no candidate had a finite value and the policy's mode is executed
 
@@ -102,6 +106,58 @@ class Planner(Protocol):
 
     def plan(self, model: LatentModel, state: Float[Tensor, "B S"], memory: Any = None) -> Plan:
         """Plan for B environments. `memory` is None at an episode's start, else the last plan's."""
+
+
+class PlanError(UserError, ValueError):
+    """A plan that does not fit: a mistake in a planner, in one line that names it."""
+
+
+def fitting(planner: Planner, plan: Any, state: Float[Tensor, "B S"], action_dim: int) -> Plan:
+    """`plan`, if what an agent reads of it has the types and shapes of `Plan`; else PlanError.
+
+    Numbers are not looked at, as on a GPU that would synchronise: see `bounded`.
+    """
+    name, rows = type(planner).__name__, len(state)
+    if not isinstance(plan, Plan):
+        raise PlanError(f"{name}.plan must return a Plan of dreamer_mpc.planners, got {type(plan).__name__}")
+    for part, sizes, letters in (("action", (rows, action_dim), "[B, A]"), ("value", (rows,), "[B]")):
+        given = getattr(plan, part)
+        if not isinstance(given, Tensor):
+            raise PlanError(f"{name}.plan must give the {part} as a torch tensor {letters}, got {_called(given)}")
+        expected, got = _form(state, sizes), _form(given, given.shape)
+        if got != expected:
+            raise PlanError(f"{name}.plan must give the {part} {letters} as {expected}, got {got}")
+    if not (plan.memory is None or _is_memory(plan.memory, rows)):
+        raise PlanError(
+            f"{name}.plan must give as memory None or a named tuple of tensors [B, ...], of B = {rows} rows, with a "
+            f"method reset(done), such as dreamer_mpc.planners.Memory, got {_called(plan.memory)}"
+        )
+    count = plan.model_evaluations
+    if not isinstance(count, Integral):
+        raise PlanError(f"{name}.plan must give model_evaluations as a whole number, got {_called(count)}")
+    return plan
+
+
+def bounded(planner: Planner, action: Float[np.ndarray, "B A"]) -> Float[np.ndarray, "B A"]:
+    """`action` of a plan, on the host, if its numbers are in [-1, 1]; else PlanError."""
+    most = float(np.abs(action).max())
+    if not most <= 1 + 1e-4:
+        raise PlanError(f"{type(planner).__name__}.plan must give actions in [-1, 1], got {most:.3g}")
+    return action
+
+
+def _form(x: Tensor, sizes: tuple[int, ...]) -> str:
+    return f"{str(x.dtype).removeprefix('torch.')} {list(sizes)} on {x.device}"
+
+
+def _called(x: Any) -> str:
+    """The type of a value, with its shape where it has one."""
+    return f"{type(x).__name__} {list(x.shape)}" if hasattr(x, "shape") else type(x).__name__
+
+
+def _is_memory(memory: Any, rows: int) -> bool:
+    parts = memory if isinstance(memory, tuple) and callable(getattr(memory, "reset", None)) else (None,)
+    return all(isinstance(part, Tensor) and part.shape[:1] == (rows,) for part in parts)
 
 
 def reset_memory(memory: Any, done: Bool[Tensor, " B"]) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor
 from dreamer_mpc.planners.objective import Objective, ObjectiveKind
 from dreamer_mpc.planners.protocol import LatentDynamics, Memory
 from dreamer_mpc.planners.rollout import LatentNoise, draw_noise
-from dreamer_mpc.util.checks import check_choices, check_ranges
+from dreamer_mpc.util.checks import check_kinds, check_ranges
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Shooting:
     fewest_iterations: ClassVar[int] = 1
 
     def __post_init__(self):
-        check_choices(self)
+        check_kinds(self)
         check_ranges(
             self, horizon=(1, None), candidates=(1, None), iterations=(self.fewest_iterations, None),
             discount=(0, 1), return_lambda=(0, 1), uncertainty=(None, None), reuse=(0, 1),

@@ -46,6 +46,17 @@ def _import_matplotlib():
             os.environ["MPLBACKEND"] = backend
 
 
+def fit(title, right: float = 0.985) -> None:
+    """Smaller letters for a title that would end behind `right`, as a part of the figure's width."""
+    figure = title.get_figure()
+    for _ in range(5):  # letters are of whole pixels: their width is not quite proportional to their size
+        box = title.get_window_extent(figure.canvas.get_renderer())
+        room = right * figure.bbox.width - box.x0
+        if box.width <= room:
+            return
+        title.set_fontsize(title.get_fontsize() * 0.99 * room / box.width)
+
+
 def save(figure, path: str | Path, photos: bool = False) -> None:
     """Write a figure as a PNG, atomically; one without `photos` has a palette, for a third of the bytes."""
     with atomic_path(path) as temporary:
@@ -80,19 +91,34 @@ def curves_picture(path: str | Path, curves: "Sequence[Curve]", published: "Mapp
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(tasks) :]:
         axes.axis("off")
-    for axes, task in zip(grid.flat, tasks, strict=False):
+    titles = [
         _draw_task(axes, task, [curve for curve in curves if curve.task == task], published[task], until, drawn, common)
+        for axes, task in zip(grid.flat, tasks, strict=False)
+    ]
     pairs = [pair for axes in grid.flat for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
     handles = dict(sorted(((label, handle) for handle, label in pairs), key=lambda pair: pair[0]))
     ncols = {1: 2, 2: 3, 3: 4}[columns]
     words = textwrap.wrap(_meaning(curves, published, until, common), 17 * figure.get_figwidth() - 8)
     below = 0.12 + 0.155 * len(words)  # inches
     place = {"loc": "lower center", "bbox_to_anchor": (0.5, below / figure.get_figheight())}
-    figure.legend(handles.values(), handles.keys(), ncols=ncols, frameon=False, fontsize=9.5, **place)
+    lines = _legend(figure, handles, ncols, place)
     figure.text(0.012, 0.08 / figure.get_figheight(), "\n".join(words), fontsize=8.5, color="0.25", va="bottom")
-    below += 0.12 + 0.21 * -(-len(handles) // ncols)
+    below += 0.12 + 0.21 * lines
     figure.tight_layout(rect=(0, below / figure.get_figheight(), 1, 1))
+    for title in titles:
+        fit(title, title.axes.get_position().x1)
     save(figure, path)
+
+
+def _legend(figure, handles: Mapping[str, object], most: int, place: Mapping[str, object]) -> int:
+    """Draw the legend in at most that many columns, fewer where it would be wider than the figure; gives its lines."""
+    labels = ["\n".join(textwrap.wrap(label, int(11 * figure.get_figwidth()))) for label in handles]
+    for columns in range(most, 0, -1):
+        legend = figure.legend(handles.values(), labels, ncols=columns, frameon=False, fontsize=9.5, **place)
+        if columns == 1 or legend.get_window_extent(figure.canvas.get_renderer()).width < figure.bbox.width:
+            return -(-len(labels) // columns) + sum(label.count("\n") for label in labels)
+        legend.remove()
+    raise ValueError("a legend needs a column")
 
 
 def _common_quality(methods) -> str:
@@ -120,7 +146,7 @@ def _as_far(steps, until):
 
 
 def _draw_task(axes, task, curves, published, until, drawn: dict[str, Style], common: str):
-    """One panel."""
+    """One panel; gives its title."""
     from matplotlib.ticker import EngFormatter
 
     for method in [name for name in drawn if name in {curve.method for curve in curves}]:
@@ -143,13 +169,14 @@ def _draw_task(axes, task, curves, published, until, drawn: dict[str, Style], co
         axes.errorbar(list(marks), mean, [mean - low, high - mean], label="published, DreamerV3", **look)
     counts = sorted({len([c for c in curves if c.method == method]) for method in {c.method for c in curves}})
     words = " or ".join(map(str, counts))
-    axes.set_title(f"{task}  ({words} seed{'s' * (counts != [1])})", loc="left", weight="bold", fontsize=11)
+    title = axes.set_title(f"{task}  ({words} seed{'s' * (counts != [1])})", loc="left", weight="bold", fontsize=11)
     axes.set(xlabel="env steps (steps of the simulator)", ylabel="return (sum of rewards)", xlim=(0, 1.03 * until))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     lowest = min(0, axes.dataLim.y0)
     axes.set_ylim(bottom=lowest if lowest == 0 else axes.get_ylim()[0])
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+    return title
 
 
 def _over_seeds(curves):

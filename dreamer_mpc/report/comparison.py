@@ -1,18 +1,21 @@
 """The picture of a comparison: what each planner gains over the policy, and what an action costs."""
 
+import itertools
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from dreamer_mpc.report.charts import WIDTH, new_figure, save
+from dreamer_mpc.report.charts import WIDTH, fit, new_figure, save
 from dreamer_mpc.report.rows import Row, decided, drawn_by
 from dreamer_mpc.report.styles import Style, styles
-from dreamer_mpc.report.words import plural
+from dreamer_mpc.report.words import decimals, plural
 from dreamer_mpc.util.intervals import FEWEST
 
 BASELINE = "policy"
 MOST_LABELS = 12  # points that are named in the panel of costs; more would hide them
 LABEL_PLACES = ((9, 0), (-9, 0), (0, 9), (0, -9), (9, 9), (-9, 9), (9, -9), (-9, -9))  # points beside a marker
+FARTHER = (1, 3, 5, 7)  # times as far where there is no room, with a line from the marker
+FEW = 4  # points that have such lines; those of more would cross
 
 
 def comparison_picture(path: str | Path, rows: Sequence[Row], title: str) -> None:
@@ -33,11 +36,16 @@ def comparison_picture(path: str | Path, rows: Sequence[Row], title: str) -> Non
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_axisbelow(True)
-    figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=12)
+    heading = figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=12)
     words = "\n".join(textwrap.wrap(_explanation(rows, paired), 148))
     figure.supxlabel(words, x=0.01, ha="left", fontsize=8.5, color="0.25")
     figure.draw_without_rendering()  # so that the places of all texts are known
     figure.set_layout_engine("none")
+    fit(heading)
+    _space_ticks(main)
+    low, high = cost.get_xlim()
+    if high < 2 * low:  # of several powers of ten there are few
+        _space_ticks(cost)
     if len(rows) <= MOST_LABELS:
         _name_points(cost, rows)
     save(figure, path)
@@ -67,6 +75,19 @@ def _draw_rows(axes, rows, own: list[Style], key):
         axes.set_xlabel("return (sum of rewards of an episode)")
 
 
+def _space_ticks(axes):
+    """Fewer numbers below the x axis where they would touch."""
+    from matplotlib.ticker import MaxNLocator
+
+    for most in (5, 4, 3, 2):
+        boxes = [label.get_window_extent() for label in axes.get_xticklabels() if label.get_text()]
+        boxes = sorted((box for box in boxes if box.width), key=lambda box: box.x0)
+        if all(one.x1 + 4 < other.x0 for one, other in zip(boxes, boxes[1:], strict=False)):
+            return
+        axes.xaxis.set_major_locator(MaxNLocator(most))
+        axes.figure.draw_without_rendering()
+
+
 def _draw_cost(axes, rows, own: list[Style]):
     for row, style in zip(rows, own, strict=True):
         mean, low, high = _interval(row, "return")
@@ -90,7 +111,7 @@ def _point(axes, x, y, style: Style, hollow, **errors):
 
 
 def _name_points(axes, rows):
-    """Name each point beside it where the name hides no other point or name; the rows have the same markers."""
+    """Name each point beside it where the name hides no other point or name; of few, else farther away with a line."""
     renderer = axes.figure.canvas.get_renderer()
     frame = axes.get_window_extent(renderer)
     points = [axes.transData.transform((row["ms_per_action"], row["return_mean"])) for row in rows]
@@ -99,17 +120,25 @@ def _name_points(axes, rows):
         planner, _, settings = row["planner"].partition(" ")
         label = axes.annotate(settings or planner, (row["ms_per_action"], row["return_mean"]), fontsize=9, zorder=2,
                               bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.5})  # fmt: skip
-        for right, up in LABEL_PLACES:
+        for far, (right, up) in itertools.product(FARTHER if len(rows) <= FEW else FARTHER[:1], LABEL_PLACES):
             label.set(ha={9: "left", 0: "center", -9: "right"}[right], va={9: "bottom", 0: "center", -9: "top"}[up])
-            label.xyann, label.anncoords = (right, up), "offset points"
+            label.xyann, label.anncoords = (far * right, far * up), "offset points"
             box = label.get_window_extent(renderer)
             inside = frame.x0 < box.x0 and box.x1 < frame.x1 and frame.y0 < box.y0 and box.y1 < frame.y1
             own_point = _box(x, y, 12)
             if inside and not any(box.overlaps(other) for other in taken if other.bounds != own_point.bounds):
                 taken.append(box)
+                if far > 1:
+                    _join(axes, (row["ms_per_action"], row["return_mean"]), label.xyann)
                 break
         else:
             label.remove()
+
+
+def _join(axes, point, offset):
+    """A thin line from a point to its name, whose place is in points."""
+    look = {"arrowstyle": "-", "linewidth": 0.7, "color": "0.4"}
+    axes.annotate("", point, offset, textcoords="offset points", arrowprops=look, zorder=1)
 
 
 def _box(x, y, half):
@@ -135,7 +164,7 @@ def _row_label(planner):
 def figures(row: Row, key: str, sign: str = "") -> str:
     """Mean and interval of `return` or `difference` in figures, marked where a difference is decided."""
     mean, low, high = (row[f"{key}_{name}"] for name in ("mean", "low", "high"))
-    digits = f"{sign}.{0 if abs(mean) >= 100 else 1}f"
+    digits = f"{sign}.{decimals(0 if abs(mean) >= 100 else 1, mean, low, high)}f"
     interval = "" if low is None else f" [{low:{digits}}, {high:{digits}}]"
     mark = " *" if key == "difference" and decided(row) else ""
     return f"{mean:{digits}}{interval}{mark}".replace("-", "−")
@@ -164,11 +193,13 @@ def _explanation(rows, paired):
     return f"{words}Time: one call of observing and planning for {environments}, {', '.join(devices)}."
 
 
-def comparison_title(env: str, rows: Sequence[Row], render_quality: str | None = None) -> str:
-    """The title of a comparison's picture."""
+def comparison_title(
+    env: str, rows: Sequence[Row], render_quality: str | None = None, trained: Sequence[str] = ()
+) -> str:
+    """The title of a comparison's picture, of agents `trained` with these render qualities."""
     episodes, checkpoints = rows[0]["episodes"], rows[0]["checkpoints"]
     each = "each of " if checkpoints > 1 else ""
-    of = f"{each}{plural(checkpoints, 'checkpoint')}{drawn_by(render_quality)}"
+    of = f"{each}{plural(checkpoints, 'checkpoint')}{drawn_by(render_quality, *trained)}"
     return f"{env}: {plural(episodes, 'episode')} of {of}"
 
 

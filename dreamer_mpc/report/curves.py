@@ -4,14 +4,14 @@ import csv
 import os
 import shlex
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from dreamer_mpc.config import Config, load_saved
-from dreamer_mpc.report.rows import drawn_by, without_quality
+from dreamer_mpc.report.methods import Called, History, call
+from dreamer_mpc.report.rows import without_quality
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.runs.logger import read_metrics
 from dreamer_mpc.util.errors import UserError, cannot_write, in_one_line
@@ -21,8 +21,6 @@ CURVES, FINAL = "curves.csv", "final.csv"
 REFERENCE = Path(__file__).resolve().parent / "reference"  # a link to results/reference/; in a wheel, a copy
 PAPER, VISION = REFERENCE / "dream_mpc_paper_dreamer_curves.csv", REFERENCE / "dmc_vision_published.csv"
 GRACE = 1000  # env steps: an evaluation may come one step of all environments after the paper's last one
-# Names in papers of agents that are trained and evaluated with the same planner.
-METHODS = {"policy": "dreamer", "cem": "planet"}
 
 
 @dataclass(frozen=True)
@@ -42,19 +40,9 @@ class Curve:
         """In words."""
         return f"{self.task}, {self.method}, seed {self.seed}"
 
-
-def method_of(config: Config) -> str:
-    """The method's name: the planner's, but `dreamer` for the bare policy and `planet` for CEM without an actor.
-
-    Another planner in training is part of it, and so are the policy's samples, pictures by warp and another render
-    quality in evaluations.
-    """
-    name = METHODS.get(config.planner, config.planner)
-    if config.planner == "cem" and config.agent == "dreamer":
-        name = "cem"
-    name += ", by samples" if config.planner == "policy" and config.policy.sample else ""
-    other = "" if config.trained_by == config.planner else f", trained with {config.trained_by}"
-    return f"{name}{other}{drawn_by(config.evaluated_in, config.render_quality)}"
+    def called(self, name: Called) -> "Curve":
+        """The same under this name."""
+        return replace(self, **name._asdict())
 
 
 def gather(
@@ -64,8 +52,8 @@ def gather(
 
     A run that is named twice counts once, and by itself with a label rather than in a folder of runs. Evaluations after
     `until` env steps are left out. So are runs without an evaluation, or with a damaged file: `leave_out` gets the
-    reason. UserError where a folder holds no run, where none is left, and where two runs have the
-    same task, method and seed.
+    reason. Names are those of `call`. UserError where a folder holds no run, where none is left, and where two runs
+    have the same task, method and seed.
     """
     found = [(folder, label, path) for label, path in map(_label_and_path, specs) for folder in _runs(path)]
     named = {folder.resolve() for folder, label, path in found if label and folder == path}
@@ -76,12 +64,15 @@ def gather(
     }
     curves: dict[str, tuple[Curve, Path]] = {}
     errors: list[UserError] = []
+    read: list[tuple[str, Path, History, Curve]] = []
     for (_, label), folder in chosen.items():
         try:
-            curve = read_run(folder, label, until)
+            read.append((label, folder, *read_run(folder, until)))
         except UserError as error:
             errors.append(error)
-            continue
+    names = iter(call([history for label, _, history, _ in read if not label]))  # a label tells runs apart itself
+    for label, folder, _, own in read:
+        curve = replace(own, method=label) if label else own.called(next(names))
         if curve.name in curves:
             raise UserError(
                 f"{curves[curve.name][1]} and {folder} are both {curve.name}: leave one out, or call its method "
@@ -113,20 +104,24 @@ def _runs(path: Path) -> list[Path]:
     return folders
 
 
-def read_run(folder: Path, label: str = "", until: int | None = None) -> Curve:
-    """The curve of a run, under the name `label` or its method's; UserError where it has no evaluation yet."""
-    config = load_saved(RunFolder(folder).config)
-    records = [r for r in read_metrics(RunFolder(folder).metrics) if "eval/return_mean" in r]
-    records = [r for r in records if until is None or r["env_steps"] <= until]
-    records = list({r["env_steps"]: r for r in records}.values())  # the last one at each env step
-    if not records:
+def read_run(folder: Path, until: int | None = None) -> tuple[History, Curve]:
+    """The settings of a run, and its curve under the name that it has alone; UserError without an evaluation yet."""
+    records = read_metrics(RunFolder(folder).metrics)
+    records = [record for record in records if until is None or record["env_steps"] <= until]
+    history, evaluations = History.read(folder, records), last_evaluations(records)
+    if not evaluations:
         raise UserError(f"{folder} has no evaluation yet: leave it out, or wait for its first")
     names = ("env_steps", "eval/return_mean", "eval/return_std", "eval/episodes")
     try:
-        columns = [_column(records, key) for key in names]
-        return _curve(config.env, label or method_of(config), config.seed, *columns)
+        columns = [_column(evaluations, key) for key in names]
+        return history, _curve(*history.called(), *columns)
     except (ValueError, KeyError) as error:
         raise UserError(f"{folder} has evaluations that are none ({in_one_line(error)}): leave it out") from error
+
+
+def last_evaluations(records: Iterable[dict]) -> list[dict]:
+    """The records with an evaluation, the last one at each env step."""
+    return list({record["env_steps"]: record for record in records if "eval/return_mean" in record}.values())
 
 
 def _column(rows: Iterable[dict], key: str) -> list[float]:

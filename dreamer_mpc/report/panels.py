@@ -38,6 +38,7 @@ class Panel:
     log: tuple[bool, bool] = (False, False)  # axes
     reference: float | None = None  # a horizontal line
     diagonal: bool = False  # y = x
+    empty: str = "nothing was measured"  # written where there is no line
 
     def add(self, method: str, x: float, estimate: tuple[float, float | None, float | None] | None) -> None:
         """A point of a method; nothing for None."""
@@ -46,7 +47,10 @@ class Panel:
 
 
 def panels_picture(path: str | Path, panels: Sequence[Panel], title: str) -> None:
-    """Write a PNG of panels in a grid, at most four in a row; a method has the same colour in all of them."""
+    """Write a PNG of panels in a grid, at most four in a row; a method has the same colour in all of them.
+
+    A panel without lines has words in their place.
+    """
     columns = min(len(panels), 4 if len(panels) != 6 else 3)
     rows = -(-len(panels) // columns)
     figure = new_figure(1 + 4.6 * columns, 1.3 + 3.5 * rows)
@@ -81,7 +85,7 @@ def _draw(axes, panel, drawn_as: dict[str, Style]):
         for place, point in zip(x, points, strict=True):
             if point.low is not None:
                 axes.plot([place, place], [point.low, point.high], color=color, linewidth=1.2, alpha=0.7)
-    if panel.reference is not None:
+    if panel.reference is not None and panel.lines:
         axes.axhline(panel.reference, color="black", linewidth=0.8)
     for axis, wanted in zip(("x", "y"), panel.log, strict=True):
         if wanted:
@@ -95,6 +99,10 @@ def _draw(axes, panel, drawn_as: dict[str, Style]):
         axes.set_xlim(-0.5, len(panel.names) - 0.5)
     elif not panel.log[0] and all(float(point.x).is_integer() for points in panel.lines.values() for point in points):
         axes.xaxis.get_major_locator().set_params(integer=True)
+    if not panel.lines:
+        words = "\n".join(textwrap.wrap(panel.empty, 30))
+        axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center")
+        axes.set(xticks=[], yticks=[])
     axes.set_title(panel.title, loc="left", fontsize=10)
     axes.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
     axes.grid(alpha=0.25)

@@ -1,9 +1,9 @@
-"""`run.py report`: runs and comparisons as one HTML page to send, that opens without a server and without a network."""
+"""`run.py report`: runs, comparisons and analyses as one HTML page to send, that opens without a network."""
 
-import dataclasses
+import contextlib
 import shlex
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,14 @@ from typing import Any
 from dreamer_mpc.config import ReportConfig, parse, to_dict
 from dreamer_mpc.report.charts import curves_picture
 from dreamer_mpc.report.comparison import comparison_picture, figures
-from dreamer_mpc.report.curves import Curve, method_of, published, read_run
-from dreamer_mpc.report.found import Found, FoundComparison, FoundEvaluation, FoundRun, find
+from dreamer_mpc.report.curves import published, read_run
+from dreamer_mpc.report.found import Found, FoundAnalysis, FoundComparison, FoundEvaluation, FoundRun, find
 from dreamer_mpc.report.html import MB, Enclosures, card, code, heading, note, page, table
 from dreamer_mpc.report.rows import decided, drawn_by
-from dreamer_mpc.report.styles import in_words, style
-from dreamer_mpc.report.words import mean_and_spread, plural
-from dreamer_mpc.util.errors import UserError
-from dreamer_mpc.util.files import user_path, write_text
+from dreamer_mpc.report.styles import in_words, style, styles
+from dreamer_mpc.report.words import decimals, mean_and_spread, plural
+from dreamer_mpc.util.errors import UserError, cannot_write
+from dreamer_mpc.util.files import try_folder, user_path, write_text
 from dreamer_mpc.util.intervals import FEWEST
 from dreamer_mpc.util.program import program
 from dreamer_mpc.util.versions import program_version
@@ -32,25 +32,33 @@ def main(args: Sequence[str]) -> int:
     """Write the page."""
     config = parse(ReportConfig, args, prog=program("report"))
     if not config.folders:
-        raise UserError("report needs a FOLDER: name one that a run, eval or compare wrote, or several")
+        raise UserError("report needs a FOLDER: name one that a run, eval, compare or analyze wrote, or several")
     folders = [user_path(folder) for folder in config.folders]
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"no folder {folder}: name one that a run, eval or compare wrote")
+            raise UserError(f"no folder {folder}: name one that a run, eval, compare or analyze wrote")
     found = find(folders)
     path = user_path(config.out) if config.out else folders[0] / REPORT
     enclosures = Enclosures(config.max_mb * MB)
+    with _writing(path):
+        try_folder(path.parent)
     text = write_page(found, enclosures, config.title)
-    try:
+    with _writing(path):
         write_text(path, text)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}): name another file with --out") from error
     for reason in found.left_out:
         print(f"left out: {reason}")
     for left in enclosures.left_out:
         print(f"left out, as the page would be larger than --max-mb {config.max_mb:g}: {left}")
     print(f"wrote {path} ({path.stat().st_size / MB:.1f} MB): one file, to be sent or opened in a browser")
     return 0
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(path, error, "name another file with --out") from error
 
 
 def write_page(found: Found, enclosures: Enclosures, title: str | None) -> str:
@@ -62,24 +70,27 @@ def write_page(found: Found, enclosures: Enclosures, title: str | None) -> str:
         sections = [
             ("Comparisons", "".join(_comparison(c, enclosures, Path(scratch)) for c in found.comparisons)),
             ("Evaluations", "".join(map(_evaluation, found.evaluations))),
+            ("Analyses", "".join(_analysis(a, enclosures) for a in found.analyses)),
             ("Learning curves", _curves(found.runs, enclosures, Path(scratch))),
             ("Videos and decisions", _media(found, enclosures)),
             ("Settings that differ", _settings(found)),
             ("Versions and commands", _versions(found)),
             ("Left out", "".join(map(note, found.left_out))),
         ]
-    return page(title or f"Planning with world models: {', '.join(envs)}", sections, head)
+    subjects = envs or dict.fromkeys(analysis.what for analysis in found.analyses)
+    return page(title or f"Planning with world models: {', '.join(subjects)}", sections, head)
 
 
 def cards(found: Found) -> str:
     """The numbers to be seen first: one for each comparison, and the last evaluation of each run."""
     shown = [_claim(comparison) for comparison in found.comparisons]
+    colors = _colors(found.runs)
     for run in found.runs:
         if run.evaluations:
             last = run.evaluations[-1]
-            words = f"return in {run.config.env} after {last['env_steps']:,} env steps: {_name(run)}, seed "
-            words += f"{run.config.seed}, mean{_and_spread(last)} over {plural(int(last['eval/episodes']), 'episode')}"
-            shown.append(card(_return(last["eval/return_mean"]), words, style(method_of(run.config)).color))
+            words = f"return in {run.called.task} after {last['env_steps']:,} env steps: {_name(run)}, seed "
+            words += f"{run.called.seed}, mean{_and_spread(last)} over {plural(int(last['eval/episodes']), 'episode')}"
+            shown.append(card(_return(last["eval/return_mean"]), words, colors[run.called.method]))
     for evaluation in found.evaluations:
         best = max(evaluation.record["results"], key=lambda row: row["return_mean"])
         words = f"return in {evaluation.record['env']} under {best['planner']}, the best of "
@@ -90,7 +101,7 @@ def cards(found: Found) -> str:
 
 
 def _digits(value: float) -> int:
-    return 0 if abs(value) >= 100 else 1
+    return decimals(0 if abs(value) >= 100 else 1, value)
 
 
 def _return(value: float) -> str:
@@ -110,7 +121,7 @@ def _claim(comparison: FoundComparison) -> str:
     if not paired:
         best = max(comparison.rows, key=lambda row: row["return_mean"])
         words = f"return in {comparison.env} under {best['planner']} {_interval(best, 'return')}, {episodes}"
-        return card(f"{best['return_mean']:,.0f}", words, style(best["planner"]).color)
+        return card(_return(best["return_mean"]), words, style(best["planner"]).color)
     best = max(paired, key=lambda row: row["difference_mean"])
     among = f", the largest of {len(paired)} differences" if len(paired) > 1 else ""
     surely = "decided" if decided(best) else "not decided"
@@ -122,7 +133,10 @@ def _claim(comparison: FoundComparison) -> str:
 def _interval(row: dict[str, Any], key: str) -> str:
     low, high = row[f"{key}_low"], row[f"{key}_high"]
     sign = "+" if key == "difference" else ""
-    return "without an interval" if low is None else f"[{low:{sign}.1f}, {high:{sign}.1f}]".replace("-", "−")
+    if low is None:
+        return "without an interval"
+    digits = f"{sign}.{decimals(1, low, high)}f"
+    return f"[{low:{digits}}, {high:{digits}}]".replace("-", "−")
 
 
 def _comparison(comparison: FoundComparison, enclosures: Enclosures, scratch: Path) -> str:
@@ -148,17 +162,29 @@ def _comparison(comparison: FoundComparison, enclosures: Enclosures, scratch: Pa
 
 def _evaluation(evaluation: FoundEvaluation) -> str:
     record, rows = evaluation.record, evaluation.record["results"]
-    world = drawn_by(record.get("render_quality"))
+    quality = record.get("render_quality")
+    world = drawn_by(quality, record.get("trained_with", quality))
     title = f"{record['env']}: {record['checkpoint']}, {record['env_steps']:,} env steps{world}"
     titles = ("planner", "return ± standard deviation", "95 % interval", "ms per action", "episodes")
     cells = []
     for row in rows:
         value = mean_and_spread(row["return_mean"], row["return_std"], row["episodes"])
-        some = row["return_low"] is not None
-        interval = f"[{row['return_low']:.1f}, {row['return_high']:.1f}]" if some else "–"
+        interval = "–" if row["return_low"] is None else _interval(row, "return")
         cells.append((row["planner"], value, interval, f"{row['ms_per_action']:,.3g}", str(row["episodes"])))
     words = f"Intervals of the means: Student's t, from {FEWEST} episodes on."
     return heading(title) + table(titles, cells, [style(row["planner"]).color for row in rows]) + note(words)
+
+
+def _analysis(analysis: FoundAnalysis, enclosures: Enclosures) -> str:
+    parts = [heading(f"{analysis.what} ({analysis.folder})")]
+    if analysis.picture.exists():
+        parts.append(enclosures.figure(analysis.picture, f"{analysis.what}, in the words of docs/analysis.md"))
+    if analysis.table:
+        words = f"In brackets: 95 % intervals, Student's t, from {FEWEST} episodes on."
+        parts.append(table(list(analysis.table[0]), [list(row.values()) for row in analysis.table]) + note(words))
+    else:
+        parts.append(note("Its table is not there: the same analyze command writes it, and measures nothing again."))
+    return "".join(parts)
 
 
 def _curves(runs: Sequence[FoundRun], enclosures: Enclosures, scratch: Path) -> str:
@@ -166,27 +192,28 @@ def _curves(runs: Sequence[FoundRun], enclosures: Enclosures, scratch: Path) -> 
     evaluated = [run for run in runs if run.evaluations]
     if not evaluated:
         return ""
-    drawn: dict[str, Curve] = {}
-    for run in evaluated:
-        curve = read_run(run.folder)
-        again = dataclasses.replace(curve, method=f"{curve.method}, {run.folder.name}")
-        drawn[(again if curve.name in drawn else curve).name] = again if curve.name in drawn else curve
-    curves, picture = list(drawn.values()), scratch / "curves.png"
+    curves, picture = [read_run(run.folder)[1].called(run.called) for run in evaluated], scratch / "curves.png"
     curves_picture(picture, curves, {curve.task: published(curve.task) for curve in curves})
     titles = ("run", "task", "seed", "env steps", "return ± standard deviation", "episodes")
     cells = []
     for run in evaluated:
         last, episodes = run.evaluations[-1], int(run.evaluations[-1]["eval/episodes"])
-        about = (_name(run), run.config.env, str(run.config.seed), f"{last['env_steps']:,}")
+        about = (_name(run), run.called.task, str(run.called.seed), f"{last['env_steps']:,}")
         value = mean_and_spread(last["eval/return_mean"], last["eval/return_std"], episodes)
         cells.append((*about, value, str(episodes)))
-    colors = [style(method_of(run.config)).color for run in evaluated]
+    colors = [_colors(runs)[run.called.method] for run in evaluated]
     words = "The last evaluation of each run, without exploration; standard deviation over its episodes."
     return enclosures.figure(picture, "Returns during training") + table(titles, cells, colors) + note(words)
 
 
+def _colors(runs: Sequence[FoundRun]) -> dict[str, str]:
+    """The colour of each method, in the picture as well."""
+    drawn = styles(run.called.method for run in runs if run.evaluations)
+    return {method: own.color for method, own in drawn.items()}
+
+
 def _name(run: FoundRun) -> str:
-    return in_words(method_of(run.config))
+    return in_words(run.called.method)
 
 
 def _media(found: Found, enclosures: Enclosures) -> str:
@@ -199,7 +226,7 @@ def _media(found: Found, enclosures: Enclosures) -> str:
     for run in found.runs:
         for suffix in (".mp4", "-decision.png"):
             files = sorted((run.folder / "videos").glob(f"*{suffix}"))
-            shown += _pairs(files[-1:], f"{run.config.env}, {_name(run)}, seed {run.config.seed}")
+            shown += _pairs(files[-1:], f"{run.called.task}, {_name(run)}, seed {run.called.seed}")
     pictures = "".join(enclosures.figure(*pair) for pair in shown if pair[0].suffix == ".png")
     return "".join(enclosures.figure(*pair) for pair in shown if pair[0].suffix == ".mp4") + pictures
 
@@ -218,9 +245,7 @@ def _pairs(files: Iterable[Path], of: str) -> list[tuple[Path, str]]:
 
 def _settings(found: Found) -> str:
     """Settings that are not the same in all runs, and not in all planners of a comparison."""
-    runs = {f"{_name(run)}, {run.config.env}, seed {run.config.seed}": run for run in found.runs}
-    if len(runs) < len(found.runs):
-        runs = {str(run.folder): run for run in found.runs}
+    runs = {f"{_name(run)}, {run.called.task}, seed {run.called.seed}": run for run in found.runs}
     every = {name: _flat(to_dict(run.config)) for name, run in runs.items()}
     parts = [_differing(every, "of the runs", leave_out=NOT_SETTINGS)]
     for comparison in found.comparisons:
@@ -258,6 +283,8 @@ def _versions(found: Found) -> str:
         checkpoints = [f"{name} (SHA-256 {sha[:12]})" for name, sha in comparison.made_with["checkpoints"].items()]
         words = f"Played on {devices}, agents {', '.join(checkpoints)}. The same episodes are played by:"
         parts.append(heading(comparison.title) + note(words) + code(comparison.command()))
+        if changed := comparison.changed_presets():
+            parts.append(note(f"But this version has other settings of {', '.join(changed)}."))
     for evaluation in found.evaluations:
         record = evaluation.record
         words = f"Played on {record.get('device')} with torch {record.get('torch')}, seed {record.get('seed')}."
@@ -267,6 +294,7 @@ def _versions(found: Found) -> str:
         packages = ", ".join(f"{name} {version}" for name, version in (known.get("packages") or {}).items())
         words = f"Commit {known.get('commit') or 'unknown'}, Python {known.get('python', 'unknown')}, on "
         words += f"{known.get('device', 'an unknown device')}, started {known.get('started', 'at an unknown time')}"
+        words += "".join(f". Changed by --resume {changed}" for changed in run.history.changes)
         command = shlex.join(map(str, known.get("command") or []))
         parts.append(heading(str(run.folder)) + note(words) + note(packages) + (code(command) if command else ""))
     return "".join(parts)

@@ -70,7 +70,9 @@ def to_comparison(row: Row) -> dict[str, Any]:
 def from_comparison(cells: dict[str, str]) -> dict[str, Any]:
     """The fields of a row of compare.csv that are drawn. KeyError or ValueError if the format is another one."""
     hints = get_type_hints(Row)
-    return {field: _parsed(cells[COMPARISON[field]], hints[field]) for field in DRAWN}
+    row = {field: _parsed(cells[COMPARISON[field]], hints[field]) for field in DRAWN}
+    older = row["device"] == "CPU, 1 threads"
+    return row | {"device": "CPU, 1 thread" if older else row["device"]}
 
 
 def _parsed(text: str, kind: Any) -> Any:

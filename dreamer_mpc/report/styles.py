@@ -48,7 +48,8 @@ NAMES = {
 def styles(methods: Iterable[str]) -> dict[str, Style]:
     """The style of each method of a picture.
 
-    A method of a sweep, `planner setting=value`, has its planner's. A render quality at the end of a name counts only
+    A method of a sweep, `planner setting=value`, has its planner's; but not the policy's, which is what the others are
+    compared with. A render quality at the end of a name counts only
     where the method is there with several. Other names get one that follows from the name; where two in one picture
     would share it, the later one in the alphabet takes the next that is free. Beyond eight of these, colours return
     with other markers.
@@ -86,6 +87,6 @@ def in_words(method: str) -> str:
 
 
 def _planner(method: str) -> str:
-    """The planner of a sweep's label; other names, which may have spaces, are whole."""
+    """The planner of a sweep's label, unless it is the policy; other names, which may have spaces, are whole."""
     first, *settings = method.split(" ")
-    return first if settings and all("=" in word for word in settings) else method
+    return first if settings and first != "policy" and all("=" in word for word in settings) else method

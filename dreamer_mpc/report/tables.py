@@ -5,7 +5,7 @@ from rich.text import Text
 
 from dreamer_mpc.report.console import new_table
 from dreamer_mpc.report.rows import Row, decided
-from dreamer_mpc.report.words import mean_and_spread, plural
+from dreamer_mpc.report.words import decimals, mean_and_spread, plural
 from dreamer_mpc.util.intervals import FEWEST
 
 
@@ -16,10 +16,11 @@ def results_table(rows: list[Row], subject: str) -> Table:
     for name in ("return\nmean ± std", "95 %\ninterval", "ms per\naction", "model\nevals", "failed of\nepisodes"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
+        low, high = row["return_low"], row["return_high"]
         table.add_row(
             str(row["planner"]),
             mean_and_spread(row["return_mean"], row["return_std"], row["episodes"]),
-            _interval(row["return_low"], row["return_high"], ".1f"),
+            _interval(low, high, f".{decimals(1, low, high)}f"),
             f"{row['ms_per_action']:.2f}",
             f"{row['model_evaluations']:,.0f}",
             f"{_count(row['failed_episodes'])} of {row['episodes']:d}",
@@ -77,7 +78,7 @@ def _with_interval(row, name, sign="", mark=""):
     value, low, high = (row[f"{name}_{key}"] for key in ("mean", "low", "high"))
     if value is None:
         return "–"
-    digits = f"{sign}.{0 if abs(value) >= 10 else 1}f"
+    digits = f"{sign}.{decimals(0 if abs(value) >= 10 else 1, value, low, high)}f"
     return Text(f"{mark}{value:{digits}} ") + _interval(low, high, digits)
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from dreamer_mpc.report.charts import new_figure, save
+from dreamer_mpc.report.charts import fit, new_figure, save
 from dreamer_mpc.util.encode import encode
 from dreamer_mpc.util.files import atomic_path
 
@@ -114,7 +114,7 @@ def decision_picture(path: str | Path, decision: Decision, title: str, color: st
     if before.shape != after.shape or decision.actions_before.shape != decision.actions_after.shape:
         raise ValueError("the plans before and after must have the same shape")
     figure = new_figure(11, 7.6)
-    figure.text(0.015, 0.965, title, fontsize=14, weight="bold", va="center")
+    fit(figure.text(0.015, 0.965, title, fontsize=14, weight="bold", va="center"))
     figure.text(0.015, 0.935, "\n".join(textwrap.wrap(decision.meaning, 150)), fontsize=9.5, va="top", color="0.25")
     shown = np.unique(np.linspace(0, len(before) - 1, min(MAX_FRAMES, len(before))).round().astype(int))
     grid = figure.add_gridspec(
@@ -128,13 +128,13 @@ def decision_picture(path: str | Path, decision: Decision, title: str, color: st
     what = f"change\n× {gain}" if gain else "change"
     rows = [
         (before, f"before\nJ = {decision.j_before:.3f}", BEFORE),
-        (after, f"after\nJ = {decision.j_after:.3f}\n{gained:+.3f}{error}".replace("-", "−"), color),
+        (after, f"after\nJ = {decision.j_after:.3f}\n{gained:+.3f}{error}", color),
         (change, what, "black"),
     ]
     for row, (frames, label, hue) in enumerate(rows):
         words = figure.add_subplot(grid[row, 1])
         words.axis("off")
-        words.text(1.0, 0.5, label, ha="right", va="center", fontsize=10, color=hue, weight="bold")
+        words.text(1.0, 0.5, label.replace("-", "−"), ha="right", va="center", fontsize=10, color=hue, weight="bold")
         if row == 2 and not gain:
             plain = figure.add_subplot(grid[row, 2:])
             plain.axis("off")

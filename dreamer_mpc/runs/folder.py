@@ -211,8 +211,14 @@ class RunFolder:
                 entry.unlink(missing_ok=True)
 
 
-# Suffixes of default run folders, by the kinds of world model and behavior.
-FAMILIES = {("gaussian", "dreamer"): "", ("categorical", "v3"): "-v3"}
+# Base agents by the kinds of world model and behavior; the paper's has no name of its own.
+FAMILIES = {("gaussian", "dreamer"): "", ("categorical", "v3"): "v3"}
+
+
+def family_of(config: "Config") -> str:
+    """The name of the base agent; empty for the paper's."""
+    kinds = (config.world_model.kind, config.behavior.kind)
+    return FAMILIES.get(kinds, "-".join(kinds))
 
 
 def default_run_dir(config: "Config") -> str:
@@ -223,8 +229,7 @@ def default_run_dir(config: "Config") -> str:
     Runs of the preset quick have folders of their own, so that none is in the way of a run at full size.
     """
     other = f"-trained-by-{config.trained_by}" if config.trained_by != config.planner else ""
-    kinds = (config.world_model.kind, config.behavior.kind)
-    family = FAMILIES.get(kinds, f"-{'-'.join(kinds)}")
+    family = f"-{name}" if (name := family_of(config)) else ""
     quick = "-quick" if "quick" in config.config.split(",") else ""
     world = f"-{WARP}" if config.render_quality == WARP else ""
     return f"runs/{run_name(config.env, config.planner + other + family + world + quick, config.seed)}"

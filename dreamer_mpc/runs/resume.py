@@ -11,12 +11,18 @@ from dreamer_mpc.runs.checkpoint import Checkpoint, list_checkpoints, load_check
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.util.errors import UserError
 
-# Frames in replay and the episodes in progress depend on the first eight, networks and optimizers on the others; the
-# masks that bootstrap describes are drawn once, and saved with the weights.
+# Frames in replay and the episodes in progress depend on the first eight; on the others names and shapes of weights, of
+# what optimizers keep, or of latent states. The masks that bootstrap describes are drawn once, and saved with weights.
 FIXED = (
     "env", "env_args", "num_envs", "action_repeat", "camera", "image_size", "grayscale", "frame_stack",
     "world_model.kind", "behavior.kind", "optimizer.kind",
     "replay.states", "behavior.bootstrap",
+    "world_model.continuation", "world_model.deter", "world_model.stoch", "world_model.classes", "world_model.blocks",
+    "world_model.hidden", "world_model.encoder_channels", "world_model.downsampling", "world_model.decoder_dense",
+    "world_model.decoder_channels", "world_model.reward_layers", "world_model.reward_hidden",
+    "world_model.representation",
+    "behavior.actor_layers", "behavior.actor_hidden", "behavior.value_heads", "behavior.value_layers",
+    "behavior.value_hidden",
 )  # fmt: skip
 
 # A change of any other setting is marked in the metrics, which are then of two kinds. These alter no result: how long

@@ -70,7 +70,7 @@ def _work(runs: Sequence[Run], launcher: Launcher, restarts: int, out: Path) -> 
             sweep.work(stop, progress.update)
         except Stopped as stopped:
             progress.line(str(stopped))
-            return 0
+            return stop.code
     for entry in sweep.failed:
         print(f"failed: {entry.run.name} ({entry.reason}); what it printed: {entry.run.log}", file=sys.stderr)
     print(f"{plural(len(runs) - len(sweep.failed), 'run')} of {len(runs)} complete in {out}")

@@ -6,7 +6,7 @@ from typing import Literal
 
 from dreamer_mpc.sweeps.launcher import End, Job, Launcher
 from dreamer_mpc.sweeps.run import Run, Standing
-from dreamer_mpc.util.stop import Stop, Stopped
+from dreamer_mpc.util.stop import INTERRUPTED, Stop, Stopped
 
 STOP_S = 0.5  # seconds until a stop is noted
 GOES_ON = "stopped: the same command goes on from here"
@@ -102,15 +102,15 @@ class Sweep:
     def _end(self, entry: Entry, end: End) -> None:
         """Handle a run that ended: it is complete, failed, or starts again.
 
-        One that ended with 0 before the run was complete was stopped from outside if it was asked to, or had got
-        further than before; otherwise something in it ended it, and would do so for ever.
+        One that ended with 0, or by Ctrl-C, before the run was complete was stopped from outside if it was asked to, or
+        had got further than before; otherwise something in it ended it, and would do so for ever.
         """
         self._launcher.forget(entry.run)
         if end.code in (0, None) and entry.standing.finished:
             entry.state = "complete"
             return
         further, entry.reached = entry.standing.env_steps > entry.reached, entry.standing.env_steps
-        if end.code == 0 and (end.asked or self._stopping() or further):
+        if end.code in (0, INTERRUPTED) and (end.asked or self._stopping() or further):
             entry.state = "waiting"
             return
         early = "its process ended with exit code 0 before the run was complete" if end.code == 0 else ""

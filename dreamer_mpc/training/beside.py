@@ -23,6 +23,7 @@ from dreamer_mpc.evaluation.player import (
     player_of_checkpoints,
     serve,
 )
+from dreamer_mpc.evaluation.progress import lines_of_evaluation
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.util.errors import UserError
 
@@ -183,7 +184,13 @@ class Evaluator:
             player = Player(self._config, self._agent, self._envs)
         else:  # training has gone on since
             player = player_of_checkpoints(self._config, self._envs, self._agent.device)
-        return player.play(order, self.on_step)
+        said = lines_of_evaluation(self.say, order.planner, self._config.eval.episodes, self._envs.num_envs)
+
+        def on_step(step: int, ended: int) -> None:
+            self.on_step()
+            said(step, ended)
+
+        return player.play(order, on_step)
 
     def _count(self, played: Played | None, waited: float) -> None:
         self.waited += waited

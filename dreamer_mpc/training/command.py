@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 
 def main(args: Sequence[str]) -> int:
-    """Train an agent with evaluations and checkpoints; finally print the last evaluation under policy and planner."""
+    """Train an agent with evaluations and checkpoints; finally print the last evaluation under policy and planner.
+
+    The exit code is 0, also of a run that was asked to stop and has saved, except by Ctrl-C: then 130.
+    """
     started = time.monotonic()
     wait_passively()
     with Stop() as stop:
@@ -28,6 +31,7 @@ def main(args: Sequence[str]) -> int:
             _train(stop, args, started)
         except Stopped as stopped:
             print(stopped)
+            return stop.code
     return 0
 
 
@@ -110,11 +114,13 @@ def _settings(args: Sequence[str], owned: contextlib.ExitStack) -> "tuple[Config
 
 def _final_rows(trainer: "Trainer") -> "list[Row]":
     """The last evaluation, and one of the bare policy on the same episode seeds."""
+    from dreamer_mpc.report.words import plural
     from dreamer_mpc.runs.checkpoint import find_checkpoint
 
     config = trainer.config
     rows = [trainer.evaluation.row(config.planner)]
     if config.planner != "policy" and config.agent == "dreamer":
+        print(f"evaluating the bare policy on the same {plural(config.eval.episodes, 'episode')}", flush=True)
         bare = trainer.evaluator.under("policy", find_checkpoint(trainer.folder.path)).evaluation
         if mishaps := bare.mishaps():
             print(f"policy: {mishaps}")

@@ -95,12 +95,31 @@ def terminated(env: str) -> str:
     )
 
 
-def endless_seeding(ended: int, episodes: int, env_steps: int) -> str:
-    """Advice where a run reached its length in its seed episodes."""
+def more_seeding(config: Config) -> str:
+    """Why there are more seed episodes than were asked for."""
     return (
-        f"the run is over after {env_steps:,} env steps, of which the seed episodes took all: {ended} of {episodes} "
-        "ended; raise --env-steps, lower --train.seed-episodes, or shorten episodes with --max-env-steps"
+        f"{plural(config.train.seed_episodes, 'seed episode')} gave no {_sequence(config)}, which an update takes: "
+        "more of them are played until there is one"
     )
+
+
+def endless_seeding(config: Config, ended: int, left: int, env_steps: int) -> str:
+    """Advice where a run reached its length in its seed episodes: `ended` of them are over, `left` are still to end."""
+    over = f"the run is over after {env_steps:,} env steps, of which the seed episodes took all: "
+    if left <= 0:
+        return (
+            f"{over}{ended} ended, and gave no {_sequence(config)}, which an update takes; raise --env-steps, or start "
+            "another run with a lower --replay.sequence-length"
+        )
+    return (
+        f"{over}{ended} of {ended + left} ended; raise --env-steps, lower --train.seed-episodes, or shorten episodes "
+        "with --max-env-steps"
+    )
+
+
+def _sequence(config: Config) -> str:
+    where = "environment" if config.replay.across_episodes else "episode"
+    return f"{config.replay.sequence_length} frames of one {where}"
 
 
 def missing_metrics(there: int, written: int, env_steps: int) -> Iterator[str]:

@@ -54,7 +54,7 @@ def claim_folder(config: Config, owned: contextlib.ExitStack) -> tuple[RunFolder
     length, episodes = config.replay.sequence_length, config.train.seed_episodes
     longest = try_env(config.env, config.num_envs, frames=max(length, 2), episodes=episodes, **env_settings(config))
     try_renderer(config)
-    if longest is not None and longest < length:
+    if longest is not None and longest < length and not config.replay.across_episodes:
         raise UserError(_too_short(config, longest))
     owned.enter_context(alone_in(path, ANOTHER))
     # An old run that is to be overwritten is deleted only when the new run is ready to start.
@@ -88,10 +88,7 @@ def check_resumed(saved: SavedRun, config: Config, changed: bool) -> None:
         _check_settings(config)
     if not complete:
         return
-    checkpoint = saved.checkpoint
-    if changed:
-        load_agent(checkpoint, config, checkpoint.action_dim, torch.device("cpu"))
-    done = checkpoint.counters.env_steps
+    done = saved.checkpoint.counters.env_steps
     raise Stopped(f"{saved.folder.path} is complete with its {done:,} env steps; with a larger --env-steps it goes on")
 
 
@@ -110,7 +107,7 @@ def _too_short(config: Config, longest: int) -> str:
     return (
         f"{config.env} ends its episodes early: the longest of {config.train.seed_episodes} with random actions has "
         f"{longest} frames, and an update takes {length} of one episode: lower --replay.sequence-length to "
-        f"{longest} or less{more}"
+        f"{longest} or less{more}, or let sequences go on into the next episode (--replay.across-episodes)"
     )
 
 

@@ -49,10 +49,14 @@ class TrainingState:
     best_return: float | None = None  # mean return of the best evaluation
     terminates: bool = False  # an episode of this run was terminated, and the user was told what that means
 
-    def resumed(self, counters: Counters, seed_episodes: int) -> None:
-        """Resume the run at `counters`, possibly with another schedule; before any update, with more seed episodes."""
+    def resumed(self, counters: Counters, seed_episodes: int, can_update: bool) -> None:
+        """Resume the run at `counters`, possibly with another schedule.
+
+        Before any update, there are more seed episodes if more are asked for, or replay has no sequence for an update.
+        """
         self.schedule.resumed(counters.env_steps)
-        if not (self.schedule.seeding or counters.updates) and seed_episodes > counters.episodes:
+        more = seed_episodes > counters.episodes or not can_update
+        if not (self.schedule.seeding or counters.updates) and more:
             self.schedule.seeding, self.schedule.updates_left, self.seeds = True, 0, counters.episodes
 
     def state_dict(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from dreamer_mpc.envs import EnvError
 from dreamer_mpc.evaluation.episodes import Evaluation
 from dreamer_mpc.evaluation.player import Played
 from dreamer_mpc.report.rows import to_metrics
+from dreamer_mpc.report.words import plural
 from dreamer_mpc.runs.checkpoint import Checkpoint, load_checkpoint, snapshot_path
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.runs.logger import Logger
@@ -67,6 +68,7 @@ class Trainer:
         self._config_dict = to_dict(config)
         self._records = checkpoint.records if checkpoint else 0  # of metrics
         self.evaluation: Evaluation | None = None  # the last one
+        self._more_seeds = False  # it was said that there are more seed episodes than were asked for
         with contextlib.ExitStack() as opened:
             parts = open_parts(config, folder, self.counters, checkpoint, initial, self._stop, opened)
             self._opened = opened.pop_all()
@@ -80,7 +82,7 @@ class Trainer:
         most, optimizer = config.train.max_skipped_in_a_row, config.optimizer.kind
         self._skipped = SkippedUpdateWatch(folder.skipped_updates, self.replay, most, optimizer)
         if checkpoint:
-            self.state.resumed(self.counters, config.train.seed_episodes)
+            self.state.resumed(self.counters, config.train.seed_episodes, self._can_update())
             restore_global_state(checkpoint.random, self.device)
 
     def _state(self, checkpoint: Checkpoint | None) -> TrainingState:
@@ -136,6 +138,10 @@ class Trainer:
 
     # the loop
 
+    def _can_update(self) -> bool:
+        """Whether replay has a sequence for an update."""
+        return self.replay.holds(self.config.replay.sequence_length)
+
     def _loop(self) -> None:
         """Between two of the things that it does the run can stop: then the state is whole."""
         while (due := self.schedule.due(self.counters.env_steps)) is not Due.NOTHING:
@@ -172,20 +178,27 @@ class Trainer:
             self._show(due)
 
     def _step_at_random(self) -> None:
-        """A step of the seed episodes, and what follows them."""
-        seeds, steps = self.config.train.seed_episodes, self.counters.env_steps
-        if steps >= self.config.env_steps:  # the environment decides how long they are
-            raise UserError(reporting.endless_seeding(len(self.state.returns), seeds, steps))
-        self._show(Due.SEED_STEP)
+        """A step of the seed episodes, and what follows them.
+
+        As many as were asked for; then more of them in all environments, until replay has a sequence for an update.
+        """
         returns, began = self.state.returns, time.monotonic()
-        wanted = seeds - self.state.seeds
-        self.collector.send(None, most=wanted - len(returns))
+        left = self.config.train.seed_episodes - self.state.seeds - len(returns)
+        if self.counters.env_steps >= self.config.env_steps:  # the environment decides how long they are
+            raise UserError(reporting.endless_seeding(self.config, len(returns), left, self.counters.env_steps))
+        self._show(Due.SEED_STEP)
+        if left <= 0 and not self._more_seeds:
+            self._more_seeds = True
+            self._progress.line(reporting.more_seeding(self.config))
+        self.collector.send(None, most=left if left > 0 else None)
+        ended = len(returns)
         self._receive()
         self._set_up_time.seed_seconds += time.monotonic() - began
-        if len(returns) < wanted:
+        if len(returns) - ended < left or not self._can_update():
             return
         self._logger.write(asdict(self.counters), self._collected())
-        self._progress.line(f"{len(returns)} seed episodes, mean return {np.mean(returns):.1f}")
+        if returns:
+            self._progress.line(f"{plural(len(returns), 'seed episode')}, mean return {np.mean(returns):.1f}")
         self.state.returns = []
         self.schedule.seeded(self.counters.env_steps)
         self._throughput.restart(self.counters)

@@ -1,10 +1,15 @@
-"""Range checks of settings; each error names its setting."""
+"""Checks of the types and ranges of settings; each error names its setting."""
 
 import math
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from dataclasses import fields
+from numbers import Integral, Real
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 LARGEST = 2**31 - 1  # for integers: counts, sizes and seeds, which some libraries keep in 32 bits
 WIDEST = 2**16  # for layers of networks
+NUMBERS: dict[Any, type] = {int: Integral, float: Real}
+WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", type(None): "None"}
 
 
 def check_range(name: str, value: float, low: float | None, high: float | None) -> None:
@@ -15,6 +20,12 @@ def check_range(name: str, value: float, low: float | None, high: float | None) 
         bounds = f"at least {low}" if high is None else f"between {low} and {high}"
         bounds = bounds if math.isfinite(value) else "finite"
         raise ValueError(f"{name} must be {bounds}, got {value}")
+
+
+def check_whole(name: str, value: Any, low: int) -> None:
+    """ValueError unless value is a whole number from `low` to `LARGEST`."""
+    check_kind(name, value, int)
+    check_range(name, value, low, None)
 
 
 def check_ranges(settings: Any, **ranges: tuple[float | None, float | None]) -> None:
@@ -41,9 +52,40 @@ def check_each(name: str, values: tuple[str, ...], known: Any) -> None:
             raise ValueError(f"{name} must be among {', '.join(get_args(known))}, got {value!r}")
 
 
-def check_choices(settings: Any) -> None:
-    """ValueError unless each field typed as a Literal holds one of its values."""
-    for name, annotation in get_type_hints(type(settings)).items():
-        if get_origin(annotation) is Literal and getattr(settings, name) not in get_args(annotation):
-            known = ", ".join(map(str, get_args(annotation)))
-            raise ValueError(f"{name} must be one of {known}, got {getattr(settings, name)!r}")
+def check_kinds(settings: Any) -> None:
+    """ValueError unless each field holds a value of its type.
+
+    Numbers may be NumPy's; a whole one is a float too, and a bool is no number.
+    """
+    hints = get_type_hints(type(settings))
+    for field in fields(settings):
+        check_kind(field.name, getattr(settings, field.name), hints[field.name])
+
+
+def check_kind(name: str, value: Any, kind: Any) -> None:
+    """ValueError unless value is of the type `kind`, as in `check_kinds`."""
+    if not _is_of(value, kind):
+        raise ValueError(f"{name} must be {_in_words(kind)}, got {' '.join(repr(value).split())[:80]}")
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(_is_of(value, each) for each in parts)
+    if origin is Literal:
+        return any(type(value) is type(known) and value == known for known in parts)
+    if origin is tuple:
+        each = parts[:1] * len(value) if isinstance(value, tuple) and parts[-1] is ... else parts
+        return isinstance(value, tuple) and len(value) == len(each) and all(map(_is_of, value, each))
+    return isinstance(value, NUMBERS.get(kind, origin or kind)) and (kind is bool or not isinstance(value, bool))
+
+
+def _in_words(kind: Any) -> str:
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(map(_in_words, parts))
+    if origin is Literal:
+        return f"one of {', '.join(map(str, parts))}"
+    if origin is tuple:
+        return f"a tuple of {'' if parts[-1] is ... else f'{len(parts)} '}values, each {_in_words(parts[0])}"
+    return WORDS.get(kind) or f"a {(origin or kind).__name__}"

@@ -62,6 +62,16 @@ def output_path(text: str | Path) -> Path:
         raise UserError(f"the working folder was deleted, and {path} counts from it: change to another") from error
 
 
+def try_folder(folder: Path) -> None:
+    """Make `folder`, and write a file there that is removed again; OSError where that cannot be done."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tried = temporary_path(folder / "tried.txt")
+    try:
+        tried.touch()
+    finally:
+        tried.unlink(missing_ok=True)
+
+
 def temporary_path(path: Path) -> Path:
     """A temporary path beside `path`, another one each time: two processes never write to the same."""
     return path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")

@@ -5,6 +5,7 @@ import os
 import signal
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+INTERRUPTED = 130  # exit code after Ctrl-C, as that of other programs: a shell's `&&` does not go on
 STOPPING = "stopping after a last checkpoint; Ctrl-C again stops at once, without one"
 
 
@@ -16,12 +17,13 @@ class Stop:
     """In this context the first of `SIGNALS` only sets `requested`.
 
     A SIGINT after that is a KeyboardInterrupt. SIGHUP stays ignored where it is, as under nohup. Ctrl-C is answered by
-    the line `answer`. A live display overwrites whatever else is written to the terminal: one that shows `notice` sets
-    `displayed` while it is there.
+    the line `answer`. `code` is the exit code of a command that stops. A live display overwrites whatever else is
+    written to the terminal: one that shows `notice` sets `displayed` while it is there.
     """
 
     def __init__(self, answer: str = STOPPING):
         self.requested = False
+        self.code = 0  # a cluster or a sweep that asks a run to stop lets it go on later
         self._answer = answer
         self.displayed = False
         self.notice = ""
@@ -45,6 +47,7 @@ class Stop:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         if number == signal.SIGINT:
+            self.code = INTERRUPTED
             self.notice = self._answer
             if not self.displayed:  # no print(): it might wait for a lock that the interrupted code holds
                 with contextlib.suppress(OSError):  # the terminal may be gone

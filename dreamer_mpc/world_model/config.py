@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dreamer_mpc.networks.two_hot import Readout
-from dreamer_mpc.util.checks import WIDEST, check_choices, check_most, check_ranges
+from dreamer_mpc.util.checks import WIDEST, check_kinds, check_most, check_ranges
 from dreamer_mpc.world_model.protocol import WorldModelKind
 
 Downsampling = Literal["max-pool", "strided"]
@@ -78,7 +78,7 @@ class WorldModelConfig:
     """Categorical: weight, in that loss, of the correlations that are to vanish (R2-Dreamer: 5e-4)."""
 
     def __post_init__(self):
-        check_choices(self)
+        check_kinds(self)
         sizes = ("deter", "stoch", "hidden", "classes", "encoder_channels", "decoder_dense", "decoder_channels")
         sizes += ("blocks", "reward_hidden", "reward_layers")
         check_ranges(self, **dict.fromkeys(sizes, (1, None)), unimix=(0, 1))
