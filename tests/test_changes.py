@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from dreamer_mpc.config import Config, SweepConfig
+from dreamer_mpc.config import Config, SweepConfig, load_saved
 from dreamer_mpc.data.replay import Replay
 from dreamer_mpc.runs.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from dreamer_mpc.runs.resume import NEUTRAL
@@ -96,22 +96,21 @@ def test_settings_that_change_results_amid_a_run_are_marked_in_its_metrics(tmp_p
     assert [marks(row) for row in records(folder) if marks(row)] == [marks(mark), ["changed/policy.sample"]]
 
 
-def test_a_change_is_marked_as_often_as_the_checkpoint_has_it(tmp_path, monkeypatch):
+def test_what_a_resume_changes_is_the_run_s_from_its_start_however_soon_it_ends(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     train(*TINY, *RUN, "--run-dir", folder)
-    change = ["--resume", folder, "--env-steps", 48, "--policy.sample"]
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch:  # killed before anything else is saved
         patch.setattr(Trainer, "_advance", lambda *_: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)])
-        train(*change, code=130)
-    assert any(map(marks, records(folder)))
-    train("--resume", folder, "--env-steps", 24)
-    assert not any(map(marks, records(folder))), "the change was not saved, and the run went on without it"
+        train("--resume", folder, "--env-steps", 24, "--policy.sample", code=130)
     with monkeypatch.context() as patch:
         stop(patch, 1)
-        assert "stopped at" in train(*change)
-    train("--resume", folder, "--env-steps", 48)
-    assert load_checkpoint(folder).config["policy"]["sample"]
-    assert [row["env_steps"] for row in records(folder) if marks(row)] == [24]
+        assert "stopped at" in train("--resume", folder, "--seed", 5)
+    train("--resume", folder)
+    config = load_saved(folder / "config.yaml")
+    assert (config.env_steps, config.policy.sample, config.seed) == (24, True, 5)
+    assert records(folder)[-1]["env_steps"] == 24
+    marked = [marks(row) for row in records(folder) if marks(row)]
+    assert marked == [["changed/policy.sample"], ["changed/seed"]], "once each"
 
 
 @pytest.mark.parametrize(
@@ -139,9 +138,11 @@ def test_a_complete_run_says_so_where_its_own_device_is_missing(tmp_path):
     checkpoint = load_checkpoint(folder)
     elsewhere = dataclasses.replace(checkpoint, config=checkpoint.config | {"device": "cuda:4095"})
     save_checkpoint(find_checkpoint(folder), elsewhere)
-    assert f"{folder} is complete with its 16 env steps" in train("--resume", folder)
+    said = train("--resume", folder)
+    assert f"{folder} is complete with its 16 env steps" in said and "had no effect" not in said
     assert "no device cuda:4095" in train("--resume", folder, "--eval.episodes", 2, code=2)
-    assert "is complete" in train("--resume", folder, "--eval.episodes", 2, "--device", "cpu")
+    said = train("--resume", folder, "--eval.episodes", 2, "--device", "cpu")
+    assert "is complete" in said and "the changed settings had no effect: give them again with it" in said
 
 
 def test_a_sweep_goes_on_with_the_logger_and_device_that_it_is_given(tmp_path):

@@ -920,14 +920,6 @@ def test_a_picture_that_cannot_be_drawn_costs_the_picture(trained, tmp_path, mon
     assert "cannot draw" in refused(quietly("plot", tmp_path))
 
 
-def test_an_evaluation_is_printed_before_its_file_fails(trained, tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    args = ["--checkpoint", trained, "--planner", "policy", "--episodes", 1, "--num-envs", 1, "--video"]
-    result = quietly("eval", *args, "--out", tmp_path / "file" / "below")
-    assert "--out" in refused(result) and "make, policy: [Errno 20]" in result.out
-    assert "mean ± std" in result.out and "– of 1" in result.out
-
-
 # pictures
 
 

@@ -90,6 +90,9 @@ def test_what_a_run_was_is_said_as_far_as_it_is_known(tmp_path):
     folder = make_run(tmp_path / "b", [1.0, 2.0, 3.0], **settings)
     changed(folder, ("planner", "policy -> cem"), after=2)
     assert name_of(folder) == ("mppi, settings changed at 50,000 env steps", 0), "cem is not what the run has now"
+    folder = make_run(tmp_path / "d", [1.0, 2.0, 3.0], **settings, max_env_steps=30)
+    changed(folder, ("max_env_steps", "8 -> 30"), after=2)
+    assert name_of(folder) == ("mppi, settings changed at 50,000 env steps", 0), "another task: one name is of one"
     folder = make_run(tmp_path / "c", [1.0, 2.0, 3.0], **settings)
     changed(folder, ("planner", "policy -> dream-mpc"), after=1)
     changed(folder, ("planner", "dream-mpc -> mppi"), ("seed", "3 -> 0"), after=2)

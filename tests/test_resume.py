@@ -105,12 +105,11 @@ def test_a_run_stopped_again_and_again_is_the_one_that_was_not(stop_at, uninterr
     assert_same_run(tmp_path / "run", whole)
 
 
-@pytest.mark.parametrize("number", [10, 14, 20])
-def test_a_run_stopped_in_seed_episodes_beyond_those_asked_for_is_the_one_that_was_not(number, stop_at, tmp_path):
+def test_a_run_stopped_in_seed_episodes_beyond_those_asked_for_is_the_one_that_was_not(stop_at, tmp_path):
     args = [*V3, "--num-envs", "2", "--planner", "policy", "--replay.sequence-length", "20"]  # an episode has 9 frames
     train(*args, "--run-dir", tmp_path / "whole")
     assert records(tmp_path / "whole")[0]["episodes"] == 4
-    stop_at(number)
+    stop_at(14)
     assert "stopped at" in train(*args, "--run-dir", tmp_path / "run")
     train("--resume", tmp_path / "run")
     assert_same_run(tmp_path / "run", tmp_path / "whole")

@@ -259,6 +259,12 @@ def test_across_episodes_seed_episodes_go_on_until_an_environment_has_a_sequence
     assert rows[-1]["env_steps"] == 90 and rows[-1]["updates"] > 0
 
 
+def test_seed_episodes_are_over_where_a_resume_asks_for_no_more_than_there_were(tmp_path):
+    args = [*TINY, "--planner", "policy", "--num-envs", "1", "--train.seed-episodes", "20"]
+    assert "2 of 20 ended" in train(*args, "--run-dir", tmp_path / "run", code=2)
+    assert "evaluation at 16 env steps" in train("--resume", tmp_path / "run", "--train.seed-episodes", 2)
+
+
 def test_seed_episodes_that_never_give_a_sequence_end_the_run_with_what_to_change(tmp_path):
     args = [*TINY, "--planner", "policy", "--replay.sequence-length", "25", "--replay.across-episodes"]
     said = train(*args, "--num-envs", "1", "--run-dir", tmp_path / "run", code=2)

@@ -159,7 +159,12 @@ def _changes(folder: Path) -> list[tuple[Any, dict[str, str]]]:
 
 
 def _before(config: Config, names: set[str], changes: dict[str, str]) -> Config | None:
-    """`config` before `changes` of the settings `names`, as far as names of runs depend on it; None if that fails."""
+    """`config` before `changes` of the settings `names`, as far as names of runs depend on it.
+
+    None if that fails, or if they made another task of the environment, which one name of a run cannot say.
+    """
+    if names.intersection(OF_TASK):
+        return None
     for name in names.intersection(NAMED):
         old, _, new = str(changes.get(name)).partition(" -> ")
         if new != str(attrgetter(name)(config)):

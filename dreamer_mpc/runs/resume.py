@@ -1,6 +1,6 @@
 """Opening a run to resume it: its newest undamaged checkpoint, and the settings that may not change."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 
@@ -35,11 +35,15 @@ NEUTRAL = (
 )  # fmt: skip
 
 
+def changes_of_settings(checkpoint: Checkpoint, config: Config) -> dict[str, str]:
+    """What `config` changes of the run of `checkpoint`: `old -> new` by setting."""
+    before = replace(trained_config(checkpoint, "the checkpoint"), resume=config.resume)
+    return {key: values for key, _, values in (line.partition(": ") for line in differences(before, config))}
+
+
 def changes_of_results(checkpoint: Checkpoint, config: Config) -> dict[str, str]:
-    """What `config` changes of the run of `checkpoint` that may change its results: `old -> new` by setting."""
-    lines = differences(trained_config(checkpoint, "the checkpoint"), config)
-    changes = {key: values for key, _, values in (line.partition(": ") for line in lines)}
-    return {key: values for key, values in changes.items() if key not in NEUTRAL}
+    """Those of `changes_of_settings` that may change the results of the run."""
+    return {key: values for key, values in changes_of_settings(checkpoint, config).items() if key not in NEUTRAL}
 
 
 @dataclass(frozen=True)

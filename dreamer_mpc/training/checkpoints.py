@@ -27,14 +27,19 @@ class Checkpoints:
         self._number, self._seconds = 0, 0.0  # counted in this process
 
     def save(
-        self, position: Position, checkpoint: Callable[[], Checkpoint], say: bool = False, last: bool = False
+        self,
+        position: Position,
+        checkpoint: Callable[[], Checkpoint],
+        say: bool = False,
+        last: bool = False,
+        always: bool = False,
     ) -> None:
-        """Write a checkpoint if the run has changed since the last one.
+        """Write a checkpoint if the run has changed since the last one, or `always`.
 
         On a disk error a line is printed and training goes on; with `last` there is no later try, so it is a UserError.
         With `say`, a line reports success.
         """
-        if position == self._saved_at and not self.unsaved:
+        if position == self._saved_at and not self.unsaved and not always:
             return
         self._tried_at = time.monotonic()
         content = checkpoint()

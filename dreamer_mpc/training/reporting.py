@@ -36,7 +36,8 @@ def introduction(config: Config, train_planner: Planner, device: torch.device, f
     yield f"{config.env}: {acting} on {device_name(device)}, run folder {folder.path}"
     yield (
         f"{config.env_steps:,} env steps = {config.env_steps // config.action_repeat:,} agent steps "
-        f"(action repeat {config.action_repeat}); {config.train.updates} updates every {config.train.every:,} env steps"
+        f"(action repeat {config.action_repeat}); {plural(config.train.updates, 'update')} every "
+        f"{config.train.every:,} env steps"
     )
     if plays_beside(config, device):
         yield "evaluations are played beside training, in a process of their own"

@@ -89,7 +89,9 @@ def check_resumed(saved: SavedRun, config: Config, changed: bool) -> None:
     if not complete:
         return
     done = saved.checkpoint.counters.env_steps
-    raise Stopped(f"{saved.folder.path} is complete with its {done:,} env steps; with a larger --env-steps it goes on")
+    dropped = "; the changed settings had no effect: give them again with it" if changed else ""
+    reached = f"{saved.folder.path} is complete with its {done:,} env steps"
+    raise Stopped(f"{reached}; with a larger --env-steps it goes on{dropped}")
 
 
 def _check_settings(config: Config) -> None:

@@ -20,7 +20,7 @@ from dreamer_mpc.report.words import plural
 from dreamer_mpc.runs.checkpoint import Checkpoint, load_checkpoint, snapshot_path
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.runs.logger import Logger
-from dreamer_mpc.runs.resume import changes_of_results
+from dreamer_mpc.runs.resume import changes_of_results, changes_of_settings
 from dreamer_mpc.training import reporting
 from dreamer_mpc.training.beside import Evaluator
 from dreamer_mpc.training.checkpoints import Checkpoints, Position
@@ -76,6 +76,7 @@ class Trainer:
         self.evaluator = Evaluator(config, folder, self.agent, parts.eval_envs, parts.beside, self._opened)
         self.replay, self.collector, self._saver, self._notes = parts.replay, parts.collector, parts.saver, parts.notes
         self._about = {"init_from": initial.record()} if initial else {}  # the run, beside versions and device
+        self._settings_changed = checkpoint is not None and bool(changes_of_settings(checkpoint, config))
         self._changes = changes_of_results(checkpoint, config) if checkpoint else {}
         if self._changes:
             self._about["changed"] = {"env_steps": self.counters.env_steps, **self._changes}
@@ -118,6 +119,8 @@ class Trainer:
             self._throughput = reporting.Throughput(counters)
             self._checkpoints = Checkpoints(self.folder.checkpoints, self._saver, self._position(), line)
             self.evaluator.say, self.evaluator.on_step = line, self._stop.check
+            if self._settings_changed:  # a run that stops or is killed soon keeps its new settings
+                self._save(always=True)
             try:
                 self._resume_evaluation()
                 self._loop()
@@ -177,25 +180,34 @@ class Trainer:
             self._step()
             self._show(due)
 
-    def _step_at_random(self) -> None:
-        """A step of the seed episodes, and what follows them.
+    def _seeds_left(self) -> int:
+        """How many of the seed episodes that were asked for are not over; negative where there were more."""
+        return self.config.train.seed_episodes - self.state.seeds - len(self.state.returns)
 
-        As many as were asked for; then more of them in all environments, until replay has a sequence for an update.
-        """
-        returns, began = self.state.returns, time.monotonic()
-        left = self.config.train.seed_episodes - self.state.seeds - len(returns)
+    def _play_seeds(self) -> None:
+        """A step with random actions."""
+        left, began = self._seeds_left(), time.monotonic()
         if self.counters.env_steps >= self.config.env_steps:  # the environment decides how long they are
-            raise UserError(reporting.endless_seeding(self.config, len(returns), left, self.counters.env_steps))
+            ended = len(self.state.returns)
+            raise UserError(reporting.endless_seeding(self.config, ended, left, self.counters.env_steps))
         self._show(Due.SEED_STEP)
         if left <= 0 and not self._more_seeds:
             self._more_seeds = True
             self._progress.line(reporting.more_seeding(self.config))
         self.collector.send(None, most=left if left > 0 else None)
-        ended = len(returns)
         self._receive()
         self._set_up_time.seed_seconds += time.monotonic() - began
-        if len(returns) - ended < left or not self._can_update():
+
+    def _step_at_random(self) -> None:
+        """A step of the seed episodes, and what follows them.
+
+        As many as were asked for; then more of them in all environments, until replay has a sequence for an update.
+        """
+        if self._seeds_left() > 0 or not self._can_update():
+            self._play_seeds()
+        if self._seeds_left() > 0 or not self._can_update():
             return
+        returns = self.state.returns
         self._logger.write(asdict(self.counters), self._collected())
         if returns:
             self._progress.line(f"{plural(len(returns), 'seed episode')}, mean return {np.mean(returns):.1f}")
@@ -332,8 +344,8 @@ class Trainer:
         phase = reporting.phase(due, self.config.num_envs) if due else ""  # the one before
         self._progress.update(self.counters.env_steps, self.counters.updates, phase, **returns)
 
-    def _save(self, say: bool = False, last: bool = False) -> None:
-        self._checkpoints.save(self._position(), self._checkpoint, say, last)
+    def _save(self, say: bool = False, last: bool = False, always: bool = False) -> None:
+        self._checkpoints.save(self._position(), self._checkpoint, say, last, always)
 
     def _position(self) -> Position:
         """Changes with everything that a checkpoint should hold."""
