@@ -854,7 +854,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a resume that changes settings without a mark", "dreamer_mpc/training/trainer.py",
-        "changes_of_results(checkpoint, config) if checkpoint else {}", "{}",
+        "changing_results(self._changes)", "{}",
         ("tests/test_changes.py::test_settings_that_change_results_amid_a_run_are_marked_in_its_metrics",),
     ),
     Mutation(

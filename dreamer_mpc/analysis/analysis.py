@@ -25,7 +25,7 @@ from dreamer_mpc.evaluation.record import AFRESH
 from dreamer_mpc.evaluation.subject import Subject, one_world
 from dreamer_mpc.report.found import PICTURE, TABLE
 from dreamer_mpc.report.panels import panels_picture
-from dreamer_mpc.report.rows import drawn_by
+from dreamer_mpc.report.rows import device_now, drawn_by
 from dreamer_mpc.report.words import duration, plural
 from dreamer_mpc.util.device import choose_device, device_name
 from dreamer_mpc.util.errors import UserError, cannot_write
@@ -119,9 +119,7 @@ class Analysis:
 
     def _check_device(self) -> None:
         """UserError where units were done on another device, whose numbers differ. Drawing them again needs none."""
-        own = device_name(self.device)
-        older = own.replace("1 thread", "1 threads") if own.endswith(" 1 thread") else own  # as it was called
-        others = {unit["device"] for unit in self.ledger.done.values()} - {own, older}
+        others = {device_now(unit["device"]) for unit in self.ledger.done.values()} - {device_name(self.device)}
         if others:
             raise UserError(
                 f"{self.ledger.folder} holds another analysis, with other device ({min(others)}): {AFRESH}"

@@ -293,7 +293,7 @@ def parse_some(schema: type[T], args: Sequence[str], prog: str) -> tuple[T, list
 def _unknown_options(schema: type, args: Sequence[str]) -> str | None:
     """The line on options that `schema` lacks, with those that may be meant; None where it has all."""
     known = list(_flags(schema))
-    switches = {f"{group}{dot or '--'}no-{name}" for group, dot, name in map(_parted, known)}
+    switches = {f"--{group}{dot}no-{name}" for group, dot, name in map(_parted, known)}
     given = [f"--{_name(arg)}" for arg in args if arg.startswith("--")]
     unknown = [flag for flag in dict.fromkeys(given) if flag not in {"--help", *known, *switches}]
     if not unknown:
@@ -307,8 +307,8 @@ def _unknown_options(schema: type, args: Sequence[str]) -> str | None:
 
 
 def _parted(flag: str) -> tuple[str, str, str]:
-    """Group, dot and name of a flag: --eval . episodes; the first two are empty where it is of no group."""
-    return flag.removeprefix("--").rpartition(".") if "." not in flag else flag.rpartition(".")
+    """Group, dot and name of a flag: eval . episodes; the first two are empty where it is of no group."""
+    return flag.removeprefix("--").rpartition(".")
 
 
 def _flags(schema: type, group: str = "") -> Iterator[str]:

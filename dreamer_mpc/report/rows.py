@@ -71,8 +71,12 @@ def from_comparison(cells: dict[str, str]) -> dict[str, Any]:
     """The fields of a row of compare.csv that are drawn. KeyError or ValueError if the format is another one."""
     hints = get_type_hints(Row)
     row = {field: _parsed(cells[COMPARISON[field]], hints[field]) for field in DRAWN}
-    older = row["device"] == "CPU, 1 threads"
-    return row | {"device": "CPU, 1 thread" if older else row["device"]}
+    return row | {"device": device_now(row["device"])}
+
+
+def device_now(name: str) -> str:
+    """A device of a file of results, by the name that it has now: older files have `1 threads`."""
+    return "CPU, 1 thread" if name == "CPU, 1 threads" else name
 
 
 def _parsed(text: str, kind: Any) -> Any:

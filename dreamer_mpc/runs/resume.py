@@ -41,9 +41,9 @@ def changes_of_settings(checkpoint: Checkpoint, config: Config) -> dict[str, str
     return {key: values for key, _, values in (line.partition(": ") for line in differences(before, config))}
 
 
-def changes_of_results(checkpoint: Checkpoint, config: Config) -> dict[str, str]:
+def changing_results(changes: dict[str, str]) -> dict[str, str]:
     """Those of `changes_of_settings` that may change the results of the run."""
-    return {key: values for key, values in changes_of_settings(checkpoint, config).items() if key not in NEUTRAL}
+    return {key: values for key, values in changes.items() if key not in NEUTRAL}
 
 
 @dataclass(frozen=True)

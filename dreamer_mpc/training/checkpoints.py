@@ -27,19 +27,14 @@ class Checkpoints:
         self._number, self._seconds = 0, 0.0  # counted in this process
 
     def save(
-        self,
-        position: Position,
-        checkpoint: Callable[[], Checkpoint],
-        say: bool = False,
-        last: bool = False,
-        always: bool = False,
+        self, position: Position, checkpoint: Callable[[], Checkpoint], say: bool = False, last: bool = False
     ) -> None:
-        """Write a checkpoint if the run has changed since the last one, or `always`.
+        """Write a checkpoint if the run has changed since the last one.
 
         On a disk error a line is printed and training goes on; with `last` there is no later try, so it is a UserError.
         With `say`, a line reports success.
         """
-        if position == self._saved_at and not self.unsaved and not always:
+        if position == self._saved_at and not self.unsaved:
             return
         self._tried_at = time.monotonic()
         content = checkpoint()

@@ -20,7 +20,7 @@ from dreamer_mpc.report.words import plural
 from dreamer_mpc.runs.checkpoint import Checkpoint, load_checkpoint, snapshot_path
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.runs.logger import Logger
-from dreamer_mpc.runs.resume import changes_of_results, changes_of_settings
+from dreamer_mpc.runs.resume import changes_of_settings, changing_results
 from dreamer_mpc.training import reporting
 from dreamer_mpc.training.beside import Evaluator
 from dreamer_mpc.training.checkpoints import Checkpoints, Position
@@ -76,10 +76,10 @@ class Trainer:
         self.evaluator = Evaluator(config, folder, self.agent, parts.eval_envs, parts.beside, self._opened)
         self.replay, self.collector, self._saver, self._notes = parts.replay, parts.collector, parts.saver, parts.notes
         self._about = {"init_from": initial.record()} if initial else {}  # the run, beside versions and device
-        self._settings_changed = checkpoint is not None and bool(changes_of_settings(checkpoint, config))
-        self._changes = changes_of_results(checkpoint, config) if checkpoint else {}
-        if self._changes:
-            self._about["changed"] = {"env_steps": self.counters.env_steps, **self._changes}
+        self._changes = changes_of_settings(checkpoint, config) if checkpoint else {}
+        self._marked = changing_results(self._changes)
+        if self._marked:
+            self._about["changed"] = {"env_steps": self.counters.env_steps, **self._marked}
         most, optimizer = config.train.max_skipped_in_a_row, config.optimizer.kind
         self._skipped = SkippedUpdateWatch(folder.skipped_updates, self.replay, most, optimizer)
         if checkpoint:
@@ -111,16 +111,15 @@ class Trainer:
             if config.resume:
                 self._logger.truncate(self._records, counters.env_steps)
                 self._say(reporting.missing_metrics(self._logger.records, self._records, counters.env_steps))
-            if self._changes:  # a record of their own: those after it are of other settings than those before
-                self._logger.write(asdict(counters), {f"changed/{name}": 1.0 for name in self._changes})
+            if self._marked:  # a record of their own: those after it are of other settings than those before
+                self._logger.write(asdict(counters), {f"changed/{name}": 1.0 for name in self._marked})
             self._say(reporting.introduction(config, self.train_planner, self.device, self.folder))
             self._say([*self.agent.notes, *self._notes])
             self._profiler = Profiler(self.folder.path / "profile", self.device, config.profile, line)
             self._throughput = reporting.Throughput(counters)
-            self._checkpoints = Checkpoints(self.folder.checkpoints, self._saver, self._position(), line)
+            self._checkpoints = Checkpoints(self.folder.checkpoints, self._saver, self._position(changes={}), line)
             self.evaluator.say, self.evaluator.on_step = line, self._stop.check
-            if self._settings_changed:  # a run that stops or is killed soon keeps its new settings
-                self._save(always=True)
+            self._save()  # of new settings, which a run that stops or is killed soon keeps
             try:
                 self._resume_evaluation()
                 self._loop()
@@ -184,6 +183,9 @@ class Trainer:
         """How many of the seed episodes that were asked for are not over; negative where there were more."""
         return self.config.train.seed_episodes - self.state.seeds - len(self.state.returns)
 
+    def _needs_seeds(self) -> bool:
+        return self._seeds_left() > 0 or not self._can_update()
+
     def _play_seeds(self) -> None:
         """A step with random actions."""
         left, began = self._seeds_left(), time.monotonic()
@@ -203,9 +205,9 @@ class Trainer:
 
         As many as were asked for; then more of them in all environments, until replay has a sequence for an update.
         """
-        if self._seeds_left() > 0 or not self._can_update():
+        if self._needs_seeds():
             self._play_seeds()
-        if self._seeds_left() > 0 or not self._can_update():
+        if self._needs_seeds():
             return
         returns = self.state.returns
         self._logger.write(asdict(self.counters), self._collected())
@@ -344,14 +346,14 @@ class Trainer:
         phase = reporting.phase(due, self.config.num_envs) if due else ""  # the one before
         self._progress.update(self.counters.env_steps, self.counters.updates, phase, **returns)
 
-    def _save(self, say: bool = False, last: bool = False, always: bool = False) -> None:
-        self._checkpoints.save(self._position(), self._checkpoint, say, last, always)
+    def _save(self, say: bool = False, last: bool = False) -> None:
+        self._checkpoints.save(self._position(self._changes), self._checkpoint, say, last)
 
-    def _position(self) -> Position:
-        """Changes with everything that a checkpoint should hold."""
+    def _position(self, changes: dict[str, str]) -> Position:
+        """Changes with everything that a checkpoint should hold; `changes` of settings since the one it resumed."""
         schedule = self.schedule
         evaluating = schedule.evaluating and schedule.evaluating["env_steps"]
-        return (*asdict(self.counters).values(), schedule.evaluation_due, evaluating, schedule.finished)
+        return (*asdict(self.counters).values(), schedule.evaluation_due, evaluating, schedule.finished, changes)
 
     def _checkpoint(self) -> Checkpoint:
         """All but the files of replay; the records that it counts are on the disk before it."""
