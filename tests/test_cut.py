@@ -44,59 +44,46 @@ def test_gradients_in_two_parts_are_those_in_one(network):
     inferred = network.infer(x)
     expected = torch.autograd.grad([network.loss(inferred), inferred.states], parameters, [None, extra])
     inferred = network.infer(x)
-    cut = Cut(inferred, network)
-    cut.back(network.loss(cut.copy))
-    for found, of in zip(cut.through(inferred.states, extra), expected, strict=True):
+    cut = Cut(network)
+    cut.back(network.loss(cut.copy(inferred)))
+    for found, of in zip(cut.through([inferred.states], [extra]), expected, strict=True):
         torch.testing.assert_close(found, of, rtol=1e-12, atol=1e-12)
 
 
-class Branches(Network):
-    """What is inferred from states: by parameters of its own, by none, and beside what the states come from."""
+def test_parts_that_follow_from_each_other_count_together(network):
+    """The second part is inferred from the first; another gradient comes to one of the two."""
+    x, extra = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
 
-    def __init__(self):
-        super().__init__()
-        self.own = nn.Linear(4, 2).double()
+    def parts():
+        first = network.infer(x)
+        return [first, network.infer(first.states[:, :3])]
 
-    def infer(self, x):
-        hidden = torch.tanh(self.encoder(x))
-        states = self.both(hidden)
-        return Inferred(x, states, (self.own(states.square()), states.exp(), hidden, hidden.sum() * states))
-
-    def loss(self, inferred):
-        parts = torch.cat([*inferred.others, inferred.states], dim=-1)
-        return (parts.sin().sum(-1, keepdim=True) - self.head(inferred.states) - inferred.target).square().mean()
-
-
-def test_what_was_inferred_from_a_tensor_alone_may_go_back_to_it_before():
-    torch.manual_seed(1)
-    network, x = Branches().double(), torch.randn(5, 3, dtype=torch.float64)
-    parameters, extra = list(network.parameters()), torch.randn(5, 4, dtype=torch.float64)
-    inferred = network.infer(x)
-    expected = torch.autograd.grad([network.loss(inferred), inferred.states], parameters, [None, extra])
-    inferred = network.infer(x)
-    cut = Cut(inferred, network)
-    cut.back(network.loss(cut.copy))
-    cut.ahead(inferred.states)
-    with pytest.raises(RuntimeError, match="second time"):  # it has gone there
-        inferred.others[0].sum().backward(retain_graph=True)
-    for found, of in zip(cut.through(inferred.states, extra), expected, strict=True):
-        torch.testing.assert_close(found, of, rtol=1e-12, atol=1e-12)
+    for gradients in ([None, extra], [extra, None], [None, None]):
+        whole = parts()
+        loss = sum(weight * network.loss(part) for weight, part in zip((0.3, 0.7), whole))
+        loss = loss + sum((part.states * of).sum() for part, of in zip(whole, gradients) if of is not None)
+        expected = torch.autograd.grad(loss, list(network.parameters()))
+        cut, whole = Cut(network), parts()
+        for weight, part in zip((0.3, 0.7), whole):
+            cut.back(weight * network.loss(cut.copy(part)))
+        for found, of in zip(cut.through([part.states for part in whole], gradients), expected, strict=True):
+            torch.testing.assert_close(found, of, rtol=1e-12, atol=1e-12)
 
 
 def test_without_another_gradient_it_is_that_of_the_loss(network):
     x = torch.randn(5, 3, dtype=torch.float64)
     expected = torch.autograd.grad(network.loss(network.infer(x)), list(network.parameters()))
     inferred = network.infer(x)
-    cut = Cut(inferred, network)
-    cut.back(network.loss(cut.copy))
-    for found, of in zip(cut.through(inferred.states, None), expected, strict=True):
+    cut = Cut(network)
+    cut.back(network.loss(cut.copy(inferred)))
+    for found, of in zip(cut.through([inferred.states], [None]), expected, strict=True):
         torch.testing.assert_close(found, of, rtol=1e-12, atol=1e-12)
 
 
 def test_a_parameter_that_nothing_uses_is_named(network):
     network.spare = nn.Parameter(torch.zeros(2, dtype=torch.float64))
     inferred = network.infer(torch.randn(5, 3, dtype=torch.float64))
-    cut = Cut(inferred, network)
-    cut.back(network.loss(cut.copy))
+    cut = Cut(network)
+    cut.back(network.loss(cut.copy(inferred)))
     with pytest.raises(ValueError, match="the loss does not depend on the parameter spare"):
-        cut.through(inferred.states, None)
+        cut.through([inferred.states], [None])

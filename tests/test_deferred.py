@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dreamer_mpc.kernels.deferred import Convolution, Deferred, Linear
+from dreamer_mpc.kernels.deferred import Convolution, Deferred, Linear, Once
 
 
 @pytest.mark.parametrize("differentiable", [True, False])
@@ -39,3 +39,25 @@ def test_a_linear_layer_has_the_gradients_of_torch(differentiable):
         found.append((y, *torch.autograd.grad(y, [weight, bias, x][: 2 + differentiable], g)))
     for own, expected in zip(*found, strict=True):
         torch.testing.assert_close(own, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_calls_share_what_is_made_of_weights_once():
+    """Each leaves gradients of its own, whose sum goes back through what was made."""
+    torch.manual_seed(2)
+    x = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
+    weight, bias = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((4, 5), (4,)))
+    made, once, outputs = [], Once(), []
+
+    def layer():
+        made.append((weight.exp(), bias * 2))
+        return made[-1]
+
+    for part in x.split(2):
+        box = []
+        outputs.append(Linear.apply(part, *Deferred.apply(box, *once("layer", layer)), box))
+    y, expected = torch.cat(outputs), F.linear(x, weight.exp(), bias * 2)
+    g = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)
+    found = torch.autograd.grad(y, [weight, bias, x], g)
+    assert len(made) == 1
+    for own, plain in zip(found, torch.autograd.grad(expected, [weight, bias, x], g), strict=True):
+        torch.testing.assert_close(own, plain, rtol=1e-12, atol=1e-12)

@@ -3,7 +3,7 @@
 What lies behind the cut can begin before the gradients of other losses in the inferred tensors are there.
 """
 
-from collections.abc import Collection
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,58 +13,41 @@ from torch.utils import _pytree as pytree
 
 
 class Cut:
-    """`inferred`, tensors in named tuples, lists or dicts, and `copy`, the same without history, for a loss.
+    """What a network inferred, perhaps in several parts, and copies without history for losses.
 
-    `back` takes the loss, `through` goes on from the gradients in the copies to the parameters of `network`. Between
-    them, `ahead` may go as far as one inferred tensor, before another gradient in that is there.
+    For each part, `copy` makes the copies, of tensors in named tuples, lists or dicts, and `back` takes its loss. Then
+    `through` goes on from the gradients in all copies to the parameters of `network`.
     """
 
-    def __init__(self, inferred: Any, network: nn.Module):
-        self._leaves, spec = pytree.tree_flatten(inferred)
-        self._copies = [_copy(x) for x in self._leaves]
-        self.copy = pytree.tree_unflatten(self._copies, spec)
+    def __init__(self, network: nn.Module):
         self._names, self._parameters = zip(*network.named_parameters(), strict=True)
+        self._near: list[Tensor | None] = [None] * len(self._names)  # gradients on this side of the cut
+        self._leaves: list[Tensor] = []
+        self._weights: list[Tensor | None] = []  # the gradients in the leaves
+
+    def copy(self, inferred: Any) -> Any:
+        """The same without history, for a loss."""
+        leaves, spec = pytree.tree_flatten(inferred)
+        self._copies = [_copy(x) for x in leaves]
+        self._leaves += [x for x in leaves if _differentiable(x)]
+        return pytree.tree_unflatten(self._copies, spec)
 
     def back(self, loss: Float[Tensor, ""]) -> None:
-        """The gradients of the parameters that the loss itself uses, and of the copies."""
+        """The gradients of the parameters that the loss of the last copies itself uses, and of those."""
         inputs = [x for x in self._copies if _differentiable(x)]
         found = torch.autograd.grad(loss, [*self._parameters, *inputs], allow_unused=True)
         count = len(self._parameters)
-        of_copies = iter(found[count:])
-        self._near = found[:count]
-        self._weights = [next(of_copies) if _differentiable(copy) else None for copy in self._copies]
-        self._of_tensor: Tensor | None = None  # found ahead
+        self._near = _sums(self._near, found[:count])
+        self._weights += found[count:]
 
-    def ahead(self, tensor: Tensor) -> None:
-        """Go back to the inferred `tensor` from all that was inferred from it and from parameters of its own alone."""
-        (_, behind), outputs, weights, parameters = _history(tensor), [], [], {}
-        for i, leaf in enumerate(self._leaves):
-            if leaf is tensor or self._weights[i] is None or leaf.grad_fn in behind:
-                continue
-            edges, nodes = _history(leaf, behind)
-            own = {node.variable: None for node in nodes if hasattr(node, "variable")}
-            if edges == {(tensor.grad_fn, tensor.output_nr)}:
-                outputs.append(leaf)
-                weights.append(self._weights[i])
-                parameters |= own
-                self._weights[i] = None
-        if outputs:
-            inputs = [tensor, *parameters]
-            self._of_tensor, *found = torch.autograd.grad(outputs, inputs, weights)
-            found = dict(zip(parameters, found, strict=True))
-            self._near = [_sum(near, found.get(p)) for p, near in zip(self._parameters, self._near, strict=True)]
-
-    def through(self, tensor: Tensor, gradient: Tensor | None) -> tuple[Tensor, ...]:
-        """All gradients of the parameters, in their order; `gradient` in the inferred `tensor` counts in addition."""
-        outputs, weights = [], []
-        for leaf, weight in zip(self._leaves, self._weights, strict=True):
-            if leaf is tensor:
-                weight = _sum(_sum(weight, gradient), self._of_tensor)
-            if weight is not None:
-                outputs.append(leaf)
-                weights.append(weight)
+    def through(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+        """All gradients of the parameters, in their order; `gradients` in the inferred `tensors` count in addition."""
+        more = {id(tensor): gradient for tensor, gradient in zip(tensors, gradients, strict=True)}
+        weights = [_sum(weight, more.get(id(leaf))) for leaf, weight in zip(self._leaves, self._weights, strict=True)]
+        used = [i for i, weight in enumerate(weights) if weight is not None]
+        outputs, weights = [self._leaves[i] for i in used], [weights[i] for i in used]
         far = torch.autograd.grad(outputs, self._parameters, weights, allow_unused=True)
-        found = [_sum(*pair) for pair in zip(self._near, far, strict=True)]
+        found = _sums(self._near, far)
         for name, of in zip(self._names, found, strict=True):
             if of is None:
                 raise ValueError(f"the loss does not depend on the parameter {name}")
@@ -79,23 +62,17 @@ def _copy(x: Any) -> Any:
     return x.detach().requires_grad_() if _differentiable(x) else x
 
 
-def _history(tensor: Tensor, behind: Collection[Any] = ()) -> tuple[set[tuple[Any, int]], dict[Any, None]]:
-    """The nodes of autograd that a tensor comes from, down to those `behind`; and the edges that lead to the latter."""
-    edges, nodes, left = set(), {}, [tensor.grad_fn]
-    while left:
-        node = left.pop()
-        if node in nodes:
-            continue
-        nodes[node] = None
-        for after, number in node.next_functions:
-            if after in behind:
-                edges.add((after, number))
-            elif after is not None:
-                left.append(after)
-    return edges, nodes
-
-
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     if a is None or b is None:
         return b if a is None else a
     return a + b
+
+
+def _sums(first: Sequence[Tensor | None], second: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """`_sum` of each pair, in few launches."""
+    found = [b if a is None else a for a, b in zip(first, second, strict=True)]
+    both = [i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a is not None and b is not None]
+    if both:
+        for i, total in zip(both, torch._foreach_add([first[i] for i in both], [second[i] for i in both]), strict=True):
+            found[i] = total
+    return found

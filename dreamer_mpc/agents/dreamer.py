@@ -17,6 +17,7 @@ from dreamer_mpc.agents.latents import make_latents
 from dreamer_mpc.agents.optimizers import OptimizerConfig, make_optimizers
 from dreamer_mpc.agents.protocol import Act, AgentKind, Carry, SkippedUpdates, Update
 from dreamer_mpc.agents.reinforce import ReinforceBehavior
+from dreamer_mpc.agents.segments import average, inferred
 from dreamer_mpc.kernels.cell import has_triton
 from dreamer_mpc.kernels.choice import Forms, choose_forms
 from dreamer_mpc.kernels.graphs import Aside, Captured
@@ -195,29 +196,35 @@ class Dreamer:
         if self.learner is not None:
             with early:
                 prepared = self.learner.prepare(batch)
-        inference = world.infer(batch, self._amp(), aside)
+        segments, terms, cut, modelled = [], [], Cut(world), Aside(self.device, "loss")
+        for segment in inferred(world, batch, self._amp):
+            segments.append(segment)
+            modelled.follow()
+            with modelled:
+                model_loss, metrics = world.loss(segment.batch, cut.copy(segment.inference), self._amp())
+                terms.append(metrics | {"model_loss": model_loss.detach()})
+                cut.back(segment.share * model_loss)
+        each = [segment.inference.states for segment in segments]
+        states = each[0] if len(each) == 1 else torch.cat(each)  # [T, B, S]
         learned, norms = Learned({}, {}), {}
-        cut, modelled = Cut(inference, world), Aside(self.device, "loss")
-        with modelled:
-            model_loss, metrics = world.loss(batch, cut.copy, self._amp())
-            metrics["model_loss"] = model_loss.detach()
-            cut.back(model_loss)
-            cut.ahead(inference.states)  # it need not wait for the learner's gradient in them
+        aside.follow()
         if self.learner is not None:
             with aside:  # it needs only the posterior states, not the world model's gradients
                 early.join()
-                learned = self.learner.learn(inference.states, batch, prepared)
+                learned = self.learner.learn(states, batch, prepared)
                 norms = self._take(learned.gradients)
         modelled.join()
+        gradients = [None] * len(each)
         if learned.states_gradient is not None:
             (learned.ready or aside).join()
-        world_grads = cut.through(inference.states, learned.states_gradient)
+            gradients = learned.states_gradient.split([len(x) for x in each])
+        world_grads = cut.through(each, gradients)
         norms = self._take({"world_model": world_grads}) | norms
         aside.join()
-        metrics |= learned.metrics
+        metrics = average(terms, [segment.share for segment in segments]) | learned.metrics
         losses = torch.stack([value for name, value in metrics.items() if name.endswith("_loss")])
         metrics |= norms | self._descend(losses, norms, batch.index, aside)
-        return Update(metrics, inference.states.detach())
+        return Update(metrics, states.detach())
 
     def _take(self, gradients: dict[str, tuple[Tensor, ...]]) -> dict[str, Float[Tensor, ""]]:
         """Give the gradients of parts to their parameters, clipped; their norms before."""

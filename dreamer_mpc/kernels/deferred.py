@@ -33,6 +33,19 @@ class Deferred(torch.autograd.Function):
         return None, *function(*given)
 
 
+class Once:
+    """What depends on weights alone, for several calls with the same ones: made at the first of them, on its stream."""
+
+    def __init__(self) -> None:
+        self._made: dict[Any, Any] = {}
+
+    def __call__(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What the first `make` with this key gave."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+
 def leave(box: list[Any], function: Callable[..., tuple[Tensor, ...]], *given: Any) -> None:
     """From a backward pass: the gradients of its weights are `function(*given)`."""
     box.append((function, *given))

@@ -7,26 +7,32 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
-from dreamer_mpc.kernels.graphs import Aside
+from dreamer_mpc.kernels.deferred import Once
 from dreamer_mpc.networks.heads import Prediction
 from dreamer_mpc.networks.mlp import full_precision
 from dreamer_mpc.networks.norm_mlp import NormMLP, init_weight
 from dreamer_mpc.networks.two_hot import TwoHot, symexp_bins
 from dreamer_mpc.world_model.base import WorldModelBase, weighed
-from dreamer_mpc.world_model.block_rssm import BlockRSSM, categorical_kl
+from dreamer_mpc.world_model.block_rssm import BlockRSSM, Seen, categorical_kl
 from dreamer_mpc.world_model.config import WorldModelConfig
 from dreamer_mpc.world_model.norm_decoder import NormDecoder
 from dreamer_mpc.world_model.norm_encoder import NormEncoder
 from dreamer_mpc.world_model.protocol import Batch, ImageForm, WorldModelKind
 
 
+class SeenBatch(NamedTuple):
+    """What the inference of the world model needs beside the state before a batch."""
+
+    embed: Float[Tensor, "T B E"]
+    scan: Seen
+
+
 class Inference(NamedTuple):
-    """The inference of the world model on a batch; posterior and prior are log-probabilities."""
+    """The inference of the world model on a batch; the posterior is log-probabilities."""
 
     embed: Float[Tensor, "T B E"]
     states: Float[Tensor, "T B S"]
     posterior: Float[Tensor, "T B K C"]
-    prior: Float[Tensor, "T B K C"]
 
 
 class CategoricalWorldModel(WorldModelBase):
@@ -74,6 +80,11 @@ class CategoricalWorldModel(WorldModelBase):
         """Z, the size of the noise of one step: stoch * classes, one for each class."""
         return self.rssm.noise_dim
 
+    @property
+    def framewise(self) -> bool:
+        """Whether the loss is a mean over frames; correlations over a batch are not."""
+        return self.config.representation != "barlow"
+
     def observe_step(
         self,
         state: Float[Tensor, "B S"],
@@ -107,19 +118,18 @@ class CategoricalWorldModel(WorldModelBase):
         """Mean images of latent states."""
         return (self.decoder(state).movedim(-3, -1) * 255).round().to(torch.uint8)
 
-    def infer(self, batch: Batch, amp: torch.autocast, aside: Aside | None = None) -> Inference:
-        """Posterior and prior of a batch that begins after `batch.state`, by default after the initial state.
-
-        `aside`: see the protocol.
-        """
+    def see(self, batch: Batch, amp: torch.autocast, once: Once | None = None) -> SeenBatch:
+        """Images, actions and noise of a batch, for `infer`; see the protocol."""
         with amp:
-            unseen = self.rssm.before_images(batch.action, batch.is_first)
-            embed = self.encoder(batch.image)
-            states, posterior = self.rssm.observe(embed, batch.action, batch.is_first, batch.state, unseen=unseen)
-            if aside is not None:
-                aside.follow()
-            prior = self.rssm.prior(states[..., : self.rssm.deter])
-        return Inference(embed, states, posterior, prior)
+            unseen = self.rssm.before_images(batch.action, batch.is_first, once=once)
+            embed = self.encoder(batch.image, once)
+            return SeenBatch(embed, self.rssm.see(embed, unseen))
+
+    def infer(self, batch: Batch, amp: torch.autocast, seen: SeenBatch | None = None) -> Inference:
+        """The posterior of a batch; see the protocol."""
+        seen = self.see(batch, amp) if seen is None else seen
+        with amp:
+            return Inference(seen.embed, *self.rssm.scan(seen.scan, batch.state))
 
     def loss(
         self, batch: Batch, inference: Inference, amp: torch.autocast
@@ -130,9 +140,10 @@ class CategoricalWorldModel(WorldModelBase):
         episode's first image too, where replay has 0, as in DreamerV3's code. dyn and rep: the KL from posterior to
         prior with one of the two as a constant, each clipped below at the free nats of a frame; kl: unclipped.
         """
-        embed, states, posterior, prior = inference
+        embed, states, posterior = inference
         config, barlow = self.config, self.config.representation == "barlow"
         with amp:
+            prior = self.rssm.prior(states[..., : self.rssm.deter])
             error = self.decoder.error(states.detach() if barlow else states, self._scaled(batch.image))
             reward = self.predict_reward(states)
             losses = {"image": error, "reward": reward.loss(batch.reward)}

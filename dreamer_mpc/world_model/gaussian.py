@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from dreamer_mpc.kernels.graphs import Aside
+from dreamer_mpc.kernels.deferred import Once
 from dreamer_mpc.networks import MLP
 from dreamer_mpc.networks.heads import Prediction, UnitNormal
 from dreamer_mpc.world_model.base import WorldModelBase, weighed
@@ -15,7 +15,14 @@ from dreamer_mpc.world_model.config import WorldModelConfig
 from dreamer_mpc.world_model.decoder import Decoder
 from dreamer_mpc.world_model.encoder import Encoder, preprocess, to_image
 from dreamer_mpc.world_model.protocol import Batch, ImageForm, WorldModelKind
-from dreamer_mpc.world_model.rssm import RSSM, Gaussian, gaussian_kl
+from dreamer_mpc.world_model.rssm import RSSM, Gaussian, Seen, gaussian_kl
+
+
+class SeenBatch(NamedTuple):
+    """What the inference of the world model needs beside the state before a batch."""
+
+    target: Float[Tensor, "T B C H W"]
+    scan: Seen
 
 
 class Inference(NamedTuple):
@@ -24,7 +31,6 @@ class Inference(NamedTuple):
     target: Float[Tensor, "T B C H W"]  # the images as targets of the decoder
     states: Float[Tensor, "T B S"]
     posterior: Gaussian
-    prior: Gaussian
 
 
 class GaussianWorldModel(WorldModelBase):
@@ -34,6 +40,7 @@ class GaussianWorldModel(WorldModelBase):
     """
 
     kind: ClassVar[WorldModelKind] = "gaussian"
+    framewise: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -90,18 +97,18 @@ class GaussianWorldModel(WorldModelBase):
         """Mean images of latent states."""
         return to_image(self.decoder(state).float())
 
-    def infer(self, batch: Batch, amp: torch.autocast, aside: Aside | None = None) -> Inference:
-        """Posterior and prior of a batch that begins after `batch.state`, by default after the initial state.
-
-        `amp` covers the convolutions; `aside`: see the protocol.
-        """
+    def see(self, batch: Batch, amp: torch.autocast, once: Once | None = None) -> SeenBatch:
+        """Images, actions and noise of a batch, for `infer`; `amp` covers the convolutions; see the protocol."""
+        unseen = self.rssm.before_images(once)
         target = preprocess(batch.image, dequantize=True)  # [T, B, C, H, W]
         with amp:
             embed = self.encoder(target)
-        states, posterior, prior = self.rssm.observe(embed, batch.action, batch.is_first, batch.state)
-        if aside is not None:
-            aside.follow()
-        return Inference(target, states, posterior, prior)
+        return SeenBatch(target, self.rssm.see(embed, batch.action, batch.is_first, unseen))
+
+    def infer(self, batch: Batch, amp: torch.autocast, seen: SeenBatch | None = None) -> Inference:
+        """The posterior of a batch; see the protocol."""
+        seen = self.see(batch, amp) if seen is None else seen
+        return Inference(seen.target, *self.rssm.scan(seen.scan, batch.state))
 
     def loss(
         self, batch: Batch, inference: Inference, amp: torch.autocast
@@ -112,7 +119,8 @@ class GaussianWorldModel(WorldModelBase):
         where one was paid, so not at an episode's first image. continue, if predicted: the log-likelihood of whether a
         frame is not terminal, of weight 1. `amp` covers the convolutions and, with kernels, the heads; losses are fp32.
         """
-        target, states, posterior, prior = inference
+        target, states, posterior = inference
+        prior = self.rssm.prior(states[..., : self.rssm.deter])
         with amp:
             image = self.decoder.error(states, target)
         kl = gaussian_kl(posterior, prior)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dreamer_mpc.kernels.blocks import product_dtype
-from dreamer_mpc.kernels.deferred import Convolution, Deferred
+from dreamer_mpc.kernels.deferred import Convolution, Deferred, Once
 from dreamer_mpc.kernels.graphs import Aside
 from dreamer_mpc.kernels.pixels import centred, centred_blocks
 from dreamer_mpc.kernels.pooled_norm import fuses, pooled_norm
@@ -41,11 +41,17 @@ class NormConvolution(nn.Module):
         self.pool, self.up = pool, up
 
     def forward(
-        self, x: Float[Tensor, "M I H W"], blocks: bool = False, into_blocks: bool = False, aside: Aside | None = None
+        self,
+        x: Float[Tensor, "M I H W"],
+        blocks: bool = False,
+        into_blocks: bool = False,
+        aside: Aside | None = None,
+        once: Once | None = None,
     ) -> Float[Tensor, "M O h w"]:
         """With `blocks`, x has 2x2 pixels side by side as channels; with `into_blocks`, so has the result.
 
-        `blocks` needs `aside`: a GPU does there what concerns weights alone, their rearrangement and their gradients.
+        `blocks` needs `aside`: a GPU does there what concerns weights alone, their rearrangement, `once` for several
+        calls, and their gradients.
         """
         layer = self.convolution
         if self.up:
@@ -54,13 +60,16 @@ class NormConvolution(nn.Module):
             settings = ((1, 1), (1, 1)) if blocks else (layer.stride, layer.padding)
             box = []
             with aside:
-                weight = blocked_weight(x, layer) if blocks else layer.weight
-                (weight,) = Deferred.apply(box, weight.to(x.dtype))
+                (weight,) = Deferred.apply(box, (once or Once())(self, lambda: self._weight(x, blocks)))
             aside.mark().join(weight)
             x = Convolution.apply(x, weight, box, *settings)
         else:
             x = F.conv2d(x, layer.weight, None, layer.stride, layer.padding)
         return pooled_norm(x, layer.bias, self.norm, self.pool, self.up or blocks, into_blocks, aside)
+
+    def _weight(self, x: Float[Tensor, "M I H W"], blocks: bool) -> Float[Tensor, "..."]:
+        """Of the product with x, in its precision."""
+        return (blocked_weight(x, self.convolution) if blocks else self.convolution.weight).to(x.dtype)
 
 
 class NormEncoder(nn.Module):
@@ -83,7 +92,8 @@ class NormEncoder(nn.Module):
             side = (side + (downsampling == "strided")) // 2  # 64 -> 32 -> 16 -> 8 -> 4 pixels
         self.outputs = side**2 * channels[-1]
 
-    def forward(self, image: UInt8[Tensor, "*b H W C"]) -> Float[Tensor, "*b E"]:
+    def forward(self, image: UInt8[Tensor, "*b H W C"], once: Once | None = None) -> Float[Tensor, "*b E"]:
+        """`once` is for several calls with the same weights."""
         x, side, weight = image.reshape(-1, *image.shape[-3:]), image.shape[-2], self.layers[0].convolution.weight
         blocks = fuses(x) and self._blocks(side, self.layers[0])
         aside = Aside(x.device, "encoder") if fuses(x) else None
@@ -92,7 +102,7 @@ class NormEncoder(nn.Module):
         for layer, after in zip_longest(self.layers, self.layers[1:]):
             side //= 2
             into = fuses(x) and after is not None and self._blocks(side, after)
-            x, blocks = layer(x, blocks, into, aside), into
+            x, blocks = layer(x, blocks, into, aside, once), into
         return x.reshape(*image.shape[:-3], self.outputs)
 
     @staticmethod

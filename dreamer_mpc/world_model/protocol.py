@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from dreamer_mpc.kernels.graphs import Aside
+from dreamer_mpc.kernels.deferred import Once
 
 WorldModelKind = Literal["gaussian", "categorical"]
 
@@ -44,9 +44,10 @@ class Batch(NamedTuple):
 class WorldModelProtocol(Protocol):
     """Maps images and actions to latent states [*, S], and predicts from them.
 
-    `kind` is the name in a checkpoint. `infer` gives the states of a batch, from which imagination starts; `loss` takes
-    what `infer` returned and gives the scalar to minimise and the mean of each of its terms by name. Where
-    `continuation` is False, every episode is taken to go on: `continues` is 1 and imagination does not ask for it.
+    `kind` is the name in a checkpoint. `see` takes the images of a batch, `infer` gives its states, from which
+    imagination starts; `loss` takes what `infer` returned and gives the scalar to minimise and the mean of each of its
+    terms by name. Where `continuation` is False, every episode is taken to go on: `continues` is 1 and imagination does
+    not ask for it.
     """
 
     kind: ClassVar[WorldModelKind]
@@ -54,6 +55,7 @@ class WorldModelProtocol(Protocol):
     state_dim: int  # S
     noise_dim: int  # Z, size of the noise of one step
     continuation: bool  # whether it predicts where episodes end
+    framewise: bool  # whether the loss and its terms are means over the frames of a batch
 
     def initial(self, batch: int) -> Float[Tensor, "B S"]:
         """The state before an episode's first image."""
@@ -89,9 +91,15 @@ class WorldModelProtocol(Protocol):
     def decode(self, state: Float[Tensor, "*b S"]) -> UInt8[Tensor, "*b H W C"]:
         """Mean images of latent states."""
 
-    def infer(self, batch: Batch, amp: torch.autocast, aside: Aside | None = None) -> Any:
-        """The inference on a batch, a named tuple of tensors (or of tuples of them) with all that the loss needs of it;
-        `.states` [T, B, S] are posterior samples, for which later work in `aside` waits, but not for the rest."""
+    def see(self, batch: Batch, amp: torch.autocast, once: Once | None = None) -> Any:
+        """All that `infer` needs of a batch but the state before it; `once` is for several batches in turn."""
+
+    def infer(self, batch: Batch, amp: torch.autocast, seen: Any = None) -> Any:
+        """The inference on a batch that begins after `batch.state`, by default after the initial state.
+
+        A named tuple of tensors (or of tuples of them) with all that the loss needs of it; `.states` [T, B, S] are
+        posterior samples. `seen` is what `see` gave for the batch; without it the images are seen here.
+        """
 
     def loss(
         self, batch: Batch, inference: Any, amp: torch.autocast

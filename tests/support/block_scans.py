@@ -8,6 +8,7 @@ from torch import Tensor
 from dreamer_mpc.kernels import block_scan
 from dreamer_mpc.kernels.block_cell import BlockWeights
 from dreamer_mpc.kernels.block_scan import ready, scan
+from dreamer_mpc.kernels.deferred import Once
 from dreamer_mpc.kernels.graphs import Aside
 
 
@@ -33,7 +34,8 @@ def scan_both(monkeypatch, sizes, steps, rows, unimix=0.01, bf16=False, device="
         deter, stoch, moved, seen = given
         aside = Aside(noise.device, "weights")
         with aside:
-            prepared = ready(moved, noise, is_first, weights, bf16 and teams, aside)
+            prepared = ready(moved, noise, is_first, weights, bf16 and teams, aside, Once())
+        aside.join(*prepared.read)
         outputs = scan(deter, stoch, seen, unimix, 1e-4, prepared)
         value = sum((x * g).sum() for x, g in zip(outputs, grads, strict=True))
         found.append((*outputs, *torch.autograd.grad(value, (*given, *weights))))
