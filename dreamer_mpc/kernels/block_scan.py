@@ -133,7 +133,8 @@ class BlockScan(torch.autograd.Function):
         if ctx.how is None:
             deter, stoch, seen, *left = _back(*gradients, first[..., None], saved, weights, *ctx.settings)
         else:
-            ctx.completed.join()
+            # What was made aside may not be taken there for other numbers, of a later segment, while it is read here.
+            ctx.completed.join(*saved)
             deter, stoch, seen, *left = _back_in_teams(*gradients, saved, weights, *ctx.settings, ctx.how)
         leave(ctx.box, *left)
         given = (deter.new_empty(()).expand(*seen.shape), *weights)
