@@ -65,10 +65,9 @@ class EvaluationConfig:
     """Seed of the first evaluation episode; the next ones count up."""
     render_quality: RenderQuality | None = None
     """Rendering of a run's evaluations; None is that of its training. warp goes with warp alone."""
-    beside: Literal["auto", "on", "off"] = "off"
+    beside: Literal["auto", "on", "off"] = "auto"
     """on: in a process of its own, which plays the checkpoint while training goes on; off: training waits for each
-    evaluation; auto: on with several training environments on a GPU, where it has not been measured yet. Returns are
-    the same; on a CPU bit for bit."""
+    evaluation; auto: on with several training environments on a GPU. Returns are the same; on a CPU bit for bit."""
     video: bool = True
     """Write a video and the picture of one decision at each evaluation."""
     video_steps: int = 5000
