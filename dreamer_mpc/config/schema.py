@@ -1,6 +1,7 @@
 """The typed schema of every command's settings; presets and the command line fill it."""
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -129,6 +130,9 @@ class Config(PlannerSettings):
     warp: dm_control's tasks in nearly the same pictures, drawn on --device for all environments at once."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    render_device: str = "same"
+    """The GPU on which environments are drawn with EGL. same: that of --device; cuda:N; idle: another one of its kind
+    that nothing uses, if there is one."""
     compile: Literal["auto", "off"] = "auto"
     """auto: on a GPU, replay acting and updates as CUDA graphs; off: eager."""
     kernels: Literal["auto", "off"] = "auto"
@@ -164,6 +168,8 @@ class Config(PlannerSettings):
         if isinstance(self.camera, int):
             check_ranges(self, camera=(-1, None))
         check_ranges(self, frame_stack=(1, MOST_STACKED))
+        if not re.fullmatch(r"same|idle|cuda:\d{1,4}", self.render_device):
+            raise ValueError(f"render_device must be same, idle or cuda:N, got {self.render_device[:80]!r}")
         read_env_args(self.env_args)
 
     @property
