@@ -128,7 +128,13 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 def run() -> NoReturn:
     """Run the command line's command and end the process, whatever threads of others still go on."""
-    code = main()
+    try:
+        code = main()
+    except KeyboardInterrupt:  # before `main` is ready for it: while modules are imported
+        from dreamer_mpc.util.stop import INTERRUPTED
+
+        print("\ninterrupted", file=sys.stderr)
+        code = INTERRUPTED
 
     from dreamer_mpc.util.ending import end_process
 

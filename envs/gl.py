@@ -58,23 +58,25 @@ def offer_gl_backend() -> None:
         os.environ[PROBED] = NONE  # the workers need not try again
 
 
-def match_egl_device(cuda_index: int) -> None:
+def match_egl_device(cuda_index: int) -> bool:
     """Render on the GPU `cuda:cuda_index`: set MUJOCO_EGL_DEVICE_ID, as EGL numbers its devices differently.
 
-    Call it before the first environment. It keeps a value that the user set, and does nothing where the index
-    is unknown: another backend, no NVIDIA EGL, CUDA_VISIBLE_DEVICES in UUIDs.
+    Call it before the first environment. It keeps a value that is set, and does nothing where the index is unknown:
+    another backend, no NVIDIA EGL, CUDA_VISIBLE_DEVICES in UUIDs. True if it has set the variable.
     """
     if "MUJOCO_EGL_DEVICE_ID" in os.environ or os.environ.get(PROBED) == NONE:
-        return
+        return False
     try:
         if choose_gl_backend() != "egl":
-            return
+            return False
     except EnvError:
-        return
+        return False
     indices = os.environ.get(CUDA_INDICES, "").split(",")
     physical = _physical_index(cuda_index)
-    if physical is not None and str(physical) in indices:
-        os.environ["MUJOCO_EGL_DEVICE_ID"] = str(indices.index(str(physical)))
+    if physical is None or str(physical) not in indices:
+        return False
+    os.environ["MUJOCO_EGL_DEVICE_ID"] = str(indices.index(str(physical)))
+    return True
 
 
 def _physical_index(cuda_index: int) -> int | None:

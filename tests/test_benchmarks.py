@@ -280,6 +280,9 @@ def test_targets_say_what_is_reached():
     assert said["paper: set-up of a run before its first update, without a cache"] == ("70 s", "no")
     assert said["paper: whole run, 1M env steps of cheetah-run, measured"] == ("19 min", "no")
     assert rows["v3: acting step of the policy, batch 1 (peer: r2dreamer)"]["peer"] == "3 ms"
+    results["phases"]["rows"][0]["beside"] = "on"  # without a run whose evaluations training waits for
+    on = {row["what"]: row["now"] for row in targets.table(results, targets.GPU)}
+    assert on["paper: set-up of a run before its first update, without a cache"] == "70 s"
     results["end_to_end"]["rows"][0]["env_steps"] = 1000
     assert targets.table(results, targets.GPU)[-1]["now"] == "not measured: 1,000 env steps"
     results["r2dreamer_compiled"]["rows"] = [{"name": "update", "ms": 20.0, "first_calls_s": 510.0}]

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -41,6 +42,7 @@ SHORT = [
     "--eval.every", "150", "--eval.episodes", "2", "--eval.num-envs", "1", "--eval.video-steps", "20",
     "--render-quality", "fast", *SIZES,
 ]  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
@@ -518,6 +520,17 @@ def test_what_is_no_whole_number_is_refused_as_a_count(text, tmp_path):
 def test_the_version_names_program_torch_and_python(capsys):
     assert run.main(["--version"]) == 0
     assert re.match(r"dreamer-mpc [\d.]+.*, torch [\w.+]+, Python 3\.1\d\.\d+\n$", capsys.readouterr().out)
+
+
+def test_an_interrupt_while_modules_are_imported_is_one_line(tmp_path):
+    """As by Ctrl-C right after the start, before the command is ready for it."""
+    (tmp_path / "gymnasium.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    done = subprocess.run(
+        [sys.executable, "run.py", "envs"], cwd=ROOT, text=True, capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored when the tests run in the background
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.strip()) == (130, "interrupted")
 
 
 @pytest.mark.parametrize("chosen, waits", [({}, "PASSIVE"), ({"GOMP_SPINCOUNT": "5"}, None)])

@@ -122,7 +122,7 @@ BAD = {
     "another size": (lambda x: x[:, ::2], r"uint8 \[64, 64, 3\], or \[N, ...\] .* got uint8 \[2, 32, 64, 3\]"),
     "a list": (lambda x: x.tolist(), "as a NumPy array or a torch tensor, got list"),
     "none": (lambda x: x[:0], r"got uint8 \[0, 64, 64, 3\], which is empty"),
-    "fewer rows": (lambda x: x[:1], "plays 2 environments, got images of 1"),
+    "fewer rows": (lambda x: x[:1], "got 1 in place of 2 images"),
 }
 
 

@@ -10,6 +10,7 @@ import torch
 from dreamer_mpc.config import load_presets
 from dreamer_mpc.data.files import ReplayFiles
 from dreamer_mpc.data.replay import Replay, frame_bytes
+from dreamer_mpc.data.states import StoredStates
 from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.training.setup import _make_replay
 from tests.support.agents import make_agent
@@ -93,6 +94,20 @@ def test_of_a_frame_in_several_columns_the_last_state_stays():
     index = torch.tensor([[3, 3, 3]])
     replay.refresh(index, torch.tensor([[[1.0] * S, [2.0] * S, [3.0] * S]]))
     assert replay.states.state[3].tolist() == [3.0] * S
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (3, 40), (1, 9)])
+def test_states_of_overlapping_sequences_are_those_of_writing_one_column_after_the_other(shape):
+    torch.manual_seed(0)
+    steps, columns = shape
+    slots = (torch.randint(12, (columns,)) + torch.arange(steps)[:, None]) % 12  # a frame is in a sequence once
+    states = torch.randn(*shape, S)
+    at_once, one_by_one = StoredStates(12, S), StoredStates(12, S)
+    for column, values in zip(slots.unbind(-1), states.unbind(-2), strict=True):
+        one_by_one.state[column] = values.bfloat16()
+        one_by_one.known[column] = True
+    at_once.store(slots, states)
+    assert torch.equal(at_once.state, one_by_one.state) and torch.equal(at_once.known, one_by_one.known)
 
 
 def test_a_state_that_is_not_finite_is_as_if_unknown():

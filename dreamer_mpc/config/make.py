@@ -17,6 +17,7 @@ from dreamer_mpc.envs.rows import RowVectorEnv
 from dreamer_mpc.envs.scene import WARP
 from dreamer_mpc.util.arguments import read_env_args
 from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.gpus import idle_gpu
 
 
 def make_envs(config: Config, num_envs: int, device: torch.device) -> RowVectorEnv:
@@ -24,7 +25,7 @@ def make_envs(config: Config, num_envs: int, device: torch.device) -> RowVectorE
 
     With the render quality `warp` their images are drawn on `device` and stay there, as tensors.
     """
-    choose_gl_backend() if is_task(config.env) else offer_gl_backend()
+    _choose_backend(config)
     if device.type == "cuda":
         match_egl_device(device.index)
     envs = make_vector_env(config.env, num_envs, **env_settings(config))
@@ -37,6 +38,37 @@ def make_envs(config: Config, num_envs: int, device: torch.device) -> RowVectorE
     except BaseException:
         envs.close()
         raise
+
+
+def choose_rendering_gpu(config: Config, device: torch.device) -> list[str]:
+    """Have the environments that are made next drawn on the GPU of `--render-device`; lines for the user.
+
+    Where it says nothing else, `make_envs` has them drawn on that of `device`. UserError where a GPU that was named
+    cannot be.
+    """
+    asked = config.render_device
+    if asked == "same":
+        return []
+    if asked == "idle":
+        index = idle_gpu(device) if device.type == "cuda" else None
+    else:
+        index = int(asked.removeprefix("cuda:"))
+        if index >= torch.cuda.device_count():
+            count = torch.cuda.device_count()
+            raise UserError(f"no GPU {asked} to draw on: torch sees {count}; leave --render-device out")
+    if index is not None:
+        _choose_backend(config)
+        if match_egl_device(index):
+            return [f"environments are drawn on cuda:{index}"]
+    if asked != "idle":
+        chosen = os.environ.get("MUJOCO_EGL_DEVICE_ID")
+        reason = f"MUJOCO_EGL_DEVICE_ID={chosen} is set: unset it, or" if chosen else "EGL does not name that GPU:"
+        raise UserError(f"nothing can be drawn on {asked}, as {reason} leave --render-device out")
+    return ["no idle GPU was found to draw environments on: --render-device idle changes nothing"]
+
+
+def _choose_backend(config: Config) -> None:
+    choose_gl_backend() if is_task(config.env) else offer_gl_backend()
 
 
 def try_renderer(config: Config) -> None:

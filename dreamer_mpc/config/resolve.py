@@ -131,14 +131,16 @@ def agent_of(config: Config) -> AgentKind:
 def resolve(config: Config) -> Config:
     """`config` with `agent: auto` resolved; UserError where a planner needs a part that the agent lacks.
 
-    Also where sequences have no next frame, whose reward the values of v3 learn from, and where either training or
-    evaluation alone is in pictures by warp.
+    Also where sequences have no next frame, whose reward the values of v3 learn from, where either training or
+    evaluation alone is in pictures by warp, and where warp is to draw on another GPU than it does.
     """
     if _in_two_worlds(config):
         raise UserError(
             f"--eval.render-quality {config.eval.render_quality} does not go with --render-quality "
             f"{config.render_quality}, as pictures by warp are a world of their own: give both {WARP}, or neither"
         )
+    if config.render_quality == WARP and config.render_device != "same":
+        raise UserError(f"--render-quality {WARP} draws on --device: leave --render-device out")
     decided = dataclasses.replace(config, agent=agent_of(config))
     if decided.agent == "dreamer" and config.behavior.kind == "v3" and config.replay.sequence_length < 2:
         raise UserError("--replay.sequence-length must be at least 2 with --behavior.kind v3, got 1")

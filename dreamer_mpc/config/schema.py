@@ -1,6 +1,7 @@
 """The typed schema of every command's settings; presets and the command line fill it."""
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -65,10 +66,9 @@ class EvaluationConfig:
     """Seed of the first evaluation episode; the next ones count up."""
     render_quality: RenderQuality | None = None
     """Rendering of a run's evaluations; None is that of its training. warp goes with warp alone."""
-    beside: Literal["auto", "on", "off"] = "off"
+    beside: Literal["auto", "on", "off"] = "auto"
     """on: in a process of its own, which plays the checkpoint while training goes on; off: training waits for each
-    evaluation; auto: on with several training environments on a GPU, where it has not been measured yet. Returns are
-    the same; on a CPU bit for bit."""
+    evaluation; auto: on with several training environments on a GPU. Returns are the same; on a CPU bit for bit."""
     video: bool = True
     """Write a video and the picture of one decision at each evaluation."""
     video_steps: int = 5000
@@ -126,10 +126,14 @@ class Config(PlannerSettings):
     max_env_steps: int | None = None
     """Longest episode in env steps; None is the task's own time limit."""
     render_quality: RenderQuality = "full"
-    """full: dm_control's own; small-shadows: nearly the same, a quarter cheaper; fast: no shadows, no multisampling;
-    warp: dm_control's tasks in nearly the same pictures, drawn on --device for all environments at once."""
+    """full: dm_control's own; small-shadows: nearly the same in 0.6 to 0.7 of the time; fast: no shadows, no
+    multisampling; warp: dm_control's tasks in nearly the same pictures, drawn on --device for all environments at
+    once."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    render_device: str = "same"
+    """The GPU on which environments are drawn with EGL. same: that of --device; cuda:N; idle: another one of its kind
+    that nothing uses, if there is one."""
     compile: Literal["auto", "off"] = "auto"
     """auto: on a GPU, replay acting and updates as CUDA graphs; off: eager."""
     kernels: Literal["auto", "off"] = "auto"
@@ -137,7 +141,8 @@ class Config(PlannerSettings):
     precision: Literal["bf16", "fp32"] = "bf16"
     """On a GPU, convolutions, cell and hidden layers multiply bf16, or TF32; states, losses and weights are fp32."""
     run_dir: str | None = None
-    """Where the run is written; None is runs/<env>-<planner>[-trained-by-<train planner>][-v3]-seed<seed>."""
+    """Where the run is written; None is
+    runs/<env>-<planner>[-trained-by-<train planner>][-<family>][-warp][-quick]-seed<seed>."""
     resume: str | None = None
     """Run folder to continue from its last checkpoint; its settings are kept unless given again."""
     init_from: str | None = None
@@ -165,6 +170,8 @@ class Config(PlannerSettings):
         if isinstance(self.camera, int):
             check_ranges(self, camera=(-1, None))
         check_ranges(self, frame_stack=(1, MOST_STACKED))
+        if not re.fullmatch(r"same|idle|cuda:\d{1,4}", self.render_device):
+            raise ValueError(f"render_device must be same, idle or cuda:N, got {self.render_device[:80]!r}")
         read_env_args(self.env_args)
 
     @property

@@ -25,9 +25,12 @@ class StoredStates:
     def store(self, slots: Int64[Tensor, "*n B"], states: Float[Tensor, "*n B S"]) -> None:
         """Store states of frames. Of a frame that is in several columns, the last column's state stays."""
         states = to_device(states.detach().to(self.state.dtype), self.state.device)
-        for column, values in zip(slots.unbind(-1), states.unbind(-2), strict=True):  # repeated slots in one call race
-            self.state[column] = values
-            self.known[column] = True
+        slots, states = slots.movedim(-1, 0).flatten(), states.movedim(-2, 0).flatten(0, -2)  # column after column
+        # On a GPU, which of several writes to one slot comes last is not known: so all of them write the last state.
+        order = torch.arange(len(slots), device=slots.device)
+        last = slots.new_zeros(len(self.state)).scatter_reduce(0, slots, order, "amax")
+        self.state[slots] = states[last[slots]]
+        self.known[slots] = True
 
     def look_up(self, slots: Int64[Tensor, " B"], exists: Bool[Tensor, " B"]) -> Float[Tensor, "B S"]:
         """States in fp32; zeros where they are unknown or do not exist.

@@ -50,7 +50,7 @@ class Player:
             carry, is_first = agent.initial(len(images)), np.ones(len(images), dtype=bool)
         elif len(images) != len(is_first):
             raise ValueError(
-                f"this player plays {len(is_first)} environments, got images of {len(images)}: give all of them "
+                f"got {len(images)} in place of {len(is_first)} images: give this player those of all its environments "
                 "in each call, or begin again with reset()"
             )
         with preserved_rng(agent.device):

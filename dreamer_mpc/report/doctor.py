@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dreamer_mpc.util.errors import UserError
+from dreamer_mpc.util.program import program
 from dreamer_mpc.util.versions import is_mere_folder
 
 GIB = 2**30
@@ -31,6 +32,9 @@ class Finding:
 
 def main(args: Sequence[str]) -> int:
     """Say whether this machine can run the project."""
+    if list(args) in (["-h"], ["--help"]):
+        print(f"usage: {program('doctor')}\n\nSays whether this machine can run the project, and what to install.")
+        return 0
     if args:
         raise UserError("doctor takes no options")
     return doctor()

@@ -29,7 +29,7 @@ FIXED = (
 # and where a run goes on (rounding apart), what it writes, and when it is evaluated.
 NEUTRAL = (
     "config", "run_dir", "resume", "overwrite", "profile", "init_from", "logger", "env_steps",
-    "device", "compile", "kernels",
+    "device", "render_device", "compile", "kernels",
     "train.keep_checkpoints", "train.checkpoint_seconds", "train.max_skipped_in_a_row",
     "eval.every", "eval.beside", "eval.video", "eval.video_steps", "replay.storage",
 )  # fmt: skip

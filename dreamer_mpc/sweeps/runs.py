@@ -29,7 +29,7 @@ from dreamer_mpc.util.program import program
 
 OWN = ("env", "planner", "seed", "run-dir", "resume", "overwrite")  # options that a sweep sets for each run, or forbids
 MAY_DIFFER = (  # of an existing run
-    "env_steps", "run_dir", "resume", "profile", "device", "logger", "config", "eval.beside",
+    "env_steps", "run_dir", "resume", "profile", "device", "render_device", "logger", "config", "eval.beside",
 )  # fmt: skip
 
 
@@ -100,6 +100,6 @@ def _changes(folder: RunFolder, config: Config, known: dict[str, Config]) -> tup
     other = [line for line in differences(saved, config) if line.partition(":")[0] not in MAY_DIFFER]
     if other:
         raise UserError(f"{folder.path} has a run with other settings ({other[0]}): choose another --out")
-    names = [name for name in ("device", "logger") if getattr(saved, name) != getattr(config, name)]
-    given = [word for name in names for word in (f"--{name}", getattr(config, name))]
+    names = [name for name in ("device", "render_device", "logger") if getattr(saved, name) != getattr(config, name)]
+    given = [word for name in names for word in (f"--{name.replace('_', '-')}", getattr(config, name))]
     return (*given, *["--profile"] * config.profile)

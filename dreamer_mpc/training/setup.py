@@ -10,6 +10,7 @@ import torch
 from dreamer_mpc.agents.protocol import Agent
 from dreamer_mpc.config import Config, check_start, to_yaml, trained_config, training_planner
 from dreamer_mpc.config.make import (
+    choose_rendering_gpu,
     env_settings,
     load_agent,
     make_agent,
@@ -153,7 +154,8 @@ def open_parts(
 
     Weights of a new agent are drawn from torch's generator, or are those of `initial`.
     """
-    device, capacity, notes = choose_device(config.device), replay_capacity(config), []
+    device, capacity = choose_device(config.device), replay_capacity(config)
+    notes = choose_rendering_gpu(config, device)
     envs = make_envs(config, config.num_envs, device)
     opened.callback(envs.close)
     eval_envs, beside = None, None

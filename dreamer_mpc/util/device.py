@@ -23,9 +23,10 @@ def choose_device(name: str | torch.device) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}")
     if device.type == "cuda":
-        if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
+        index = int(str(name).partition(":")[2] or 0)  # torch.device keeps 8 bits: its "cuda:256" is cuda:0
+        if not torch.cuda.is_available() or index >= torch.cuda.device_count():
             raise UserError(f"no device {name}: torch sees {torch.cuda.device_count()} GPUs; use --device cpu or auto")
-        device = torch.device("cuda", device.index or 0)
+        device = torch.device("cuda", index)
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")  # TF32, for the recurrent part and the heads
         torch.backends.cudnn.benchmark = True

@@ -2,7 +2,7 @@
 train="python3 run.py --eval.no-video --train.checkpoint-seconds 3600 --logger none"
 card=${CARD:-h200}
 
-tests() { # of $TREE, in 14 processes; the count, and what failed
+tests() { # of $TREE (TREE=/tmp/w tests: of the kept kernels), in 14 processes; the count, and what failed
   mkdir -p /tmp/out/tests; python3 -m pytest -q -o addopts= --collect-only tests/test_gpu.py 2>/dev/null | grep :: | shuf --random-source=<(yes) > /tmp/ids
   rm -f /tmp/part.*; split -n r/14 /tmp/ids /tmp/part.; local started=
   for part in /tmp/part.*; do OMP_NUM_THREADS=1 python3 -m pytest -q -p pytest_timeout -o addopts= -o timeout=300 @$part > /tmp/out/tests/$(basename $part).log 2>&1 & started="$started $!"; done; wait $started
@@ -12,10 +12,10 @@ tests() { # of $TREE, in 14 processes; the count, and what failed
 one() { TREE=$1 bash -c '. scratch/block/enter.sh; timeout 90 python3 scratch/block/time_update.py "$@" 2>&1 | tail -n 1 | cut -c1-250' one "${@:2}" | tee -a /tmp/out/times.txt; }
 times() { # main's update beside that of the kept kernels, in one segment, with and without late heads
   for c in ${C3:-v3} ${CP:-default}; do
-    one /tmp/m main-$c '{}' --config $c --env cheetah-run $FEW
+    one /tmp/main main-$c '{}' --config $c --env cheetah-run $FEW
     one /tmp/w kept-$c-no-late '{"segments": 1, "late": 100}' --config $c --env cheetah-run $FEW
     one /tmp/w kept-$c-late '{"segments": 1}' --config $c --env cheetah-run $FEW
-    one /tmp/m main-$c-again '{}' --config $c --env cheetah-run $FEW
+    one /tmp/main main-$c-again '{}' --config $c --env cheetah-run $FEW
   done
 }
 contexts() { python3 scratch/block/contexts.py $FEWC 2>&1 | grep -v Warn | tail -n 12; } # what rendering costs an update, by number of GL contexts
@@ -24,8 +24,8 @@ bench() { # all parts on this lane's GPU; $MINUTES. r2dreamer's compile had not 
   python3 -m benchmarks --gpus ${CUDA_VISIBLE_DEVICES:-0} --peer /tmp/w/.peers/dreamer-pytorch --r2dreamer /tmp/w/.peers/r2dreamer --skip r2dreamer_compiled $SKIP --minutes ${MINUTES:-9} --out /tmp/out/benchmarks > /tmp/out/bench-log.txt 2>&1; tail -n 6 /tmp/out/bench-log.txt; }
 compile() { # r2dreamer's torch.compile, timed once /tmp/quiet is there: `touch /tmp/quiet` when nothing else runs on the GPU
   python3 -m benchmarks.r2dreamer /tmp/w/.peers/r2dreamer --only compiled --limit ${LIMIT:-1500} --after /tmp/quiet --out /tmp/out/r2dreamer_compiled.json 2>&1 | tail -n 8; }
-phases() { # QUALITY: rates in rounds, evaluations beside training
-  python3 -m benchmarks.phases --beside on --render-quality $1 --out /tmp/out/phases-$1.json 2>&1 | tail -n 9; }
+phases() { # QUALITY [TREE [PRESET]]: rates in rounds, evaluations beside training; 90 to 140 s
+  TREE=/tmp/${2:-main} bash -c '. scratch/block/enter.sh; python3 -m benchmarks.phases --beside on --every 5500 --render-quality $1 --config $3 --out /tmp/out/phases-$3-$1-$2.json 2>&1 | tail -n 9' phases $1 ${2:-main} ${3:-default}; }
 warp_tests() { timeout 250 python3 -m pytest -q -p pytest_timeout -o addopts= tests/test_warp_gpu.py 2>&1 | tail -n 3; }
 rendering() { python3 -m benchmarks.rendering --num-envs 1 8 16 32 --quality full small-shadows fast warp --seconds 2 --out /tmp/out/rendering.json 2>&1 | tail -n 24; }
 compare() { # TASK EPISODES: all planners on its v3 agent; killed, the same command goes on
