@@ -184,7 +184,8 @@ def test_streams_hold_the_episodes_of_their_environment():
 def test_a_step_is_sent_and_received_and_workers_make_it_meanwhile():
     collector = make_collector("tests.test_collect:Slow", 2, workers=True)
     collector.collect(2, PLANNER)
-    collector.send(PLANNER)
+    collector.plan(PLANNER)
+    collector.send()
     before = collector.counters.env_steps, len(collector.replay)
     time.sleep(0.5)
     start = time.monotonic()
@@ -300,7 +301,8 @@ def test_the_episode_of_a_lost_environment_is_dropped_and_the_next_one_begun(los
     collector = with_faults({5: {"lost": lost}})
     returns = []
     for _ in range(24):
-        collector.send(PLANNER)
+        collector.plan(PLANNER)
+        collector.send()
         returns += collector.receive()
     assert collector.lost_environments == len(lost) and collector.simulator_errors == 0
     made = 2 * 24 - len(lost)
@@ -350,7 +352,8 @@ def stopped_and_resumed(env, steps, num_envs=2, workers=False):
     """A collector after `steps` steps, and one in new environments that resumes from its state."""
     collector = make_collector(env, num_envs, agent=make_agent(), workers=workers)
     for _ in range(steps):
-        collector.send(PLANNER, 0.3)
+        collector.plan(PLANNER, 0.3)
+        collector.send()
         collector.receive()
     other = make_collector(env, num_envs, agent=make_agent(), seed=5, workers=workers)
     other.replay, other._seed = collector.replay, collector._seed
@@ -370,7 +373,8 @@ def test_a_resumed_collector_goes_on_alike(steps, num_envs, workers):
         each.replay.append(np.arange(num_envs), *first_frames(num_envs))
         torch.manual_seed(3)
         for _ in range(25):
-            each.send(PLANNER, 0.3)
+            each.plan(PLANNER, 0.3)
+            each.send()
             each.receive()
         runs.append([np.concatenate([*(x.image for x in each.replay.kept)]), each.state_dict()])
         each.envs.close()
@@ -402,7 +406,8 @@ def test_a_step_that_failed_is_as_if_it_had_not_been_sent():
     collector.collect(8, PLANNER)
     before = collector.state_dict()
     collector.envs.step_wait = fail
-    collector.send(PLANNER, 0.3)
+    collector.plan(PLANNER, 0.3)
+    collector.send()
     with pytest.raises(ZeroDivisionError):
         collector.receive()
     after = collector.state_dict()

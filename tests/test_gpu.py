@@ -22,6 +22,7 @@ from dreamer_mpc.networks.two_hot import TwoHot, symexp_bins
 from dreamer_mpc.networks.value_ensemble import TwoHotCritic
 from dreamer_mpc.planners import make_planner
 from dreamer_mpc.planners.rollout import closed_loop, imagine, joined, policy_rollout
+from dreamer_mpc.util.device import to_host
 from dreamer_mpc.world_model import GaussianWorldModel, WorldModelConfig, make_world_model, norm_encoder
 from dreamer_mpc.world_model.block_rssm import BlockRSSM, gumbel
 from dreamer_mpc.world_model.decoder import Decoder
@@ -141,6 +142,13 @@ def test_captured_update_is_eager_update(settings):
             torch.testing.assert_close(metrics[0][name], metrics[1][name], rtol=2e-2, atol=2e-2, msg=f"{step} {name}")
     for (name, p), q in zip(captured.model.named_parameters(), eager.model.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-2, atol=4e-3, msg=name)
+
+
+def test_what_is_on_its_way_to_the_host_is_what_it_was_then():
+    x = torch.arange(12.0, device="cuda").view(3, 4)
+    there = to_host(x)
+    x += 100
+    torch.testing.assert_close(torch.from_numpy(there()), torch.arange(12.0).view(3, 4))
 
 
 def test_streams_have_the_priorities_that_were_asked_for():

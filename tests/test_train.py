@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import json
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from dreamer_mpc.runs.folder import RunFolder
 from dreamer_mpc.runs.resume import open_run
 from dreamer_mpc.training.reporting import Throughput, agent_name, introduction
 from dreamer_mpc.training.state import MetricMeans
-from dreamer_mpc.training.trainer import Trainer
+from dreamer_mpc.training.trainer import AHEAD, Trainer
 from dreamer_mpc.util.errors import UserError
 from tests.support.agents import TINY
 from tests.support.commands import records, train
@@ -120,6 +121,25 @@ def test_several_environments_step_while_updates_run_in_the_exact_ratio(
     assert events[position:] == ["evaluate"]
     assert env_steps == trainer.counters.env_steps >= 200
     assert trainer.counters.updates == updates + updates * (200 - start) // 20
+
+
+def test_an_update_before_the_actions_are_sent_changes_no_number(tmp_path, monkeypatch):
+    """As on a GPU, where the plan is waited for after that update was asked for; here with updates that learn."""
+    weights, orders = [], []
+    for ahead in (0, 1):
+        monkeypatch.setitem(AHEAD, "cpu", ahead)
+        events = []
+        args = ["--num-envs", 3, "--train.updates", 12, "--env-steps", 90, "--planner", "dream-mpc"]
+        with monkeypatch.context() as patch:
+            trainer = make_trainer(tmp_path / str(ahead), events, patch, *args)
+            trainer.run()
+        weights.append([*trainer.agent.model.parameters()])
+        orders.append(events)
+        trainer.close()
+    assert all(map(torch.equal, *weights))
+    after = [{b for a, b in pairwise(order) if a == "plan"} for order in orders]
+    assert after[0] == {"send"} and "update" in after[1]
+    assert Counter(orders[0]) == Counter(orders[1])
 
 
 def fake_update(events):

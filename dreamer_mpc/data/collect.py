@@ -1,5 +1,6 @@
 """Stepping environments with an agent, and storing the transitions in replay."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from dreamer_mpc.envs.rows import RowVectorEnv
 from dreamer_mpc.planners import Planner
 from dreamer_mpc.planners.protocol import Memory, bounded
 from dreamer_mpc.util.counters import Counters
-from dreamer_mpc.util.device import Images, images_on, images_on_host, to_device
+from dreamer_mpc.util.device import Images, images_on, images_on_host, to_device, to_host
 from dreamer_mpc.util.randomness import generator_state, restore_generator
 
 
@@ -25,12 +26,22 @@ def episode_seed(seed: int, row: int, number: int) -> int:
     return int(np.random.SeedSequence([seed, row, number]).generate_state(1)[0] >> 1)
 
 
+class _Planned(NamedTuple):
+    """A step that was planned."""
+
+    rows: Bool[np.ndarray, " B"]  # the rows that step; the others are idle
+    executed: Callable[[], Float[np.ndarray, "B A"]]  # waits for the device
+    action: Float[np.ndarray, "B A"] | Float[Tensor, "B A"] | None  # the same on replay's device, if it is there
+    carry: Carry  # for the plan after this step
+    observed: bool  # by the agent, which inferred latent states of the newest frames
+
+
 class _Step(NamedTuple):
     """A step that was sent to the environments and whose result is not received yet."""
 
-    rows: Bool[np.ndarray, " B"]  # the rows that step; the others are idle
+    rows: Bool[np.ndarray, " B"]
     executed: Float[np.ndarray, "B A"]
-    action: Float[np.ndarray, "B A"] | Float[Tensor, "B A"]  # executed; on replay's device if that is the agent's
+    action: Float[np.ndarray, "B A"] | Float[Tensor, "B A"]
     carry: Carry  # for the plan after this step
     observed: bool  # by the agent, which inferred latent states of the newest frames
 
@@ -40,8 +51,9 @@ class Collector:
 
     action[t] led into image[t] and reward[t] was paid on arriving there; at an episode's first image both are zero.
     If the environment terminated the episode, its last frame is marked terminal; a truncated episode has no such frame.
-    A step is `send`, then `receive`; in between workers step and render, and the caller may do something else. Between
-    two steps, and after a step that failed, `state_dict` is consistent. Every episode is reset with its own seed, drawn
+    A step is `plan`, `send`, then `receive`. On a GPU the plan is only asked for, and `send` waits for it; after `send`
+    workers step and render. In between the caller may do something else. Between two steps, and after a step that
+    failed, `state_dict` is consistent. Every episode is reset with its own seed, drawn
     from `seed`, so that an episode in progress can be played again on resume.
     """
 
@@ -71,13 +83,15 @@ class Collector:
         self._is_first = self._none_first
         shape = (envs.num_envs, *envs.single_observation_space.shape)
         self._image = torch.zeros(shape, dtype=torch.uint8, device=agent.device)
+        self._planned: _Planned
         self._sent: _Step
 
     def collect(self, env_steps: int, planner: Planner | None, action_noise: float = 0.0) -> list[float]:
         """Step until the run has `env_steps`; gives the returns of finished episodes. No planner: random actions."""
         returns = []
         while self.counters.env_steps < env_steps:
-            self.send(planner, action_noise)
+            self.plan(planner, action_noise)
+            self.send()
             returns += self.receive()
         return returns
 
@@ -99,8 +113,8 @@ class Collector:
         self._is_first = self._is_first | to_device(torch.from_numpy(waiting), self.agent.device)
         self._begun |= waiting
 
-    def send(self, planner: Planner | None, action_noise: float = 0.0, most: int | None = None) -> None:
-        """Plan for all environments and let those in an episode begin the step. No planner: random actions.
+    def plan(self, planner: Planner | None, action_noise: float = 0.0, most: int | None = None) -> None:
+        """Plan a step for all environments. No planner: random actions.
 
         At most `most` rows (by default all) are in an episode; the others are idle.
         """
@@ -110,12 +124,21 @@ class Collector:
             if planner is None:
                 # Random actions carry no state; a planner that takes over in mid-episode starts from the zero state.
                 executed = self._rng.uniform(-1, 1, self._shape).astype(np.float32)
-                self._sent = _Step(stepping, executed, executed, self.agent.initial(len(self._rows)), False)
+                carry = self.agent.initial(len(self._rows))
+                self._planned = _Planned(stepping, lambda: executed, None, carry, False)
             else:
                 act = self.agent.act(planner, self._carry, self._image, self._is_first, action_noise)
-                executed = bounded(planner, act.action.cpu().numpy())  # waits for the device
-                self._sent = _Step(stepping, executed, act.action if self._shared else executed, act.carry, True)
-        self.envs.step_async(executed, stepping)
+                on_host = to_host(act.action)
+                action = act.action if self._shared else None
+                self._planned = _Planned(stepping, lambda: bounded(planner, on_host()), action, act.carry, True)
+
+    def send(self) -> None:
+        """Wait for the plan, and let the rows in an episode begin the step."""
+        rows, wait, action, carry, observed = self._planned
+        with record_function("wait for the plan"):
+            executed = wait()
+        self._sent = _Step(rows, executed, executed if action is None else action, carry, observed)
+        self.envs.step_async(executed, rows)
 
     def receive(self) -> list[float]:
         """Wait for the step to finish and store it; gives the returns of the episodes that ended.

@@ -38,6 +38,10 @@ from dreamer_mpc.util.program import program
 from dreamer_mpc.util.randomness import global_state, restore_global_state, seed_everything
 from dreamer_mpc.util.stop import Stop, Stopped
 
+# Updates that are asked for before a plan is waited for, by the kind of device: on a GPU, so that it has work while
+# actions are sent to the environments. They read nothing of the step.
+AHEAD = {"cuda": 1}
+
 
 class Trainer:
     """One run: owns its environments, agent, replay and folder, and the state of its loop.
@@ -196,7 +200,8 @@ class Trainer:
         if left <= 0 and not self._more_seeds:
             self._more_seeds = True
             self._progress.line(reporting.more_seeding(self.config))
-        self.collector.send(None, most=left if left > 0 else None)
+        self.collector.plan(None, most=left if left > 0 else None)
+        self.collector.send()
         self._receive()
         self._set_up_time.seed_seconds += time.monotonic() - began
 
@@ -219,8 +224,13 @@ class Trainer:
 
     def _step(self) -> None:
         """A step of the environments, with the updates that go on beside it."""
-        self.collector.send(self.train_planner, self.config.train.action_noise)
-        for left in range(self.schedule.take_updates_beside(self.counters.env_steps), 0, -1):
+        self.collector.plan(self.train_planner, self.config.train.action_noise)
+        updates = self.schedule.take_updates_beside(self.counters.env_steps)
+        ahead = min(updates, AHEAD.get(self.device.type, 0))
+        for left in range(updates, updates - ahead, -1):
+            self._update(left)
+        self.collector.send()
+        for left in range(updates - ahead, 0, -1):
             self._update(left)
         self._receive()
         self._profiler.after_step()

@@ -2,7 +2,7 @@
 
 import contextlib
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -74,6 +74,21 @@ def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
     if x.device.type == "cpu" and device.type == "cuda":
         return x.pin_memory().to(device, non_blocking=True)
     return x.to(device)
+
+
+def to_host(x: torch.Tensor) -> Callable[[], np.ndarray]:
+    """`x` on its way to the host: what is returned waits until it is there, not for later work of the device."""
+    if x.device.type != "cuda":
+        return x.numpy
+    there = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+    there.copy_(x, non_blocking=True)
+    done = torch.cuda.current_stream(x.device).record_event()
+
+    def wait() -> np.ndarray:
+        done.synchronize()
+        return there.numpy()
+
+    return wait
 
 
 Images = UInt8[np.ndarray, "*b H W C"] | UInt8[Tensor, "*b H W C"]  # as environments give them: arrays, or drawn there
