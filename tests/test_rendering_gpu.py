@@ -81,11 +81,12 @@ def test_a_gpu_can_be_named_and_same_is_left_to_the_environments(host, monkeypat
     host(["A", "B"])
     assert chosen("same") == ([], None)
     assert chosen("cuda:1") == (["environments are drawn on cuda:1"], "2")
-    with pytest.raises(UserError, match="MUJOCO_EGL_DEVICE_ID=2 is set: unset it, or leave --render-device out"):
+    with pytest.raises(UserError, match="MUJOCO_EGL_DEVICE_ID=2 is set: unset it, or use --render-device same"):
         chosen("cuda:0")
+    assert chosen("idle") == (["MUJOCO_EGL_DEVICE_ID=2 is set: --render-device idle changes nothing"], "2")
     monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID")
     monkeypatch.setenv("DREAMER_MPC_EGL_CUDA_INDICES", ",,")
-    with pytest.raises(UserError, match="nothing can be drawn on cuda:0, as EGL does not name that GPU: leave"):
+    with pytest.raises(UserError, match="nothing can be drawn on cuda:0, as EGL does not name that GPU: use"):
         chosen("cuda:0")
 
 

@@ -55,16 +55,17 @@ def choose_rendering_gpu(config: Config, device: torch.device) -> list[str]:
         index = int(asked.removeprefix("cuda:"))
         if index >= torch.cuda.device_count():
             count = torch.cuda.device_count()
-            raise UserError(f"no GPU {asked} to draw on: torch sees {count}; leave --render-device out")
+            raise UserError(f"no GPU {asked} to draw on: torch sees {count}; use --render-device same")
     if index is not None:
         _choose_backend(config)
         if match_egl_device(index):
             return [f"environments are drawn on cuda:{index}"]
-    if asked != "idle":
-        chosen = os.environ.get("MUJOCO_EGL_DEVICE_ID")
-        reason = f"MUJOCO_EGL_DEVICE_ID={chosen} is set: unset it, or" if chosen else "EGL does not name that GPU:"
-        raise UserError(f"nothing can be drawn on {asked}, as {reason} leave --render-device out")
-    return ["no idle GPU was found to draw environments on: --render-device idle changes nothing"]
+    chosen = os.environ.get("MUJOCO_EGL_DEVICE_ID")
+    if asked == "idle":
+        reason = f"MUJOCO_EGL_DEVICE_ID={chosen} is set" if chosen else "no idle GPU was found to draw environments on"
+        return [f"{reason}: --render-device idle changes nothing"]
+    reason = f"MUJOCO_EGL_DEVICE_ID={chosen} is set: unset it, or" if chosen else "EGL does not name that GPU:"
+    raise UserError(f"nothing can be drawn on {asked}, as {reason} use --render-device same")
 
 
 def _choose_backend(config: Config) -> None:
