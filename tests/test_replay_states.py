@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dreamer_mpc.config import load_presets
 from dreamer_mpc.data.files import ReplayFiles
@@ -108,6 +109,28 @@ def test_states_of_overlapping_sequences_are_those_of_writing_one_column_after_t
         one_by_one.known[column] = True
     at_once.store(slots, states)
     assert torch.equal(at_once.state, one_by_one.state) and torch.equal(at_once.known, one_by_one.known)
+
+
+class Numbers(TorchDispatchMode):
+    """Counts the numbers that are read out of tensors: on a GPU the host waits for each of them."""
+
+    read = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.read += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_steps_and_updates_wait_for_no_number():
+    replay, rows = make(), np.arange(2)
+    append(replay, rows, [(0, 0), (1, 0)])
+    with Numbers() as numbers:
+        for step in range(1, 9):
+            replay.remember(rows, torch.ones(2, S))
+            append(replay, rows, [(0, step), (1, step)])
+        batch = replay.sample(4, 5)
+        replay.refresh(batch.index, torch.zeros(5, 4, S))
+    assert numbers.read == 0
 
 
 def test_a_state_that_is_not_finite_is_as_if_unknown():
