@@ -28,7 +28,7 @@ class StoredStates:
         slots, states = slots.movedim(-1, 0).flatten(), states.movedim(-2, 0).flatten(0, -2)  # column after column
         # On a GPU, which of several writes to one slot comes last is not known: so all of them write the last state.
         order = torch.arange(len(slots), device=slots.device)
-        last = slots.new_zeros(len(self.state)).scatter_reduce(0, slots, order, "amax")
+        last = slots.new_zeros(len(self.state)).scatter_reduce_(0, slots, order, "amax")
         self.state[slots] = states[last[slots]]
         self.known[slots] = True
 
