@@ -38,3 +38,6 @@ short() { # QUALITY SEED: 200k env steps of the default agent
   $train --config ${CP:-default} --planner dream-mpc --seed $2 --env cheetah-run --env-steps ${SHORT:-200000} --render-quality $1 --eval.every ${EVERY:-50000} --run-dir /tmp/runs/short-$1-$2 $FEW 2>&1 | tail -n 3; }
 whole() { # QUALITY: 1M env steps with 20 evaluations of ten episodes
   ( time -p $train --config ${CP:-default} --planner dream-mpc --seed 0 --env cheetah-run --env-steps ${WHOLE:-1000000} --render-quality $1 --eval.every ${EVERY:-50000} --eval.episodes 10 --train.checkpoint-seconds 300 --run-dir /tmp/runs/whole-$1 $FEW ) 2>&1 | tail -n 8; }
+trace() { # PRESET QUALITY: a trace of three updates and three steps of a run, for https://ui.perfetto.dev: where the GPU waits
+  $train --config $1 --planner dream-mpc --env cheetah-run --env-steps 12000 --profile --render-quality $2 --eval.every 12000 --eval.episodes 1 --eval.beside off --run-dir /tmp/runs/trace-$1-$2 2>&1 | tail -n 3
+  cp /tmp/runs/trace-$1-$2/profile/trace.json.gz /tmp/out/trace-$1-$2.gz; }
