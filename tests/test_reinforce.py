@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from dreamer_mpc.agents import reinforce
 from dreamer_mpc.agents.reinforce import Prepared
 from dreamer_mpc.planners import make_planner
 from dreamer_mpc.world_model import WorldModelConfig
@@ -148,10 +149,31 @@ def test_what_was_drawn_before_is_what_imagination_would_have_drawn():
     draws = torch.stack([torch.randn(LENGTH * ROWS, ACTIONS) for _ in range(HORIZON)])
     loop = agent.model.world_model.rssm.prepared(noise)
     torch.manual_seed(2)
-    prepared = agent.learner.learn(states, batch, Prepared(loop, draws))
+    prepared = agent.learner.learn(states, batch, Prepared(loop, draws, agent.model.actor.sampler(False)))
     for part in ("actor", "critic"):
         assert all(map(torch.equal, prepared.gradients[part], plain.gradients[part]))
     assert torch.equal(prepared.states_gradient, plain.states_gradient)
+
+
+@pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "plain"])
+@pytest.mark.parametrize("late", [1, 2, HORIZON])
+def test_heads_asked_while_imagination_goes_on_learn_the_same(late, kernels, monkeypatch):
+    """All but the `late` last states; of one, the last, there is no loss but its value."""
+    agent, batch, found = make_agent(kernels=kernels), make_batch(0), []
+    asked, predict = [], agent.model.critic.predict
+    monkeypatch.setattr(
+        agent.model.critic, "predict", lambda x, *a, **k: asked.append(x.shape[:-1]) or predict(x, *a, **k)
+    )
+    for forced in (False, True):
+        if forced:
+            monkeypatch.setitem(reinforce.LATE, "cpu", late)
+        learned, _, _ = learn(agent, batch, monkeypatch)
+        gradients = [of for part in learned.gradients.values() for of in part]
+        found.append([*gradients, learned.states_gradient, *learned.metrics.values()])
+    imagined = [shape for shape in asked if shape[1] == LENGTH * ROWS]
+    assert [shape[0] for shape in imagined] == [HORIZON + 1, HORIZON + 1 - late, late]
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, **EXACT)
 
 
 @each_size

@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 WARMUP_CALLS = 3
 OWN = -3  # priority of a graph's own stream; lower ones go first wherever kernels of several streams wait for a GPU
 PRIORITIES: dict[str, int | None] = {  # of the streams of `Aside`; None: in sequence with the rest
-    "replay": -3, "imagination": -2, "later": -2, "loss": 0, "beside": 0, "weights": 0, "encoder": 0
+    "replay": -3, "imagination": -2, "later": -2, "images": -1, "heads": -1, "loss": 0, "beside": 0, "weights": 0,
+    "encoder": 0,
 }  # fmt: skip
 
 
