@@ -25,6 +25,7 @@ bench() { # all parts on this lane's GPU; $MINUTES. r2dreamer's compile had not 
 compile() { # r2dreamer's torch.compile, timed once /tmp/quiet is there: `touch /tmp/quiet` when nothing else runs on the GPU
   python3 -m benchmarks.r2dreamer /tmp/w/.peers/r2dreamer --only compiled --limit ${LIMIT:-1500} --after /tmp/quiet --out /tmp/out/r2dreamer_compiled.json 2>&1 | tail -n 8; }
 phases() { # QUALITY [TREE [PRESET]]: rates in rounds, evaluations beside training; 90 to 140 s
+  [ "$2" = together ] && export DREAMER_MPC_TOGETHER=1 || unset DREAMER_MPC_TOGETHER
   TREE=/tmp/${2:-main} bash -c '. scratch/block/enter.sh; python3 -m benchmarks.phases --beside on --every 5500 --render-quality $1 --config $3 --out /tmp/out/phases-$3-$1-$2.json 2>&1 | tail -n 9' phases $1 ${2:-main} ${3:-default}; }
 warp_tests() { timeout 250 python3 -m pytest -q -p pytest_timeout -o addopts= tests/test_warp_gpu.py 2>&1 | tail -n 3; }
 rendering() { python3 -m benchmarks.rendering --num-envs 1 8 16 32 --quality full small-shadows fast warp --seconds 2 --out /tmp/out/rendering.json 2>&1 | tail -n 24; }
