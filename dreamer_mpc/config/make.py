@@ -29,6 +29,12 @@ def make_envs(config: Config, num_envs: int, device: torch.device) -> RowVectorE
     if device.type == "cuda":
         match_egl_device(device.index)
     envs = make_vector_env(config.env, num_envs, **env_settings(config))
+    if os.environ.get("DREAMER_MPC_TOGETHER") == "1":
+        from dreamer_mpc.rendering.rows import DrawnRows
+        from dreamer_mpc.rendering.together import Together
+
+        drawn = Together(config.env, config.render_quality, config.camera or 0, num_envs, config.image_size, device)
+        return DrawnRows(envs, config.images, device, drawn)
     if config.render_quality != WARP:
         return envs
     try:

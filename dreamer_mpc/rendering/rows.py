@@ -36,11 +36,11 @@ class DrawnRows(RowVectorEnv):
     and lost ones are black, and images are new tensors each time.
     """
 
-    def __init__(self, rows: RowVectorEnv, form: ImageForm, device: torch.device):
+    def __init__(self, rows: RowVectorEnv, form: ImageForm, device: torch.device, renderer: Any = None):
         self._rows, self._form, self._device = rows, form, device
         images = gymnasium.spaces.Box(0, 255, form.shape, np.uint8)
         super().__init__(rows.num_envs, (images, rows.single_action_space))
-        self._renderer = Renderer(rows.stage(), rows.num_envs, form.size, device)
+        self._renderer = renderer or Renderer(rows.stage(), rows.num_envs, form.size, device)
         self._frames = torch.zeros(rows.num_envs, *form.shape, dtype=torch.uint8, device=device)
 
     def reset(
