@@ -10,7 +10,7 @@ shared=$(realpath ../shared)
 [ -d .warp1 ] || bash "$shared/gpu/pack_warp.sh" .warp1 .warp2
 rm -rf .main .ahead .together; mkdir .main .ahead .together; git archive main | tar x -C .main --exclude=pretrained --exclude=results
 # .ahead: an update is asked for before a plan is waited for; .together: frames of all environments in one OpenGL context
-for tree in ahead:${AHEAD:-83a50a6} together:${TOGETHER:-6ecabc0}; do
+for tree in ahead:${AHEAD:-83a50a6} together:${TOGETHER:-3c76d4d}; do
   git archive "${tree#*:}" dreamer_mpc configs envs benchmarks run.py setup.py README.md | tar x -C .${tree%:*}
 done
 mkdir -p /tmp/aside; for f in pretrained results; do [ -d $f ] && mv $f /tmp/aside/; done
