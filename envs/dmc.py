@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import os
 from typing import Any, ClassVar, NamedTuple
 
 import gymnasium
@@ -112,6 +113,9 @@ class DMCEnv(gymnasium.Env, Restorable):
         self.observation_space = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
         if self._scene:
             self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (self._scene.layout.width,), np.float32)
+        self._states = os.environ.get("DREAMER_MPC_TOGETHER") == "1"  # a trial: physics in place of images
+        if self._states:
+            self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, self._state().shape, np.float64)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, self._low.shape, np.float32)
         self.steps_per_s = 1 / (action_repeat * self._env.control_timestep())
         self.metadata = DMCEnv.metadata | {"render_fps": self.steps_per_s}
@@ -243,7 +247,17 @@ class DMCEnv(gymnasium.Env, Restorable):
         name = f"{self._domain}-{self._task}"
         return Scene(name, physics.model.ptr, physics.data.ptr, self._camera, self._image_size, fixed)
 
+    def _state(self) -> np.ndarray:
+        import mujoco
+
+        model, data = self._env.physics.model.ptr, self._env.physics.data.ptr
+        state = np.empty(mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_INTEGRATION))
+        mujoco.mj_getState(model, data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
+        return state
+
     def _observe(self) -> np.ndarray:
+        if self._states:
+            return self._state()
         return self._scene.read() if self._scene else self._render(self._image_size, self._image_size)
 
     def _render(self, height: int, width: int) -> np.ndarray:

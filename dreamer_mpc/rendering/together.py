@@ -34,6 +34,7 @@ class Together:
     def draw(self, states: np.ndarray) -> torch.Tensor:
         mujoco, size = self._mujoco, self._size
         for state, data, scene in zip(states, self._data, self._scenes, strict=True):
+            state = np.ascontiguousarray(state, dtype=np.float64)
             mujoco.mj_setState(self._model, data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
             mujoco.mj_kinematics(self._model, data)
             mujoco.mj_comPos(self._model, data)
