@@ -93,7 +93,6 @@ def _main(args: Sequence[str]) -> int:
     from dreamer_mpc.util.ending import unexpected
     from dreamer_mpc.util.errors import HelpShown, UserError
     from dreamer_mpc.util.packages import missing_package
-    from dreamer_mpc.util.stop import INTERRUPTED
     from dreamer_mpc.util.threads import wait_passively
 
     wait_passively()  # before any command loads torch
@@ -105,8 +104,7 @@ def _main(args: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return INTERRUPTED
+        return _interrupted()
     except HelpShown:
         raise
     except (Exception, SystemExit) as error:
@@ -115,6 +113,14 @@ def _main(args: Sequence[str]) -> int:
             return unexpected(error)
         print(f"error: {line}", file=sys.stderr)
         return 2
+
+
+def _interrupted() -> int:
+    """The line and the exit code after Ctrl-C."""
+    from dreamer_mpc.util.stop import INTERRUPTED
+
+    print("\ninterrupted", file=sys.stderr)
+    return INTERRUPTED
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -131,10 +137,7 @@ def run() -> NoReturn:
     try:
         code = main()
     except KeyboardInterrupt:  # before `main` is ready for it: while modules are imported
-        from dreamer_mpc.util.stop import INTERRUPTED
-
-        print("\ninterrupted", file=sys.stderr)
-        code = INTERRUPTED
+        code = _interrupted()
 
     from dreamer_mpc.util.ending import end_process
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dreamer_mpc.envs.errors import EnvError
+from dreamer_mpc.envs.names import is_task
 
 BACKENDS = ("egl", "osmesa", "glfw")
 CANDIDATES = ("egl", "osmesa") if sys.platform.startswith("linux") else ("glfw",)
@@ -56,6 +57,11 @@ def offer_gl_backend() -> None:
         choose_gl_backend()
     except EnvError:
         os.environ[PROBED] = NONE  # the workers need not try again
+
+
+def prepare_gl(name: str) -> None:
+    """A backend for the environment `name`: a task of dm_control needs one, any other is offered one."""
+    choose_gl_backend() if is_task(name) else offer_gl_backend()
 
 
 def match_egl_device(cuda_index: int) -> bool:

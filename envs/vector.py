@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 
 from dreamer_mpc.envs.errors import EnvError
-from dreamer_mpc.envs.gl import choose_gl_backend, offer_gl_backend
+from dreamer_mpc.envs.gl import prepare_gl
 from dreamer_mpc.envs.make import make_env
 from dreamer_mpc.envs.names import is_task
 from dreamer_mpc.envs.rows import LocalVectorEnv, RowVectorEnv
@@ -29,7 +29,7 @@ def make_vector_env(
         raise EnvError(f"num_envs must be 1 or more, got {num_envs}")
     factory = functools.partial(make_env, name, **settings)
     if workers if workers is not None else num_envs > 1:
-        choose_gl_backend() if is_task(name) else offer_gl_backend()  # once in this process; workers inherit it
+        prepare_gl(name)  # once in this process; workers inherit it
         return WorkerVectorEnv(name, factory, num_envs)
     return LocalVectorEnv(name, factory, num_envs)
 

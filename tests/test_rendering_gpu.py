@@ -9,6 +9,7 @@ import torch
 
 from dreamer_mpc.config import Config, load_presets, parse, resolve
 from dreamer_mpc.config.make import choose_rendering_gpu
+from dreamer_mpc.runs.resume import changing_results
 from dreamer_mpc.util import gpus
 from dreamer_mpc.util.device import choose_device
 from dreamer_mpc.util.errors import UserError
@@ -23,14 +24,11 @@ def host(monkeypatch):
 
     def see(kinds, listed=""):
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(kinds))
-        index = {"get_device_name": lambda i: kinds[getattr(i, "index", i)]}
-        index["get_device_properties"] = lambda i: SimpleNamespace(uuid=str(i))
-        for name, function in index.items():
-            monkeypatch.setattr(torch.cuda, name, function)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: kinds[i])
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(uuid=str(i)))
         answer = subprocess.CompletedProcess((), 0, stdout=listed)
         monkeypatch.setattr(gpus.subprocess, "run", lambda *args, **settings: answer)
         monkeypatch.setattr("dreamer_mpc.envs.gl.choose_gl_backend", lambda: "egl")
-        monkeypatch.setattr("dreamer_mpc.config.make.choose_gl_backend", lambda: "egl")
         monkeypatch.setenv("DREAMER_MPC_EGL_CUDA_INDICES", "3,2,1,0")
         monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "7")  # so that monkeypatch restores it
         monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID")
@@ -114,7 +112,5 @@ def test_a_device_of_a_number_that_is_not_there_is_refused(name, host, monkeypat
 
 
 def test_it_is_no_setting_of_the_method():
-    from dreamer_mpc.runs.resume import changing_results
-
     assert not changing_results({"render_device": "same -> idle"})
     assert resolve(load_presets("default")).render_device == "same"

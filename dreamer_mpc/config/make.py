@@ -10,9 +10,8 @@ from dreamer_mpc.agents.dreamer import Dreamer
 from dreamer_mpc.agents.protocol import Agent
 from dreamer_mpc.config.resolve import Trained, agent_of
 from dreamer_mpc.config.schema import Config
-from dreamer_mpc.envs import choose_gl_backend, make_vector_env
-from dreamer_mpc.envs.gl import match_egl_device, offer_gl_backend
-from dreamer_mpc.envs.names import is_task
+from dreamer_mpc.envs import make_vector_env
+from dreamer_mpc.envs.gl import match_egl_device, prepare_gl
 from dreamer_mpc.envs.rows import RowVectorEnv
 from dreamer_mpc.envs.scene import WARP
 from dreamer_mpc.util.arguments import read_env_args
@@ -25,7 +24,7 @@ def make_envs(config: Config, num_envs: int, device: torch.device) -> RowVectorE
 
     With the render quality `warp` their images are drawn on `device` and stay there, as tensors.
     """
-    _choose_backend(config)
+    prepare_gl(config.env)
     if device.type == "cuda":
         match_egl_device(device.index)
     envs = make_vector_env(config.env, num_envs, **env_settings(config))
@@ -52,12 +51,11 @@ def choose_rendering_gpu(config: Config, device: torch.device) -> list[str]:
     if asked == "idle":
         index = idle_gpu(device) if device.type == "cuda" else None
     else:
-        index = int(asked.removeprefix("cuda:"))
-        if index >= torch.cuda.device_count():
-            count = torch.cuda.device_count()
+        index, count = int(asked.removeprefix("cuda:")), torch.cuda.device_count()
+        if index >= count:
             raise UserError(f"no GPU {asked} to draw on: torch sees {count}; use --render-device same")
     if index is not None:
-        _choose_backend(config)
+        prepare_gl(config.env)
         if match_egl_device(index):
             return [f"environments are drawn on cuda:{index}"]
     chosen = os.environ.get("MUJOCO_EGL_DEVICE_ID")
@@ -66,10 +64,6 @@ def choose_rendering_gpu(config: Config, device: torch.device) -> list[str]:
         return [f"{reason}: --render-device idle changes nothing"]
     reason = f"MUJOCO_EGL_DEVICE_ID={chosen} is set: unset it, or" if chosen else "EGL does not name that GPU:"
     raise UserError(f"nothing can be drawn on {asked}, as {reason} use --render-device same")
-
-
-def _choose_backend(config: Config) -> None:
-    choose_gl_backend() if is_task(config.env) else offer_gl_backend()
 
 
 def try_renderer(config: Config) -> None:
