@@ -242,8 +242,8 @@ MUTATIONS = [
     reinforce("v3: entropy penalised", "+ entropy_scale * entropy", "- entropy_scale * entropy"),
     reinforce("v3: actor's steps not weighted", "-(weight * (log_prob", "-(1 * (log_prob"),
     reinforce(
-        "v3: samples clipped before their density is taken", "self.model.policy(state).sample(draws[len(samples)]))",
-        "self.model.policy(state).sample(draws[len(samples)]).clamp(-1, 1))",
+        "v3: samples clipped before their density is taken", "sample(state, draws[len(samples)]))",
+        "sample(state, draws[len(samples)]).clamp(-1, 1))",
     ),
     reinforce(
         "v3: imagination starts in another order than its frames", "states.detach().flatten(0, 1)",
@@ -254,7 +254,10 @@ MUTATIONS = [
         "v3: slow copy asked for the value of the next state", "self._slow_values(imagined[:-1])",
         "self._slow_values(imagined[1:])",
     ),
-    reinforce("v3: slow copy is no target", "slow, self.config.slow_scale", "slow, 0 * self.config.slow_scale"),
+    reinforce(
+        "v3: slow copy is no target", "returns, slow, self.config.slow_scale",
+        "returns, slow, 0 * self.config.slow_scale",
+    ),
     reinforce(
         "v3: the slow copies' mean is the target of every head", "return self.slow(states)",
         "return self.slow(states).mean(0, keepdim=True)",
@@ -267,6 +270,10 @@ MUTATIONS = [
     reinforce("v3: heads' losses averaged, not summed", "clamp_min(1)).sum()", "clamp_min(1)).mean()"),
     reinforce("v3: index of the bootstrap mask transposed", "mask.flatten(1))\n", "mask.transpose(1, 2).flatten(1))\n"),
     reinforce("v3: replayed values at full weight", "config.replay_scale * replay_loss", "replay_loss"),
+    reinforce(
+        "v3: the world model learns from replayed values at full weight",
+        "torch.full_like(count, self.config.replay_scale)", "torch.full_like(count, 1.0)",
+    ),
     reinforce(
         "v3: every head teaches the world model as a single one would", "states_gradient / len(values)",
         "states_gradient", REINFORCE,
@@ -282,8 +289,8 @@ MUTATIONS = [
         "bootstrap[:-1], batch.reward[:-1])",
     ),
     reinforce(
-        "v3: replayed returns bootstrap from the state before", "batch.reward[1:]), bootstrap[1:]",
-        "batch.reward[1:]), bootstrap[:-1]",
+        "v3: replayed returns bootstrap from the state before", "lambda_return(rewards, bootstrap[1:]",
+        "lambda_return(rewards, bootstrap[:-1]",
     ),
     reinforce(
         "v3: replayed returns bootstrap from rows of another order", "returns[0].view(batch.reward.shape)",
@@ -293,7 +300,7 @@ MUTATIONS = [
         "v3: replayed returns run into the next episode", "last = batch.is_first[1:]",
         "last = batch.is_first[1:] & False",
     ),
-    reinforce("v3: an episode's last frame learns a value", "weight = (~last)", "weight = (last | True)"),
+    reinforce("v3: an episode's last frame learns a value", "weight, kept = (~last)", "weight, kept = (last | True)"),
     reinforce(
         "v3: replayed values by the masks of the next frames", "mask[:, :-1].flatten(1)", "mask[:, 1:].flatten(1)"
     ),
@@ -327,8 +334,8 @@ MUTATIONS = [
         "torch.ones_like(excess)", REINFORCE,
     ),
     world(
-        "v3: the state before a batch forgotten", "world_model/categorical", "batch.is_first, batch.state,",
-        "batch.is_first,", REINFORCE,
+        "v3: the state before a batch forgotten", "world_model/categorical", "unseen, batch.state)",
+        "unseen)", REINFORCE,
     ),
     world(
         "v3: action not reset at an episode's first image", "world_model/block_rssm",
@@ -383,8 +390,8 @@ MUTATIONS = [
         "posterior.mean + 0 * noise[t]"
     ),
     world(
-        "posterior and prior exchanged", "world_model/rssm", "self._gaussian(stats), self.prior(deter)",
-        "self.prior(deter), self._gaussian(stats)",
+        "the prior of the step before", "world_model/gaussian", "self.rssm.prior(states[...",
+        "self.rssm.prior(states.roll(1, 0)[...",
     ),
     world(
         "state not reset at an episode's first image", "world_model/rssm",

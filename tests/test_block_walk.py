@@ -81,15 +81,22 @@ def test_any_rule_may_choose_the_actions():
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("wanted", [False, True])
-def test_a_loop_may_begin_with_its_start(wanted):
+def test_a_loop_fills_a_path_whose_rule_may_look_back():
     for model in make_pair():
         state, _, noise = inputs()
-        found = []
-        for kind in ({"with_start": True}, {}):
-            with torch.set_grad_enabled(wanted):
-                found.append(closed_loop(model, state, H, lambda now: now[..., :A], noise=noise[:, 0], **kind).states)
-        assert torch.equal(found[0], torch.cat([state[:, None], found[1]], dim=1))
+        path, seen = torch.full((H + 1, *state.shape), torch.nan, dtype=state.dtype), []
+
+        def act(now):
+            seen.append(path.clone())
+            return now[..., :A]
+
+        with torch.no_grad():
+            expected = closed_loop(model, state, H, lambda now: now[..., :A], noise=noise[:, 0]).states
+            states = closed_loop(model, state, H, act, noise=noise[:, 0], path=path).states
+        assert torch.equal(states, expected)
+        assert torch.equal(path, torch.cat([state[:, None], expected], dim=1).movedim(1, 0))
+        for k, so_far in enumerate(seen):
+            assert torch.equal(so_far[: k + 1], path[: k + 1])
 
 
 def test_noise_and_weights_may_be_prepared_before_a_loop():
@@ -117,7 +124,8 @@ def test_states_may_be_rounded_while_the_walk_is_not():
         with torch.no_grad():
             exact = closed_loop(model, state, H, act, noise=noise[:, 0]).states
             seen.clear()
-            rounded = closed_loop(model, state, H, act, noise=noise[:, 0], precision=torch.bfloat16).states
+            path = torch.empty(H + 1, *state.shape, dtype=torch.bfloat16)
+            rounded = closed_loop(model, state, H, act, noise=noise[:, 0], path=path).states
         before = torch.cat([state[:, None], exact[:, :-1]], dim=1)
         assert torch.equal(torch.stack(seen, dim=1), before.bfloat16())
         assert torch.equal(rounded, exact.bfloat16())

@@ -53,7 +53,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms_frame_by_frame():
     torch.nn.init.normal_(world.reward_head.last.weight)
     total, metrics, inference = terms(world, batch)
     length, rows = batch.reward.shape
-    posterior, prior = inference.posterior.exp(), inference.prior.exp()  # [T, B, K, C]
+    posterior, prior = inference.posterior.exp(), world.rssm.prior(inference.states[..., :12]).exp()  # [T, B, K, C]
     sums = dict.fromkeys(["image", "reward", "continue", "kl", "clipped"], 0.0)
     for t in range(length):
         for b in range(rows):
@@ -177,7 +177,7 @@ def test_barlow_s_embedding_is_a_constant():
     """Without a posterior in between, the encoder would learn embeddings that are easy to predict."""
     world, batch = make_world(representation="barlow"), make_batch(length=6)
     inference = world.infer(batch, AMP)
-    constant = {name: getattr(inference, name).detach() for name in ("states", "posterior", "prior")}
+    constant = {name: getattr(inference, name).detach() for name in ("states", "posterior")}
     total, _ = world.loss(batch, inference._replace(**constant), AMP)
     assert inference.embed.requires_grad
     grads = torch.autograd.grad(total, list(world.encoder.parameters()), allow_unused=True)
@@ -197,7 +197,7 @@ def test_the_state_before_a_batch_continues_a_sequence(monkeypatch):
         rest = Batch(*(x[cut:] for x in batch[:-1]), state=whole.states[cut - 1])
         second = world.infer(rest, AMP)
         torch.testing.assert_close(second.states, whole.states[cut:])
-        torch.testing.assert_close(second.prior, whole.prior[cut:])
+        torch.testing.assert_close(second.posterior, whole.posterior[cut:])
 
 
 def test_acting_observes_what_training_infers(monkeypatch):
@@ -300,8 +300,7 @@ def test_decoded_images_are_uint8_of_the_sigmoid():
 def test_bf16_products_leave_states_and_losses_in_float32():
     world, batch = make_world(bf16=True), make_batch()
     total, metrics, inference = terms(world, batch, amp=BF16)
-    assert {x.dtype for x in (total, *metrics.values(), inference.states, inference.prior)} == {torch.float32}
-    assert inference.posterior.dtype == torch.float32
+    assert {x.dtype for x in (total, *metrics.values(), inference.states, inference.posterior)} == {torch.float32}
     plain, _, _ = terms(make_world(), batch)
     assert total.item() == pytest.approx(plain.item(), rel=0.03) and total.item() != plain.item()
     state, action = inference.states[0].detach(), batch.action[0]

@@ -50,39 +50,6 @@ def test_gradients_in_two_parts_are_those_in_one(network):
         torch.testing.assert_close(found, of, rtol=1e-12, atol=1e-12)
 
 
-class Branches(Network):
-    """What is inferred from states: by parameters of its own, by none, and beside what the states come from."""
-
-    def __init__(self):
-        super().__init__()
-        self.own = nn.Linear(4, 2).double()
-
-    def infer(self, x):
-        hidden = torch.tanh(self.encoder(x))
-        states = self.both(hidden)
-        return Inferred(x, states, (self.own(states.square()), states.exp(), hidden, hidden.sum() * states))
-
-    def loss(self, inferred):
-        parts = torch.cat([*inferred.others, inferred.states], dim=-1)
-        return (parts.sin().sum(-1, keepdim=True) - self.head(inferred.states) - inferred.target).square().mean()
-
-
-def test_what_was_inferred_from_a_tensor_alone_may_go_back_to_it_before():
-    torch.manual_seed(1)
-    network, x = Branches().double(), torch.randn(5, 3, dtype=torch.float64)
-    parameters, extra = list(network.parameters()), torch.randn(5, 4, dtype=torch.float64)
-    inferred = network.infer(x)
-    expected = torch.autograd.grad([network.loss(inferred), inferred.states], parameters, [None, extra])
-    inferred = network.infer(x)
-    cut = Cut(inferred, network)
-    cut.back(network.loss(cut.copy))
-    cut.ahead(inferred.states)
-    with pytest.raises(RuntimeError, match="second time"):  # it has gone there
-        inferred.others[0].sum().backward(retain_graph=True)
-    for found, of in zip(cut.through(inferred.states, extra), expected, strict=True):
-        torch.testing.assert_close(found, of, rtol=1e-12, atol=1e-12)
-
-
 def test_without_another_gradient_it_is_that_of_the_loss(network):
     x = torch.randn(5, 3, dtype=torch.float64)
     expected = torch.autograd.grad(network.loss(network.infer(x)), list(network.parameters()))

@@ -13,11 +13,12 @@ from dreamer_mpc.agents.latents import make_latents
 from dreamer_mpc.agents.optimizers import OptimizerConfig
 from dreamer_mpc.agents.returns import lambda_return
 from dreamer_mpc.config import load_presets
-from dreamer_mpc.kernels import block_cell, cell, fused, graphs, norm, pixels, pooled_norm
+from dreamer_mpc.kernels import block_cell, block_walk, cell, fused, graphs, norm, pixels, pooled_norm
 from dreamer_mpc.kernels.graphs import OWN, PRIORITIES, Aside, Captured
 from dreamer_mpc.library import Player
 from dreamer_mpc.networks import MLP, Critic
 from dreamer_mpc.networks.norm_mlp import NormEnsemble, NormMLP
+from dreamer_mpc.networks.normal_actor import NormalActor
 from dreamer_mpc.networks.two_hot import TwoHot, symexp_bins
 from dreamer_mpc.networks.value_ensemble import TwoHotCritic
 from dreamer_mpc.planners import make_planner
@@ -164,15 +165,16 @@ def test_streams_have_the_priorities_that_were_asked_for():
 
 
 @pytest.mark.parametrize("capture", [False, True])
-def test_streams_change_no_numbers(capture, monkeypatch):
+@pytest.mark.parametrize("preset, length, rows", [("default", 50, 50), ("v3", 64, 16)])
+def test_streams_change_no_numbers(preset, length, rows, capture, monkeypatch):
     """Five updates of the preset's size, three of them before a graph is recorded, beside each other and in sequence.
 
     Memory that is taken before another stream has read it shows here.
     """
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
-    config, found = load_presets("v3"), []
-    batches = [make_batch(seed, 64, 16, ACTION_DIM, [(0, 0), (9, 3)], "cuda") for seed in range(5)]
+    config, found, first = load_presets(preset), [], [(0, 0), (9, 3), (length - 5, 7)]
+    batches = [make_batch(seed, length, rows, ACTION_DIM, first, "cuda") for seed in range(5)]
     for beside in (True, False):
         with monkeypatch.context() as patch:
             if not beside:
@@ -446,10 +448,123 @@ def test_the_parts_of_a_step_are_their_torch_forms_on_rows_that_lie_apart(sizes,
         assert_near(*[[x.float() for x in each] for each in found], 1e-2 if bf16 else 1e-5)
 
 
+@pytest.mark.parametrize("save", [False, True])
+@pytest.mark.parametrize("sizes", [(1024, 8, 256), (80, 8, 256), (40, 8, 24), (300, 3, 75)])
+def test_gates_and_what_becomes_of_them_are_their_torch_forms(sizes, save, monkeypatch):
+    """In one kernel, on rows that lie apart."""
+    torch.manual_seed(0)
+    (rows, blocks, units), found = sizes, []
+    size = blocks * units
+    rssm = BlockRSSM(ACTION_DIM, 5, deter=size, stoch=2, classes=3, hidden=8, blocks=blocks, bf16=True).cuda()
+    weights = rssm._constants().cell
+    weights.gates_bias.normal_()
+    wide = torch.randn(rows, 2 * size + 8, device="cuda")
+    hidden, before = wide[:, :size].bfloat16(), wide[:, size + 8 :]
+    for used in (True, False):
+        monkeypatch.setattr(block_cell, "fuses", lambda x, used=used: used)
+        monkeypatch.setattr(block_cell, "_added_bias", lambda w, x: w.gates_bias)
+        for precision in (torch.float32, torch.bfloat16):
+            states = torch.zeros(rows, size + 16, dtype=precision, device="cuda")
+            gates, new, given = block_cell.gated(hidden, weights, before, states[:, 8:-8], save)
+            assert torch.equal(states[:, 8:-8], new.to(precision)) and torch.equal(given, new.bfloat16())
+            assert not states[:, :8].any() and not states[:, -8:].any() and (gates is None) == (used and not save)
+        found.append([new, *([gates.float()] if save else [])])
+    assert_near(*found, 1e-2)
+
+
 def test_gumbel_noise_on_the_gpu_is_that_on_the_cpu():
     noise = torch.cat([torch.linspace(-11, 11, 200_001), torch.tensor([torch.inf, -torch.inf])])
     torch.testing.assert_close(gumbel(noise.cuda()).cpu(), gumbel(noise), rtol=1e-5, atol=1e-5)
     assert gumbel(torch.full((3,), torch.nan, device="cuda")).isnan().all()
+
+
+def either_way(name, function, monkeypatch):
+    """What `function` gives with a kernel of `row_layers_triton.py`, and with the launches that it replaces."""
+    kernels, runs, found = block_walk.kernels, [], []
+    kernel = getattr(kernels, name)
+    monkeypatch.setattr(kernels, name, lambda *given: runs.append(name) or kernel(*given))
+    for used in (True, False):
+        if not used:
+            monkeypatch.setattr(kernels, f"fits_{name}", lambda *given: False)
+        found.append(function())
+    assert runs == [name]
+    return found
+
+
+V3_SIZES, SMALL_SIZES, ODD_SIZES = (1024, 256, 32, 16, 6), (37, 64, 16, 8, 1), (133, 75, 6, 5, 21)  # and actions
+
+
+@pytest.mark.parametrize("bf16, sizes", [(True, V3_SIZES), (True, SMALL_SIZES), (True, ODD_SIZES), (False, ODD_SIZES)])
+def test_the_prior_s_draws_are_those_of_its_layers(bf16, sizes, monkeypatch, full_fp32):
+    """On what one product gives for two layers, into memory of either precision; what the way back needs as well."""
+    torch.manual_seed(0)
+    torch.set_float32_matmul_precision("high" if bf16 else "highest")
+    (rows, width, variables, classes, _), product = sizes, torch.bfloat16 if bf16 else torch.float32
+    layer, gains = torch.randn(width, width, device="cuda") / width**0.5, torch.rand(2, width, device="cuda") + 0.5
+    last = torch.randn(variables * classes, width, device="cuda")
+    bias, last_bias = (0.3 * torch.randn(n, device="cuda") for n in (width, variables * classes))
+    weights = (None, None, gains[0], layer.to(product), bias.to(product), gains[1], last, last_bias)
+    pre = torch.randn(rows, 2 * width, device="cuda").to(product)[:, :width]
+    noise = 1e3 * torch.randn(rows, variables, classes, device="cuda")
+    for precision, save in [(torch.bfloat16, False), (torch.float32, True)]:
+
+        def draw(precision=precision, save=save):
+            states = torch.zeros(rows, variables * classes + 7, dtype=precision, device="cuda")
+            given = (pre, block_walk.PriorWeights(*weights), noise, 0.01, 1e-4, states[:, 7:])
+            stoch, *products = block_walk.draw_prior(*given, save=save)
+            assert torch.equal(stoch.float(), states[:, 7:].float()) and not states[:, :7].any()
+            return stoch.float(), *(x.float() for x in products if save)
+
+        with monkeypatch.context() as patch:
+            (got, *products), (expected, *others) = either_way("prior", draw, patch)
+        assert torch.equal(got, expected) and (expected.sum(-1) == variables).all()
+        assert len(products) == 2 * save
+        assert_near(products, others, 2e-2 if bf16 else 1e-4)
+
+
+@pytest.mark.parametrize("bf16, sizes", [(True, V3_SIZES), (True, SMALL_SIZES), (True, ODD_SIZES), (False, ODD_SIZES)])
+def test_the_inputs_of_a_step_are_those_of_their_layers(bf16, sizes, monkeypatch, full_fp32):
+    torch.manual_seed(0)
+    torch.set_float32_matmul_precision("high" if bf16 else "highest")
+    rows, width, variables, classes, actions = sizes
+    settings = {"deter": 8, "stoch": variables, "classes": classes, "hidden": width, "bf16": bf16}
+    rssm = BlockRSSM(actions, 5, **settings).cuda()
+    with torch.no_grad():
+        for parameter in rssm.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    weights = rssm._constants()
+    product, wide = weights.cell.own.dtype, torch.randn(rows, 2 * width + variables * classes, device="cuda")
+    deter_pre, stoch = wide[:, :width].to(product), wide.to(product)[:, 2 * width :]
+    action = 2 * torch.randn(rows, actions, device="cuda")
+    for save in (True, False):
+
+        @torch.no_grad()
+        def enter(save=save):
+            return block_walk._enter(deter_pre, stoch, action, rssm._moved, weights, 1e-4, save)
+
+        with monkeypatch.context() as patch:
+            got, expected = either_way("inputs", enter, patch)
+        assert (got.stoch_pre is None) != save
+        assert_near([got.shared.float()], [expected.shared.float()], 1e-2 if bf16 else 1e-5)
+        if save:
+            assert_near([got.stoch_pre.float()], [expected.stoch_pre.float()], 1e-2 if bf16 else 1e-5)
+
+
+@pytest.mark.parametrize("bf16, sizes", [(True, V3_SIZES), (True, SMALL_SIZES), (True, ODD_SIZES), (False, ODD_SIZES)])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_the_policy_s_samples_are_those_of_its_gaussian(layers, bf16, sizes, monkeypatch, full_fp32):
+    torch.manual_seed(0)
+    torch.set_float32_matmul_precision("high" if bf16 else "highest")
+    rows, width, *_, actions = sizes
+    actor = NormalActor(300, actions, layers, width, scale=1.0).cuda()
+    with torch.no_grad():
+        for parameter in actor.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    state = torch.randn(rows, 300, device="cuda").to(torch.bfloat16 if bf16 else torch.float32)
+    noise, sample = torch.randn(rows, actions, device="cuda"), actor.sampler(bf16)
+    with torch.autocast("cuda", dtype=torch.bfloat16, enabled=bf16):
+        got, expected = either_way("policy", lambda: sample(state, noise), monkeypatch)
+    assert_near([got], [expected], 2e-2 if bf16 else 1e-4)
 
 
 @pytest.mark.parametrize("rows", [(1,), (3, 50), (130,)])
@@ -480,7 +595,8 @@ def test_a_captured_imagination_is_the_eager_one(bf16):
     @torch.no_grad()
     def imagined(state):
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=bf16):
-            return closed_loop(model, state, 3, lambda now: model.policy(now).sample(), precision=precision).states
+            path = torch.empty(4, *state.shape, dtype=precision, device="cuda")
+            return closed_loop(model, state, 3, lambda now: model.policy(now).sample(), path=path).states
 
     captured = Captured(imagined)
     for seed in range(6):  # three warm-up calls, the recording, and two replays

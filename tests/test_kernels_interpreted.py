@@ -17,6 +17,7 @@ if not metadata.version("triton").startswith(("3.7.", "3.8.")):  # docs/architec
     pytest.skip(f"not with the interpreter of Triton {metadata.version('triton')}, but 3.7.1", allow_module_level=True)
 
 from dreamer_mpc.agents import laprop
+from dreamer_mpc.agents.reinforce import Prepared
 from dreamer_mpc.agents.returns import lambda_return
 from dreamer_mpc.kernels import (
     block_cell,
@@ -41,7 +42,7 @@ from dreamer_mpc.world_model import ImageForm, block_rssm, decoder, norm_decoder
 from dreamer_mpc.world_model.block_rssm import BlockRSSM
 from dreamer_mpc.world_model.encoder import preprocess
 from dreamer_mpc.world_model.norm_encoder import NormEncoder
-from dreamer_mpc.world_model.rssm import Gaussian, gaussian_kl
+from dreamer_mpc.world_model.rssm import RSSM, Gaussian, gaussian_kl
 from tests.support import interpreter
 from tests.support.agents import CATEGORICAL, make_agent, make_batch
 from tests.support.cell_walks import KINDS, Sizes, assert_near, walk_both
@@ -66,6 +67,12 @@ def interpreted(monkeypatch):
 def processors(count, monkeypatch):
     """Set the number of programs that run at once, which decides the size of teams."""
     monkeypatch.setattr(cell_triton, "_hardware", lambda device: (count, 101_376))
+
+
+@pytest.fixture
+def room(monkeypatch):
+    """The processors and the shared memory of an H200, for kernels that choose by them whether they run."""
+    monkeypatch.setattr(normal_actor.row_layers, "_hardware", lambda device: (132, 232_448))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -284,6 +291,33 @@ def test_states_are_written_into_rows_that_lie_apart(bf16, into):
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("into", [None, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows, units", [(5, 7), (150, 70), (300, 70)])
+def test_gates_and_what_becomes_of_them_are_their_torch_forms(rows, units, into, monkeypatch):
+    """In one kernel, of several blocks of rows, units and inputs; in rows that lie apart."""
+    torch.manual_seed(18)
+    size, found = 3 * units, []
+    hidden = torch.randn(rows, size + 9)[:, 5:-4].bfloat16()
+    weight = (torch.randn(3, units, size) / units**0.5).bfloat16()
+    bias, before = torch.randn(3, 1, size).bfloat16(), torch.randn(rows, size + 2)[:, 1:-1]
+    weights = block_cell.BlockWeights(*[None] * 10, weight, bias, *[None] * 4)._replace(own=weight)
+    for used in (True, False):
+        monkeypatch.setattr(block_cell, "fuses", lambda x, used=used: used)
+        monkeypatch.setattr(block_cell, "_added_bias", lambda w, x: w.gates_bias)
+        states = torch.full((rows, size + 5), -7.0, dtype=into or torch.float32)
+        place = None if into is None else states[:, 2:-3]
+        gates, new, given = block_cell.gated(hidden, weights, before, place, True)
+        assert (gates.dtype, new.dtype, given.dtype) == (torch.bfloat16, torch.float32, torch.bfloat16)
+        if into is not None:
+            torch.testing.assert_close(place.float(), new, rtol=ROUNDED, atol=0)
+        assert (states[:, :2] == -7).all() and (states[:, -3:] == -7).all()
+        again = block_cell.gated(hidden, weights, before, place, False)
+        assert torch.equal(again[1], new) and (again[0] is None) == used
+        found.append([x.float() for x in (gates, new, given)])
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=3e-2, atol=3e-2)
+
+
 def test_gumbel_noise_is_its_torch_form(monkeypatch):
     """At both cuts and around 0, where the formula changes; more than one block."""
     noise = torch.cat([torch.linspace(-11, 11, 2001), torch.tensor([0.0, 1.6448, 1.6449, torch.inf, -torch.inf])])
@@ -333,6 +367,125 @@ def test_the_policy_s_gaussian_is_its_torch_form(shape, actions, monkeypatch):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
     monkeypatch.setattr(normal_actor, "fuses", lambda x: True)
     assert actor(state).mean.requires_grad  # with gradients the plain form computes it
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("layers, actions", [(1, 3), (3, 6), (4, 19)])
+@pytest.mark.parametrize("shape", [(20,), (37, 20), (3, 5, 20)])
+def test_the_policy_s_samples_are_those_of_its_gaussian(shape, layers, actions, bf16, room, monkeypatch):
+    """Several blocks of rows, of which the last is partly filled; states and noise in rows that lie apart."""
+    torch.manual_seed(14)
+    actor = NormalActor(20, actions, layers, hidden=23, min_std=0.2, max_std=0.9, scale=1.0)
+    wide, noise = torch.randn(*shape[:-1], 50), torch.randn(*shape[:-1], actions + 3)[..., 2:-1]
+    state, found = 3 * wide[..., 7:27], []
+    with torch.no_grad():
+        for parameter in actor.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    for used in (True, False):
+        monkeypatch.setattr(normal_actor, "fuses", lambda x, used=used: used)
+        sample = actor.sampler(bf16)
+        monkeypatch.setattr(normal_actor, "fuses", lambda x: False)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            found.append(sample(state, noise))
+        assert found[-1].shape == (*shape[:-1], actions) and found[-1].dtype == torch.float32
+        assert not found[-1].requires_grad
+        torch.manual_seed(3)
+        drawn = sample(state, None)
+        torch.manual_seed(3)
+        assert torch.equal(drawn, sample(state, torch.randn(*shape[:-1], actions)))
+    torch.testing.assert_close(*found, **({"rtol": 5e-2, "atol": 5e-2} if bf16 else {"rtol": 1e-5, "atol": 1e-5}))
+
+
+@pytest.mark.parametrize("into", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("sizes", [(5, 7, 3, 4), (37, 23, 6, 5), (70, 20, 3, 83)])
+def test_the_prior_s_draws_are_those_of_its_layers(sizes, bf16, into, room, monkeypatch):
+    """Several blocks of rows and of variables, also in several programs; what the way back needs as well."""
+    rows, width, variables, classes = sizes
+    torch.manual_seed(15)
+    units, product = variables * classes, torch.bfloat16 if bf16 else torch.float32
+    layer, gains = torch.randn(width, width) / width**0.5, torch.rand(2, width) + 0.5
+    last, second_bias = (1 if bf16 else 8) * torch.randn(units, width), 0.3 * torch.randn(width)
+    bias = 0.3 * torch.randn(units)
+    weights = block_walk.PriorWeights(
+        None, None, gains[0], layer.to(product), second_bias.to(product), gains[1], last, bias
+    )
+    pre, noise = torch.randn(rows, 2 * width)[:, 3 : 3 + width].to(product), torch.randn(rows, variables, classes)
+    noise = (60 if bf16 else 6) * noise  # decides the draws where numbers are cut to bf16
+    found = []
+    for used in (True, False):
+        for module in (block_walk, block_cell, norm):
+            monkeypatch.setattr(module, "fuses", lambda x, used=used and module is block_walk: used)
+        states = torch.full((rows, units + 9), -7.0, dtype=into)
+        given = (pre, weights, noise, 0.01, 1e-4, states[:, 5:-4])
+        stoch, second_pre, logits = block_walk.draw_prior(*given, save=True)
+        assert (stoch.dtype, second_pre.dtype, logits.dtype) == (product, product, torch.float32)
+        assert torch.equal(states[:, 5:-4].float(), stoch.float())
+        assert (states[:, :5] == -7).all() and (states[:, -4:] == -7).all()
+        again = torch.zeros(rows, units, dtype=into)
+        assert torch.equal(block_walk.draw_prior(*given[:-1], again, save=False)[0], stoch)
+        found.append([x.float() for x in (second_pre, logits, stoch, again)])
+    for got, expected, tolerance in zip(*found, (2e-2, 0.2, 0, 0) if bf16 else (1e-5, 1e-4, 0, 0), strict=True):
+        torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("rows", [5, 37])
+def test_the_inputs_of_a_step_are_those_of_their_layers(rows, bf16, room, monkeypatch):
+    """Several blocks of rows and of the numbers of stoch, in rows that lie apart; actions beyond [-1, 1] too."""
+    torch.manual_seed(16)
+    rssm = BlockRSSM(3, 5, deter=12, stoch=20, classes=4, hidden=23, blocks=3, bf16=bf16)
+    with torch.no_grad():
+        for parameter in rssm.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    with monkeypatch.context() as patch:
+        patch.setattr(block_walk, "fuses", lambda x: True)
+        weights, found = rssm._constants(), []
+    product, wide = weights.cell.own.dtype, torch.randn(rows, 120)
+    deter_pre, stoch, action = wide[:, 3:26].to(product), wide[:, 30:110].to(product), 2 * wide[:, 112:115]
+    monkeypatch.setattr(block_rssm, "fuses", lambda x: False)
+    for used in (True, False):
+        for module in (block_walk, block_cell, norm):
+            monkeypatch.setattr(module, "fuses", lambda x, used=used and module is block_walk: used)
+        with torch.no_grad():
+            given = (deter_pre, stoch, action, rssm._moved, weights, 1e-4)
+            inputs = block_walk._enter(*given, save=True)
+            assert inputs.deter_pre is deter_pre and inputs.stoch_pre.dtype == inputs.shared.dtype == product
+            again = block_walk._enter(*given, save=False)
+        assert torch.equal(again.shared, inputs.shared) and (again.stoch_pre is None) == used
+        found.append([x.float() for x in inputs[1:]])
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(
+            got, expected, **({"rtol": 3e-2, "atol": 3e-2} if bf16 else {"rtol": 1e-5, "atol": 1e-5})
+        )
+
+
+def test_layers_that_do_not_fit_a_program_s_memory_are_launches_of_their_own(room):
+    """By their width, the precision of their weights, the classes of a variable, the actions, the number of rows."""
+    kernels = normal_actor.row_layers
+
+    def of_prior(width, classes=16, rows=1024, dtype=torch.bfloat16):
+        return kernels.fits_prior(torch.empty(rows, width, dtype=dtype), torch.empty(rows, 2, classes))
+
+    def of_policy(width, actions=6, rows=1024, dtype=torch.bfloat16):
+        return kernels.fits_policy(torch.empty(rows, width, dtype=dtype), actions)
+
+    for fits in (of_prior, of_policy):
+        assert fits(256) and fits(7) and fits(128, dtype=torch.float32)
+        assert not fits(257) and not fits(256, dtype=torch.float32) and not fits(64, rows=5000)
+    assert of_prior(200, 64) and not of_prior(200, 65)
+    assert of_policy(200, 64) and not of_policy(200, 65)
+    inputs = [torch.empty(1024, width) for width in (256, 257)] + [torch.empty(3000, 256)]
+    assert [kernels.fits_inputs(x) for x in inputs] == [True, False, False]
+
+
+def test_without_the_memory_a_policy_samples_by_its_own_launches(monkeypatch):
+    monkeypatch.setattr(normal_actor.row_layers, "_hardware", lambda device: (132, 1_000))
+    monkeypatch.setattr(normal_actor, "fuses", lambda x: True)
+    actor, state, noise = NormalActor(20, 3, layers=2, hidden=23), torch.randn(4, 20), torch.randn(4, 3)
+    with torch.no_grad():
+        expected = actor(state).sample(noise)
+    assert torch.equal(actor.sampler(False)(state, noise), expected)
 
 
 @pytest.mark.parametrize("apart", [False, True])
@@ -431,6 +584,9 @@ def test_perceptrons_with_kernels_are_the_plain_ones_with_their_gradients(filled
         assert y.shape[-1] == (8 if used and filled else 7)
         g = torch.linspace(-1, 1, y[..., :7].numel()).view(y[..., :7].shape)
         found.append((y[..., :7], *torch.autograd.grad(y[..., :7], [given, *net.parameters()], g)))
+        constant = {name: weight.detach() for name, weight in net.named_parameters()}
+        of_x = torch.autograd.grad(torch.func.functional_call(net, constant, (given,))[..., :7], [given], g)
+        torch.testing.assert_close(of_x[0], found[-1][1])
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
@@ -447,7 +603,8 @@ def test_a_walk_is_its_torch_form_with_its_gradients(bf16, precision, monkeypatc
         for module in (norm, block_cell, block_walk, block_rssm):
             monkeypatch.setattr(module, "fuses", lambda x, used=used: used)
         with torch.no_grad():
-            rounded = rssm.walk(state, lambda k, _: actions[k], noise, False, precision)[1].states
+            path = torch.empty(4, 5, 24, dtype=precision)
+            rounded = rssm.walk(state, lambda k, _: actions[k], noise, False, path)[1].states
         leaves = [state.clone().requires_grad_(), actions.clone().requires_grad_()]
         _, walked = rssm.walk(leaves[0], lambda k, _: actions[k], noise, save=True)
         states = rssm.differentiable_states(*leaves, walked)
@@ -455,6 +612,58 @@ def test_a_walk_is_its_torch_form_with_its_gradients(bf16, precision, monkeypatc
         torch.testing.assert_close(rounded.float(), states, rtol=ROUNDED, atol=0)
         found.append((states, *torch.autograd.grad(states, leaves, g)))
     assert_near(*found, 4e-2 if bf16 else 1e-4)
+
+
+def test_imagination_with_kernels_is_the_plain_one(room, monkeypatch):
+    """With noise and weights prepared before, as on a GPU."""
+    agent, found = make_agent(behavior={"kind": "v3"}, world=CATEGORICAL), []
+    learner, rssm = agent.learner, agent.model.world_model.rssm
+    with torch.no_grad():
+        for p in agent.model.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    steps, start = learner.config.horizon, torch.randn(5, agent.state_dim)
+    noise, draws = torch.randn(steps, 5, agent.model.noise_dim), torch.randn(steps, 5, agent.model.action_dim)
+    for used in (True, False):
+        for module in (norm, block_cell, block_walk, block_rssm, norm_mlp, normal_actor):
+            monkeypatch.setattr(module, "fuses", lambda x, used=used: used)
+        prepared = Prepared(rssm.prepared(noise), draws, agent.model.actor.sampler(False))
+        with torch.no_grad():
+            found.append(learner._imagine(start, prepared))
+    assert_near(*found, 1e-4)
+
+
+def observed(rssm):
+    """States, posterior and gradients of a sequence, the weights' included."""
+    torch.manual_seed(18)
+    sizes = (5, 2, rssm.state_dim - rssm.deter)
+    embed, action, noise = (3 * torch.randn(4, 3, size) for size in sizes)
+    is_first = torch.zeros(4, 3, dtype=torch.bool)
+    is_first[2, 0] = is_first[1, 1] = True
+    embed.requires_grad_()
+    states, posterior = rssm.observe(embed, action, is_first, torch.rand(3, rssm.state_dim), noise)
+    found = [states, *(posterior if isinstance(posterior, tuple) else [posterior])]
+    value = sum((torch.linspace(-1, 1, x.numel()).view_as(x) * x).sum() for x in found)
+    inputs = [embed, *(p for name, p in rssm.named_parameters() if not name.startswith("prior"))]
+    return [*found, *torch.autograd.grad(value, inputs)]
+
+
+def test_v3_s_sequence_with_kernels_is_the_plain_sequence(monkeypatch):
+    torch.manual_seed(17)
+    rssm, found = BlockRSSM(2, 5, deter=12, stoch=3, classes=4, hidden=6, blocks=3), []
+    for used in (True, False):
+        for module in (norm, block_cell, block_rssm):
+            monkeypatch.setattr(module, "fuses", lambda x, used=used: used)
+        found.append(observed(rssm))
+    assert_near(*found, 1e-4)
+
+
+def test_the_paper_s_sequence_with_kernels_is_the_plain_sequence(monkeypatch):
+    torch.manual_seed(17)
+    rssm, found = RSSM(2, 5, deter=12, stoch=3, hidden=11), []
+    for used in (True, False):
+        monkeypatch.setattr(cell, "_on_gpu", lambda *_, used=used: used)
+        found.append(observed(rssm))
+    assert_near(*found, 1e-5)
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ def foresight():
         schedule.step()
     with torch.no_grad():
         embed = model.encode(test.image[:SEEN])
-        states, _, _ = model.rssm.observe(embed, test.action[:SEEN], test.is_first[:SEEN])
+        states, _ = model.rssm.observe(embed, test.action[:SEEN], test.is_first[:SEEN])
         state, foreseen = states[-1], []
         for t in range(SEEN, SEEN + AHEAD):
             state = model.rssm.prior_step(state, test.action[t], torch.zeros(64, 8))

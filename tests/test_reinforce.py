@@ -148,7 +148,7 @@ def test_what_was_drawn_before_is_what_imagination_would_have_drawn():
     draws = torch.stack([torch.randn(LENGTH * ROWS, ACTIONS) for _ in range(HORIZON)])
     loop = agent.model.world_model.rssm.prepared(noise)
     torch.manual_seed(2)
-    prepared = agent.learner.learn(states, batch, Prepared(loop, draws))
+    prepared = agent.learner.learn(states, batch, Prepared(loop, draws, agent.model.actor.sampler(False)))
     for part in ("actor", "critic"):
         assert all(map(torch.equal, prepared.gradients[part], plain.gradients[part]))
     assert torch.equal(prepared.states_gradient, plain.states_gradient)

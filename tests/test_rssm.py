@@ -6,6 +6,8 @@ import torch
 from dreamer_mpc.world_model.rssm import RSSM, Gaussian, gaussian_kl
 
 T, B, A, E, D, Z = 6, 3, 2, 5, 7, 4
+
+
 @pytest.fixture
 def rssm():
     torch.manual_seed(0)
@@ -26,7 +28,7 @@ def test_observing_a_sequence_is_observing_step_by_step(rssm, monkeypatch):
     state, is_first = torch.randn(B, D + Z, dtype=torch.float64), torch.zeros(T, B, dtype=torch.bool)
     is_first[3, 1] = True
     monkeypatch.setattr(torch, "randn", lambda *size, **_: noise.view(size))
-    states, _, _ = rssm.observe(embed, action, is_first, state)
+    states, _ = rssm.observe(embed, action, is_first, state)
     for t in range(T):
         monkeypatch.setattr(torch, "randn", lambda *size, t=t, **_: noise[t].view(size))
         state = rssm.posterior_step(state, action[t], embed[t], is_first[t])

@@ -376,6 +376,17 @@ def test_value_heads_start_at_zero_and_learn_differently():
     assert (critic.predict(state).loss(target).mean() < math.log(255) - 1).all()
 
 
+def test_with_constant_weights_gradients_go_to_the_state_alone():
+    critic, state = disturb(TwoHotCritic(4, heads=2, layers=2, hidden=8)), torch.randn(3, 4, requires_grad=True)
+    found = []
+    for constant in (True, False):
+        loss = critic.predict(state, constant).loss(torch.rand(3, generator=torch.Generator().manual_seed(0))).sum()
+        inputs = [state, *critic.parameters()]
+        found.append((loss.detach(), *torch.autograd.grad(loss, inputs, allow_unused=True)))
+    assert all(of is None for of in found[0][2:]) and all(of.any() for of in found[1][2:])
+    assert all(map(torch.equal, found[0][:2], found[1][:2]))
+
+
 @readouts
 def test_values_are_the_means_of_the_predictions(readout):
     critic = disturb(TwoHotCritic(4, heads=2, layers=1, hidden=8, bins=7, readout=readout))

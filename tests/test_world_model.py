@@ -91,7 +91,8 @@ def test_paper_base_loss_is_the_base_code_s_formula():
     batch = batch._replace(is_first=torch.zeros_like(batch.is_first))  # there, the reward of every frame is scored
     total, _, _ = seeded_loss(world, batch)
     torch.manual_seed(1)
-    target, states, posterior, prior = world.infer(batch, AMP)
+    target, states, posterior = world.infer(batch, AMP)
+    prior = world.rssm.prior(states[..., : world.rssm.deter])
     image = (world.decoder(states) - target).square().sum(dim=(2, 3, 4)).mean()
     reward = (world.reward(states) - batch.reward).square().mean()
     kl = kl_divergence(Normal(*posterior), Normal(*prior)).sum(-1)

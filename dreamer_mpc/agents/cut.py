@@ -3,7 +3,7 @@
 What lies behind the cut can begin before the gradients of other losses in the inferred tensors are there.
 """
 
-from collections.abc import Collection
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,56 +15,32 @@ from torch.utils import _pytree as pytree
 class Cut:
     """`inferred`, tensors in named tuples, lists or dicts, and `copy`, the same without history, for a loss.
 
-    `back` takes the loss, `through` goes on from the gradients in the copies to the parameters of `network`. Between
-    them, `ahead` may go as far as one inferred tensor, before another gradient in that is there.
+    `back` takes the loss, `through` goes on from the gradients in the copies to the parameters of `network`.
     """
 
     def __init__(self, inferred: Any, network: nn.Module):
-        self._leaves, spec = pytree.tree_flatten(inferred)
-        self._copies = [_copy(x) for x in self._leaves]
-        self.copy = pytree.tree_unflatten(self._copies, spec)
+        leaves, spec = pytree.tree_flatten(inferred)
+        copies = [_copy(x) for x in leaves]
+        self.copy = pytree.tree_unflatten(copies, spec)
+        self._leaves, self._copies = ([x for x in each if _differentiable(x)] for each in (leaves, copies))
         self._names, self._parameters = zip(*network.named_parameters(), strict=True)
 
     def back(self, loss: Float[Tensor, ""]) -> None:
         """The gradients of the parameters that the loss itself uses, and of the copies."""
-        inputs = [x for x in self._copies if _differentiable(x)]
-        found = torch.autograd.grad(loss, [*self._parameters, *inputs], allow_unused=True)
+        found = torch.autograd.grad(loss, [*self._parameters, *self._copies], allow_unused=True)
         count = len(self._parameters)
-        of_copies = iter(found[count:])
-        self._near = found[:count]
-        self._weights = [next(of_copies) if _differentiable(copy) else None for copy in self._copies]
-        self._of_tensor: Tensor | None = None  # found ahead
-
-    def ahead(self, tensor: Tensor) -> None:
-        """Go back to the inferred `tensor` from all that was inferred from it and from parameters of its own alone."""
-        (_, behind), outputs, weights, parameters = _history(tensor), [], [], {}
-        for i, leaf in enumerate(self._leaves):
-            if leaf is tensor or self._weights[i] is None or leaf.grad_fn in behind:
-                continue
-            edges, nodes = _history(leaf, behind)
-            own = {node.variable: None for node in nodes if hasattr(node, "variable")}
-            if edges == {(tensor.grad_fn, tensor.output_nr)}:
-                outputs.append(leaf)
-                weights.append(self._weights[i])
-                parameters |= own
-                self._weights[i] = None
-        if outputs:
-            inputs = [tensor, *parameters]
-            self._of_tensor, *found = torch.autograd.grad(outputs, inputs, weights)
-            found = dict(zip(parameters, found, strict=True))
-            self._near = [_sum(near, found.get(p)) for p, near in zip(self._parameters, self._near, strict=True)]
+        self._near, self._weights = found[:count], found[count:]
 
     def through(self, tensor: Tensor, gradient: Tensor | None) -> tuple[Tensor, ...]:
         """All gradients of the parameters, in their order; `gradient` in the inferred `tensor` counts in addition."""
         outputs, weights = [], []
         for leaf, weight in zip(self._leaves, self._weights, strict=True):
-            if leaf is tensor:
-                weight = _sum(_sum(weight, gradient), self._of_tensor)
+            weight = _sum(weight, gradient) if leaf is tensor else weight
             if weight is not None:
                 outputs.append(leaf)
                 weights.append(weight)
         far = torch.autograd.grad(outputs, self._parameters, weights, allow_unused=True)
-        found = [_sum(*pair) for pair in zip(self._near, far, strict=True)]
+        found = _sums(self._near, far)
         for name, of in zip(self._names, found, strict=True):
             if of is None:
                 raise ValueError(f"the loss does not depend on the parameter {name}")
@@ -79,23 +55,17 @@ def _copy(x: Any) -> Any:
     return x.detach().requires_grad_() if _differentiable(x) else x
 
 
-def _history(tensor: Tensor, behind: Collection[Any] = ()) -> tuple[set[tuple[Any, int]], dict[Any, None]]:
-    """The nodes of autograd that a tensor comes from, down to those `behind`; and the edges that lead to the latter."""
-    edges, nodes, left = set(), {}, [tensor.grad_fn]
-    while left:
-        node = left.pop()
-        if node in nodes:
-            continue
-        nodes[node] = None
-        for after, number in node.next_functions:
-            if after in behind:
-                edges.add((after, number))
-            elif after is not None:
-                left.append(after)
-    return edges, nodes
-
-
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     if a is None or b is None:
         return b if a is None else a
     return a + b
+
+
+def _sums(first: Sequence[Tensor | None], second: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """`_sum` of each pair, in few launches."""
+    found = [b if a is None else a for a, b in zip(first, second, strict=True)]
+    both = [i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a is not None and b is not None]
+    if both:
+        for i, total in zip(both, torch._foreach_add([first[i] for i in both], [second[i] for i in both]), strict=True):
+            found[i] = total
+    return found

@@ -195,14 +195,14 @@ class Dreamer:
         if self.learner is not None:
             with early:
                 prepared = self.learner.prepare(batch)
-        inference = world.infer(batch, self._amp(), aside)
-        learned, norms = Learned({}, {}), {}
+        inference = world.infer(batch, self._amp())
         cut, modelled = Cut(inference, world), Aside(self.device, "loss")
         with modelled:
             model_loss, metrics = world.loss(batch, cut.copy, self._amp())
             metrics["model_loss"] = model_loss.detach()
             cut.back(model_loss)
-            cut.ahead(inference.states)  # it need not wait for the learner's gradient in them
+        learned, norms = Learned({}, {}), {}
+        aside.follow()
         if self.learner is not None:
             with aside:  # it needs only the posterior states, not the world model's gradients
                 early.join()

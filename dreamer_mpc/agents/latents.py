@@ -178,9 +178,8 @@ class WalkedWorld(LatentWorld, FusedClosedLoops):
         horizon: int,
         act: Callable[[int, Float[Tensor, "*b S"]], Float[Tensor, "*b A"]],
         noise: Float[Tensor, "*b H Z"] | None = None,
-        precision: torch.dtype | None = None,
         prepared: Prepared | None = None,
-        with_start: bool = False,
+        path: Float[Tensor, "h *b S"] | None = None,
     ) -> Proposals:
         """`step` with the rule `act` in the loop; differentiable in the actions."""
         rssm, batch, rows = self.world_model.rssm, state.shape[:-1], state.detach().reshape(-1, state.shape[-1])
@@ -191,13 +190,12 @@ class WalkedWorld(LatentWorld, FusedClosedLoops):
             return act(k, now.view(*batch, -1)).reshape(len(now), -1)
 
         wanted = torch.is_grad_enabled()
-        taken, walked = rssm.walk(rows, of_rows, prepared or noise, wanted, precision)
-        actions = taken.transpose(0, 1).unflatten(0, batch)
-        states = walked.path if with_start else walked.states
+        path = None if path is None else path.view(len(path), -1, path.shape[-1])
+        taken, walked = rssm.walk(rows, of_rows, prepared or noise, wanted, path)
+        actions, states = taken.transpose(0, 1).unflatten(0, batch), walked.states
         if wanted:
             actions = actions.detach().requires_grad_()
             states = rssm.differentiable_states(rows, _time_first(actions), walked)
-            states = torch.cat([rows[None], states]) if with_start else states
         return Proposals((actions,), states.transpose(0, 1).unflatten(0, batch))
 
 

@@ -13,6 +13,7 @@ from dreamer_mpc.agents.latents import ReturnLatents
 from dreamer_mpc.agents.return_scale import ReturnScale
 from dreamer_mpc.agents.returns import lambda_return
 from dreamer_mpc.kernels.graphs import Aside
+from dreamer_mpc.networks.normal_actor import Sampler
 from dreamer_mpc.networks.two_hot import TwoHot
 from dreamer_mpc.planners.rollout import closed_loop, prepare_loop
 from dreamer_mpc.world_model import Batch
@@ -23,6 +24,30 @@ class Prepared(NamedTuple):
 
     loop: Any  # see `prepare_loop`
     draws: Float[Tensor, "H M A"]  # standard normal, of the policy
+    sample: Sampler
+
+
+class Foreseen(NamedTuple):
+    """Imagination from M states, h = H + 1, and what the heads predict of it."""
+
+    states: Float[Tensor, "h M S"]
+    actions: Float[Tensor, "H M A"]  # before their clipping
+    predicted: TwoHot  # [K, h, M], with the gradient of the value heads
+    values: Float[Tensor, "K h M"]  # its means, without gradient, like the rest
+    value: Float[Tensor, "h M"]
+    rewards: Float[Tensor, "h M"]
+    continues: Float[Tensor, "h M"]
+
+
+class Replay(NamedTuple):
+    """What the value loss on replayed states needs but their returns: one step of M = (T - 1) B trajectories."""
+
+    slow: Float[Tensor, "K 1 M"]  # values by the slow copy
+    weight: Float[Tensor, "1 M"]
+    mask: Bool[Tensor, "K M"]
+    share: Float[Tensor, "K 1 M"]  # of each error in the loss, times its scale: the loss's gradient in it
+    last: Bool[Tensor, "t B"]  # whether each frame is its episode's last, t = T - 1
+    alive: Float[Tensor, "t B"]
 
 
 class ReinforceBehavior:
@@ -49,7 +74,7 @@ class ReinforceBehavior:
         if not like.is_cuda:
             return None
         draws = torch.randn(horizon, rows, self.model.action_dim, device=like.device, dtype=like.dtype)
-        return Prepared(prepare_loop(self.model, rows, horizon), draws)
+        return Prepared(prepare_loop(self.model, rows, horizon), draws, self._sampler())
 
     def learn(self, states: Float[Tensor, "T B S"], batch: Batch, prepared: Prepared | None = None) -> Learned:
         """Gradients from imagination that starts in every state of the batch, and from the batch's own rewards.
@@ -57,28 +82,27 @@ class ReinforceBehavior:
         What the world model waits for, the gradient in the states, comes beside the rest.
         """
         model, config = self.model, self.config
+        critic, mask = list(model.critic.parameters()), model.critic.mask(batch.index)  # [K, T, B]
         replayed, later = Aside(states.device, "replay"), Aside(states.device, "later")
         with replayed, self.amp():
-            seen, slow = model.critic.predict(states[:-1]), self._slow_values(states[:-1])  # [K, T-1, B]
-        critic, mask = list(model.critic.parameters()), model.critic.mask(batch.index)  # [K, T, B]
-        with torch.no_grad(), self.amp():
-            imagined, actions = self._imagine(states.detach().flatten(0, 1), prepared)  # [H+1, M, S], [H, M, A]
-        later.follow()
-        with later, self.amp():  # the way back runs there too, behind what the world model waits for
-            predicted = model.critic.predict(imagined)  # [K, H+1, M]
-            values = predicted._replace(logits=predicted.logits.detach()).mean  # [K, H+1, M]
-            value = values.mean(0)
-        with torch.no_grad(), self.amp():
-            rewards, continues = model.reward(imagined), model.continues(imagined)  # [H+1, M]
-        later.join()
+            before = states[:-1]  # each [K, T-1, B]; the world model waits for no gradient of the critic
+            given, seen = model.critic.predict(before, constant=True), model.critic.predict(before.detach())
+            replay = self._replay(self._slow_values(before), batch, mask)
+        imagined, actions, predicted, values, value, rewards, continues = self._foresee(
+            states.detach().flatten(0, 1), prepared, later
+        )
         returns = lambda_return(rewards[1:], value[1:], config.discount, config.return_lambda, continues[1:])  # [H, M]
         replayed.follow()
         with replayed:
-            replay_loss = self._replay_loss(seen, slow, batch, returns[0].view(batch.reward.shape), mask)
-            *replay_grads, states_gradient = torch.autograd.grad(config.replay_scale * replay_loss, [*critic, states])
+            found = self._replay_returns(replay, batch, returns[0].view(batch.reward.shape))
+            # From the errors on, without the launches of the loss and of its way back.
+            errors = _in_one_step(given).loss(found, replay.slow, config.slow_scale)
+            (states_gradient,) = torch.autograd.grad(errors, [states], replay.share)
             # The sum over heads would reach the world model with their number of times the gradient of one.
             states_gradient = states_gradient / len(values)
-        ready = replayed.mark()
+            ready = replayed.mark()
+            replay_loss = self._value_loss(_in_one_step(seen), replay.slow, found, replay.weight, replay.mask)
+            replay_grads = torch.autograd.grad(config.replay_scale * replay_loss, critic)
         later.follow()
         with later:
             with self.amp():
@@ -127,50 +151,64 @@ class ReinforceBehavior:
         if "returns" in state:
             self.returns.load_state_dict(state["returns"])
 
+    def _foresee(self, start: Float[Tensor, "M S"], prepared: Prepared | None, later: Aside) -> Foreseen:
+        """Imagination that begins in `start`; its values come in `later`.
+
+        So does their way back, behind what the world model waits for.
+        """
+        with torch.no_grad(), self.amp():
+            imagined, actions = self._imagine(start, prepared)
+        later.follow()
+        with later, self.amp():
+            predicted = self.model.critic.predict(imagined)  # [K, H+1, M]
+            values = predicted._replace(logits=predicted.logits.detach()).mean
+            value = values.mean(0)
+        with torch.no_grad(), self.amp():
+            rewards, continues = self.model.reward(imagined), self.model.continues(imagined)
+        later.join()
+        return Foreseen(imagined, actions, predicted, values, value, rewards, continues)
+
     def _imagine(
         self, start: Float[Tensor, "M S"], prepared: Prepared | None
     ) -> tuple[Float[Tensor, "h M S"], Float[Tensor, "H M A"]]:
         """States s_0 .. s_H, h = H + 1, under samples of the policy, and these samples before their clipping."""
         samples, horizon = [], self.config.horizon
-        loop, draws = prepared or (None, [None] * horizon)
+        loop, draws, sample = prepared or (None, [None] * horizon, self._sampler())
+        precision = torch.bfloat16 if self.bf16 else start.dtype  # rounded once for all heads
+        path = start.new_empty(horizon + 1, *start.shape, dtype=precision)
 
         def act(state: Float[Tensor, "M S"]) -> Float[Tensor, "M A"]:
-            samples.append(self.model.policy(state).sample(draws[len(samples)]))
+            samples.append(sample(state, draws[len(samples)]))
             return samples[-1]
 
-        precision = torch.bfloat16 if self.bf16 else start.dtype  # rounded once for all heads
-        given = {"precision": precision, "prepared": loop, "with_start": True}
-        states = closed_loop(self.model, start, horizon, act, **given).states  # [M, H+1, S]
-        return states.transpose(0, 1).contiguous(), torch.stack(samples)  # of a walk, they are already
+        closed_loop(self.model, start, horizon, act, prepared=loop, path=path)
+        return path, torch.stack(samples)
+
+    def _sampler(self) -> Sampler:
+        return self.model.actor.sampler(self.bf16)
 
     def _slow_values(self, states: Float[Tensor, "*b S"]) -> Float[Tensor, "K *b"]:
         with torch.no_grad(), self.amp():
             return self.slow(states)
 
-    def _replay_loss(
-        self,
-        predicted: TwoHot,  # [K, t, B], t = T - 1
-        slow: Float[Tensor, "K t B"],
-        batch: Batch,
-        bootstrap: Float[Tensor, "T B"],
-        mask: Bool[Tensor, "K T B"],
-    ) -> Float[Tensor, ""]:
-        """The value loss on replayed states, whose returns bootstrap from their imagined returns, `bootstrap`.
-
-        `predicted` and `slow` are their values by the heads and by the slow copy, but for the last ones.
-        An episode's last frame counts nothing where another episode's first follows it: its own return is its
-        bootstrap, so that the returns before it end there.
-        """
+    def _replay(self, slow: Float[Tensor, "K t B"], batch: Batch, mask: Bool[Tensor, "K T B"]) -> Replay:
+        """An episode's last frame counts nothing where another episode's first follows it."""
         last = batch.is_first[1:]  # [T-1, B], whether each frame is its episode's last
         alive = ~(batch.is_terminal[1:] | last)
-        returns = lambda_return(
-            torch.where(last, bootstrap[:-1], batch.reward[1:]), bootstrap[1:], self.config.discount,
-            self.config.return_lambda, alive.to(bootstrap.dtype),
-        )  # fmt: skip
-        weight = (~last).to(returns.dtype)
-        flat = predicted._replace(logits=predicted.logits.flatten(1, 2)[:, None])  # one step of (T-1) B trajectories
-        slow = slow.flatten(1)[:, None]
-        return self._value_loss(flat, slow, returns.view(1, -1), weight.view(1, -1), mask[:, :-1].flatten(1))
+        weight, kept = (~last).to(slow.dtype).view(1, -1), mask[:, :-1].flatten(1)
+        count = kept.sum(dim=1).clamp_min(1).to(slow.dtype)
+        each = torch.full_like(count, self.config.replay_scale) / count  # [K]
+        share = each[:, None, None] * kept[:, None] * weight
+        return Replay(slow.flatten(1)[:, None], weight, kept, share, last, alive.to(slow.dtype))
+
+    def _replay_returns(self, replay: Replay, batch: Batch, bootstrap: Float[Tensor, "T B"]) -> Float[Tensor, "1 M"]:
+        """Returns of replayed states, which bootstrap from their imagined returns, `bootstrap`.
+
+        The return of an episode's last frame is its bootstrap, so that the returns before it end there.
+        """
+        rewards = torch.where(replay.last, bootstrap[:-1], batch.reward[1:])
+        settings = (self.config.discount, self.config.return_lambda)
+        return lambda_return(rewards, bootstrap[1:], *settings, replay.alive).view(1, -1)
 
     def _value_loss(
         self,
@@ -207,6 +245,11 @@ def arrival(continues: Float[Tensor, "H M"], discount: float) -> Float[Tensor, "
     after an episode's end.
     """
     return torch.cumprod(torch.cat([continues[:1], discount * continues[1:]]), dim=0)
+
+
+def _in_one_step(predicted: TwoHot) -> TwoHot:
+    """Of t steps of B trajectories, as one step of t B."""
+    return predicted._replace(logits=predicted.logits.flatten(1, 2)[:, None])
 
 
 def _first(predicted: TwoHot) -> TwoHot:

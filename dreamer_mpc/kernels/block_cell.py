@@ -47,11 +47,11 @@ class Recurrent(NamedTuple):
     before: Float[Tensor, "*t B D"]  # deter and stoch before the step, zero where an episode begins
     stoch_before: Float[Tensor, "*t B Z"]
     deter_pre: Float[Tensor, "*t B h"]  # before norm and activation, here and below
-    stoch_pre: Float[Tensor, "*t B h"]
+    stoch_pre: Float[Tensor, "*t B h"] | None  # None without a way back
     shared: Float[Tensor, "*t B I"]
     hidden_pre: Float[Tensor, "*t B D"]
     hidden: Float[Tensor, "*t B D"]
-    gates: Float[Tensor, "*t G B Y"]  # without their bias where `gru` adds it, see `_added_bias`
+    gates: Float[Tensor, "*t G B Y"] | None  # without their bias where `gru` adds it; None without a way back
     deter: Float[Tensor, "*t B D"]
 
 
@@ -68,31 +68,65 @@ class RecurrentGradients(NamedTuple):
     gates: Float[Tensor, "*t G B Y"]
 
 
+class Inputs(NamedTuple):
+    """What a step of the GRU reads beside deter itself."""
+
+    deter_pre: Float[Tensor, "B h"]  # the product of its layer, before norm and activation
+    stoch_pre: Float[Tensor, "B h"] | None  # the same of stoch; None where no way back needs it
+    shared: Float[Tensor, "B I"]  # what all blocks see: see `share`
+
+
+def enter(
+    deter_pre: Float[Tensor, "B h"],
+    stoch: Float[Tensor, "B Z"],
+    moved: Float[Tensor, "B h"],
+    w: BlockWeights,
+    eps: float,
+) -> Inputs:
+    """The inputs of a step after the action's layer `moved`; all in the precision of products."""
+    stoch_pre = F.linear(stoch, w.stoch, w.stoch_bias)
+    return Inputs(deter_pre, stoch_pre, share(deter_pre, stoch_pre, moved, w.deter_gain, w.stoch_gain, eps))
+
+
 def recur(
     before: Float[Tensor, "B D"],
     given: Float[Tensor, "B D"],
     stoch: Float[Tensor, "B Z"],
-    deter_pre: Float[Tensor, "B h"],
-    moved: Float[Tensor, "B h"],
+    inputs: Inputs,
     w: BlockWeights,
     eps: float,
     into: Float[Tensor, "B D"] | None = None,
+    save: bool = True,
 ) -> tuple[Recurrent, Float[Tensor, "B D"]]:
-    """A step of the GRU from deter `before` after the action's layer `moved`; also deter in the precision of products.
+    """A step of the GRU from deter `before` and stoch; also deter in the precision of products.
 
-    `given` is `before` in that precision, as are `stoch`, `moved` and `deter_pre`, the product of its layer. The next
-    deter is also written `into` memory with rows side by side or not, in its precision; results may be views of that.
+    `given` is `before` in that precision, as are `stoch` and the inputs. The next deter is also written `into` memory
+    with rows side by side or not, in its precision; results may be views of that. `save`: see `gated`.
     """
-    dtype = w.own.dtype
-    stoch_pre = F.linear(stoch, w.stoch, w.stoch_bias)
-    shared = share(deter_pre, stoch_pre, moved, w.deter_gain, w.stoch_gain, eps)
+    dtype, (deter_pre, stoch_pre, shared) = w.own.dtype, inputs
     hidden_pre = F.linear(shared, w.shared, w.hidden_bias.flatten())
     by_block(hidden_pre, w).baddbmm_(by_block(given, w), w.own)  # a view
     hidden = norm_silu(hidden_pre, w.hidden_gain, eps, dtype)
+    gates, deter, given_on = gated(hidden, w, before, into, save)
+    return Recurrent(before, stoch, deter_pre, stoch_pre, shared, hidden_pre, hidden, gates, deter), given_on
+
+
+def gated(
+    hidden: Float[Tensor, "B D"],
+    w: BlockWeights,
+    before: Float[Tensor, "B D"],
+    into: Float[Tensor, "B D"] | None,
+    save: bool,
+) -> tuple[Float[Tensor, "G B Y"] | None, Float[Tensor, "B D"], Float[Tensor, "B D"]]:
+    """The products of the gates, and what `gru` makes of them after the hidden layer.
+
+    With bf16, one kernel on a GPU computes both, and gives the products only to `save`.
+    """
+    if fuses(hidden) and hidden.dtype == torch.bfloat16:
+        return kernels.gated(hidden, w.gates, w.gates_bias, before, into, save)
     bias, units = _added_bias(w, hidden), by_block(hidden, w)
     gates = torch.baddbmm(w.gates_bias, units, w.gates) if bias is None else torch.bmm(units, w.gates)
-    deter, given_on = gru(gates, bias, before, into)
-    return Recurrent(before, stoch, deter_pre, stoch_pre, shared, hidden_pre, hidden, gates, deter), given_on
+    return gates, *gru(gates, bias, before, into)
 
 
 def recur_back(

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from dreamer_mpc.kernels.norm_triton import _blocks
 
+FEW_ROWS = 256  # up to so many, `gated` has smaller blocks, so that more programs share the work
+
 
 @triton.jit
 def _sigmoid(x):
@@ -44,25 +46,34 @@ def _share(
 
 
 @triton.jit
+def _moved(
+    action, weight, bias, gain, out, at, action_stride, out_stride, rows, cols, eps, A: tl.constexpr, N: tl.constexpr,
+    NP: tl.constexpr, BR: tl.constexpr,
+):  # fmt: skip
+    """The action's layer of the rows `at`; its product is of numbers in the precision of `out`."""
+    real = (at < rows)[:, None] & (cols < N)[None, :]
+    total = tl.zeros([BR, NP], tl.float32)
+    for k in tl.static_range(A):
+        a = tl.load(action + at * action_stride + k, mask=at < rows, other=0.0).to(tl.float32)
+        a = tl.div_rn(a, tl.maximum(tl.abs(a), 1.0)).to(out.dtype.element_ty).to(tl.float32)
+        column = tl.load(weight + cols * A + k, mask=cols < N, other=0.0).to(out.dtype.element_ty).to(tl.float32)
+        total += a[:, None] * column[None, :]
+    b = tl.load(bias + cols, mask=cols < N, other=0.0)[None, :]
+    w = tl.load(gain + cols, mask=cols < N, other=0.0)[None, :]
+    v = tl.where(real, total.to(out.dtype.element_ty).to(tl.float32) + b, 0.0)
+    n = v * tl.rsqrt(tl.sum(v * v, axis=1) / N + eps)[:, None] * w
+    tl.store(out + at[:, None] * out_stride + cols[None, :], n * _sigmoid(n), mask=real)
+
+
+@triton.jit
 def _action_layer(
     action, weight, bias, gain, out, rows, action_stride, eps, A: tl.constexpr, N: tl.constexpr, NP: tl.constexpr,
     BR: tl.constexpr,
 ):  # fmt: skip
     cols = tl.arange(0, NP)
-    w = tl.load(gain + cols, mask=cols < N, other=0.0)[None, :]
-    b = tl.load(bias + cols, mask=cols < N, other=0.0)[None, :]
     for block in range(tl.program_id(0), tl.cdiv(rows, BR), tl.num_programs(0)):
         at = (block * BR + tl.arange(0, BR)).to(tl.int64)
-        real = (at < rows)[:, None] & (cols < N)[None, :]
-        total = tl.zeros([BR, NP], tl.float32)
-        for k in tl.static_range(A):
-            a = tl.load(action + at * action_stride + k, mask=at < rows, other=0.0).to(tl.float32)
-            a = tl.div_rn(a, tl.maximum(tl.abs(a), 1.0)).to(out.dtype.element_ty).to(tl.float32)
-            column = tl.load(weight + cols * A + k, mask=cols < N, other=0.0).to(out.dtype.element_ty).to(tl.float32)
-            total += a[:, None] * column[None, :]
-        v = tl.where(real, total.to(out.dtype.element_ty).to(tl.float32) + b, 0.0)
-        n = v * tl.rsqrt(tl.sum(v * v, axis=1) / N + eps)[:, None] * w
-        tl.store(out + at[:, None] * N + cols[None, :], n * _sigmoid(n), mask=real)
+        _moved(action, weight, bias, gain, out, at, action_stride, N, rows, cols, eps, A, N, NP, BR)
 
 
 @triton.jit
@@ -93,6 +104,48 @@ def _gru(
     tl.store(deter + row * deter_stride + member * X + cols, new, mask=real)
     if AGAIN:
         tl.store(again + row * again_stride + member * X + cols, new, mask=real)
+
+
+@triton.jit
+def _gated(
+    hidden, weight, bias, before, gates, deter, again, rows, hidden_stride, before_stride, deter_stride, again_stride,
+    X: tl.constexpr, BX: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr, AGAIN: tl.constexpr, SAVE: tl.constexpr,
+):  # fmt: skip
+    at, member = (tl.program_id(0) * BR + tl.arange(0, BR)).to(tl.int64), tl.program_id(2)
+    cols = tl.program_id(1) * BX + tl.arange(0, BX)
+    inside, real = (at < rows)[:, None], (cols < X)[None, :]
+    reset = tl.zeros([BR, BX], tl.float32)
+    candidate, update = reset, reset
+    for start in range(0, X, BK):
+        ins = start + tl.arange(0, BK)
+        place = hidden + at[:, None] * hidden_stride + member * X + ins[None, :]
+        h = tl.load(place, mask=inside & (ins < X)[None, :], other=0.0)
+        place, there = weight + (member * X + ins[:, None]) * (3 * X) + cols[None, :], (ins < X)[:, None] & real
+        reset = tl.dot(h, tl.load(place, mask=there, other=0.0), reset)
+        candidate = tl.dot(h, tl.load(place + X, mask=there, other=0.0), candidate)
+        update = tl.dot(h, tl.load(place + 2 * X, mask=there, other=0.0), update)
+    kept, own = inside & real, bias + member * 3 * X + cols
+    dtype: tl.constexpr = hidden.dtype.element_ty
+    reset, candidate, update = reset.to(dtype), candidate.to(dtype), update.to(dtype)
+    if SAVE:
+        to = gates + (at[:, None] + member.to(tl.int64) * rows) * (3 * X) + cols[None, :]
+        tl.store(to, reset, mask=kept)
+        tl.store(to + X, candidate, mask=kept)
+        tl.store(to + 2 * X, update, mask=kept)
+    reset = _sigmoid(_plus(reset, own, cols < X))
+    candidate = _plus(candidate, own + X, cols < X)
+    update = _sigmoid(_plus(update, own + 2 * X, cols < X) - 1)
+    unit = member * X + cols[None, :]
+    h = tl.load(before + at[:, None] * before_stride + unit, mask=kept, other=0.0)
+    new = update * _tanh(reset * candidate) + (1 - update) * h
+    tl.store(deter + at[:, None] * deter_stride + unit, new, mask=kept)
+    if AGAIN:
+        tl.store(again + at[:, None] * again_stride + unit, new, mask=kept)
+
+
+@triton.jit
+def _plus(x, bias, real):
+    return x.to(tl.float32) + tl.load(bias, mask=real, other=0.0).to(tl.float32)[None, :]
 
 
 @triton.jit
@@ -223,17 +276,30 @@ def action_layer(
 
 
 def gru(gates: Tensor, bias: Tensor, before: Tensor, into: Tensor | None) -> tuple[Tensor, Tensor]:
-    """See `block_cell.gru`. At most two places are written, as there are two precisions."""
-    before, precise = _rows(before), into is not None and into.dtype == before.dtype
-    deter = into if precise else before.new_empty(before.shape)
-    if gates.dtype == before.dtype:
-        cast, again = deter, None if precise else into
-    else:
-        cast = again = before.new_empty(before.shape, dtype=gates.dtype) if precise or into is None else into
+    """See `block_cell.gru`."""
+    before, (deter, cast, again) = _rows(before), _places(before, into, gates.dtype)
     strides = (before.stride(0), deter.stride(0), _stride(again))
     given = (gates, bias, before, deter, again, len(before), *strides)
     _gru[_grid(gates)](*given, AGAIN=again is not None, **_units(gates))
     return deter, cast
+
+
+def gated(
+    hidden: Tensor, weight: Tensor, bias: Tensor, before: Tensor, into: Tensor | None, save: bool
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """See `block_cell.gated`, for products of bf16 numbers."""
+    hidden, before, (deter, cast, again) = _rows(hidden), _rows(before), _places(before, into, hidden.dtype)
+    (members, units, _), rows = weight.shape, len(before)
+    gates = hidden.new_empty(members, rows, 3 * units) if save else None
+    many, padded = rows > FEW_ROWS, max(16, triton.next_power_of_2(units))
+    block, columns, warps = (128, 64, 8) if many else (64, 32, 4)
+    columns = min(columns, padded)
+    strides = (hidden.stride(0), before.stride(0), deter.stride(0), _stride(again))
+    _gated[(triton.cdiv(rows, block), triton.cdiv(units, columns), members)](
+        hidden, weight.contiguous(), bias, before, gates, deter, again, rows, *strides, X=units, BX=columns,
+        BK=min(64, padded), BR=block, AGAIN=again is not None, SAVE=save, num_warps=warps, num_stages=3,
+    )  # fmt: skip
+    return gates, deter, cast
 
 
 def gru_backward(g: Tensor, gates: Tensor, bias: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
@@ -280,6 +346,21 @@ def draw_backward(g_stoch: Tensor, g: Tensor, logits: Tensor, unimix: float) -> 
     out = torch.empty_like(logits)
     _draw_backward[(len(logits),)](g_stoch.contiguous(), g.contiguous(), logits, out, unimix, **_classes(g))
     return out
+
+
+def _places(
+    before: Tensor, into: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """Where the next deter is written: in the precision of `before`, as `dtype`, and beside the first if not there.
+
+    At most two places are written, as there are two precisions.
+    """
+    precise = into is not None and into.dtype == before.dtype
+    deter = into if precise else before.new_empty(before.shape)
+    if dtype == before.dtype:
+        return deter, deter, None if precise else into
+    cast = before.new_empty(before.shape, dtype=dtype) if precise or into is None else into
+    return deter, cast, cast
 
 
 def _grid(gates: Tensor) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from dreamer_mpc.kernels.block_cell import (
     cast_weights,
     draw,
     draw_backward,
+    enter,
     norm_back,
     recur,
     recur_back,
@@ -77,12 +78,19 @@ class Ready(NamedTuple):
     given: "tuple[Tensor, Tensor, kernels.Prepared] | None"
     learns: bool  # whether there will be a way back
 
+    @property
+    def read(self) -> tuple[Tensor, ...]:
+        """What the scan reads of it."""
+        moved, keep, w = self.given or (self.noise, self.noise, ())
+        return self.noise, moved, keep, *w
+
 
 def ready(
     moved: Float[Tensor, "T B h"], noise: Float[Tensor, "T B K C"], is_first: Bool[Tensor, "T B"],
     weights: BlockWeights, bf16: bool, aside: Aside,
 ) -> Ready:  # fmt: skip
-    """Prepare a `scan` in `aside`, where its weights' gradients are computed too; call it there.
+    """Prepare a `scan` in `aside`, where its weights' gradients are computed too; call it there, and wait for it before
+    the scan.
 
     `moved` is the action's layer, `noise` Gumbel noise, `bf16` asks for products of bf16 numbers.
     """
@@ -124,7 +132,8 @@ class BlockScan(torch.autograd.Function):
         if ctx.how is None:
             deter, stoch, seen, *left = _back(*gradients, first[..., None], saved, weights, *ctx.settings)
         else:
-            ctx.completed.join()
+            # What was made aside may not be taken there for other numbers while it is read here.
+            ctx.completed.join(*saved)
             deter, stoch, seen, *left = _back_in_teams(*gradients, saved, weights, *ctx.settings, ctx.how)
         leave(ctx.box, *left)
         given = (deter.new_empty(()).expand(*seen.shape), *weights)
@@ -136,8 +145,6 @@ def scan(
     ready: Ready,
 ) -> tuple[Float[Tensor, "T B D"], Float[Tensor, "T B Z"], Float[Tensor, "T B K C"]]:  # fmt: skip
     """`BlockScan`; on the way back, gradients of its weights are computed beside what goes on before the scan."""
-    moved, keep, w = ready.given or (ready.noise, ready.noise, ())
-    ready.aside.join(ready.noise, moved, keep, *w)
     return BlockScan.apply(deter, stoch, seen, unimix, eps, ready, *ready.deferred)
 
 
@@ -165,7 +172,7 @@ def _scan(deter, stoch, moved, seen, noise, is_first, weights, unimix, eps, bf16
     for t in range(len(moved)):
         before, given, stoch = begin(deter, stoch, first[t])
         deter_pre = F.linear(given, w.deter, w.deter_bias)
-        step, given = recur(before, given, stoch, deter_pre, moved[t], w, eps)
+        step, given = recur(before, given, stoch, enter(deter_pre, stoch, moved[t], w, eps), w, eps)
         deter = step.deter
         posterior_pre = torch.addmm(seen[t], given, w.posterior.t())
         posterior = norm_silu(posterior_pre, w.posterior_gain, eps, w.logits.dtype)

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from dreamer_mpc.kernels.choice import misfit
+from dreamer_mpc.kernels.deferred import leave, placeholders
 from dreamer_mpc.kernels.policy import PolicyWeights, tanh_normal_mode
 
 try:  # torch builds for CUDA include Triton
@@ -92,10 +93,11 @@ def unroll(
     min_std: float,
     save: bool = True,
     bf16: bool = False,
+    given: "cell_triton.Products | None" = None,
 ) -> tuple[Float[Tensor, "T M A"], Trace]:
     """Roll the cell out from `state`; no autograd. `add` is added before the hidden layer: a bias [X], or [T, M, X].
 
-    `bf16`: on a GPU, products of bf16 numbers, summed in fp32; the states are fp32.
+    `bf16`: on a GPU, products of bf16 numbers, summed in fp32; the states are fp32. `given`: the cell's `products`.
     """
     acting = action if isinstance(action, Acting) else None
     steps, rows, z = noise.shape
@@ -109,10 +111,22 @@ def unroll(
     action = noise.new_empty(steps, rows, acting.actor.actions) if acting else action.contiguous()
     inputs = (cell, trace, action, acting, add, noise, keep, min_std)
     if _on_gpu(noise, d, z, width, action.shape[-1], acting.actor.units if acting else 0):
-        _unroll_triton(*inputs, bf16)
+        _unroll_triton(*inputs, bf16, given)
     else:
         _unroll_torch(*inputs)
     return action, trace
+
+
+def products(cell: Cell, bf16: bool) -> "cell_triton.Products | None":
+    """The weights as the kernels multiply them, for several calls; without gradients for the way forward alone.
+
+    None where the kernels do not run.
+    """
+    width, d = cell.w_hidden.shape
+    z = len(cell.w_out) // 2
+    if not _on_gpu(cell.w_in, d, z, width, cell.w_in.shape[1] - z):
+        return None
+    return cell_triton.products(tuple(w.detach() for w in cell), bf16, torch.is_grad_enabled())
 
 
 def _on_gpu(like: Tensor, *sizes: int) -> bool:
@@ -125,7 +139,7 @@ def has_triton() -> bool:
     return cell_triton is not None
 
 
-def _unroll_triton(cell, trace, action, acting, add, noise, keep, min_std, bf16) -> None:
+def _unroll_triton(cell, trace, action, acting, add, noise, keep, min_std, bf16, given) -> None:
     policy = {}
     if acting:
         policy = {"actor": acting.actor, "previous": acting.previous, "weight": acting.weight}
@@ -133,7 +147,7 @@ def _unroll_triton(cell, trace, action, acting, add, noise, keep, min_std, bf16)
     weights = tuple(w.detach() for w in cell)
     kept = (trace.x, trace.gates, trace.hidden, trace.stats)
     inputs = (action, add.contiguous(), noise.contiguous(), keep)
-    cell_triton.forward(trace.deter, trace.stoch, *inputs, *kept, weights, min_std, bf16, **policy)
+    cell_triton.forward(trace.deter, trace.stoch, *inputs, *kept, weights, min_std, bf16, given=given, **policy)
 
 
 def _unroll_torch(cell, trace, action, acting, add, noise, keep, min_std) -> None:
@@ -230,7 +244,7 @@ class _Deltas(NamedTuple):
     stats: Float[Tensor, "T M Z2"]
 
 
-def _backward(cell: Cell, trace: Trace, noise, keep, g_deter, g_stoch, g_stats=None, bf16=False) -> _Deltas:
+def _backward(cell: Cell, trace: Trace, noise, keep, g_deter, g_stoch, g_stats=None, bf16=False, given=None) -> _Deltas:
     """Backpropagate through time; `g_*` [T, M, *] are gradients of the outputs of `unroll`. No weight gradients yet."""
     z, width, d = noise.shape[-1], trace.hidden.shape[-1], trace.deter.shape[-1]
     actions = cell.w_in.shape[1] - z
@@ -238,7 +252,7 @@ def _backward(cell: Cell, trace: Trace, noise, keep, g_deter, g_stoch, g_stats=N
         saved = (trace.x, trace.gates, trace.hidden, trace.stats)
         weights = tuple(w.detach() for w in cell)
         inputs = (g_deter, g_stoch, g_stats, trace.deter, noise, keep)
-        return _Deltas(*cell_triton.backward(*inputs, *saved, weights, actions, bf16))
+        return _Deltas(*cell_triton.backward(*inputs, *saved, weights, actions, bf16, given))
     return _backward_torch(cell, trace, noise, keep, g_deter, g_stoch, g_stats)
 
 
@@ -292,17 +306,17 @@ def _elu_slope(y: Tensor) -> Tensor:
 
 
 class Observe(torch.autograd.Function):
-    """`unroll` with gradients for all inputs except noise and keep.
+    """`unroll` with gradients for all inputs except noise and keep; those of the cell are left to `Deferred`.
 
-    apply(state [M, S], action [T, M, A], seen [T, M, X], noise, keep, min_std, bf16, *cell)
-    -> deter [T, M, D], stoch [T, M, Z], stats [T, M, 2Z].
+    apply(state [M, S], action [T, M, A], seen [T, M, X], noise, keep, min_std, bf16, box, given, *cell), with the cell
+    that `Deferred` gives for `box`, and its `products` -> deter [T, M, D], stoch [T, M, Z], stats [T, M, 2Z].
     """
 
     @staticmethod
-    def forward(ctx, state, action, seen, noise, keep, min_std, bf16, *cell):
+    def forward(ctx, state, action, seen, noise, keep, min_std, bf16, box, given, *cell):
         cell = Cell(*cell)
-        action, trace = unroll(cell, state, action, seen, noise, keep, min_std, bf16=bf16)
-        ctx.bf16 = bf16
+        action, trace = unroll(cell, state, action, seen, noise, keep, min_std, bf16=bf16, given=given)
+        ctx.bf16, ctx.box, ctx.given = bf16, box, given
         ctx.save_for_backward(action, noise, keep, *cell, *trace)
         return trace.deter[1:], trace.stoch[1:], trace.stats
 
@@ -312,18 +326,23 @@ class Observe(torch.autograd.Function):
         action, noise, keep, *saved = ctx.saved_tensors
         cell, trace = _restored(saved)
         g_deter, g_stoch, g_stats = (g.contiguous() for g in (g_deter, g_stoch, g_stats))
-        delta = _backward(cell, trace, noise, keep, g_deter, g_stoch, g_stats, ctx.bf16)
-        kept = keep[..., None]
-        inputs = torch.cat([trace.stoch[:-1], action], dim=-1) * kept
-        gradients = Cell(
-            *_linear_gradients(delta.x, inputs),
-            *_linear_gradients(delta.gi, trace.x),
-            *_linear_gradients(delta.gh, trace.deter[:-1] * kept),
-            _linear_gradients(delta.hidden, trace.deter[1:])[0],
-            *_linear_gradients(delta.stats, trace.hidden),
-        )
+        delta = _backward(cell, trace, noise, keep, g_deter, g_stoch, g_stats, ctx.bf16, ctx.given)
+        leave(ctx.box, _of_cell, delta, trace, action, keep)
         d_state = torch.cat([delta.deter, delta.stoch], dim=-1)
-        return d_state, delta.action, delta.hidden, None, None, None, None, *gradients
+        return d_state, delta.action, delta.hidden, *[None] * 6, *placeholders(cell)
+
+
+def _of_cell(delta: _Deltas, trace: Trace, action: Float[Tensor, "T M A"], keep: Float[Tensor, "T M"]) -> Cell:
+    """Gradients of the weights, each in one product over all steps."""
+    kept = keep[..., None]
+    inputs = torch.cat([trace.stoch[:-1], action], dim=-1) * kept
+    return Cell(
+        *_linear_gradients(delta.x, inputs),
+        *_linear_gradients(delta.gi, trace.x),
+        *_linear_gradients(delta.gh, trace.deter[:-1] * kept),
+        _linear_gradients(delta.hidden, trace.deter[1:])[0],
+        *_linear_gradients(delta.stats, trace.hidden),
+    )
 
 
 def _restored(saved: list[Tensor]) -> tuple[Cell, Trace]:

@@ -9,6 +9,8 @@ G is 1. In an update two of these kernels may run concurrently, so those that sa
 half of the GPU; otherwise one would wait for the multiprocessors of the other.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -254,9 +256,7 @@ def _forward(
         u = tl.zeros([BM, BD], tl.float32)
         gh = tl.zeros([BM, BD], tl.float32)
         n = tl.zeros([BM, BD], tl.float32)
-        r, u, gh = _matmul3(
-            r, u, gh, deter, w_hh, kept, now, live, ds, dr, D, D, KEEP, BK, STAGES, PRECISION
-        )
+        r, u, gh = _matmul3(r, u, gh, deter, w_hh, kept, now, live, ds, dr, D, D, KEEP, BK, STAGES, PRECISION)
         if WHOLE:
             r = _small_matmul(r, h, w_ih, every, X, ds, dr, 1, X, PRECISION)
             u = _small_matmul(u, h, w_ih + D * X, every, X, ds, dr, 1, X, PRECISION)
@@ -467,6 +467,19 @@ def _product(weights: list[Tensor], bf16: bool) -> list[Tensor]:
     return [w.to(torch.bfloat16, **layout) if bf16 else w.contiguous() for w in weights]
 
 
+class Products(NamedTuple):
+    """The weights of products as the kernels read them, in the order of `Cell`."""
+
+    forward: list[Tensor]
+    backward: list[Tensor]  # transposed but for the last; empty where there is no way back
+
+
+def products(cell: tuple[Tensor, ...], bf16: bool, back: bool = True) -> Products:
+    """Of a cell; `back`: whether there is a way back."""
+    *others, out = weights = [cell[i] for i in (0, 2, 4, 6, 7)]
+    return Products(_product(weights, bf16), _product([*(w.t() for w in others), out], bf16) if back else [])
+
+
 def _precision() -> str:
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
@@ -475,11 +488,11 @@ def forward(
     deter: Tensor, stoch: Tensor, action: Tensor, add: Tensor, noise: Tensor, keep: Tensor | None, x: Tensor,
     gates: Tensor | None, hidden: Tensor, stats: Tensor | None, cell: tuple[Tensor, ...], min_std: float, bf16: bool,
     actor: PolicyWeights | None = None, actor_noise: Tensor | None = None, previous: Tensor | None = None,
-    weight: Tensor | None = None,
+    weight: Tensor | None = None, given: Products | None = None,
 ) -> None:  # fmt: skip
     """Fill deter[1:], stoch[1:] and the saved tensors from deter[0] and stoch[0]; with `actor`, also `action`.
 
-    `bf16`: products of bf16 numbers, summed in fp32.
+    `bf16`: products of bf16 numbers, summed in fp32; `given`: the cell's `products`, made before.
     """
     w_in, b_in, w_ih, b_ih, w_hh, b_hh, w_hidden, w_out, b_out = cell
     steps, rows = noise.shape[:2]
@@ -496,7 +509,8 @@ def forward(
         policy["MODE_STEPS"] = MODE_ITERATIONS if actor_noise is None else 0
         scratch = noise.new_empty(2, rows, units)
         scalars = (actor.raw_init_std, actor.min_std, actor.mean_scale)
-    w_in, w_ih, w_hh, w_hidden, w_out = _product([w_in, w_ih, w_hh, w_hidden, w_out], bf16)
+    ready = _product([w_in, w_ih, w_hh, w_hidden, w_out], bf16) if given is None else given.forward
+    w_in, w_ih, w_hh, w_hidden, w_out = ready
     sizes = _sizes(deter.shape[-1], stoch.shape[-1], action.shape[-1], hidden.shape[-1])
     _forward[(teams, launch["G"])](
         deter, stoch, action, add, noise, keep, x, gates, hidden, stats,
@@ -526,9 +540,9 @@ def _actor_weights(actor: PolicyWeights, bf16: bool) -> tuple[Tensor, Tensor, Te
 def backward(
     g_deter: Tensor, g_stoch: Tensor, g_stats: Tensor | None, deter: Tensor, noise: Tensor, keep: Tensor | None,
     x: Tensor, gates: Tensor, hidden: Tensor, stats: Tensor, cell: tuple[Tensor, ...], actions: int, bf16: bool,
+    given: Products | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of action, deter[0], stoch[0]; and, with `g_stats`, those at the layers' outputs."""
-    w_in, _, w_ih, _, w_hh, _, w_hidden, w_out, _ = cell
+    """Gradients of action, deter[0], stoch[0]; and, with `g_stats`, those at the layers' outputs. `given`: as there."""
     steps, rows, z = noise.shape
     d, width = deter.shape[-1], hidden.shape[-1]
     launch = _launch(rows, max(d, width), noise.device, bf16, alone=False)
@@ -539,10 +553,10 @@ def backward(
         noise.new_empty(kept if i else steps, rows, size) for i, size in enumerate(sizes)
     )
     d_deter0, d_stoch0 = noise.new_empty(rows, d), noise.new_empty(rows, z)
-    transposed = _product([w.t() for w in (w_in, w_ih, w_hh, w_hidden)], bf16)
+    weights = (products(cell, bf16) if given is None else given).backward
     _backward[(teams, launch["G"])](
         g_deter, g_stoch, g_stats, deter, noise, keep, x, gates, hidden, stats,
-        *transposed, *_product([w_out], bf16),
+        *weights,
         d_action, d_deter0, d_stoch0, d_x, d_gi, d_gh, d_hidden, d_stats, _counters(teams, noise.device), steps, rows,
         **_sizes(d, z, actions, width), **launch, **_wholes(launch, width), **_slices(launch, D=d, X=width),
         KEEP=keep is not None, SAVE=g_stats is not None, PRECISION=_precision(),

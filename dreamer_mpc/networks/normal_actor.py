@@ -1,19 +1,25 @@
 """The policy network of DreamerV3."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dreamer_mpc.kernels.norm import fuses
-from dreamer_mpc.networks.norm_mlp import NormMLP
+from dreamer_mpc.networks.norm_mlp import NORM_EPS, NormMLP
 
 try:  # torch builds for CUDA include Triton
     from dreamer_mpc.kernels import normal_head_triton as kernels
+    from dreamer_mpc.kernels import row_layers_triton as row_layers
 except ImportError:
     kernels = None
+
+# Of a state [*b, S] and standard normal noise [*b, A] or None, a sample [*b, A] before its clipping.
+Sampler = Callable[[Tensor, Tensor | None], Tensor]
 
 
 class BoundedNormal(NamedTuple):
@@ -90,3 +96,30 @@ class NormalActor(nn.Module):
             return BoundedNormal(*kernels.normal_head(hidden, last.weight, last.bias, self.min_std, self.max_std))
         mean, std = self.layers(state).chunk(2, dim=-1)
         return BoundedNormal(mean.tanh(), self.min_std + (self.max_std - self.min_std) * (std + 2).sigmoid())
+
+    @torch.no_grad()
+    def sampler(self, bf16: bool) -> Sampler:
+        """What gives `self(state).sample(noise)` in one state after the other, with the weights of now.
+
+        On a GPU one kernel computes what follows the first product, where it fits. `bf16`: products of bf16 numbers;
+        the caller's autocast says the same.
+        """
+        last = self.layers.last
+        if not fuses(last.weight):
+            return lambda state, noise: self(state).sample(noise)
+        layers, actions = self.layers.hidden, last.out_features // 2
+        first, *middle = (layer.linear.weight.to(torch.bfloat16 if bf16 else last.weight.dtype) for layer in layers)
+        middle = torch.stack(middle) if middle else first[:0]
+        biases = torch.stack([layer.linear.bias for layer in layers])
+        gains = torch.stack([layer.norm.weight for layer in layers])
+
+        @torch.no_grad()
+        def sample(state: Float[Tensor, "*b S"], noise: Float[Tensor, "*b A"] | None) -> Float[Tensor, "*b A"]:
+            pre = F.linear(state.reshape(-1, state.shape[-1]).to(first.dtype), first)
+            if not row_layers.fits_policy(pre, actions):
+                return self(state).sample(noise)
+            drawn = last.weight.new_empty(*state.shape[:-1], actions).normal_() if noise is None else noise
+            given = (pre, middle, biases, gains, last.weight, last.bias, drawn.view(-1, actions))
+            return row_layers.policy(*given, self.min_std, self.max_std, NORM_EPS).view(drawn.shape)
+
+        return sample

@@ -2,6 +2,7 @@
 
 from jaxtyping import Float
 from torch import Tensor
+from torch.func import functional_call
 
 from dreamer_mpc.networks.critic import Bootstrapped
 from dreamer_mpc.networks.norm_mlp import NormEnsemble
@@ -36,6 +37,12 @@ class TwoHotCritic(Bootstrapped):
         """The values."""
         return self.predict(state).mean
 
-    def predict(self, state: Float[Tensor, "*b S"]) -> TwoHot:
-        """The distributions; their logits are [K, *, N], on a GPU perhaps with more numbers in a row."""
+    def predict(self, state: Float[Tensor, "*b S"], constant: bool = False) -> TwoHot:
+        """The distributions; their logits are [K, *, N], on a GPU perhaps with more numbers in a row.
+
+        With `constant` weights, gradients go back to `state` alone, without those of the weights on their way.
+        """
+        if constant:
+            weights = {name: weight.detach() for name, weight in self.layers.named_parameters()}
+            return TwoHot(functional_call(self.layers, weights, (state,)), self.bins, self.readout)
         return TwoHot(self.layers(state), self.bins, self.readout)

@@ -26,10 +26,7 @@ class OffersNoise(Protocol):
 
 
 class Proposals(NamedTuple):
-    """The actions of a rollout and the states s_1 .. s_H that they led to, differentiable in the actions.
-
-    `closed_loop` may give s_0 in front of the states.
-    """
+    """The actions of a rollout and the states s_1 .. s_H that they led to, differentiable in the actions."""
 
     leaves: tuple[Float[Tensor, "*b h A"], ...]  # H steps in total: one per leaf, or all in one leaf
     states: Float[Tensor, "*b H S"]
@@ -59,14 +56,12 @@ class FusedClosedLoops(FusedRollouts):
         horizon: int,
         act: Callable[[int, Float[Tensor, "*b S"]], Float[Tensor, "*b A"]],
         noise: Float[Tensor, "*b H Z"] | None,
-        precision: torch.dtype | None,
         prepared: Any,
-        with_start: bool,
+        path: Float[Tensor, "h *b S"] | None,
     ) -> Proposals:
         """States under the actions that `act(k, state)` gives for step k, clamped, differentiable in the actions.
 
-        Both see states rounded to `precision`, which then have no gradient. `prepared`, `with_start`: see
-        `closed_loop`.
+        `prepared`, `path`: see `closed_loop`.
         """
 
 
@@ -138,15 +133,14 @@ def closed_loop(
     previous: Float[Tensor, "*b H A"] | None = None,
     weight: Float[Tensor, "*b H"] | None = None,
     noise: Float[Tensor, "*b H Z"] | None = None,
-    precision: torch.dtype | None = None,
     prepared: Any = None,
-    with_start: bool = False,
+    path: Float[Tensor, "h *b S"] | None = None,
 ) -> Proposals:
     """Like `policy_rollout`, but with actions from any rule `act`, clamped to [-1, 1].
 
-    Without gradients, states may be asked for in another `precision`, in which the rule sees them too. `prepared` is
-    what `prepare_loop` gave for the sizes of this call. `with_start` asks for s_0 in
-    front of the states; without gradients a walk has it there already.
+    `prepared` is what `prepare_loop` gave for the sizes of this call. Without gradients, `path` is memory for s_0 ..
+    s_H, contiguous: when the rule is asked for action k, states up to s_k are there, and it sees them in the precision
+    of `path`.
     """
 
     @torch.no_grad()
@@ -158,13 +152,18 @@ def closed_loop(
         return action
 
     if isinstance(model, FusedClosedLoops):
-        return model.walk_closed(state, horizon, blended, noise, precision, prepared, with_start)
-    leaves, states = [], [state.to(precision or state.dtype)] if with_start else []
+        return model.walk_closed(state, horizon, blended, noise, prepared, path)
+    leaves, states = [], []
+    if path is not None:
+        path[0] = state
     for k in range(horizon):
-        leaf = blended(k, state.detach().to(precision or state.dtype)).clamp(-1, 1)[..., None, :]
+        leaf = blended(k, state.detach() if path is None else path[k]).clamp(-1, 1)[..., None, :]
         leaves.append(leaf.requires_grad_(torch.is_grad_enabled()))
         state = latent_step(model, state, leaf[..., 0, :], _at(noise, k))
-        states.append(state.to(precision or state.dtype))
+        states.append(state)
+        if path is not None:
+            path[k + 1] = state
+            states[k] = path[k + 1]
     return Proposals(tuple(leaves), torch.stack(states, dim=-2))
 
 

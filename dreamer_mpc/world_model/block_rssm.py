@@ -15,7 +15,16 @@ from torch.nn import functional as F
 from dreamer_mpc.kernels import block_cell
 from dreamer_mpc.kernels.block_cell import BlockWeights
 from dreamer_mpc.kernels.block_scan import Ready, ready, scan
-from dreamer_mpc.kernels.block_walk import Prepared, PriorWeights, Walk, WalkBack, WalkWeights, walk, walk_weights
+from dreamer_mpc.kernels.block_walk import (
+    ActionWeights,
+    Prepared,
+    PriorWeights,
+    Walk,
+    WalkBack,
+    WalkWeights,
+    walk,
+    walk_weights,
+)
 from dreamer_mpc.kernels.blocks import product_dtype
 from dreamer_mpc.kernels.deferred import Deferred, Linear
 from dreamer_mpc.kernels.graphs import Aside
@@ -60,6 +69,7 @@ class Unseen(NamedTuple):
     """What the inference of a sequence needs beside its images and the state before: see `BlockRSSM.before_images`."""
 
     aside: Aside
+    is_first: Bool[Tensor, "T B"]
     embed_weight: Float[Tensor, "hidden E"]  # of the posterior's first layer, in the precision of products
     embed_bias: Float[Tensor, " hidden"]
     embed_box: list[Any] | None  # where their gradients are computed in `aside`, see `Deferred`
@@ -142,30 +152,31 @@ class BlockRSSM(nn.Module):
         is_first: Bool[Tensor, "T B"],
         state: Float[Tensor, "B S"] | None = None,
         noise: Float[Tensor, "T B Z"] | None = None,
-        unseen: Unseen | None = None,
     ) -> tuple[Float[Tensor, "T B S"], Float[Tensor, "T B K C"]]:
-        """Infer states over a sequence that begins after `state`: samples and posterior.
+        """Infer states over a sequence that begins after `state`: samples and posterior."""
+        return self.scan(embed, self.before_images(action, is_first, noise), state)
 
-        What `before_images` gives for the same arguments may be handed in as `unseen`.
-        """
-        state = self.initial(embed.shape[1]) if state is None else state
-        unseen = self.before_images(action, is_first, noise) if unseen is None else unseen
-        unseen.aside.join(unseen.embed_weight, unseen.embed_bias)
+    def scan(
+        self, embed: Float[Tensor, "T B E"], unseen: Unseen, state: Float[Tensor, "B S"] | None = None
+    ) -> tuple[Float[Tensor, "T B S"], Float[Tensor, "T B K C"]]:
+        """`observe` with what is there before the images; later work here waits for that."""
         layer = unseen.embed_weight, unseen.embed_bias
+        unseen.aside.join(*layer, *(() if unseen.scan is None else unseen.scan.read))
         if unseen.embed_box is None:
-            seen = F.linear(embed, *layer)  # [T, B, hidden]
+            images = F.linear(embed, *layer)
         else:
-            seen = Linear.apply(embed.to(layer[0].dtype), *layer, unseen.embed_box)
+            images = Linear.apply(embed.to(layer[0].dtype), *layer, unseen.embed_box)
+        state = self.initial(images.shape[1]) if state is None else state
         if unseen.scan is not None:
             deter, stoch = state.split([self.deter, self.noise_dim], dim=-1)
             with full_precision(state):  # it chooses the precision of its products itself
-                found = scan(deter, stoch, seen.to(state.dtype), self.unimix, NORM_EPS, unseen.scan)
+                found = scan(deter, stoch, images.to(state.dtype), self.unimix, NORM_EPS, unseen.scan)
             deter, stoch, posterior = found
             return torch.cat([deter, stoch], dim=-1), posterior
-        states, posteriors, norm = [], [], self.posterior_hidden.norm
-        for t in range(len(embed)):
+        states, posteriors, norm, is_first = [], [], self.posterior_hidden.norm, unseen.is_first
+        for t in range(len(images)):
             deter = self._recur(torch.where(is_first[t, :, None], 0.0, state), unseen.moved[t])
-            hidden = norm_silu(norm, seen[t] + F.linear(deter, unseen.deter_weight))
+            hidden = norm_silu(norm, images[t] + F.linear(deter, unseen.deter_weight))
             posterior = self._posterior(hidden)
             state = torch.cat([deter, sample(posterior, unseen.noise[t]).flatten(-2)], dim=-1)
             states.append(state)
@@ -173,7 +184,10 @@ class BlockRSSM(nn.Module):
         return torch.stack(states), torch.stack(posteriors)
 
     def before_images(
-        self, action: Float[Tensor, "T B A"], is_first: Bool[Tensor, "T B"], noise: Float[Tensor, "T B Z"] | None = None
+        self,
+        action: Float[Tensor, "T B A"],
+        is_first: Bool[Tensor, "T B"],
+        noise: Float[Tensor, "T B Z"] | None = None,
     ) -> Unseen:
         """What `observe` needs beside images and state, on a GPU on a stream of its own."""
         weight = self.posterior_hidden.linear.weight
@@ -185,18 +199,22 @@ class BlockRSSM(nn.Module):
             # What does not depend on the state is computed for all steps at once: the action's layer, and in `observe`
             # the product of the posterior's first layer with the embedding.
             moved = self._see_action(torch.where(is_first[..., None], 0.0, action))  # [T, B, hidden]
-            deter_weight, embed_weight = weight.split([self.deter, weight.shape[1] - self.deter], dim=1)
-            dtype = product_dtype(weight)
-            box, embed = None, (embed_weight.to(dtype), self.posterior_hidden.linear.bias.to(dtype))
+            box, (embed, weights) = None, self._of_inference()
             if self.kernels and fuses(weight):
                 box = []
                 embed = Deferred.apply(box, *embed)
             if not self.kernels:
-                return Unseen(aside, *embed, box, None, moved, noise, deter_weight)
-            weights = self._weights(deter_weight)
+                return Unseen(aside, is_first, *embed, box, None, moved, noise, weights.posterior)
             with full_precision(weight):
                 scan = ready(moved.to(weight.dtype), noise, is_first, weights, self.bf16, aside)
-        return Unseen(aside, *embed, box, scan)
+        return Unseen(aside, is_first, *embed, box, scan)
+
+    def _of_inference(self) -> tuple[tuple[Float[Tensor, "hidden E"], Float[Tensor, " hidden"]], BlockWeights]:
+        """The embedding's part of the posterior's first layer in the precision of products; the weights of a scan."""
+        weight, bias = self.posterior_hidden.linear.weight, self.posterior_hidden.linear.bias
+        deter_weight, embed_weight = weight.split([self.deter, weight.shape[1] - self.deter], dim=1)
+        dtype = product_dtype(weight)
+        return (embed_weight.to(dtype), bias.to(dtype)), self._weights(deter_weight)
 
     def _weights(self, deter_weight: Float[Tensor, "hidden D"]) -> BlockWeights:
         units = self.deter // self.blocks
@@ -217,25 +235,25 @@ class BlockRSSM(nn.Module):
         act: Callable[[int, Float[Tensor, "M S"]], Float[Tensor, "M A"]],
         noise: Float[Tensor, "T M Z"] | Prepared,
         save: bool,
-        precision: torch.dtype | None = None,
+        path: Float[Tensor, "T1 M S"] | None = None,
     ) -> tuple[Float[Tensor, "T M A"], Walk]:
         """T times `prior_step` with any rule `act(step, state)` in the loop: its actions in [-1, 1], and the walk.
 
-        `save` keeps what `differentiable_states` needs. States are given in `precision`, to the rule too. `noise` may
-        be `prepared`.
+        `save` keeps what `differentiable_states` needs. `path` is memory for the states, the one before included, which
+        are given in its precision, to the rule too. `noise` may be `prepared`.
         """
         taken, kind = [], state.device.type
         outside = torch.is_autocast_enabled(kind)
 
-        def move(k: int, now: Float[Tensor, "M S"]) -> Float[Tensor, "M hidden"]:
+        def acted(k: int, now: Float[Tensor, "M S"]) -> Float[Tensor, "M A"]:
             with torch.autocast(kind, dtype=torch.bfloat16, enabled=outside):
                 taken.append(act(k, now))
-            return self._moved(taken[-1])
+            return taken[-1]
 
         deter, stoch = state.split([self.deter, self.noise_dim], dim=-1)
         prepared = noise if isinstance(noise, Prepared) else self.prepared(noise)
         with full_precision(state):  # the walk chooses the precision of its products itself
-            walked = walk(deter, stoch, move, prepared, self.unimix, NORM_EPS, save, precision)
+            walked = walk(deter, stoch, acted, self._moved, prepared, self.unimix, NORM_EPS, save, path)
         return torch.stack(taken).clamp(-1, 1), walked  # the action's layer brings them to the border by itself
 
     def prepared(self, noise: Float[Tensor, "T M Z"]) -> Prepared:
@@ -265,11 +283,13 @@ class BlockRSSM(nn.Module):
         """The weights of a walk in the precision of products."""
         posterior = self.posterior_hidden.linear.weight[:, : self.deter]
         (first, second), last = self.prior_logits.hidden, self.prior_logits.last
+        linear, norm = self.action_input.linear, self.action_input.norm
+        action = ActionWeights(linear.weight, linear.bias, norm.weight)
         prior = PriorWeights(
             first.linear.weight, first.linear.bias, first.norm.weight,
             second.linear.weight, second.linear.bias, second.norm.weight, last.weight, last.bias,
         )  # fmt: skip
-        return walk_weights(self._weights(posterior), prior, self.bf16)
+        return walk_weights(self._weights(posterior), prior, action, self.bf16)
 
     def prior(self, deter: Float[Tensor, "*b D"]) -> Float[Tensor, "*b K C"]:
         """p(stoch | deter), before the image is seen."""

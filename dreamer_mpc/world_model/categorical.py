@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
-from dreamer_mpc.kernels.graphs import Aside
 from dreamer_mpc.networks.heads import Prediction
 from dreamer_mpc.networks.mlp import full_precision
 from dreamer_mpc.networks.norm_mlp import NormMLP, init_weight
@@ -21,12 +20,11 @@ from dreamer_mpc.world_model.protocol import Batch, ImageForm, WorldModelKind
 
 
 class Inference(NamedTuple):
-    """The inference of the world model on a batch; posterior and prior are log-probabilities."""
+    """The inference of the world model on a batch; the posterior is log-probabilities."""
 
     embed: Float[Tensor, "T B E"]
     states: Float[Tensor, "T B S"]
     posterior: Float[Tensor, "T B K C"]
-    prior: Float[Tensor, "T B K C"]
 
 
 class CategoricalWorldModel(WorldModelBase):
@@ -107,19 +105,12 @@ class CategoricalWorldModel(WorldModelBase):
         """Mean images of latent states."""
         return (self.decoder(state).movedim(-3, -1) * 255).round().to(torch.uint8)
 
-    def infer(self, batch: Batch, amp: torch.autocast, aside: Aside | None = None) -> Inference:
-        """Posterior and prior of a batch that begins after `batch.state`, by default after the initial state.
-
-        `aside`: see the protocol.
-        """
+    def infer(self, batch: Batch, amp: torch.autocast) -> Inference:
+        """The posterior of a batch; see the protocol."""
         with amp:
             unseen = self.rssm.before_images(batch.action, batch.is_first)
             embed = self.encoder(batch.image)
-            states, posterior = self.rssm.observe(embed, batch.action, batch.is_first, batch.state, unseen=unseen)
-            if aside is not None:
-                aside.follow()
-            prior = self.rssm.prior(states[..., : self.rssm.deter])
-        return Inference(embed, states, posterior, prior)
+            return Inference(embed, *self.rssm.scan(embed, unseen, batch.state))
 
     def loss(
         self, batch: Batch, inference: Inference, amp: torch.autocast
@@ -130,9 +121,10 @@ class CategoricalWorldModel(WorldModelBase):
         episode's first image too, where replay has 0, as in DreamerV3's code. dyn and rep: the KL from posterior to
         prior with one of the two as a constant, each clipped below at the free nats of a frame; kl: unclipped.
         """
-        embed, states, posterior, prior = inference
+        embed, states, posterior = inference
         config, barlow = self.config, self.config.representation == "barlow"
         with amp:
+            prior = self.rssm.prior(states[..., : self.rssm.deter])
             error = self.decoder.error(states.detach() if barlow else states, self._scaled(batch.image))
             reward = self.predict_reward(states)
             losses = {"image": error, "reward": reward.loss(batch.reward)}

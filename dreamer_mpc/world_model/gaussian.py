@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from dreamer_mpc.kernels.graphs import Aside
 from dreamer_mpc.networks import MLP
 from dreamer_mpc.networks.heads import Prediction, UnitNormal
 from dreamer_mpc.world_model.base import WorldModelBase, weighed
@@ -24,7 +23,6 @@ class Inference(NamedTuple):
     target: Float[Tensor, "T B C H W"]  # the images as targets of the decoder
     states: Float[Tensor, "T B S"]
     posterior: Gaussian
-    prior: Gaussian
 
 
 class GaussianWorldModel(WorldModelBase):
@@ -90,18 +88,13 @@ class GaussianWorldModel(WorldModelBase):
         """Mean images of latent states."""
         return to_image(self.decoder(state).float())
 
-    def infer(self, batch: Batch, amp: torch.autocast, aside: Aside | None = None) -> Inference:
-        """Posterior and prior of a batch that begins after `batch.state`, by default after the initial state.
-
-        `amp` covers the convolutions; `aside`: see the protocol.
-        """
+    def infer(self, batch: Batch, amp: torch.autocast) -> Inference:
+        """The posterior of a batch; see the protocol. `amp` covers the convolutions."""
+        weights = self.rssm.before_images()
         target = preprocess(batch.image, dequantize=True)  # [T, B, C, H, W]
         with amp:
             embed = self.encoder(target)
-        states, posterior, prior = self.rssm.observe(embed, batch.action, batch.is_first, batch.state)
-        if aside is not None:
-            aside.follow()
-        return Inference(target, states, posterior, prior)
+        return Inference(target, *self.rssm.observe(embed, batch.action, batch.is_first, batch.state, None, weights))
 
     def loss(
         self, batch: Batch, inference: Inference, amp: torch.autocast
@@ -112,7 +105,8 @@ class GaussianWorldModel(WorldModelBase):
         where one was paid, so not at an episode's first image. continue, if predicted: the log-likelihood of whether a
         frame is not terminal, of weight 1. `amp` covers the convolutions and, with kernels, the heads; losses are fp32.
         """
-        target, states, posterior, prior = inference
+        target, states, posterior = inference
+        prior = self.rssm.prior(states[..., : self.rssm.deter])
         with amp:
             image = self.decoder.error(states, target)
         kl = gaussian_kl(posterior, prior)

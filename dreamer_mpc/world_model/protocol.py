@@ -6,8 +6,6 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from dreamer_mpc.kernels.graphs import Aside
-
 WorldModelKind = Literal["gaussian", "categorical"]
 
 
@@ -89,9 +87,12 @@ class WorldModelProtocol(Protocol):
     def decode(self, state: Float[Tensor, "*b S"]) -> UInt8[Tensor, "*b H W C"]:
         """Mean images of latent states."""
 
-    def infer(self, batch: Batch, amp: torch.autocast, aside: Aside | None = None) -> Any:
-        """The inference on a batch, a named tuple of tensors (or of tuples of them) with all that the loss needs of it;
-        `.states` [T, B, S] are posterior samples, for which later work in `aside` waits, but not for the rest."""
+    def infer(self, batch: Batch, amp: torch.autocast) -> Any:
+        """The inference on a batch that begins after `batch.state`, by default after the initial state.
+
+        A named tuple of tensors (or of tuples of them) with all that the loss needs of it; `.states` [T, B, S] are
+        posterior samples.
+        """
 
     def loss(
         self, batch: Batch, inference: Any, amp: torch.autocast

@@ -1,14 +1,17 @@
 """Recurrent state-space model (PlaNet, Hafner et al. 2019): state = cat(deter, stoch), [*, S]."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 from dreamer_mpc.kernels import kl
-from dreamer_mpc.kernels.cell import Acting, Cell, Observe, Rollout, Trace, unroll
+from dreamer_mpc.kernels.cell import Acting, Cell, Observe, Rollout, Trace, products, unroll
+from dreamer_mpc.kernels.deferred import Deferred
+from dreamer_mpc.kernels.graphs import Aside
 
 
 class Gaussian(NamedTuple):
@@ -25,6 +28,17 @@ def gaussian_kl(p: Gaussian, q: Gaussian) -> Float[Tensor, "*b"]:
     ratio = (p.std / q.std).square()
     distance = ((p.mean - q.mean) / q.std).square()
     return 0.5 * (ratio + distance - 1 - ratio.log()).sum(-1)
+
+
+class Unseen(NamedTuple):
+    """The weights for the inference of a sequence, made on a stream of their own: see `RSSM.before_images`."""
+
+    aside: Aside
+    deter_weight: Float[Tensor, "hidden D"]  # of the posterior's first layer
+    embed_weight: Float[Tensor, "hidden E"]
+    cell: Cell | None  # with kernels, like the rest
+    box: list[Any]  # where the gradients of the cell are left, see `Deferred`
+    products: Any  # see `kernels.cell.products`
 
 
 class RSSM(nn.Module):
@@ -90,34 +104,50 @@ class RSSM(nn.Module):
         is_first: Bool[Tensor, "T B"],
         state: Float[Tensor, "B S"] | None = None,
         noise: Float[Tensor, "T B Z"] | None = None,
-    ) -> tuple[Float[Tensor, "T B S"], Gaussian, Gaussian]:
-        """Infer states over a sequence: samples [T, B, S], posterior and prior [T, B, stoch]."""
+        unseen: Unseen | None = None,
+    ) -> tuple[Float[Tensor, "T B S"], Gaussian]:
+        """Infer states over a sequence: samples [T, B, S] and the posterior [T, B, stoch].
+
+        `unseen` is what `before_images` gave; later work here waits for it.
+        """
+        aside, deter_weight, embed_weight, cell, box, ready = self.before_images() if unseen is None else unseen
         state = self.initial(embed.shape[1]) if state is None else state
         keep = (~is_first)[..., None].to(action.dtype)  # [T, B, 1]
         action = action * keep
         if noise is None:
             noise = torch.randn(*embed.shape[:2], self.stoch, device=embed.device, dtype=action.dtype)
-        # The contribution of images to the posterior's first layer is not recurrent: one product for all steps.
-        deter_weight, embed_weight = self.posterior_hidden.weight.split([self.deter, embed.shape[-1]], dim=1)
-        seen = self._seen(embed, embed_weight, action.dtype)  # [T, B, hidden]
-        if self.kernels:
-            cell = self._cell(deter_weight, self.posterior_out)
-            settings = (keep[..., 0], self.min_std, self.bf16)
-            deter, stoch, stats = Observe.apply(state, action, seen, noise, *settings, *cell)
-            return torch.cat([deter, stoch], dim=-1), self._gaussian(stats), self.prior(deter)
+        aside.join(*(() if ready is None else pytree.tree_leaves(ready)))
+        images = self._seen(embed, embed_weight, action.dtype)  # not recurrent: one product for all steps
+        if cell is not None:
+            settings = (keep[..., 0], self.min_std, self.bf16, box, ready)
+            deter, stoch, stats = Observe.apply(state, action, images, noise, *settings, *cell)
+            return torch.cat([deter, stoch], dim=-1), self._gaussian(stats)
         deters, stochs, posteriors = [], [], []
-        for t in range(len(embed)):
+        for t in range(len(images)):
             deter = self._recur(state * keep[t], action[t])
-            hidden = F.elu(torch.addmm(seen[t], deter, deter_weight.t()))
+            hidden = F.elu(torch.addmm(images[t], deter, deter_weight.t()))
             posterior = self._gaussian(self.posterior_out(hidden))
             stoch = posterior.mean + posterior.std * noise[t]
             state = torch.cat([deter, stoch], dim=-1)
             deters.append(deter)
             stochs.append(stoch)
             posteriors.append(posterior)
-        deter = torch.stack(deters)
         mean, std = (torch.stack(part) for part in zip(*posteriors, strict=True))
-        return torch.cat([deter, torch.stack(stochs)], dim=-1), Gaussian(mean, std), self.prior(deter)
+        return torch.cat([torch.stack(deters), torch.stack(stochs)], dim=-1), Gaussian(mean, std)
+
+    def before_images(self) -> Unseen:
+        """What `observe` needs of weights, on a GPU on a stream of its own, where their gradients are computed too.
+
+        So what goes on before the scan need not wait for these.
+        """
+        weight = self.posterior_hidden.weight
+        aside, box, cell, ready = Aside(weight.device, "weights"), [], None, None
+        with aside:
+            deter_weight, embed_weight = weight.split([self.deter, weight.shape[1] - self.deter], dim=1)
+            if self.kernels:
+                cell = Cell(*Deferred.apply(box, *self._cell(deter_weight, self.posterior_out)))
+                ready = products(cell, self.bf16)
+        return Unseen(aside, deter_weight, embed_weight, cell, box, ready)
 
     def _seen(
         self, embed: Float[Tensor, "T B E"], weight: Float[Tensor, "X E"], dtype: torch.dtype

@@ -41,9 +41,11 @@ def walk_both(kind, rows, monkeypatch, bf16=False, steps=7, sizes=Sizes(), devic
     for kernels in (True, False):
         monkeypatch.setattr(cell, "_on_gpu", lambda *_, kernels=kernels: kernels)
         with torch.no_grad():
-            taken, walked = cell.unroll(walk.weights, *inputs, 0.1, bf16=bf16)
+            with torch.enable_grad():
+                given = cell.products(walk.weights, bf16) if kind == "observe" else None
+            taken, walked = cell.unroll(walk.weights, *inputs, 0.1, bf16=bf16, given=given)
             trace = trace or walked
-            deltas = cell._backward(walk.weights, trace, walk.noise, walk.keep, *walk.grads, bf16=bf16)
+            deltas = cell._backward(walk.weights, trace, walk.noise, walk.keep, *walk.grads, bf16=bf16, given=given)
             acted, light = cell.unroll(walk.weights, *inputs, 0.1, save=False, bf16=bf16)
         wanted = deltas if kind == "observe" else deltas[:3]
         found.append((taken, *walked, *wanted, acted, light.deter, light.stoch))
