@@ -70,7 +70,15 @@ def stand_ins() -> dict[str, types.ModuleType]:
 class R2Dreamer:
     """Its agent with random weights, from a checkout, on one device; `changes` are settings such as model.deter=64."""
 
-    def __init__(self, checkout: Path, device: torch.device, size: str, compiled: bool, changes: Sequence[str]):
+    def __init__(
+        self,
+        checkout: Path,
+        device: torch.device,
+        size: str,
+        compiled: bool,
+        changes: Sequence[str],
+        action_dim: int = common.ACTION_DIM,
+    ):
         missing = [name for name in FILES if not (checkout / name).is_file()]
         if missing:
             raise SystemExit(f"error: {checkout} is no checkout of r2dreamer: it lacks {', '.join(missing)}")
@@ -81,8 +89,8 @@ class R2Dreamer:
         from dreamer import Dreamer  # its own
         from tensordict import TensorDict
 
-        self._columns = TensorDict
-        image, actions = types.SimpleNamespace(shape=(64, 64, 3)), types.SimpleNamespace(shape=(common.ACTION_DIM,))
+        self.columns = TensorDict
+        image, actions = types.SimpleNamespace(shape=(64, 64, 3)), types.SimpleNamespace(shape=(action_dim,))
         self.agent = Dreamer(self.config.model, types.SimpleNamespace(spaces={"image": image}), actions).to(device)
         self.parameters = sum(parameter.numel() for parameter in self.agent._named_params.values())
 
@@ -105,7 +113,7 @@ class R2Dreamer:
 
     def sample(self) -> tuple[Any, None, tuple[torch.Tensor, torch.Tensor]]:
         """A batch [B, T] on the device, and the states [B, ...] before it; its update writes to the dictionary."""
-        return self._columns(dict(self.batch), self.shape), None, self.agent.rssm.initial(self.shape[0])
+        return self.columns(dict(self.batch), self.shape), None, self.agent.rssm.initial(self.shape[0])
 
     def update(self, index: None, stoch: torch.Tensor, deter: torch.Tensor) -> None:
         """Where its replay would store the new states."""
@@ -129,7 +137,7 @@ class R2Dreamer:
 
         def act() -> torch.Tensor:
             seen = {"image": image.to(self.device), "is_first": is_first.to(self.device)}
-            return self.agent.act(self._columns(seen, (batch,)), state)[0].cpu()
+            return self.agent.act(self.columns(seen, (batch,)), state)[0].cpu()
 
         return act
 

@@ -25,6 +25,7 @@ from benchmarks import (
     end_to_end,
     heads,
     lanes,
+    peer_learning,
     peers,
     phases,
     pixels,
@@ -483,6 +484,69 @@ def test_r2dreamer(tmp_path):
     plain, one, many, compiled = record["rows"]
     assert plain["ms"] > 0 and plain["first_calls_s"] > 0 and one["ms"] > 0 and many["name"] == "acting step, batch 16"
     assert compiled == {"name": "update", "ms": None, "text": "not compiled after 1 s"}
+
+
+@pytest.mark.skipif(not Path(R2DREAMER, "rssm.py").exists(), reason="no checkout: DREAMER_MPC_R2DREAMER=path")
+def test_r2dreamer_learns_in_our_environments(tmp_path):
+    """A round of updates at once and its share for each step after that, as in a run."""
+    out, sizes = tmp_path / "learning.json", ["--replay.batch-size", "2", "--replay.sequence-length", "8"]
+    words = ["--config", "quick,v3-small", "--env", "tests.example_env:make", "--action-repeat", "1", "--device", "cpu"]
+    words += [*sizes, "--num-envs", "2", "--env-steps", "600", "--train.updates", "10"]
+    record = peer_learning.main([R2DREAMER, *words, "--out", str(out), "--set", *TOY])
+    check_about(record, out)
+    assert [row["env_steps"] for row in record["rows"]] == [400, 600]
+    assert [row["updates"] for row in record["rows"]] == [12, 14]
+    assert all(0 < row["return"] < 100 for row in record["rows"])
+
+
+class StandInPeer:
+    """What `PeerAgent` asks of r2dreamer: rows first, two variables of three classes, four numbers of deter."""
+
+    device, columns = torch.device("cpu"), r2dreamer.Columns
+
+    def __init__(self):
+        self.agent = types.SimpleNamespace(rssm=self, act=self.act, update=self.update_agent)
+
+    def initial(self, rows):
+        return torch.zeros(rows, 2, 3), torch.zeros(rows, 4)
+
+    def act(self, seen, before):
+        self.before = before
+        assert seen["is_first"].shape == (len(seen["image"]), 1)
+        return torch.full((len(seen["image"]), 2), 3.0), {"stoch": before["stoch"] + 1, "deter": before["deter"] + 2}
+
+    def update_agent(self, replay):
+        self.data, index, self.start = replay.sample()
+        rows, length = self.data.batch_size
+        self.deter = torch.rand(rows, length, 4)
+        replay.update(index, torch.zeros(rows, length, 2, 3), self.deter)
+
+
+def test_a_peer_s_batches_and_states_are_ours_with_rows_first():
+    peer = StandInPeer()
+    agent = peer_learning.PeerAgent(peer, action_dim=2)
+    batch = common.random_batch(load_presets("v3-small"), peer.device)
+    is_first = torch.zeros_like(batch.is_first)
+    is_first[3, 1] = True
+    state = torch.rand(is_first.shape[1], agent.state_dim)
+    states = agent.update(batch._replace(is_first=is_first, state=state)).states
+    torch.testing.assert_close(peer.data["action"], batch.action.transpose(0, 1))
+    torch.testing.assert_close(peer.data["reward"][..., 0], batch.reward.t())
+    assert peer.data["is_last"].nonzero().tolist() == [[1, 2, 0]], "the frame before another episode's first"
+    torch.testing.assert_close(torch.cat([peer.start[1], peer.start[0].flatten(1)], 1), state)
+    assert states.shape == (*is_first.shape, agent.state_dim)
+    torch.testing.assert_close(states[..., :4], peer.deter.transpose(0, 1))
+
+
+def test_a_peer_acts_from_the_state_that_it_had():
+    peer = StandInPeer()
+    agent = peer_learning.PeerAgent(peer, action_dim=2)
+    image, is_first = torch.zeros(3, 64, 64, 3, dtype=torch.uint8), torch.zeros(3, dtype=torch.bool)
+    first = agent.act(None, agent.initial(3), image, is_first)
+    second = agent.act(None, first.carry, image, is_first)
+    assert (first.action == 1).all(), "clipped, as it is executed"
+    assert (peer.before["prev_action"] == 1).all() and (peer.before["stoch"] == 1).all()
+    assert second.carry.state.tolist() == [[4.0] * 4 + [2.0] * 6] * 3
 
 
 def test_r2dreamer_has_stand_ins_for_what_cannot_be_imported(monkeypatch):
