@@ -84,6 +84,7 @@ class PeerAgent:
         rows |= {name: getattr(batch, name).transpose(0, 1)[..., None] for name in names}
         last = rows["is_first"][:, 1:]  # the frame before an episode's first is the last of another
         rows["is_last"] = torch.cat([last, torch.zeros_like(last[:, :1])], dim=1)
+        rows = {name: values.contiguous() for name, values in rows.items()}
         self._sampled = (self.peer.columns(rows, rows["reward"].shape[:2]), None, self._parts(batch.state))
         self.peer.agent.update(self.peer)
         return Update({}, self._states)
