@@ -49,8 +49,6 @@ class PeerAgent:
 
     def __init__(self, peer: R2Dreamer, action_dim: int):
         self.peer, self.device, self.action_dim = peer, peer.device, action_dim
-        if self.device.type == "cpu":  # products in fp16, which it asks for, are slow there
-            sys.modules["dreamer"].autocast = lambda **_: contextlib.nullcontext()
         rssm = peer.agent.rssm
         self._deter, self._classes = rssm.initial(1)[1].shape[1], rssm.initial(1)[0].shape[1:]
         self.state_dim = self._deter + self._classes.numel()
@@ -125,6 +123,8 @@ def learn(config: Any, args: argparse.Namespace) -> list[dict[str, Any]]:
         sizes |= {"model.warmup": config.optimizer.warmup}
         given = [*(f"{name}={value}" for name, value in sizes.items()), *args.set]
         agent = PeerAgent(R2Dreamer(args.checkout.resolve(), device, "12M", compiled, given, action_dim), action_dim)
+        if device.type == "cpu":  # products in fp16, which it asks for, are slow there
+            sys.modules["dreamer"].autocast = lambda **_: contextlib.nullcontext()
         counters, capacity = Counters(), replay_capacity(config)
         replay = Replay(capacity, action_dim, config.num_envs, device=device, seed=config.seed,
                         state_dim=agent.state_dim, across_episodes=config.replay.across_episodes)  # fmt: skip
