@@ -499,7 +499,7 @@ def test_r2dreamer_learns_in_our_environments(tmp_path):
     assert all(0 < row["return"] < 100 for row in record["rows"])
 
 
-class StandInPeer:
+class StandInPeer(r2dreamer.R2Dreamer):
     """What `PeerAgent` asks of r2dreamer: rows first, two variables of three classes, four numbers of deter."""
 
     device, columns = torch.device("cpu"), r2dreamer.Columns
@@ -542,8 +542,8 @@ def test_a_peer_acts_from_the_state_that_it_had():
     peer = StandInPeer()
     agent = peer_learning.PeerAgent(peer, action_dim=2)
     image, is_first = torch.zeros(3, 64, 64, 3, dtype=torch.uint8), torch.zeros(3, dtype=torch.bool)
-    first = agent.act(None, agent.initial(3), image, is_first)
-    second = agent.act(None, first.carry, image, is_first)
+    first = agent.act(Policy(), agent.initial(3), image, is_first)
+    second = agent.act(Policy(), first.carry, image, is_first)
     assert (first.action == 1).all(), "clipped, as it is executed"
     assert (peer.before["prev_action"] == 1).all() and (peer.before["stoch"] == 1).all()
     assert second.carry.state.tolist() == [[4.0] * 4 + [2.0] * 6] * 3

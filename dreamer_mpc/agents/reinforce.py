@@ -27,19 +27,7 @@ class Prepared(NamedTuple):
     sample: Sampler
 
 
-class Foreseen(NamedTuple):
-    """Imagination from M states, h = H + 1, and what the heads predict of it."""
-
-    states: Float[Tensor, "h M S"]
-    actions: Float[Tensor, "H M A"]  # before their clipping
-    predicted: TwoHot  # [K, h, M], with the gradient of the value heads
-    values: Float[Tensor, "K h M"]  # its means, without gradient, like the rest
-    value: Float[Tensor, "h M"]
-    rewards: Float[Tensor, "h M"]
-    continues: Float[Tensor, "h M"]
-
-
-class Replay(NamedTuple):
+class Replayed(NamedTuple):
     """What the value loss on replayed states needs but their returns: one step of M = (T - 1) B trajectories."""
 
     slow: Float[Tensor, "K 1 M"]  # values by the slow copy
@@ -88,9 +76,16 @@ class ReinforceBehavior:
             before = states[:-1]  # each [K, T-1, B]; the world model waits for no gradient of the critic
             given, seen = model.critic.predict(before, constant=True), model.critic.predict(before.detach())
             replay = self._replay(self._slow_values(before), batch, mask)
-        imagined, actions, predicted, values, value, rewards, continues = self._foresee(
-            states.detach().flatten(0, 1), prepared, later
-        )
+        with torch.no_grad(), self.amp():
+            imagined, actions = self._imagine(states.detach().flatten(0, 1), prepared)  # [H+1, M, S], [H, M, A]
+        later.follow()
+        with later, self.amp():  # the way back runs there too, behind what the world model waits for
+            predicted = model.critic.predict(imagined)  # [K, H+1, M]
+            values = predicted._replace(logits=predicted.logits.detach()).mean  # [K, H+1, M]
+            value = values.mean(0)
+        with torch.no_grad(), self.amp():
+            rewards, continues = model.reward(imagined), model.continues(imagined)  # [H+1, M]
+        later.join()
         returns = lambda_return(rewards[1:], value[1:], config.discount, config.return_lambda, continues[1:])  # [H, M]
         replayed.follow()
         with replayed:
@@ -151,23 +146,6 @@ class ReinforceBehavior:
         if "returns" in state:
             self.returns.load_state_dict(state["returns"])
 
-    def _foresee(self, start: Float[Tensor, "M S"], prepared: Prepared | None, later: Aside) -> Foreseen:
-        """Imagination that begins in `start`; its values come in `later`.
-
-        So does their way back, behind what the world model waits for.
-        """
-        with torch.no_grad(), self.amp():
-            imagined, actions = self._imagine(start, prepared)
-        later.follow()
-        with later, self.amp():
-            predicted = self.model.critic.predict(imagined)  # [K, H+1, M]
-            values = predicted._replace(logits=predicted.logits.detach()).mean
-            value = values.mean(0)
-        with torch.no_grad(), self.amp():
-            rewards, continues = self.model.reward(imagined), self.model.continues(imagined)
-        later.join()
-        return Foreseen(imagined, actions, predicted, values, value, rewards, continues)
-
     def _imagine(
         self, start: Float[Tensor, "M S"], prepared: Prepared | None
     ) -> tuple[Float[Tensor, "h M S"], Float[Tensor, "H M A"]]:
@@ -191,7 +169,7 @@ class ReinforceBehavior:
         with torch.no_grad(), self.amp():
             return self.slow(states)
 
-    def _replay(self, slow: Float[Tensor, "K t B"], batch: Batch, mask: Bool[Tensor, "K T B"]) -> Replay:
+    def _replay(self, slow: Float[Tensor, "K t B"], batch: Batch, mask: Bool[Tensor, "K T B"]) -> Replayed:
         """An episode's last frame counts nothing where another episode's first follows it."""
         last = batch.is_first[1:]  # [T-1, B], whether each frame is its episode's last
         alive = ~(batch.is_terminal[1:] | last)
@@ -199,9 +177,9 @@ class ReinforceBehavior:
         count = kept.sum(dim=1).clamp_min(1).to(slow.dtype)
         each = torch.full_like(count, self.config.replay_scale) / count  # [K]
         share = each[:, None, None] * kept[:, None] * weight
-        return Replay(slow.flatten(1)[:, None], weight, kept, share, last, alive.to(slow.dtype))
+        return Replayed(slow.flatten(1)[:, None], weight, kept, share, last, alive.to(slow.dtype))
 
-    def _replay_returns(self, replay: Replay, batch: Batch, bootstrap: Float[Tensor, "T B"]) -> Float[Tensor, "1 M"]:
+    def _replay_returns(self, replay: Replayed, batch: Batch, bootstrap: Float[Tensor, "T B"]) -> Float[Tensor, "1 M"]:
         """Returns of replayed states, which bootstrap from their imagined returns, `bootstrap`.
 
         The return of an episode's last frame is its bootstrap, so that the returns before it end there.

@@ -348,9 +348,7 @@ def draw_backward(g_stoch: Tensor, g: Tensor, logits: Tensor, unimix: float) -> 
     return out
 
 
-def _places(
-    before: Tensor, into: Tensor | None, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+def _places(before: Tensor, into: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
     """Where the next deter is written: in the precision of `before`, as `dtype`, and beside the first if not there.
 
     At most two places are written, as there are two precisions.

@@ -78,19 +78,12 @@ class Ready(NamedTuple):
     given: "tuple[Tensor, Tensor, kernels.Prepared] | None"
     learns: bool  # whether there will be a way back
 
-    @property
-    def read(self) -> tuple[Tensor, ...]:
-        """What the scan reads of it."""
-        moved, keep, w = self.given or (self.noise, self.noise, ())
-        return self.noise, moved, keep, *w
-
 
 def ready(
     moved: Float[Tensor, "T B h"], noise: Float[Tensor, "T B K C"], is_first: Bool[Tensor, "T B"],
     weights: BlockWeights, bf16: bool, aside: Aside,
 ) -> Ready:  # fmt: skip
-    """Prepare a `scan` in `aside`, where its weights' gradients are computed too; call it there, and wait for it before
-    the scan.
+    """Prepare a `scan` in `aside`, where its weights' gradients are computed too; call it there.
 
     `moved` is the action's layer, `noise` Gumbel noise, `bf16` asks for products of bf16 numbers.
     """
@@ -145,6 +138,8 @@ def scan(
     ready: Ready,
 ) -> tuple[Float[Tensor, "T B D"], Float[Tensor, "T B Z"], Float[Tensor, "T B K C"]]:  # fmt: skip
     """`BlockScan`; on the way back, gradients of its weights are computed beside what goes on before the scan."""
+    moved, keep, w = ready.given or (ready.noise, ready.noise, ())
+    ready.aside.join(ready.noise, moved, keep, *w)
     return BlockScan.apply(deter, stoch, seen, unimix, eps, ready, *ready.deferred)
 
 

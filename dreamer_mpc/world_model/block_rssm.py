@@ -161,7 +161,7 @@ class BlockRSSM(nn.Module):
     ) -> tuple[Float[Tensor, "T B S"], Float[Tensor, "T B K C"]]:
         """`observe` with what is there before the images; later work here waits for that."""
         layer = unseen.embed_weight, unseen.embed_bias
-        unseen.aside.join(*layer, *(() if unseen.scan is None else unseen.scan.read))
+        unseen.aside.join(*layer)
         if unseen.embed_box is None:
             images = F.linear(embed, *layer)
         else:
@@ -199,22 +199,18 @@ class BlockRSSM(nn.Module):
             # What does not depend on the state is computed for all steps at once: the action's layer, and in `observe`
             # the product of the posterior's first layer with the embedding.
             moved = self._see_action(torch.where(is_first[..., None], 0.0, action))  # [T, B, hidden]
-            box, (embed, weights) = None, self._of_inference()
+            deter_weight, embed_weight = weight.split([self.deter, weight.shape[1] - self.deter], dim=1)
+            dtype = product_dtype(weight)
+            box, embed = None, (embed_weight.to(dtype), self.posterior_hidden.linear.bias.to(dtype))
             if self.kernels and fuses(weight):
                 box = []
                 embed = Deferred.apply(box, *embed)
             if not self.kernels:
-                return Unseen(aside, is_first, *embed, box, None, moved, noise, weights.posterior)
+                return Unseen(aside, is_first, *embed, box, None, moved, noise, deter_weight)
+            weights = self._weights(deter_weight)
             with full_precision(weight):
                 scan = ready(moved.to(weight.dtype), noise, is_first, weights, self.bf16, aside)
         return Unseen(aside, is_first, *embed, box, scan)
-
-    def _of_inference(self) -> tuple[tuple[Float[Tensor, "hidden E"], Float[Tensor, " hidden"]], BlockWeights]:
-        """The embedding's part of the posterior's first layer in the precision of products; the weights of a scan."""
-        weight, bias = self.posterior_hidden.linear.weight, self.posterior_hidden.linear.bias
-        deter_weight, embed_weight = weight.split([self.deter, weight.shape[1] - self.deter], dim=1)
-        dtype = product_dtype(weight)
-        return (embed_weight.to(dtype), bias.to(dtype)), self._weights(deter_weight)
 
     def _weights(self, deter_weight: Float[Tensor, "hidden D"]) -> BlockWeights:
         units = self.deter // self.blocks

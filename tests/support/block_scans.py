@@ -34,7 +34,6 @@ def scan_both(monkeypatch, sizes, steps, rows, unimix=0.01, bf16=False, device="
         aside = Aside(noise.device, "weights")
         with aside:
             prepared = ready(moved, noise, is_first, weights, bf16 and teams, aside)
-        aside.join(*prepared.read)
         outputs = scan(deter, stoch, seen, unimix, 1e-4, prepared)
         value = sum((x * g).sum() for x, g in zip(outputs, grads, strict=True))
         found.append((*outputs, *torch.autograd.grad(value, (*given, *weights))))
