@@ -627,6 +627,35 @@ def test_laprop_on_the_gpu_is_that_on_the_cpu():
     assert_near(*results, 1e-4)
 
 
+def test_laprop_steps_equal_numbers_equally_wherever_they_stand():
+    """Bit for bit: a compiler may round the sum of two products in two ways."""
+    torch.manual_seed(0)
+    params = [torch.nn.Parameter(torch.full((size,), value.item(), device="cuda"))
+              for size, value in zip((4096, 9000, 255, 3), torch.randn(4))]  # fmt: skip
+    optimizer = LaProp(params, lr=0.02, warmup=0)
+    for _ in range(20):
+        for p in params:
+            p.grad = torch.randn((), device="cuda").expand(p.shape).clone()
+        optimizer.step()
+    for p in params:
+        for x in (p.detach(), optimizer.state[p]["exp_avg"], optimizer.state[p]["exp_avg_sq"]):
+            assert (x == x[0]).all()
+
+
+def test_mirror_images_of_bins_that_were_never_a_target_stay_equal():
+    """Bit for bit: they stand at up to 4.9e8 on both sides of 0, where a difference in the last digit is read as noise."""
+    torch.manual_seed(0)
+    agent = Dreamer(
+        ACTION_DIM, device="cuda:0", **V3 | {"optimizer": OptimizerConfig(kind="laprop", warmup=0, lr=1e-4)}
+    )
+    for seed in range(30):
+        agent.update(random_batch(seed))
+    reward, value = agent.model.world_model.reward_head.last, agent.model.critic.layers.last
+    for bins_last in (reward.weight.t(), reward.bias, value.weight, value.bias):
+        outer = bins_last.detach()[..., :60]  # beyond +-3.9e4
+        assert outer.any() and torch.equal(outer, bins_last.detach().flip(-1)[..., :60])
+
+
 def test_captured_plans_follow_the_weights():
     """A graph reads the parameters in place, so an update changes the next action."""
     agent = Dreamer(ACTION_DIM, device="cuda:0")
