@@ -11,7 +11,7 @@ from dreamer_mpc.agents.optimizers import OptimizerConfig
 from dreamer_mpc.config import Config, planner_from, planner_presets
 from dreamer_mpc.planners import CEM, MPPI, GradMPC, Policy, PolicyGradMPC
 from dreamer_mpc.world_model import Batch, make_world_model
-from tests.support.agents import ACTION_DIM, CATEGORICAL, WORLD, make_agent, make_batch
+from tests.support.agents import ACTION_DIM, CATEGORICAL, WORLD, check_mirror_images, make_agent, make_batch
 
 WORLDS = {
     "gaussian": WORLD, "gaussian that ends": replace(WORLD, continuation=True), "categorical": CATEGORICAL,
@@ -95,6 +95,20 @@ def test_the_second_family_learns_at_the_ends_of_its_ranges(setting):
 ], ids=str)  # fmt: skip
 def test_categorical_states_learn_at_the_ends_of_their_ranges(setting):
     learn(make_agent(behavior={"kind": "v3"}, world=replace(CATEGORICAL, **setting)), updates=2)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_mirror_images_of_bins_that_were_never_a_target_stay_equal(threads):
+    """With two threads a CPU sums rows of other columns in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        agent = make_agent(behavior={"kind": "v3"}, world=CATEGORICAL, kind="laprop", lr=1e-3, warmup=0)
+        for seed in range(15):
+            agent.update(make_batch(seed, 12, 8))
+    finally:
+        torch.set_num_threads(before)
+    check_mirror_images(agent)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

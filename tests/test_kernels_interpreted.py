@@ -573,7 +573,7 @@ def test_an_encoder_with_kernels_is_the_plain_one_with_its_gradients(channels, s
 @pytest.mark.parametrize("filled", [False, True])
 def test_perceptrons_with_kernels_are_the_plain_ones_with_their_gradients(filled, kind, layers, monkeypatch):
     torch.manual_seed(15)
-    net, x, found = kind(6, 10, layers, 7, filled=filled), torch.randn(2, 5, 6), []
+    net, x, found = kind(6, 10, layers, 7, of_bins=filled), torch.randn(2, 5, 6), []
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

@@ -148,6 +148,15 @@ def test_a_head_s_last_layer_is_the_plain_product_with_its_gradients(filled, row
     torch.testing.assert_close(dx, g[..., :11] @ leaves[1].mT)
 
 
+@pytest.mark.parametrize("rows", [40, 1024])
+def test_outputs_with_equal_gradients_learn_equally(rows):
+    """Bit for bit, as mirror images of bins must."""
+    x, weight, bias = torch.randn(3, rows, 16), torch.zeros(3, 16, 61), torch.zeros(3, 61)
+    leaves, g = [weight.requires_grad_(), bias.requires_grad_()], torch.randn(3, rows, 1).repeat(1, 1, 61)
+    for grad in torch.autograd.grad(last_layer(x, *leaves, False), leaves, g):
+        assert (grad == grad[..., :1]).all()
+
+
 def test_a_distribution_ignores_what_follows_its_logits():
     torch.manual_seed(0)
     logits, bins = torch.randn(5, 7), symexp_bins(7, 3.0)

@@ -1,4 +1,4 @@
-"""The last layers of DreamerV3's heads on a GPU: products in fp32 (TF32) of few outputs and many rows."""
+"""The last layers of DreamerV3's heads: products of few outputs and many rows, on a GPU in fp32 (TF32)."""
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,9 @@ class LastLayer(torch.autograd.Function):
 
     The bias is added in the product; `baddbmm` would first write it to every row. The gradient of the weights has as
     many terms as there are rows, for a few blocks of outputs: it is products of parts of the rows side by side.
+    Outputs whose gradients are equal get equal gradients of weights and bias, bit for bit, or the mirror images of
+    `TwoHot`'s bins would part. On a CPU a sum over rows takes some columns in another order than others: there the bias
+    is summed in fp64.
     """
 
     @staticmethod
@@ -32,7 +35,10 @@ class LastLayer(torch.autograd.Function):
         with torch.autocast(g.device.type, enabled=False):
             dx = torch.bmm(g, weight.mT) if of_x else None
             dweight = _over_rows(x, g) if of_weight else None
-        return dx, dweight, g.sum(1) if of_bias else None
+        dbias = None
+        if of_bias:
+            dbias = g.sum(1) if g.is_cuda else g.sum(1, dtype=torch.float64).to(g.dtype)
+        return dx, dweight, dbias
 
 
 def _over_rows(x: Float[Tensor, "K R I"], g: Float[Tensor, "K R O"]) -> Float[Tensor, "K I O"]:

@@ -59,15 +59,16 @@ class NormMLP(nn.Module):
     """`layers` times linear, RMSNorm and SiLU, then a linear layer that autocast keeps in fp32.
 
     [*, inputs] -> [*, outputs]. `scale` multiplies the initial weights of the last layer; with 0 the output is 0.
-    `filled`: on a GPU, numbers may follow the outputs, which readers must ignore; see `last_layer`.
+    `of_bins`: the outputs are logits of bins for `TwoHot`, whose mirror images must be summed alike; see `LastLayer`. On
+    a GPU, numbers may follow them, which readers must ignore.
     """
 
-    def __init__(self, inputs: int, hidden: int, layers: int, outputs: int, scale: float = 1.0, filled: bool = False):
+    def __init__(self, inputs: int, hidden: int, layers: int, outputs: int, scale: float = 1.0, of_bins: bool = False):
         super().__init__()
         sizes = [inputs] + [hidden] * layers
         self.hidden = nn.Sequential(*(NormLayer(i, o) for i, o in pairwise(sizes)))
         self.last = norm_linear(sizes[-1], outputs, scale)
-        self.filled = filled
+        self.of_bins = of_bins
 
     def forward(self, x: Float[Tensor, "*b I"]) -> Float[Tensor, "*b O"]:
         last = self.last
@@ -75,9 +76,11 @@ class NormMLP(nn.Module):
             x = layer(x, last.weight.dtype if layer is self.hidden[-1] else None)
         with full_precision(x):
             x = x.to(last.weight.dtype)
-            if not fuses(x):
+            fused = fuses(x)
+            if not (fused or self.of_bins):
                 return last(x)
-            y = last_layer(x.reshape(1, -1, x.shape[-1]), last.weight.t()[None], last.bias[None], self.filled)
+            rows = x.reshape(1, -1, x.shape[-1])
+            y = last_layer(rows, last.weight.t()[None], last.bias[None], self.of_bins and fused)
             return y.view(*x.shape[:-1], y.shape[-1])
 
 
@@ -125,14 +128,14 @@ class NormEnsemble(nn.Module):
         outputs: int,
         members: int,
         scale: float = 1.0,
-        filled: bool = False,
+        of_bins: bool = False,
     ):
         super().__init__()
         sizes = [inputs] + [hidden] * layers
         self.hidden = nn.ModuleList(NormEnsembleLayer(members, i, o) for i, o in pairwise(sizes))
         self.last = EnsembleLinear(members, hidden, outputs)
         _init_ensemble(self.last, scale)
-        self.filled = filled
+        self.of_bins = of_bins
 
     def forward(self, x: Float[Tensor, "*b I"]) -> Float[Tensor, "K *b O"]:
         last, shape, x = self.last, x.shape[:-1], x.reshape(-1, x.shape[-1])
@@ -141,7 +144,9 @@ class NormEnsemble(nn.Module):
             x = layer.hidden(x, dtype) if i else layer.shared(x, dtype)
         with full_precision(x):
             x = x.to(last.weight.dtype)
-            y = last_layer(x, last.weight, last.bias[:, 0], self.filled) if fuses(x) else last(x)
+            fused = fuses(x)
+            own = fused or self.of_bins
+            y = last_layer(x, last.weight, last.bias[:, 0], self.of_bins and fused) if own else last(x)
         return y.view(-1, *shape, y.shape[-1])
 
 
