@@ -59,7 +59,7 @@ class NormMLP(nn.Module):
     """`layers` times linear, RMSNorm and SiLU, then a linear layer that autocast keeps in fp32.
 
     [*, inputs] -> [*, outputs]. `scale` multiplies the initial weights of the last layer; with 0 the output is 0.
-    `of_bins`: the outputs are logits of bins for `TwoHot`, whose mirror images must be summed alike; see `LastLayer`. On
+    `of_bins`: the outputs are logits of bins for `TwoHot`, whose mirror images are to learn alike, see `LastLayer`. On
     a GPU, numbers may follow them, which readers must ignore.
     """
 
