@@ -31,6 +31,7 @@ CONTINUED = "tests/test_reference_update.py::test_two_updates_with_continuation_
 REINFORCE = "tests/test_reinforce.py::test_two_updates_are_the_reference_s"
 NOT_FINITE = "tests/test_reinforce.py::test_a_batch_that_is_not_finite_changes_nothing_and_is_counted"
 RESTORED = "tests/test_reinforce.py::test_a_restored_agent_goes_on_bit_for_bit"
+ALIKE = "tests/test_v3_networks.py::test_outputs_with_equal_gradients_learn_equally"
 EXPLORED = "tests/test_reinforce.py::test_exploration_of_the_policy_has_its_spread_around_the_plan"
 EVALUATION = "tests/test_train_evaluation.py::"
 MISFIT_ROW = "tests/test_compare.py::test_a_row_that_is_not_of_this_comparison_is_refused_by_its_line"
@@ -343,6 +344,10 @@ MUTATIONS = [
     ),
     world(
         "v3: an infinite reward learned from the last bin", "networks/two_hot", " + 0 * target", "", NOT_FINITE,
+    ),
+    world(
+        "v3: biases of bins summed in the order that a thread takes", "kernels/last_layer", "dtype=torch.float64",
+        "dtype=g.dtype", ALIKE,
     ),
     loop(
         "v3: exploration of a fixed width in place of the policy's", "networks/normal_actor",
