@@ -39,6 +39,22 @@ from dreamer_mpc.util.randomness import seed_everything
 from dreamer_mpc.world_model import Batch
 
 
+class OneBatch:
+    """What its update asks of a replay: a batch, the states (stoch, deter) before it, and a place for those learned."""
+
+    def __init__(self, batch: Any, before: tuple[Tensor, Tensor]):
+        self.batch, self.before = batch, before
+        self.learned: tuple[Tensor, Tensor]
+
+    def sample(self) -> tuple[Any, None, tuple[Tensor, Tensor]]:
+        """The batch, no index, and the states before it."""
+        return self.batch, None, self.before
+
+    def update(self, index: None, stoch: Float[Tensor, "B T V C"], deter: Float[Tensor, "B T D"]) -> None:
+        """The new states of the batch's frames."""
+        self.learned = stoch, deter
+
+
 class PeerAgent:
     """r2dreamer's agent behind our interface (`Agent`) for collecting and learning; state = cat(deter, stoch), [*, S].
 
@@ -49,12 +65,9 @@ class PeerAgent:
 
     def __init__(self, peer: R2Dreamer, action_dim: int):
         self.peer, self.device, self.action_dim = peer, peer.device, action_dim
-        if self.device.type == "cpu":  # products in fp16, which it asks for, are slow there
-            sys.modules["dreamer"].autocast = lambda **_: contextlib.nullcontext()
         rssm = peer.agent.rssm
         self._deter, self._classes = rssm.initial(1)[1].shape[1], rssm.initial(1)[0].shape[1:]
         self.state_dim = self._deter + self._classes.numel()
-        peer.sample, peer.update = lambda: self._sampled, self._learned
 
     def initial(self, batch: int) -> Carry:
         """Zeros."""
@@ -75,7 +88,8 @@ class PeerAgent:
         seen = self.peer.columns({"image": image, "is_first": is_first[:, None]}, (len(image),))
         action, state = self.peer.agent.act(seen, before)
         action = action.clamp(-1, 1).clone()  # its world model divides an action beyond 1 by its size: the same
-        return Act(action, Carry(self._joined(state["stoch"], state["deter"]), action, None), 0, action[:, 0])
+        after = Carry(self._joined(state["stoch"], state["deter"]), action, None)
+        return Act(action, after, 0, action.new_zeros(len(action)))
 
     def update(self, batch: Batch) -> Update:
         """One update, without metrics."""
@@ -85,9 +99,9 @@ class PeerAgent:
         last = rows["is_first"][:, 1:]  # the frame before an episode's first is the last of another
         rows["is_last"] = torch.cat([last, torch.zeros_like(last[:, :1])], dim=1)
         rows = {name: values.contiguous() for name, values in rows.items()}
-        self._sampled = (self.peer.columns(rows, rows["reward"].shape[:2]), None, self._parts(batch.state))
-        self.peer.agent.update(self.peer)
-        return Update({}, self._states)
+        given = OneBatch(self.peer.columns(rows, rows["reward"].shape[:2]), self._parts(batch.state))
+        self.peer.agent.update(given)
+        return Update({}, self._joined(*given.learned).transpose(0, 1))
 
     def skipped_updates(self) -> SkippedUpdates:
         """None, as far as is known."""
@@ -100,9 +114,6 @@ class PeerAgent:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`."""
         self.peer.agent.load_state_dict(state["model"])
-
-    def _learned(self, index: None, stoch: Tensor, deter: Tensor) -> None:
-        self._states = self._joined(stoch, deter).transpose(0, 1).clone()
 
     def _parts(self, state: Float[Tensor, "*b S"]) -> tuple[Float[Tensor, "*b V C"], Float[Tensor, "*b D"]]:
         return state[..., self._deter :].unflatten(-1, self._classes).clone(), state[..., : self._deter].clone()
@@ -125,6 +136,8 @@ def learn(config: Any, args: argparse.Namespace) -> list[dict[str, Any]]:
         sizes |= {"model.warmup": config.optimizer.warmup}
         given = [*(f"{name}={value}" for name, value in sizes.items()), *args.set]
         agent = PeerAgent(R2Dreamer(args.checkout.resolve(), device, "12M", compiled, given, action_dim), action_dim)
+        if device.type == "cpu":  # products in fp16, which it asks for, are slow there
+            sys.modules["dreamer"].autocast = lambda **_: contextlib.nullcontext()
         counters, capacity = Counters(), replay_capacity(config)
         replay = Replay(capacity, action_dim, config.num_envs, device=device, seed=config.seed,
                         state_dim=agent.state_dim, across_episodes=config.replay.across_episodes)  # fmt: skip
@@ -134,15 +147,14 @@ def learn(config: Any, args: argparse.Namespace) -> list[dict[str, Any]]:
             collector.receive()
         train = config.train
         ratio = UpdateRatio(train.updates, train.every, counters.env_steps, config.env_steps, lead=train.updates)
-        updates, returns, start = 0, [], time.perf_counter()
+        returns, start = [], time.perf_counter()
         while counters.env_steps < config.env_steps:
             returns += collector.collect(counters.env_steps + 1, planner)
-            while updates < ratio.due(counters.env_steps):
+            for _ in range(ratio.issue(counters.env_steps)):
                 batch = replay.sample(config.replay.batch_size, config.replay.sequence_length)
                 replay.refresh(batch.index, agent.update(batch).states)
-                updates += 1
             if len(returns) >= config.num_envs:
-                row = {"env_steps": counters.env_steps, "updates": updates, "return": sum(returns) / len(returns)}
+                row = {"env_steps": counters.env_steps, "updates": ratio.issued, "return": sum(returns) / len(returns)}
                 rows.append(row | {"seconds": time.perf_counter() - start})
                 returns = []
                 print("  ".join(f"{name} {common.show(value)}" for name, value in rows[-1].items()), flush=True)

@@ -570,10 +570,10 @@ def test_an_encoder_with_kernels_is_the_plain_one_with_its_gradients(channels, s
 
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("kind", [norm_mlp.NormMLP, partial(norm_mlp.NormEnsemble, members=3)])
-@pytest.mark.parametrize("paired", [False, True])
-def test_perceptrons_with_kernels_are_the_plain_ones_with_their_gradients(paired, kind, layers, monkeypatch):
+@pytest.mark.parametrize("filled", [False, True])
+def test_perceptrons_with_kernels_are_the_plain_ones_with_their_gradients(filled, kind, layers, monkeypatch):
     torch.manual_seed(15)
-    net, x, found = kind(6, 10, layers, 7, paired=paired), torch.randn(2, 5, 6), []
+    net, x, found = kind(6, 10, layers, 7, filled=filled), torch.randn(2, 5, 6), []
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -581,12 +581,11 @@ def test_perceptrons_with_kernels_are_the_plain_ones_with_their_gradients(paired
         monkeypatch.setattr(norm_mlp, "fuses", lambda x, used=used: used)
         given = x.clone().requires_grad_()
         y = net(given)
-        assert y.shape[-1] == (8 if used and paired else 7)
-        place = net.pairs.place if used and paired else slice(7)
+        assert y.shape[-1] == (8 if used and filled else 7)
         g = torch.linspace(-1, 1, y[..., :7].numel()).view(y[..., :7].shape)
-        found.append((y[..., place], *torch.autograd.grad(y[..., place], [given, *net.parameters()], g)))
+        found.append((y[..., :7], *torch.autograd.grad(y[..., :7], [given, *net.parameters()], g)))
         constant = {name: weight.detach() for name, weight in net.named_parameters()}
-        of_x = torch.autograd.grad(torch.func.functional_call(net, constant, (given,))[..., place], [given], g)
+        of_x = torch.autograd.grad(torch.func.functional_call(net, constant, (given,))[..., :7], [given], g)
         torch.testing.assert_close(of_x[0], found[-1][1])
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

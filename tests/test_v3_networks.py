@@ -10,7 +10,7 @@ import torch
 from torch.distributions import Independent, Normal
 
 from dreamer_mpc.agents.return_scale import ReturnScale
-from dreamer_mpc.kernels.last_layer import Pairs, last_layer
+from dreamer_mpc.kernels.last_layer import last_layer
 from dreamer_mpc.networks.heads import Bernoulli, Prediction
 from dreamer_mpc.networks.norm_mlp import NormEnsemble, NormMLP
 from dreamer_mpc.networks.normal_actor import BoundedNormal, NormalActor
@@ -131,47 +131,30 @@ def bins64(count=255, limit=20.0):
 
 
 @pytest.mark.parametrize("rows", [5, 1024, 1536])
-@pytest.mark.parametrize("outputs", [8, 11])
-@pytest.mark.parametrize("paired", [False, True])
-def test_a_head_s_last_layer_is_the_plain_product_with_its_gradients(paired, outputs, rows):
-    """Rows of one product or of several; what follows the others changes no weight, whatever its gradient."""
+@pytest.mark.parametrize("filled", [False, True])
+def test_a_head_s_last_layer_is_the_plain_product_with_its_gradients(filled, rows):
+    """Rows of one product or of several; outputs that follow the others are 0, whatever their gradient."""
     torch.manual_seed(0)
-    x, weight, bias = torch.randn(2, rows, 4), torch.randn(2, 4, outputs), torch.randn(2, outputs)
+    x, weight, bias = torch.randn(2, rows, 4), torch.randn(2, 4, 11), torch.randn(2, 11)
     leaves = [t.double().requires_grad_() for t in (x, weight, bias)]
-    pairs = Pairs(outputs) if paired else None
-    place = pairs.place if paired else torch.arange(outputs)
-    y = last_layer(*leaves, pairs)
-    assert y.shape == (2, rows, 16 if paired else outputs)
+    y = last_layer(*leaves, filled)
+    assert y.shape == (2, rows, 16 if filled else 11) and not y[..., 11:].any()
     expected = torch.baddbmm(leaves[2][:, None], *leaves[:2])
     g = torch.randn(y.shape, dtype=torch.float64)
-    torch.testing.assert_close(y[..., place], expected)
-    found = torch.autograd.grad(y, leaves[1:], g), torch.autograd.grad(expected, leaves[1:], g[..., place])
+    torch.testing.assert_close(y[..., :11], expected)
+    found = torch.autograd.grad(y, leaves[1:], g), torch.autograd.grad(expected, leaves[1:], g[..., :11])
     torch.testing.assert_close(*found)
-    (dx,) = torch.autograd.grad(last_layer(*leaves, pairs)[..., place], leaves[:1], g[..., place])
-    torch.testing.assert_close(dx, g[..., place] @ leaves[1].mT)
+    (dx,) = torch.autograd.grad(last_layer(*leaves, filled)[..., :11], leaves[:1], g[..., :11])
+    torch.testing.assert_close(dx, g[..., :11] @ leaves[1].mT)
 
 
-def test_mirror_images_are_side_by_side():
-    assert Pairs(5).order.tolist() == [0, 4, 1, 3, 2, 0, 0, 0] and Pairs(5).place.tolist() == [0, 2, 4, 3, 1]
-    assert Pairs(8).order.tolist() == [0, 7, 1, 6, 2, 5, 3, 4, *[0] * 8], "longer than the outputs in any case"
-
-
-@pytest.mark.parametrize("bins", [7, 8])
-@pytest.mark.parametrize("readout", ["real", "symlog"])
-def test_a_distribution_in_pairs_is_the_plain_one_and_ignores_what_follows(readout, bins):
+def test_a_distribution_ignores_what_follows_its_logits():
     torch.manual_seed(0)
-    logits, bins, found = torch.randn(5, bins), symexp_bins(bins, 3.0), []
-    paired = torch.full((5, 16), 100.0)
-    paired[:, Pairs(len(bins)).place] = logits
-    target, place = torch.tensor([-50.0, -1.2, 0.0, 2.5, 50.0]), Pairs(len(bins)).place
-    for given in (logits, paired):
-        leaf = given.requires_grad_()
-        two_hot = TwoHot(leaf, bins, readout)
-        grads = torch.autograd.grad((two_hot.loss(target) + two_hot.mean).sum(), leaf)[0]
-        assert given is logits or grads.count_nonzero() == logits.numel()
-        grads = grads if given is logits else grads[:, place]
-        found.append((two_hot.mean, two_hot.mode, two_hot.loss(target), grads))
-    torch.testing.assert_close(*found)
+    logits, bins = torch.randn(5, 7), symexp_bins(7, 3.0)
+    long = torch.cat([logits, torch.full((5, 1), 100.0)], dim=1)
+    plain, filled = TwoHot(logits, bins), TwoHot(long, bins)
+    for a, b in ((plain.mean, filled.mean), (plain.mode, filled.mode), (plain.loss(bins[:5]), filled.loss(bins[:5]))):
+        assert torch.equal(a, b)
 
 
 def test_symlog_and_symexp_are_worked_by_hand_and_inverse():

@@ -90,11 +90,13 @@ def _step(
     u = tl.load(g, mask=real, other=0.0) * tl.load(factors + tensor)
     square, average = tl.load(v, mask=real, other=0.0), tl.load(m, mask=real, other=0.0)
     x = tl.load(p, mask=real, other=0.0)
-    square = keep2 * square + take2 * u * u
-    average = keep1 * average + take1 * u / (tl.sqrt(square) / tl.load(numbers + 1) + eps)
+    # Of a sum of two products a compiler fuses one or the other, and not the same one for all numbers of a program:
+    # equal numbers would part in their last digit, and with them the mirror images of `TwoHot`'s bins, at +-4.9e8.
+    square = tl.fma(square, keep2, take2 * u * u)
+    average = tl.fma(average, keep1, take1 * u / (tl.sqrt(square) / tl.load(numbers + 1) + eps))
     tl.store(v, square, mask=real)
     tl.store(m, average, mask=real)
-    tl.store(p, x - tl.load(numbers) * average, mask=real)
+    tl.store(p, tl.fma(average, -tl.load(numbers), x), mask=real)
 
 
 class Measured(NamedTuple):

@@ -21,12 +21,6 @@ def _rows(logits, at, kept, cols, N: tl.constexpr, W: tl.constexpr):
 
 
 @triton.jit
-def _bin(place, N: tl.constexpr, W: tl.constexpr):
-    """The bin of a place in a row; mirror images are side by side in longer rows, see `last_layer.Pairs`."""
-    return place if W == N else tl.where(place % 2 == 0, place // 2, N - 1 - place // 2)
-
-
-@triton.jit
 def _softmax(x, real):
     """Unnormalised probabilities of rows, their sums, and the logarithm of the sums of exp(x)."""
     most = tl.max(tl.where(real, x, -1e30), axis=1)
@@ -36,8 +30,8 @@ def _softmax(x, real):
 
 
 @triton.jit
-def _two_hot(target, at, kept, cols, bins, N: tl.constexpr, W: tl.constexpr):
-    """The shares of the bins of `cols` in the targets of rows `at`, [BR, NP]; NaN where a target is not finite."""
+def _two_hot(target, at, kept, cols, bins, N: tl.constexpr):
+    """The shares of the bins in the targets of rows `at`, [BR, NP]; NaN where a target is not finite."""
     t = tl.load(target + at, mask=kept, other=0.0)
     first, last = tl.load(bins), tl.load(bins + N - 1)
     inside = tl.minimum(tl.maximum(t, first), last)
@@ -46,8 +40,8 @@ def _two_hot(target, at, kept, cols, bins, N: tl.constexpr, W: tl.constexpr):
     below = tl.minimum(tl.maximum(below, 0), N - 2)
     low, high = tl.load(bins + below), tl.load(bins + below + 1)
     share = ((inside - low) / (high - low) + 0 * t)[:, None]
-    distance = _bin(cols, N, W)[None, :] - below[:, None]
-    return tl.where(distance == 0, 1 - share, tl.where(distance == 1, share, 0.0))
+    place = cols[None, :] - below[:, None]
+    return tl.where(place == 0, 1 - share, tl.where(place == 1, share, 0.0))
 
 
 @triton.jit
@@ -57,15 +51,13 @@ def _expectation(
 ):  # fmt: skip
     cols, member = tl.arange(0, NP), tl.program_id(1).to(tl.int64)
     logits += member * x_member
-    of = _bin(cols, N, W)
-    v = tl.load(values + of, mask=(of >= N - PAIRS) & (cols < N), other=0.0)[None, :]
-    beside = tl.where((cols ^ 1) < N, cols ^ 1, cols)  # one in the middle is its own mirror image
-    image = N - 1 - cols if W == N else beside
+    upper = (cols >= N - PAIRS) & (cols < N)
+    v = tl.load(values + cols, mask=upper, other=0.0)[None, :]
     for block in range(tl.program_id(0), tl.cdiv(rows, BR), tl.num_programs(0)):
         at = (block * BR + tl.arange(0, BR)).to(tl.int64)
         kept = at < rows
         x, real = _rows(logits, at, kept, cols, N, W)
-        mirror = tl.load(logits + at[:, None] * W + image[None, :], mask=real, other=0.0)
+        mirror = tl.load(logits + at[:, None] * W + (N - 1 - cols)[None, :], mask=real, other=0.0)
         most = tl.max(tl.where(real, x, -1e30), axis=1)[:, None]
         e = tl.where(real, tl.exp(x - most), 0.0)
         surplus = e - tl.where(real, tl.exp(mirror - most), 0.0)  # of each bin over its mirror image
@@ -85,9 +77,9 @@ def _loss(
         kept, at = row < rows, member * rows + row
         x, real = _rows(logits, row, kept, cols, N, W)
         _, _, log_sum = _softmax(x, real)
-        y = log_sum - tl.sum(x * _two_hot(target, at, kept, cols, bins, N, W), axis=1)
+        y = log_sum - tl.sum(x * _two_hot(target, at, kept, cols, bins, N), axis=1)
         if TWO:
-            y += weight * (log_sum - tl.sum(x * _two_hot(second, at, kept, cols, bins, N, W), axis=1))
+            y += weight * (log_sum - tl.sum(x * _two_hot(second, at, kept, cols, bins, N), axis=1))
         tl.store(loss + at, y, mask=kept)
         tl.store(logs + at, log_sum, mask=kept)
 
@@ -106,9 +98,9 @@ def _loss_backward(
         log_sum = tl.load(logs + at, mask=kept, other=0.0)
         dy = tl.load(g + at, mask=kept, other=0.0)
         probs = tl.exp(tl.where(real, x - log_sum[:, None], -1e30))
-        dx = probs - _two_hot(target, at, kept, cols, bins, N, W)
+        dx = probs - _two_hot(target, at, kept, cols, bins, N)
         if TWO:
-            dx += weight * (probs - _two_hot(second, at, kept, cols, bins, N, W))
+            dx += weight * (probs - _two_hot(second, at, kept, cols, bins, N))
         # what fills up a row has the gradient 0, also where that of the row is not finite
         dx = tl.where(real, dy[:, None] * dx, 0.0)
         tl.store(out + at[:, None] * W + cols[None, :], dx, mask=kept[:, None] & (cols < W)[None, :])

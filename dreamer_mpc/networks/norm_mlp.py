@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dreamer_mpc.kernels.last_layer import Pairs, last_layer
+from dreamer_mpc.kernels.last_layer import last_layer
 from dreamer_mpc.kernels.norm import NormSiLU, fuses
 from dreamer_mpc.networks.mlp import EnsembleLinear, full_precision
 
@@ -59,15 +59,15 @@ class NormMLP(nn.Module):
     """`layers` times linear, RMSNorm and SiLU, then a linear layer that autocast keeps in fp32.
 
     [*, inputs] -> [*, outputs]. `scale` multiplies the initial weights of the last layer; with 0 the output is 0.
-    `paired`: on a GPU, outputs come in the longer rows of `Pairs`.
+    `filled`: on a GPU, numbers may follow the outputs, which readers must ignore; see `last_layer`.
     """
 
-    def __init__(self, inputs: int, hidden: int, layers: int, outputs: int, scale: float = 1.0, paired: bool = False):
+    def __init__(self, inputs: int, hidden: int, layers: int, outputs: int, scale: float = 1.0, filled: bool = False):
         super().__init__()
         sizes = [inputs] + [hidden] * layers
         self.hidden = nn.Sequential(*(NormLayer(i, o) for i, o in pairwise(sizes)))
         self.last = norm_linear(sizes[-1], outputs, scale)
-        self.pairs = Pairs(outputs) if paired else None
+        self.filled = filled
 
     def forward(self, x: Float[Tensor, "*b I"]) -> Float[Tensor, "*b O"]:
         last = self.last
@@ -77,7 +77,7 @@ class NormMLP(nn.Module):
             x = x.to(last.weight.dtype)
             if not fuses(x):
                 return last(x)
-            y = last_layer(x.reshape(1, -1, x.shape[-1]), last.weight.t()[None], last.bias[None], self.pairs)
+            y = last_layer(x.reshape(1, -1, x.shape[-1]), last.weight.t()[None], last.bias[None], self.filled)
             return y.view(*x.shape[:-1], y.shape[-1])
 
 
@@ -125,14 +125,14 @@ class NormEnsemble(nn.Module):
         outputs: int,
         members: int,
         scale: float = 1.0,
-        paired: bool = False,
+        filled: bool = False,
     ):
         super().__init__()
         sizes = [inputs] + [hidden] * layers
         self.hidden = nn.ModuleList(NormEnsembleLayer(members, i, o) for i, o in pairwise(sizes))
         self.last = EnsembleLinear(members, hidden, outputs)
         _init_ensemble(self.last, scale)
-        self.pairs = Pairs(outputs) if paired else None
+        self.filled = filled
 
     def forward(self, x: Float[Tensor, "*b I"]) -> Float[Tensor, "K *b O"]:
         last, shape, x = self.last, x.shape[:-1], x.reshape(-1, x.shape[-1])
@@ -141,7 +141,7 @@ class NormEnsemble(nn.Module):
             x = layer.hidden(x, dtype) if i else layer.shared(x, dtype)
         with full_precision(x):
             x = x.to(last.weight.dtype)
-            y = last_layer(x, last.weight, last.bias[:, 0], self.pairs) if fuses(x) else last(x)
+            y = last_layer(x, last.weight, last.bias[:, 0], self.filled) if fuses(x) else last(x)
         return y.view(-1, *shape, y.shape[-1])
 
 

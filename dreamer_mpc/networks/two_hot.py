@@ -3,7 +3,7 @@
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from dreamer_mpc.kernels import two_hot
@@ -30,9 +30,8 @@ def symexp_bins(count: int = 255, limit: float = 20.0) -> Float[Tensor, " N"]:
 class TwoHot(NamedTuple):
     """A categorical distribution over `bins` [N], given by `logits` [*, N]: rewards and values of DreamerV3.
 
-    Longer rows of logits are those of `last_layer` with `Pairs`: mirror images stand side by side, what is behind the
-    first N is ignored, and its gradient is 0. `bins` ascend and are symmetric around 0, see `symexp_bins`. `readout` is
-    how the mean is read:
+    Rows of logits may be longer, as those of `last_layer` are: what is behind the first N is ignored, and its gradient
+    is 0. `bins` ascend and are symmetric around 0, see `symexp_bins`. `readout` is how the mean is read:
 
     real: the expectation of the bins, which is what `loss` fits to the expectation of the targets. The outermost bins
     stand at 4.9e8 and the derivative of the mean by the logit of bin b is p_b (b - mean), so a probability of 1e-9 far
@@ -55,12 +54,8 @@ class TwoHot(NamedTuple):
             return two_hot.expectation(self.logits, self.bins)
         pairs = len(self.bins) // 2
         upper = self.bins[-pairs:]
-        probs = self.logits[..., : len(self.bins)].softmax(-1)
-        if self._paired:
-            upper, below, above = upper.flip(0), probs[..., : 2 * pairs : 2], probs[..., 1 : 2 * pairs : 2]
-        else:
-            below, above = probs[..., :pairs].flip(-1), probs[..., -pairs:]
-        surplus = above - below  # of each bin over its mirror image
+        probs = self._of_bins.softmax(-1)
+        surplus = probs[..., -pairs:] - probs[..., :pairs].flip(-1)  # of each bin over its mirror image
         if self.readout == "symlog":
             return symexp((surplus * symlog(upper)).sum(-1))
         return (surplus * upper).sum(-1)
@@ -68,7 +63,7 @@ class TwoHot(NamedTuple):
     @property
     def mode(self) -> Float[Tensor, "*b"]:
         """The most probable bin."""
-        return self.bins[self._bin(self.logits[..., : len(self.bins)].argmax(-1))]
+        return self.bins[self._of_bins.argmax(-1)]
 
     def loss(
         self, target: Float[Tensor, "*t"], second: Float[Tensor, "*s"] | None = None, weight: float = 0.0
@@ -84,24 +79,16 @@ class TwoHot(NamedTuple):
         return loss if second is None else loss + weight * self._loss(second)
 
     def _loss(self, target: Float[Tensor, "*t"]) -> Float[Tensor, "*c"]:
-        (below, share), logits = self._split(target.detach()), self.logits[..., : len(self.bins)]
+        (below, share), logits = self._split(target.detach()), self._of_bins
         shape = torch.broadcast_shapes(logits.shape[:-1], target.shape)
-        places = self._place(torch.stack([below, below + 1], -1)).expand(*shape, 2)
+        places = torch.stack([below, below + 1], -1).expand(*shape, 2)
         around = logits.expand(*shape, len(self.bins)).gather(-1, places)
         return logits.logsumexp(-1) - around[..., 0].lerp(around[..., 1], share)
 
     @property
-    def _paired(self) -> bool:
-        return self.logits.shape[-1] > len(self.bins)
-
-    def _bin(self, place: Int64[Tensor, "*b"]) -> Int64[Tensor, "*b"]:
-        """The bin of a place in a row."""
-        return torch.where(place % 2 == 0, place // 2, len(self.bins) - 1 - place // 2) if self._paired else place
-
-    def _place(self, of: Int64[Tensor, "*b"]) -> Int64[Tensor, "*b"]:
-        """The place in a row of a bin."""
-        mirror = len(self.bins) - 1 - of
-        return torch.where(of <= mirror, 2 * of, 2 * mirror + 1) if self._paired else of
+    def _of_bins(self) -> Float[Tensor, "*b N"]:
+        """The logits without what fills up their rows."""
+        return self.logits if self.logits.shape[-1] == len(self.bins) else self.logits[..., : len(self.bins)]
 
     def _split(self, target: Float[Tensor, "*t"]) -> tuple[Tensor, Float[Tensor, "*t"]]:
         """The bin at or below each target, and the share of its mass that the bin above it gets."""

@@ -28,7 +28,7 @@ class TwoHotCritic(Bootstrapped):
         readout: Readout = "real",
     ):
         super().__init__()
-        self.layers = NormEnsemble(state, hidden, layers, bins, heads, scale=0.0, paired=True)
+        self.layers = NormEnsemble(state, hidden, layers, bins, heads, scale=0.0, filled=True)
         self.readout: Readout = readout
         self.register_buffer("bins", symexp_bins(bins), persistent=False)
         self.draw_masks(heads, bootstrap)

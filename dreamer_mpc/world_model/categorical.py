@@ -60,7 +60,7 @@ class CategoricalWorldModel(WorldModelBase):
         )
         head = (self.state_dim, config.reward_hidden, config.reward_layers)
         self.register_buffer("bins", symexp_bins(), persistent=False)
-        self.reward_head = NormMLP(*head, len(self.bins), scale=0.0, paired=True)
+        self.reward_head = NormMLP(*head, len(self.bins), scale=0.0, filled=True)
         if config.continuation:
             self.continue_head = NormMLP(*head, 1)
         if config.representation == "barlow":

@@ -36,3 +36,9 @@ danijar() { # TASK SEED: danijar's own program (e3f0224, lines for jax 0.11 chan
 drawn() { # the loop with pictures drawn by the other GPU
   for d in idle cuda:1 same; do CUDA_VISIBLE_DEVICES=0,1 $train --config ${CP:-default} --planner dream-mpc --seed 0 --env cheetah-run --env-steps ${DRAWN:-14000} --render-quality small-shadows --render-device $d --eval.every 1000000 --eval.episodes 1 --run-dir /tmp/runs/drawn-$d $FEW 2>&1 | grep -i "gpu\|draw\|env steps\|error" | tail -n 4
     tail -n 3 /tmp/runs/drawn-$d/metrics.jsonl | grep -o '"env_steps[^,]*,\|"train/env_steps_per_s[^,]*,' | tr '\n' ' '; done; }
+probe() { # VARIANT UPDATES [SETTINGS]
+  OMP_NUM_THREADS=1 python3 scratch/block/probe.py "$@" > /tmp/out/probe-$1.txt 2>&1; tail -n 1 /tmp/out/probe-$1.txt | cut -c1-300; }
+oldstep() { # the new tests with LaProp's old kernel: they must fail
+  rm -rf /tmp/old; cp -r /tmp/main /tmp/old; cp scratch/block/laprop_old.txt /tmp/old/dreamer_mpc/kernels/laprop_triton.py
+  (cd /tmp/old; PYTHONPATH=/tmp/old:$PYTHONPATH python3 -m pytest -q -p pytest_timeout -o addopts= tests/test_gpu.py -k "equal_numbers or mirror" 2>&1 | grep -E "^E  |passed|failed" | cut -c1-200 | tail -n 8); }
+newtests() { (cd /tmp/main; python3 -m pytest -q -p pytest_timeout -o addopts= tests/test_gpu.py -k "laprop or equal_numbers or mirror or v3_s_perceptrons" 2>&1 | grep -E "^E  |passed|failed" | cut -c1-200 | tail -n 8); }
