@@ -1,5 +1,5 @@
 # Jobs for a lane, each a function; sourced by lane.sh. $FEW: settings for a toy size on a CPU. What they say goes to /tmp/out.
-train="python3 run.py --eval.no-video --train.checkpoint-seconds 3600 --logger none"
+train="python3 run.py --eval.no-video --train.checkpoint-seconds 600 --logger none"
 v3="--config ${C3:-v3} --render-quality small-shadows"
 
 tests() { # the GPU tests of main, in 8 processes; the count, and what failed
@@ -20,6 +20,8 @@ import json, sys
 print(sys.argv[1], [(r["env_steps"], round(r["train/return"])) for r in map(json.loads, open(f"/tmp/runs/{sys.argv[1]}/metrics.jsonl")) if "train/return" in r])
 P
 }
+plan() { # NAME TASK SEED STEPS [SETTINGS]: v3 with dream-mpc
+  $train $v3 --planner dream-mpc --env $2 --seed $3 --env-steps $4 --eval.every 1000000 --eval.episodes 1 --run-dir /tmp/runs/$1 "${@:5}" $FEW 2>&1 | tail -n 2; }
 compare() { # TASK EPISODES: all planners on its v3 agent; killed, the same command goes on; 212 s for 8 episodes
   python3 run.py compare --checkpoint pretrained/$1-v3 --planners all --episodes ${2:-8} --num-envs ${2:-8} --seed 80000 $FEW --out /tmp/out/compare-$1 2>&1 | tail -n 14; }
 world() { # AGENT: its bare policy played in both worlds
