@@ -99,7 +99,7 @@ def test_categorical_states_learn_at_the_ends_of_their_ranges(setting):
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_mirror_images_of_bins_that_were_never_a_target_stay_equal(threads):
-    """With two threads a CPU sums rows of other columns in another order."""
+    """Sums over rows may take some columns in another order, and others with more threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -145,8 +145,10 @@ class NormEnsemble(nn.Module):
         with full_precision(x):
             x = x.to(last.weight.dtype)
             fused = fuses(x)
-            own = fused or self.of_bins
-            y = last_layer(x, last.weight, last.bias[:, 0], self.of_bins and fused) if own else last(x)
+            if fused or self.of_bins:
+                y = last_layer(x, last.weight, last.bias[:, 0], self.of_bins and fused)
+            else:
+                y = last(x)
         return y.view(-1, *shape, y.shape[-1])
 
 

@@ -62,7 +62,9 @@ def make_planet(seed=0, **optimizer):
     return Dreamer(ACTION_DIM, WORLD, None, OptimizerConfig(**optimizer))
 
 
-def make_batch(seed=0, length=5, batch_size=3, action_dim=ACTION_DIM, first=((0, 0),), device="cpu", shape=(64, 64, 3)):
+def make_batch(
+    seed=0, length=5, batch_size=3, action_dim=ACTION_DIM, first=((0, 0),), device="cpu", shape=(64, 64, 3)
+):
     """Random frames with their numbers as index; episodes start at the frames `first`, each (t, row)."""
     draw = {"generator": torch.Generator(device).manual_seed(seed), "device": device}
     is_first = torch.zeros(length, batch_size, dtype=torch.bool, device=device)
