@@ -187,7 +187,9 @@ def test_presets_add_up_in_order():
     config = load_presets("quick,planner/dream-mpc-released")
     assert config.dream_mpc.scale_penalty and not config.dream_mpc.penalty_gradient and config.dream_mpc.draws == 1
     assert config.world_model == load_presets("quick").world_model
-    assert load_presets("default") == Config(), "the schema's defaults"
+    drawn = replace(Config(), render_quality="small-shadows", eval=EvaluationConfig(render_quality="full"))
+    assert load_presets("default") == drawn, "the schema's defaults, with training in cheaper frames"
+    assert (load_presets("v3").render_quality, load_presets("v3").evaluated_in) == ("small-shadows", "full")
     world = parse(Config, ["--world-model.deter", "77"], config).world_model
     assert world == replace(config.world_model, deter=77), "the command line wins"
 

@@ -184,7 +184,7 @@ def presets(tmp_path):
     return {name: tmp_path / f"{name}.yaml" for name in ("full", "warp")}
 
 
-@pytest.mark.parametrize("preset, given", [("full", "warp"), ("warp", "fast")])
+@pytest.mark.parametrize("preset, given", [("full", "warp"), ("full", "fast"), ("warp", "fast")])
 def test_what_is_given_alone_wins_over_a_preset_s_quality_of_evaluations(preset, given, presets, tmp_path):
     args = ["--env", "cheetah-run", "--config", f"quick,{presets[preset]}", "--render-quality", given]
     out = io.StringIO()
@@ -204,8 +204,8 @@ def test_what_goes_together_is_left_and_what_is_given_for_both_refused(presets, 
         done = quietly(*words)
         assert done.code == 2 and "give both warp, or neither" in done.err and not done.out
     with contextlib.ExitStack() as owned:
-        config, _ = _settings([*map(str, args), "--render-quality", "fast"], owned)
-    assert (config.render_quality, config.evaluated_in) == ("fast", "full")
+        config, _ = _settings([*map(str, args), "--render-quality", "small-shadows"], owned)
+    assert (config.render_quality, config.evaluated_in) == ("small-shadows", "full")
 
 
 def test_a_wrong_value_is_named_in_one_line(tmp_path):
@@ -227,10 +227,12 @@ def test_an_environment_of_ones_own_is_as_with_the_quality_of_training(tmp_path)
     assert done.code == 2 and "give both warp, or neither" in done.err
 
 
-def test_standalone_evaluations_play_in_the_quality_of_training(whole, tmp_path):
-    args = ["eval", "--checkpoint", whole[0], "--planner", "policy", "--episodes", 1, "--num-envs", 1, "--seed", 500]
-    assert quietly(*args, "--out", tmp_path).code == 0
-    assert '"render_quality": "small-shadows"' in (tmp_path / "eval.json").read_text()
+def test_standalone_evaluations_play_in_the_quality_of_the_run_s_evaluations(whole, tmp_path):
+    args = ["--checkpoint", whole[0], "--episodes", 1, "--num-envs", 1, "--seed", 500]
+    for command in (["eval", "--planner", "policy"], ["compare", "--planners", "policy"]):
+        done = quietly(*command, *args, "--out", tmp_path / command[0])
+        assert done.code == 0 and ENDED in " ".join(done.out.split())
+    assert '"render_quality": "full"' in (tmp_path / "eval" / "eval.json").read_text()
 
 
 def test_pictures_and_pages_say_that_agents_were_trained_in_another_quality(whole, tmp_path, monkeypatch):

@@ -62,7 +62,7 @@ def test_the_commands_of_a_page_are_understood(page):
             continue
         if name == "train":
             preset = settings.load_presets(settings.option(rest, "config") or "default")
-            settings.parse(settings.Config, rest, preset)
+            settings.check_start(settings.evaluated_alike(settings.parse(settings.Config, rest, preset), rest))
         elif name == "sweep":
             settings.parse_some(SweepCommandConfig, rest, prog="sweep")
         else:

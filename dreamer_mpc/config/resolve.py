@@ -19,6 +19,7 @@ from dreamer_mpc.util.errors import UserError
 from dreamer_mpc.world_model import WorldModelKind
 
 ALL = "all"  # planners
+NEARLY_FULL = {"full", "small-shadows"}  # render qualities
 S = TypeVar("S", bound=PlannerSettings)
 
 
@@ -156,10 +157,11 @@ def _in_two_worlds(config: Config) -> bool:
 
 def evaluated_alike(config: Config, args: Sequence[str]) -> Config:
     """`config` of the command line `args`, with evaluations drawn as training is where they give --render-quality alone
-    and its presets draw evaluations in a quality that does not go with that: what is given wins over presets.
+    and its presets draw evaluations in a quality that looks different: what is given wins over presets.
     """
-    given = flag_names(args)
-    if not _in_two_worlds(config) or "render-quality" not in given or "eval.render-quality" in given:
+    given, evaluated_in = flag_names(args), config.eval.render_quality or config.render_quality
+    near = {config.render_quality, evaluated_in} <= NEARLY_FULL
+    if near or "render-quality" not in given or "eval.render-quality" in given:
         return config
     return dataclasses.replace(config, eval=dataclasses.replace(config.eval, render_quality=None))
 

@@ -65,7 +65,8 @@ class EvaluationConfig:
     seed: int = 10_000
     """Seed of the first evaluation episode; the next ones count up."""
     render_quality: RenderQuality | None = None
-    """Rendering of a run's evaluations; None is that of its training. warp goes with warp alone."""
+    """Rendering of a run's evaluations, and of `eval` and `compare` on its checkpoints; None is that of its training.
+    warp goes with warp alone."""
     beside: Literal["auto", "on", "off"] = "auto"
     """on: in a process of its own, which plays the checkpoint while training goes on; off: training waits for each
     evaluation; auto: on with several training environments on a GPU. Returns are the same; on a CPU bit for bit."""
@@ -202,7 +203,7 @@ class PlaySettings(PlannerSettings):
     num_envs: int = 10
     """Environments stepped in parallel; at most one per CPU core and one per episode."""
     render_quality: RenderQuality | None = None
-    """Rendering; None is the checkpoint's."""
+    """Rendering; None is the checkpoint's: in comparisons that of its run's evaluations, in analyses of training."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     compile: Literal["auto", "off"] = "auto"

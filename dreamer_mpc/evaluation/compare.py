@@ -114,7 +114,7 @@ class Comparison:
         planners = {name: planner_from(config, name) for name in planner_names(names)}
         _check_all_run(planners, [subject])
         device = choose_device(config.device)
-        env, quality = config.env or subject.trained.env, config.render_quality or subject.trained.render_quality
+        env, quality = config.env or subject.trained.env, config.render_quality or subject.trained.evaluated_in
         args = config.env_args or (() if config.env else subject.trained.env_args)  # those of another one say nothing
         trained = replace(subject.trained, env=env, env_args=args, render_quality=quality)
         episodes = Episodes(output_path(config.out or subject.run.evaluation), named=config.out is not None)
@@ -130,7 +130,7 @@ class Comparison:
         by_content = {sha256: by_content[sha256] for sha256 in reversed(by_content)}  # each once, in their order
         planners, left_out = contestants(config, subjects)
         first = subjects[0]
-        trained = replace(first.trained, render_quality=config.render_quality or first.trained.render_quality)
+        trained = replace(first.trained, render_quality=config.render_quality or first.trained.evaluated_in)
         made_with = {
             **first.task(),
             "seed": config.seed,
