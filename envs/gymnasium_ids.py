@@ -10,8 +10,8 @@ import numpy as np
 
 from dreamer_mpc.envs.dmc import RENDER_QUALITIES, camera_names, camera_number
 from dreamer_mpc.envs.errors import EnvError, describe_error, shorten, unfit_args
+from dreamer_mpc.envs.names import MUJOCO
 
-MUJOCO = "gymnasium.envs.mujoco"
 # Modules of gymnasium whose environments render; those of these ids have no continuous actions, or not by default.
 RENDERED = (MUJOCO, "gymnasium.envs.classic_control", "gymnasium.envs.box2d")
 DISCRETE = ("Acrobot", "CartPole", "LunarLander", "MountainCar")

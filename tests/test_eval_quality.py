@@ -227,6 +227,20 @@ def test_an_environment_of_ones_own_is_as_with_the_quality_of_training(tmp_path)
     assert done.code == 2 and "give both warp, or neither" in done.err
 
 
+@pytest.mark.parametrize(
+    "env, drawn",
+    [
+        ("cheetah-run", "full"),
+        ("HalfCheetah-v5", "full"),
+        ("Pendulum-v1", "fast"),
+        ("mine:Robot-v0", "fast"),
+        ("mine:make", "fast"),
+    ],
+)
+def test_what_draws_itself_has_one_quality(env, drawn):
+    assert Config(env=env, render_quality="fast", eval=EvaluationConfig(render_quality="full")).evaluated_in == drawn
+
+
 def test_standalone_evaluations_play_in_the_quality_of_the_run_s_evaluations(whole, tmp_path):
     args = ["--checkpoint", whole[0], "--episodes", 1, "--num-envs", 1, "--seed", 500]
     for command in (["eval", "--planner", "policy"], ["compare", "--planners", "policy"]):

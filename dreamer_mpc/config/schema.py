@@ -12,7 +12,7 @@ from dreamer_mpc.agents.optimizers import OptimizerConfig
 from dreamer_mpc.data.replay import ReplayConfig
 from dreamer_mpc.envs import RENDER_QUALITIES
 from dreamer_mpc.envs.frames import MOST_STACKED
-from dreamer_mpc.envs.names import is_factory
+from dreamer_mpc.envs.names import draws_itself
 from dreamer_mpc.planners import PLANNERS
 from dreamer_mpc.util.arguments import read_env_args
 from dreamer_mpc.util.checks import check_kinds, check_most, check_ranges
@@ -188,7 +188,7 @@ class Config(PlannerSettings):
     @property
     def evaluated_in(self) -> RenderQuality:
         """The render quality of the evaluations of a run; for what draws itself there is one alone."""
-        other = None if is_factory(self.env) else self.eval.render_quality
+        other = None if draws_itself(self.env) else self.eval.render_quality
         return other or self.render_quality
 
 
