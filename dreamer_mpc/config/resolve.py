@@ -151,17 +151,20 @@ def resolve(config: Config) -> Config:
 
 
 def _in_two_worlds(config: Config) -> bool:
-    evaluated_in = config.eval.render_quality or config.render_quality
-    return (evaluated_in == WARP) != (config.render_quality == WARP)
+    return WARP in _qualities(config) and _qualities(config) != {WARP}
+
+
+def _qualities(config: Config) -> set[str]:
+    """The render qualities that are asked for training and for evaluations, whatever draws the environment."""
+    return {config.render_quality, config.eval.render_quality or config.render_quality}
 
 
 def evaluated_alike(config: Config, args: Sequence[str]) -> Config:
     """`config` of the command line `args`, with evaluations drawn as training is where they give --render-quality alone
     and its presets draw evaluations in a quality that looks different: what is given wins over presets.
     """
-    given, evaluated_in = flag_names(args), config.eval.render_quality or config.render_quality
-    near = {config.render_quality, evaluated_in} <= NEARLY_FULL
-    if near or "render-quality" not in given or "eval.render-quality" in given:
+    given = flag_names(args)
+    if _qualities(config) <= NEARLY_FULL or "render-quality" not in given or "eval.render-quality" in given:
         return config
     return dataclasses.replace(config, eval=dataclasses.replace(config.eval, render_quality=None))
 
